@@ -1,0 +1,1 @@
+"""The Flower client side: a silo that owns a pre-trained model and private data."""

@@ -1,0 +1,177 @@
+"""The Flower ClientApp: messages in, messages out; the silo does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.silo import Silo, state_hash
+from fedkd import wire
+from fedkd.cache import cache_root
+from fedkd.data.images import content_hash
+from fedkd.distillation.familiarity import Basis
+from fedkd.federation import Federation
+from fedkd.study import Study
+from fedkd.study_file import parse_study
+from fedkd.training import intra_op_threads
+
+FindSilo = Callable[[Context], tuple[Silo, Study]]
+
+
+def make_client_app(find_silo: FindSilo) -> ClientApp:
+    """Return a ClientApp whose silo is found from the node's context by ``find_silo``."""
+    app = ClientApp()
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        silo, study = find_silo(context)
+        return _reply(message, silo, describe_silo(silo, study.arms[_arm(context)].needs_pretrained))
+
+    @app.query("teacher")
+    def teacher(message: Message, context: Context) -> Message:
+        silo, _ = find_silo(context)
+        with intra_op_threads(1):
+            return _reply(message, silo, teach(silo, message.content))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        silo, study = find_silo(context)
+        config = message.content.config_records[wire.CONFIG]
+        with intra_op_threads(1):
+            state, loss = silo.train(
+                message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
+                _integer(config, wire.ROUND),
+                study.rounds_of(_arm(context)),
+            )
+        metrics = MetricRecord({wire.NUM_EXAMPLES: len(silo.data), wire.LOSS: loss})
+        return _reply(message, silo, RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics}))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        silo, _ = find_silo(context)
+        with intra_op_threads(1):
+            found = silo.evaluate(message.content.array_records[wire.ARRAYS].to_torch_state_dict())
+        metrics = MetricRecord(
+            {
+                wire.NUM_EXAMPLES: len(silo.data),
+                wire.ACCURACY: found.accuracy,
+                wire.LOSS: found.loss,
+                wire.MACRO_F1: found.macro_f1,
+            }
+        )
+        return _reply(message, silo, RecordDict({wire.METRICS: metrics}))
+
+    return app
+
+
+def describe_silo(silo: Silo, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
+    """Answer ``query.describe``."""
+    own = silo.own_model().state if owns_model else None
+    info: dict[str, str | int | bool | list[int]] = {
+        wire.ARCHITECTURE: silo.arch,
+        wire.NUM_EXAMPLES: len(silo.data),
+        wire.CLASS_COUNTS: silo.class_counts,
+        wire.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
+        wire.CHECKPOINT_HASH: state_hash(own) if own else "none",
+        wire.HOLDS_TRANSFER: False,
+    }
+    return RecordDict({wire.INFO: ConfigRecord(info)})
+
+
+def teach(silo: Silo, content: RecordDict) -> RecordDict:
+    """Answer ``query.teacher``: the silo's model or its predictions, and densities if asked."""
+    config = content.config_records[wire.CONFIG]
+    mode, density = str(config[wire.MODE]), str(config[wire.DENSITY])
+    info: dict[str, str | int] = {wire.NUM_EXAMPLES: len(silo.data)}
+    reply = RecordDict()
+    images: torch.Tensor | None = None
+    if wire.TRANSFER in content.array_records:
+        images = torch.from_numpy(content.array_records[wire.TRANSFER][wire.IMAGES].numpy())
+        info[wire.TRANSFER_HASH] = content_hash(images)
+    own = silo.own_model()
+    if own.state is None:
+        info[wire.PROBLEM] = own.problem
+    elif mode == wire.MODE_WEIGHTS:
+        reply[wire.TEACHER_RECORD] = ArrayRecord(own.state)
+    else:
+        logits = silo.predict(own.state, _needed(images))
+        reply[wire.TEACHER_RECORD] = ArrayRecord({wire.LOGITS: logits})
+    if density != wire.DENSITY_NONE:
+        basis = read_basis(content.array_records[wire.BASIS])
+        found = silo.familiarity(
+            _needed(images),
+            basis,
+            per_class=density == wire.DENSITY_CLASS,
+            kind=str(config[wire.DENSITY_KIND]),
+            neighbours=_integer(config, wire.NEIGHBOURS),
+        )
+        if found is not None:
+            reply[wire.FAMILIARITY] = ArrayRecord({wire.LOG_DENSITY: found})
+    reply[wire.INFO] = ConfigRecord(info)
+    return reply
+
+
+def read_basis(record: ArrayRecord) -> Basis:
+    """Read the feature basis that the server sent."""
+    return Basis(
+        mean=torch.from_numpy(record[wire.BASIS_MEAN].numpy()),
+        components=torch.from_numpy(record[wire.BASIS_COMPONENTS].numpy()),
+        side=int(record[wire.BASIS_SIDE].numpy()),
+    )
+
+
+def _needed(images: torch.Tensor | None) -> torch.Tensor:
+    if images is None:
+        raise ValueError("the server asked for predictions but sent no transfer images")
+    return images
+
+
+def _reply(message: Message, silo: Silo, content: RecordDict) -> Message:
+    """Send ``content`` back, saying which silo, run and round it belongs to."""
+    config = message.content.config_records[wire.CONFIG]
+    info = content.config_records.get(wire.INFO) or ConfigRecord()
+    info[wire.SILO] = silo.name
+    info[wire.RUN_ID] = str(config[wire.RUN_ID])
+    info[wire.ROUND] = _integer(config, wire.ROUND)
+    content[wire.INFO] = info
+    return Message(content, reply_to=message)
+
+
+def _arm(context: Context) -> str:
+    return str(context.run_config[wire.CONFIG_ARM])
+
+
+def _integer(config: ConfigRecord, key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r} where a whole number is expected")
+    return value
+
+
+@lru_cache(maxsize=2)
+def _federation(study: str, seed: int, cache: str) -> Federation:
+    folder = Path(cache) if cache else cache_root()
+    return Federation.load(parse_study(study, origin="run config: study"), seed, folder)
+
+
+def simulated_silo(context: Context) -> tuple[Silo, Study]:
+    """Find the silo of a simulated node by its partition id."""
+    config = context.run_config
+    federation = _federation(
+        str(config[wire.CONFIG_STUDY]),
+        int(str(config[wire.CONFIG_SEED])),
+        str(config[wire.CONFIG_CACHE_DIR]),
+    )
+    names = federation.study.silo_names
+    partition = int(str(context.node_config["partition-id"]))
+    if partition >= len(names):
+        raise ValueError(f"node {partition} has no silo: the study has {len(names)}")
+    return Silo.of(federation, names[partition]), federation.study
+
+
+app = make_client_app(simulated_silo)

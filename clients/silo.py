@@ -1,0 +1,129 @@
+"""A silo: private images, a pre-trained model, and what it does when the server asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd import wire
+from fedkd.checkpoint import State, copy_state
+from fedkd.data.images import Images
+from fedkd.distillation.familiarity import Basis, log_densities
+from fedkd.federation import Federation, Pretrained
+from fedkd.models.building import Shape, build_model
+from fedkd.seeding import torch_generator
+from fedkd.study import Rounds
+from fedkd.training import Compute, Metrics, Sgd, evaluate, predict, train_supervised
+
+
+@dataclass(frozen=True)
+class Silo:
+    """One participant. Subclass it for a silo that trains in its own way.
+
+    Attributes:
+        name: unique in the federation.
+        data: private images; they never leave the silo.
+        shape: what models are built for.
+        arch: architecture of the silo's own model.
+        global_arch: architecture of the model that the rounds train.
+        own_model: returns the silo's pre-trained model.
+        seed: the study's seed, of which every random choice is derived.
+        compute: device and precision.
+    """
+
+    name: str
+    data: Images
+    shape: Shape
+    arch: str
+    global_arch: str
+    own_model: Callable[[], Pretrained]
+    seed: int
+    compute: Compute
+
+    @classmethod
+    def of(cls, federation: Federation, name: str) -> Silo:
+        """Return a silo of a simulated federation."""
+        return cls(
+            name=name,
+            data=federation.data_of(name),
+            shape=federation.shape,
+            arch=federation.study.arch_of(name),
+            global_arch=federation.study.model.arch,
+            own_model=lambda: federation.pretrained(name),
+            seed=federation.seed,
+            compute=federation.compute,
+        )
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of images of each class."""
+        return torch.bincount(self.data.labels, minlength=self.shape.num_classes).tolist()
+
+    def train(self, state: State, round_number: int, settings: Rounds) -> tuple[State, float]:
+        """Train the global model on the silo's data for one round.
+
+        Returns:
+            The trained state and the mean loss of the last local epoch.
+        """
+        model = build_model(self.global_arch, self.shape, seed=0)
+        model.load_state_dict(state)
+        model.to(self.compute.device)
+        loss = train_supervised(
+            model,
+            self.data,
+            sgd=Sgd(
+                settings.local_epochs,
+                settings.batch_size,
+                settings.lr,
+                settings.momentum,
+                settings.weight_decay,
+            ),
+            generator=torch_generator(self.seed, "local-training", self.name, round_number),
+            compute=self.compute,
+        )
+        return copy_state(model), loss
+
+    def evaluate(self, state: State) -> Metrics:
+        """Measure the global model on the silo's own data."""
+        model = build_model(self.global_arch, self.shape, seed=0)
+        model.load_state_dict(state)
+        return evaluate(model.to(self.compute.device), self.data, compute=self.compute)
+
+    def predict(self, own: State, images: Tensor) -> Tensor:
+        """Return the own model's logits ``[N, C]`` for uint8 images ``[N, C, H, W]``."""
+        model = build_model(self.arch, self.shape, seed=0)
+        model.load_state_dict(own)
+        return predict(model.to(self.compute.device), images, compute=self.compute)
+
+    def familiarity(
+        self, images: Tensor, basis: Basis, *, per_class: bool, kind: str, neighbours: int
+    ) -> Tensor | None:
+        """Return log-densities of the images under the silo's data, fp32 ``[N]`` or ``[N, C]``.
+
+        None for a silo too small to fit a density.
+        """
+        joint = log_densities(
+            self.data,
+            images,
+            basis,
+            kind=kind,
+            neighbours=neighbours,
+            num_classes=self.shape.num_classes,
+        )
+        if joint is None:
+            return None
+        density = joint if per_class else joint.logsumexp(1)
+        return density.clamp_min(wire.NOTHING_KNOWN).float()
+
+
+def state_hash(state: State) -> str:
+    """Hash a model's tensors, names included."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(f"{key}{state[key].dtype}{tuple(state[key].shape)}".encode())
+        digest.update(state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,323 @@
+"""From one study to its results: check, cut, pre-train, run every arm and seed, compare."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.engines import make_engine
+from experiments.engines.base import Engine, Task
+from experiments.engines.inline import available_cores, silo_pool
+from fedkd import __version__
+from fedkd.cache import cache_key, cache_root, processor
+from fedkd.comparison import compare
+from fedkd.errors import FedKDError
+from fedkd.federation import Federation
+from fedkd.files import write_json, write_text
+from fedkd.results import RunRecord, read_points, write_state
+from fedkd.study import RelativeTargets, Study
+from fedkd.study_file import check_files, dump_study
+from strategies.setting import Observer
+
+SCHEMA = 1
+SUMMARY_FILE = "summary.json"
+
+
+class Progress(Protocol):
+    """Shows how far a study is; see :mod:`fedkd.progress`."""
+
+    def pretraining(self, seed: int, total: int) -> Any:
+        """Return a context that yields a function to call for every silo."""
+
+    def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Any:
+        """Return a context that yields an Observer of the run."""
+
+    def reused(self, arm: str, seed: int) -> None:
+        """A run was taken from the cache."""
+
+    def failed(self, arm: str, seed: int, reason: str) -> None:
+        """A run failed."""
+
+    def quarantined(self, record: RunRecord) -> None:
+        """A run ended; some replies in it may have been refused."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended without a result, and why."""
+
+    arm: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study's results: where they lie, and the summary."""
+
+    folder: Path
+    summary: dict[str, Any]
+    interrupted: bool = False
+
+
+def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Outcome:
+    """Run a study and write its results folder.
+
+    Nothing is written before the study has been checked against data, models and files.
+
+    Args:
+        study: what to run.
+        out: root of all results.
+        fresh: ignore and rewrite what the cache holds.
+        progress: told of every step.
+
+    Raises:
+        UserError: the study asks for what the data or the files do not give.
+    """
+    check_files(study)
+    cache = cache_root()
+    federations = [Federation.load(study, seed, cache) for seed in study.seeds]
+    federations[0].check()
+    with silo_pool(study) as pool, make_engine(study, pool) as engine:
+        folder = _results_folder(out, study)
+        return _Runner(study, engine, folder, fresh, progress).run(federations, pool)
+
+
+class _Runner:
+    def __init__(
+        self, study: Study, engine: Engine, folder: Path, fresh: bool, progress: Progress  # noqa: FBT001 -- private
+    ) -> None:
+        self._study = study
+        self._engine = engine
+        self._folder = folder
+        self._fresh = fresh
+        self._progress = progress
+        self._records: dict[tuple[str, int], RunRecord] = {}
+        self._failures: list[Failure] = []
+
+    def run(self, federations: Sequence[Federation], pool: Executor) -> Outcome:
+        interrupted = False
+        try:
+            for federation in federations:
+                self._pretrain(federation, pool)
+                for arm in self._order():
+                    self._run_arm(federation, arm)
+        except KeyboardInterrupt:
+            interrupted = True
+        summary = self._summary()
+        write_json(self._folder / SUMMARY_FILE, summary)
+        return Outcome(self._folder, summary, interrupted)
+
+    def _order(self) -> list[str]:
+        """All arms as the study lists them; the first baseline first where it sets the targets."""
+        arms = list(self._study.arms)
+        if isinstance(self._study.targets, RelativeTargets):
+            arms.sort(key=lambda arm: arm != self._study.baselines[0])
+        return arms
+
+    def _pretrain(self, federation: Federation, pool: Executor) -> None:
+        if not self._study.needs_pretrained:
+            return
+        total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
+        with self._progress.pretraining(federation.seed, total) as on_silo:
+            federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
+
+    def _run_arm(self, federation: Federation, arm: str) -> None:
+        targets = self._targets(federation.seed)
+        if targets is None and arm != self._study.baselines[0]:
+            reason = f"its targets depend on {self._study.baselines[0]}, which failed"
+            self._fail(arm, federation.seed, reason)
+            return
+        folder = self._folder / arm / f"seed-{federation.seed}"
+        task = Task(federation, arm, tuple(targets or ()), folder)
+        try:
+            record = self._reuse(task) or self._compute(task)
+        except FedKDError as error:
+            self._fail(arm, federation.seed, str(error))
+            return
+        if targets is None:
+            self._records[arm, federation.seed] = record
+            record = replace(record, targets=tuple(self._targets(federation.seed) or ()))
+            write_state(folder, record)
+        self._records[arm, federation.seed] = record
+        self._progress.quarantined(record)
+
+    def _targets(self, seed: int) -> list[float] | None:
+        """Targets in accuracy, or None while the first baseline of the seed has not run."""
+        targets = self._study.targets
+        if not isinstance(targets, RelativeTargets):
+            return targets
+        baseline = self._records.get((self._study.baselines[0], seed))
+        if baseline is None:
+            return None
+        best = max(point.accuracy for point in baseline.curve)
+        return [fraction * best for fraction in targets.of_baseline_best]
+
+    def _fail(self, arm: str, seed: int, reason: str) -> None:
+        self._failures.append(Failure(arm, seed, reason))
+        self._progress.failed(arm, seed, reason)
+
+    def _compute(self, task: Task) -> RunRecord:
+        rounds = self._study.rounds_of(task.arm)
+        seed = task.federation.seed
+        with self._progress.run(task.arm, seed, rounds.max, task.targets) as observer:
+            try:
+                self._engine.run(task, observer)
+            except KeyboardInterrupt:
+                self._keep_interrupted(task)
+                raise
+        record = RunRecord.read(task.folder)
+        _store(task.folder, self._cached_run(task))
+        return record
+
+    def _keep_interrupted(self, task: Task) -> None:
+        """Keep what an interrupted run had measured."""
+        curve = read_points(task.folder)
+        if not curve:
+            return
+        arm = self._study.arms[task.arm]
+        record = RunRecord(
+            arm=task.arm,
+            seed=task.federation.seed,
+            engine=self._study.engine.name,
+            curve=curve,
+            stopped="interrupted",
+            exchanges_before_round_1=0 if arm.start == "random" else 1,
+            max_rounds=self._study.rounds_of(task.arm).max,
+            targets=task.targets,
+        )
+        write_state(task.folder, record)
+        self._records[task.arm, task.federation.seed] = record
+
+    def _reuse(self, task: Task) -> RunRecord | None:
+        """Take a finished run from the cache, if it holds one that is whole."""
+        cached = self._cached_run(task)
+        if self._fresh or not cached.is_dir():
+            return None
+        try:
+            record = replace(RunRecord.read(cached), cached=True)
+        except FedKDError:
+            return None
+        shutil.copytree(cached, task.folder)
+        write_state(task.folder, record)
+        self._progress.reused(task.arm, task.federation.seed)
+        return record
+
+    def _cached_run(self, task: Task) -> Path:
+        study = self._study
+        key = cache_key(
+            {
+                "kind": "arm",
+                "federation": task.federation.fingerprint(),
+                "transfer": study.data.transfer.model_dump(),
+                "name": task.arm,
+                "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+                "rounds": study.rounds_of(task.arm).model_dump(),
+                "engine": study.engine.model_dump(exclude={"workers"}),
+                "targets": task.targets,
+            }
+        )
+        return task.federation.cache / "arms" / key
+
+    def _summary(self) -> dict[str, Any]:
+        study = self._study
+        order = [(arm, seed) for arm in study.arms for seed in study.seeds]
+        records = [self._records[key] for key in order if key in self._records]
+        complete = [record for record in records if record.stopped != "interrupted"]
+        return {
+            "schema": SCHEMA,
+            "study": study.name,
+            "resolved": study.to_dict(),
+            "versions": _versions(),
+            "machine": _machine(),
+            "runs": [_run_entry(record) for record in records],
+            "comparison": compare(
+                complete, baselines=study.baselines, targets=study.target_values
+            ),
+            "failures": [vars(failure) for failure in self._failures],
+        }
+
+
+def _run_entry(record: RunRecord) -> dict[str, Any]:
+    accuracies = [point.accuracy for point in record.curve]
+    return {
+        "arm": record.arm,
+        "seed": record.seed,
+        "engine": record.engine,
+        "cached": record.cached,
+        "accuracy_source": record.accuracy_source,
+        "stopped": record.stopped,
+        "exchanges_before_round_1": record.exchanges_before_round_1,
+        "max_rounds": record.max_rounds,
+        "curve": [vars(point) for point in record.curve],
+        "targets": [{"target": t, **record.cost(t)} for t in record.targets],
+        "best_accuracy": max(accuracies),
+        "final_accuracy": accuracies[-1],
+        "quarantined": [vars(entry) for entry in record.quarantined],
+        "notes": record.notes,
+    }
+
+
+def _results_folder(out: Path, study: Study) -> Path:
+    """Make ``<out>/<study>/<timestamp>`` and write the resolved study into it."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for attempt in range(1000):
+        folder = out / study.name / (f"{stamp}-{attempt}" if attempt else stamp)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FedKDError(
+                f"{folder} cannot be made: {error.strerror}; choose another place by --out"
+            ) from error
+        write_text(folder / "study.yaml", dump_study(study))
+        return folder
+    raise FedKDError(f"{out / study.name} is full of results of this very second")
+
+
+def _store(folder: Path, cached: Path) -> None:
+    """Put a finished run into the cache; whoever comes second to the same entry loses nothing."""
+    with _scratch(cached) as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        if cached.exists():
+            shutil.rmtree(cached)
+        try:
+            scratch.rename(cached)
+        except OSError:
+            if not cached.is_dir():
+                raise
+
+
+@contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    scratch = beside.with_name(f".{beside.name}.{os.getpid()}.part")
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return {"fedkd": __version__, "python": python, **{name: version(name) for name in packages}}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": available_cores(),
+    }

@@ -1,0 +1,66 @@
+"""What need not be computed twice, kept by a hash of all that determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOMS = ("fedkd", "strategies", "clients")
+
+
+def cache_root() -> Path:
+    """Return ``$FEDKD_CACHE_DIR``, or ``fedkd`` in the user's cache folder."""
+    if chosen := os.environ.get("FEDKD_CACHE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fedkd"
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """Return a hash of ``parts`` (JSON values), of this code and of what it computes with."""
+    everything = {**parts, "environment": environment()}
+    text = json.dumps(everything, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Name all beside the study that decides the bits of a result."""
+    return {
+        "code": code_fingerprint(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "flwr": version("flwr"),
+        "flwr-datasets": version("flwr-datasets"),
+        "processor": processor(),
+    }
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """Hash the text of the method and of both Flower sides, so that an edit misses the cache."""
+    digest = hashlib.sha256()
+    top = Path(__file__).parent.parent
+    for room in ROOMS:
+        for path in sorted((top / room).rglob("*.py")):
+            if path.name != "cli.py":
+                digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def processor() -> str:
+    """Name the processor type: kernels, and so the last bits, depend on it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

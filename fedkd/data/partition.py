@@ -1,0 +1,284 @@
+"""Ways to share labelled images among silos.
+
+Every scheme takes the labels, its section of the study and a seed, and returns one array of
+indices per silo. flwr-datasets does the sharing wherever it has the scheme; it sees an
+in-memory table of labels in an order of our own, so that the seed decides which image goes where.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedkd.data import PARTITIONS
+from fedkd.errors import UserError
+from fedkd.seeding import derive_seed, numpy_generator
+
+if TYPE_CHECKING:
+    from fedkd.study import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
+
+Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64]
+
+_DIRICHLET_SEEDS = 200
+"""Most seeds tried; flwr-datasets draws eleven times from each before it gives up."""
+
+_SHARD_SEEDS = 50
+
+
+def partition(
+    labels: Labels,
+    spec: Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant,
+    seed: int,
+) -> list[Indices]:
+    """Share images among silos by the scheme of a study.
+
+    Args:
+        labels: of all images, ``[N]``.
+        spec: the study's section ``partition``.
+        seed: the same seed gives the same silos.
+
+    Returns:
+        The images of each silo: indices into ``labels``, in an order of the seed's. They are
+        disjoint, cover all images, and are at least ``spec.min_size`` in each silo.
+
+    Raises:
+        UserError: the images are too few for that, or the scheme cannot be followed.
+    """
+    needed = spec.silos * spec.min_size
+    if spec.silos > len(labels):
+        raise UserError(
+            f"partition.silos: asks for {spec.silos} silos, but only {len(labels)} images are left "
+            "for them; lower it"
+        )
+    if needed > len(labels):
+        raise UserError(
+            f"partition.min_size: {spec.silos} silos of at least {spec.min_size} images need "
+            f"{needed}, but only {len(labels)} are left for them; lower partition.min_size or "
+            "partition.silos"
+        )
+    parts: list[Indices] = PARTITIONS.load(spec.scheme)(labels, spec, seed)
+    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels))):
+        raise RuntimeError(f"partition scheme {spec.scheme} lost images or gave some to two silos")
+    sizes = [len(part) for part in parts]
+    if min(sizes) < spec.min_size:
+        raise UserError(
+            f"partition.min_size: asks for {spec.min_size} images in every silo, but scheme "
+            f"{spec.scheme} leaves silo-{int(np.argmin(sizes))} with {min(sizes)}; lower "
+            f"{_keys_to_lower(spec)}"
+        )
+    return parts
+
+
+def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
+    """Share images at random into silos of equal size, give or take one image.
+
+    Args:
+        labels: ``[N]``.
+        spec: ``silos``.
+        seed: of the order of images.
+    """
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return _share(IidPartitioner(spec.silos), labels, seed)
+
+
+def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
+    """Share images at random into silos whose sizes are drawn from a Dirichlet distribution.
+
+    Every silo gets ``min_size`` images; what is left is shared by one draw from a symmetric
+    Dirichlet distribution.
+
+    Args:
+        labels: ``[N]``.
+        spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the more unequal.
+        seed: of the sizes and of the order of images.
+    """
+    from flwr_datasets.partitioner import SizePartitioner
+
+    free = len(labels) - spec.silos * spec.min_size
+    shares = numpy_generator(seed, "sizes").dirichlet(np.full(spec.silos, spec.alpha)) * free
+    sizes = np.floor(shares).astype(np.int64)
+    # The images that rounding down left over go where it took most.
+    neediest = np.argsort(sizes - shares, kind="stable")
+    sizes[neediest[: free - sizes.sum()]] += 1
+    return _share(SizePartitioner([int(n) + spec.min_size for n in sizes]), labels, seed)
+
+
+def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Indices]:
+    """Share out each class by its own draw from a Dirichlet distribution.
+
+    After Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks (2019).
+    Draws are repeated until every silo has ``min_size`` images.
+
+    Args:
+        labels: ``[N]``.
+        spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the fewer classes in a silo.
+        seed: of the draws and of the order of images.
+
+    Raises:
+        UserError: no draw left every silo with ``min_size`` images.
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    # Fewer for many silos, so that what is hopeless is refused within seconds.
+    for attempt in range(max(10, min(_DIRICHLET_SEEDS, 10_000 // spec.silos))):
+        partitioner = DirichletPartitioner(
+            num_partitions=spec.silos,
+            partition_by="label",
+            alpha=float(spec.alpha),
+            min_partition_size=spec.min_size,
+            self_balancing=False,
+            shuffle=False,
+            seed=derive_seed(seed, "dirichlet", round_number=attempt),
+        )
+        try:
+            return _share(partitioner, labels, seed)
+        except ValueError:  # it found no such sizes
+            continue
+    raise UserError(
+        f"partition.alpha: at {spec.alpha:g}, no draw gave each of {spec.silos} silos "
+        f"(partition.silos) at least {spec.min_size} of {len(labels)} images (partition.min_size); "
+        "raise alpha, or lower silos or min_size"
+    )
+
+
+def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
+    """Give every silo exactly ``classes_per_silo`` classes, such that every class is used.
+
+    After Li et al., Federated Learning on Non-IID Data Silos (2021): the silos that hold a class
+    share it evenly. A silo's first class goes round, which covers all classes if there are at
+    least as many silos; with fewer silos all of its classes go round.
+
+    Args:
+        labels: ``[N]``; classes are those that occur.
+        spec: ``silos``, ``min_size`` and ``classes_per_silo``.
+        seed: of the classes of each silo and of the order of images.
+
+    Raises:
+        UserError: more classes per silo than there are, or too few silos for all classes, or no
+            arrangement leaves every silo with ``min_size`` images.
+    """
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    present, ranks = np.unique(labels, return_inverse=True)
+    _check_shards(spec, len(present))
+    for attempt in range(_SHARD_SEEDS):
+        attempt_seed = derive_seed(seed, "shards", round_number=attempt)
+        # Otherwise the first silo would hold the first class under every seed.
+        renamed = numpy_generator(attempt_seed, "classes").permutation(len(present))[ranks]
+        if spec.silos < len(present):
+            parts = _deal_classes(renamed, spec, seed)
+        else:
+            partitioner = PathologicalPartitioner(
+                num_partitions=spec.silos,
+                partition_by="label",
+                num_classes_per_partition=spec.classes_per_silo,
+                class_assignment_mode="first-deterministic",
+                shuffle=False,
+                seed=attempt_seed,
+            )
+            try:
+                parts = _share(partitioner, renamed, seed)
+            except ValueError:  # more silos hold a class than it has images
+                continue
+        if all(_holds_enough(labels[part], spec) for part in parts):
+            return parts
+    raise UserError(
+        f"partition.classes_per_silo: no arrangement gave each of {spec.silos} silos "
+        f"(partition.silos) {spec.classes_per_silo} classes and at least {spec.min_size} of "
+        f"{len(labels)} images (partition.min_size); lower classes_per_silo, silos or min_size"
+    )
+
+
+def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indices]:
+    """Give a share of each class to a silo of its own, and the rest to all silos evenly.
+
+    The classes go round the silos: with fewer silos than classes, a silo owns several; with
+    more, some own none.
+
+    Args:
+        labels: ``[N]``; classes are those that occur.
+        spec: ``silos`` and ``share``: near 0 as ``iid``, at 1 no class is in two silos.
+        seed: of the silos of each class and of the order of images.
+    """
+    generator = numpy_generator(seed, "dominant")
+    arrangement = generator.permutation(spec.silos)
+    owned: list[list[Indices]] = [[] for _ in range(spec.silos)]
+    rest = []
+    for rank, label in enumerate(np.unique(labels)):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        cut = round(spec.share * len(members))
+        owned[arrangement[rank % spec.silos]].append(members[:cut])
+        rest.append(members[cut:])
+    # Dealing on from class to class keeps the even shares of all classes together even.
+    dealt = np.concatenate(rest)
+    parts = [
+        np.concatenate([*owned[silo], dealt[silo :: spec.silos]]) for silo in range(spec.silos)
+    ]
+    return _shuffle(parts, seed)
+
+
+def _share(partitioner: Any, labels: Labels, seed: int) -> list[Indices]:
+    """Let a partitioner of flwr-datasets share images that lie in an order of the seed's."""
+    from datasets import Dataset
+
+    order = numpy_generator(seed, "order").permutation(len(labels))
+    table = Dataset.from_dict({"label": labels[order], "index": order})
+    # In any other format a column is read value by value, a hundred times slower.
+    partitioner.dataset = table.with_format("arrow")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each repeated draw warns
+        parts = [
+            np.array(partitioner.load_partition(silo)["index"], dtype=np.int64)
+            for silo in range(partitioner.num_partitions)
+        ]
+    return _shuffle(parts, seed)
+
+
+def _shuffle(parts: list[Indices], seed: int) -> list[Indices]:
+    generator = numpy_generator(seed, "order-in-silo")
+    return [generator.permutation(part) for part in parts]
+
+
+def _check_shards(spec: LabelShards, num_classes: int) -> None:
+    if spec.classes_per_silo > num_classes:
+        raise UserError(
+            f"partition.classes_per_silo: asks for {spec.classes_per_silo} classes in each silo, "
+            f"but there are only {num_classes}; lower it"
+        )
+    if (covered := spec.silos * spec.classes_per_silo) < num_classes:
+        raise UserError(
+            f"partition.classes_per_silo: {spec.silos} silos of {spec.classes_per_silo} classes "
+            f"hold at most {covered} of {num_classes} classes; raise it or partition.silos"
+        )
+
+
+def _deal_classes(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
+    """Deal classes to silos in turn, where flwr-datasets' ways would leave some classes out."""
+    num_classes, held = int(labels.max()) + 1, spec.classes_per_silo
+    classes_of = [
+        {(silo * held + turn) % num_classes for turn in range(held)} for silo in range(spec.silos)
+    ]
+    order = numpy_generator(seed, "order").permutation(len(labels))
+    shares: list[list[Indices]] = [[] for _ in range(spec.silos)]
+    for label in range(num_classes):
+        holders = [silo for silo in range(spec.silos) if label in classes_of[silo]]
+        members = order[labels[order] == label]
+        for silo, share in zip(holders, np.array_split(members, len(holders)), strict=True):
+            shares[silo].append(share)
+    return _shuffle([np.concatenate(share) for share in shares], seed)
+
+
+def _holds_enough(held: Labels, spec: LabelShards) -> bool:
+    return len(held) >= spec.min_size and len(np.unique(held)) == spec.classes_per_silo
+
+
+def _keys_to_lower(spec: Any) -> str:
+    keys = ["partition.min_size", "partition.silos"]
+    if spec.scheme == "label-dominant":
+        keys.insert(1, "partition.share")
+    return f"{', '.join(keys[:-1])} or {keys[-1]}"

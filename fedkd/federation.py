@@ -1,0 +1,163 @@
+"""A simulated federation: the data of one seed, cut among silos that own trained models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedkd.cache import cache_key
+from fedkd.checkpoint import State, copy_state, load_state, save_state
+from fedkd.data.cut import Cut, load_cut
+from fedkd.data.images import Images
+from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
+from fedkd.seeding import derive_seed, torch_generator
+from fedkd.study import Study
+from fedkd.training import Compute, Sgd, intra_op_threads, is_finite, train_supervised
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A silo's own model: its state, or what is wrong with it."""
+
+    state: State | None
+    problem: str = ""
+
+
+class Federation:
+    """All that the arms of one seed share: test, validation and transfer data, silos, models.
+
+    Args:
+        study: the study.
+        seed: the repetition.
+        cut: the data, cut by :func:`fedkd.data.cut.load_cut`.
+        cache: folder in which pre-trained models are kept.
+    """
+
+    def __init__(self, study: Study, seed: int, cut: Cut, cache: Path) -> None:
+        self.study = study
+        self.seed = seed
+        self.cut = cut
+        self.cache = cache
+        self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
+        self.compute = Compute(study.engine.device, study.engine.precision)
+        self._silos = dict(zip(study.silo_names, cut.silos, strict=True))
+
+    @classmethod
+    def load(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read the study's data and cut it."""
+        return cls(study, seed, load_cut(study, seed), cache)
+
+    def data_of(self, silo: str) -> Images:
+        """The private images of a silo."""
+        return self._silos[silo]
+
+    def pretrain(
+        self, executor: Executor, *, fresh: bool = False, on_silo: Callable[[], None] | None = None
+    ) -> None:
+        """Train the silos' own models in parallel, as far as they are not in the cache.
+
+        The largest silos go first, so that no worker waits for one of them at the end.
+        """
+
+        def train(silo: str) -> None:
+            if fresh or not self._cached_model(silo).is_file():
+                self._train_model(silo)
+            if on_silo:
+                on_silo()
+
+        silos = [s for s in self._silos if s not in self.study.pretraining.checkpoints]
+        silos.sort(key=lambda silo: -len(self._silos[silo]))
+        for future in [executor.submit(train, silo) for silo in silos]:
+            future.result()
+
+    def pretrained(self, silo: str) -> Pretrained:
+        """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
+        like = self._fresh_model(silo)
+        if checkpoint := self.study.pretraining.checkpoints.get(silo):
+            what = f"pretraining.checkpoints.{silo}"
+            state = load_state(Path(checkpoint), like, what=what)
+        else:
+            path = self._cached_model(silo)
+            if not path.is_file():
+                self._train_model(silo)
+            state = load_state(path, like, what="cached pre-trained model")
+        if not is_finite(state):
+            return Pretrained(None, "its pre-trained model diverged: not all weights are finite")
+        return Pretrained(state)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what determines the seed's data and models, for cache keys."""
+        parts = [self.cut.test, self.cut.validation, *self.cut.silos]
+        parts += [self.cut.transfer] if self.cut.transfer is not None else []
+        checkpoints = {
+            silo: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for silo, path in self.study.pretraining.checkpoints.items()
+        }
+        return {
+            "seed": self.seed,
+            "images": [_digest(part) for part in parts],
+            "classes": self.shape.num_classes,
+            "archs": [arch_fingerprint(self.study.arch_of(silo)) for silo in self._silos],
+            "arch": arch_fingerprint(self.study.model.arch),
+            "pretraining": self.study.pretraining.model_dump(exclude={"checkpoints"}),
+            "checkpoints": checkpoints,
+        }
+
+    def check(self) -> None:
+        """Build every architecture and read every checkpoint once.
+
+        Raises:
+            UserError: one of them does not fit.
+        """
+        for arch in sorted({self.study.model.arch, *self.study.model.per_silo.values()}):
+            check_model(arch, self.shape)
+        for silo in self.study.pretraining.checkpoints:
+            self.pretrained(silo)
+
+    def _fresh_model(self, silo: str) -> State:
+        owner = silo if self.study.pretraining.init == "per-silo" else ""
+        seed = derive_seed(self.seed, "initial-model", owner)
+        return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
+
+    def _train_model(self, silo: str) -> None:
+        settings = self.study.pretraining
+        model = build_model(self.study.arch_of(silo), self.shape, seed=0)
+        model.load_state_dict(self._fresh_model(silo))
+        model.to(self.compute.device)
+        with intra_op_threads(1):
+            train_supervised(
+                model,
+                self._silos[silo],
+                sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+                generator=torch_generator(self.seed, "pre-training", silo),
+                compute=self.compute,
+            )
+        save_state(self._cached_model(silo), copy_state(model))
+
+    def _cached_model(self, silo: str) -> Path:
+        data = self._silos[silo]
+        settings = self.study.pretraining.model_dump(exclude={"checkpoints"})
+        key = cache_key(
+            {
+                "kind": "pre-trained model",
+                "images": _digest(data),
+                "arch": arch_fingerprint(self.study.arch_of(silo)),
+                "classes": self.shape.num_classes,
+                "settings": settings,
+                "seed": self.seed,
+                "silo": silo,
+                "device": self.compute.device,
+                "precision": self.compute.precision,
+            }
+        )
+        return self.cache / "pretrained" / f"{key}.safetensors"
+
+
+def _digest(data: Images) -> str:
+    digest = hashlib.sha256(str(tuple(data.images.shape)).encode())
+    digest.update(data.images.contiguous().numpy().data)
+    digest.update(data.labels.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Random layers and initialisers that draw from a generator of one's own.
+
+PyTorch's Dropout and initialisers draw from one global generator, which silos that train in
+parallel threads would share: curves would then depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_GLOBAL_GENERATOR = threading.Lock()
+
+_DRAWS_NOTHING = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Linear,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.ReLU,
+    nn.GELU,
+    nn.Tanh,
+    nn.Flatten,
+    nn.Identity,
+)
+
+
+class DrawFrom(TorchDispatchMode):
+    """While active in a thread, random operations draw from ``generator`` and nothing else.
+
+    The mode is local to its thread. Operations with a ``generator`` argument get it; the few
+    without (``torch.rand`` and the like) run under a lock on a global generator seeded from it
+    and put back afterwards.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        arguments = [argument.name for argument in func._schema.arguments]
+        if "generator" not in arguments:
+            return self._with_global_generator(func, args, kwargs)
+        position = arguments.index("generator")
+        given = kwargs.get("generator", args[position] if position < len(args) else None)
+        if given is None:
+            args = args[:position]
+            kwargs["generator"] = self._generator
+        return func(*args, **kwargs)
+
+    def _with_global_generator(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        seed = torch.empty((), dtype=torch.int64).random_(generator=self._generator)
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            return func(*args, **kwargs)
+
+
+def draws_at_random(model: nn.Module) -> bool:
+    """Whether a forward pass may draw random numbers.
+
+    The mode costs some microseconds an operation, so plain models go without. Only layers known
+    to draw nothing count as plain; for any other leaf, or any module written by the user, whose
+    ``forward`` may call ``functional.dropout``, the answer is yes.
+    """
+    for module in model.modules():
+        children = next(module.children(), None) is not None
+        ours = type(module).__module__.startswith(("fedkd.models.", "torch.nn.modules.container"))
+        if not (ours if children else ours or type(module) in _plain_types()):
+            return True
+    return False
+
+
+def _plain_types() -> set[type]:
+    """The exact classes: a subclass may draw."""
+    types: set[type] = set()
+    for plain in _DRAWS_NOTHING:
+        types |= {plain, *(sub for sub in _subclasses(plain) if sub.__module__.startswith("torch."))}
+    return types
+
+
+def _subclasses(cls: type) -> set[type]:
+    direct = set(cls.__subclasses__())
+    return direct.union(*(_subclasses(sub) for sub in direct))

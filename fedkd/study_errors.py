@@ -1,0 +1,224 @@
+"""Pydantic's validation errors as sentences about the user's own keys and values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import UserError
+from fedkd.registry import suggest
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+MAX_LINES = 20
+_MAX_SHOWN = 60
+_PLAIN_KEY = re.compile(r"[\w.:-]+")
+_PATTERNS = {
+    "device": "is not cpu, cuda or cuda:N",
+    "engine.name": "is no name of an engine: use letters, digits, '.', '_' and '-', at most 64",
+}
+_BAD_NAME = (
+    "is no valid name: use lower-case letters, digits and hyphens, at most 64, "
+    "beginning with a letter or digit"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a study, and the dotted path where."""
+
+    path: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.sentence}" if self.path else self.sentence
+
+
+def to_user_error(error: ValidationError, data: Mapping[str, Any], *, origin: str) -> UserError:
+    """Return what pydantic refused about ``data`` as an error of one line a problem."""
+    return join_problems(explain(error, data), origin=origin)
+
+
+def join_problems(problems: Iterable[Problem], *, origin: str = "") -> UserError:
+    """Return an error of one line a problem, each beginning with ``origin`` if there is one."""
+    lines = [f"{origin}: {problem}" if origin else str(problem) for problem in problems]
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES:] = [f"and {len(lines) - MAX_LINES} problems more"]
+    return UserError("\n".join(lines))
+
+
+def explain(error: ValidationError, data: Mapping[str, Any]) -> list[Problem]:
+    """Return the problems in the order of the file, at most one for each path.
+
+    Args:
+        error: what validating ``data`` raised.
+        data: the mapping that was validated, with the user's own keys.
+    """
+    by_path: dict[str, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        by_path.setdefault(_dotted(_user_path(details, data)), []).append(details)
+    return [Problem(path, _explain_path(path, found)) for path, found in by_path.items()]
+
+
+def show(value: Any) -> str:
+    """Return a value as its user would write it, on one line and not too long."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to print integers of more than some thousand digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _user_path(details: ErrorDetails, data: Mapping[str, Any]) -> list[str | int]:
+    """Walk pydantic's location along the data, which drops the names of union members.
+
+    A partition's scheme is such a name even where the user has a key that is called so too.
+    """
+    path: list[str | int] = []
+    here: Any = data
+    for part in details["loc"]:
+        is_key = isinstance(here, Mapping) and part in here and here.get("scheme") != part
+        is_index = isinstance(here, list) and isinstance(part, int)
+        if is_key or is_index:
+            here = here[part]
+            path.append(part)
+    kind = details["type"]
+    if kind == "missing":
+        path.append(details["loc"][-1])
+    elif kind in ("union_tag_not_found", "union_tag_invalid"):
+        path.append(details["ctx"]["discriminator"].strip("'"))
+    elif kind in ("unknown_key", "not_a_switch"):
+        path.append(details["ctx"]["key"])
+    return path
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(
+        part if isinstance(part, str) and _PLAIN_KEY.fullmatch(part) else show(part)
+        for part in path
+    )
+
+
+def _explain_path(path: str, found: list[ErrorDetails]) -> str:
+    """Return one sentence for all that is wrong at one path.
+
+    A union reports once for each member: a number out of range says more than that it is also
+    none of the names; otherwise both members are told.
+    """
+    names = [details for details in found if details["type"] == "literal_error"]
+    others = [details for details in found if details["type"] != "literal_error"]
+    if names and others:
+        if others[0]["type"] not in _EXPECTED:
+            return _explain(path, others[0])
+        expected = " nor ".join([*_quoted(names[0]["ctx"]["expected"]), _expected(others[0])])
+        return f"{show(found[0]['input'])} is neither {expected}"
+    return _explain(path, found[0])
+
+
+def _explain(path: str, details: ErrorDetails) -> str:
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    if kind in _SENTENCES:
+        return _SENTENCES[kind](value, context)
+    if kind in _EXPECTED:
+        return _explain_type(kind, value)
+    if kind == "string_pattern_mismatch":
+        for end, sentence in _PATTERNS.items():
+            if path.endswith(end):
+                return f"{show(value)} {sentence}"
+        return f"{show(value)} {_BAD_NAME}"
+    message = details["msg"].removeprefix("Value error, ")
+    return " ".join(message.split())
+
+
+def _explain_type(kind: str, value: Any) -> str:
+    expected = _EXPECTED[kind]
+    if value is None:
+        return f"is empty, but {expected} is expected; give it a value or remove the key"
+    if kind == "string_type" and not isinstance(value, Mapping | list):
+        return f"{show(value)} is not text; put it in quotes if it is meant as such"
+    if kind.endswith("_type") and isinstance(value, Mapping | list):
+        return f"is {show(value)}, but {expected} is expected"
+    return f"{show(value)} is not {expected}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    return _EXPECTED[details["type"]]
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _explain_name(value: Any, valid: str) -> str:
+    names = _quoted(valid)
+    hint = suggest(value, names) if isinstance(value, str) else ""
+    if len(names) == 1:
+        return f"{show(value)} is not {names[0]}, the only valid value{hint}"
+    return f"{show(value)} is not one of {', '.join(names)}{hint}"
+
+
+def _bound(context: Mapping[str, Any], key: str) -> str:
+    """Return a bound as people write it: 1, not 1.0."""
+    return f"{context[key]:.12g}"
+
+
+def _entries(number: int) -> str:
+    return f"{number} {'entry' if number == 1 else 'entries'}"
+
+
+_Context = Mapping[str, Any]
+_SENTENCES: dict[str, Callable[[Any, _Context], str]] = {
+    "missing": lambda _value, _context: "is missing",
+    "unknown_key": lambda _value, context: f"unknown key{context['hint']}",
+    "literal_error": lambda value, context: _explain_name(value, context["expected"]),
+    "union_tag_invalid": lambda value, context: _explain_name(
+        value.get(context["discriminator"].strip("'")), context["expected_tags"]
+    ),
+    "union_tag_not_found": lambda _value, _context: "is missing",
+    "less_than_equal": lambda value, context: f"{show(value)} is more than {_bound(context, 'le')}",
+    "less_than": lambda value, context: f"{show(value)} is not less than {_bound(context, 'lt')}",
+    "greater_than_equal": lambda value, context: (
+        f"{show(value)} is less than {_bound(context, 'ge')}"
+    ),
+    "greater_than": lambda value, context: (
+        f"{show(value)} is not more than {_bound(context, 'gt')}"
+    ),
+    "finite_number": lambda value, _context: f"{show(value)} is not a finite number",
+    "int_parsing_size": lambda value, _context: f"{show(value)} is too large a number",
+    "too_short": lambda _value, context: (
+        f"needs at least {_entries(context['min_length'])} but has {context['actual_length']}"
+    ),
+    "too_long": lambda _value, context: (
+        f"has more than {_entries(context['max_length'])}, which is the most"
+    ),
+}
+"""Pydantic's kinds of error that are not about a wrong type, each with its sentence."""
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+}
+"""Pydantic's kinds of error about a wrong type, each with what was expected."""

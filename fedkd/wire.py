@@ -1,0 +1,82 @@
+"""The message contract between server and silos: message types, records and keys.
+
+Programs outside the project speak it too. Keys are kebab-case on the wire.
+
+=================  ==========================================  =================================
+message type       sent                                        answered
+=================  ==========================================  =================================
+``query.describe`` ``config``: run id, transfer-set hash       ``info``: who the silo is
+``query.teacher``  ``config``: mode, density, ...;             ``teacher``: state dict or logits;
+                   ``transfer``, ``basis``: arrays             ``familiarity``; ``info``
+``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
+``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
+=================  ==========================================  =================================
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DESCRIBE: Final = "query.describe"
+TEACHER: Final = "query.teacher"
+TRAIN: Final = "train"
+EVALUATE: Final = "evaluate"
+
+# Records.
+ARRAYS: Final = "arrays"
+CONFIG: Final = "config"
+METRICS: Final = "metrics"
+INFO: Final = "info"
+TEACHER_RECORD: Final = "teacher"
+FAMILIARITY: Final = "familiarity"
+TRANSFER: Final = "transfer"
+BASIS: Final = "basis"
+
+# Keys of config and info.
+RUN_ID: Final = "run-id"
+ROUND: Final = "server-round"
+TRANSFER_HASH: Final = "transfer-hash"
+BASIS_HASH: Final = "basis-hash"
+MODE: Final = "mode"
+DENSITY: Final = "density"
+DENSITY_KIND: Final = "density-kind"
+NEIGHBOURS: Final = "neighbours"
+SILO: Final = "silo"
+ARCHITECTURE: Final = "architecture"
+NUM_PARAMETERS: Final = "num-parameters"
+NUM_EXAMPLES: Final = "num-examples"
+CLASS_COUNTS: Final = "class-counts"
+CHECKPOINT_HASH: Final = "checkpoint-hash"
+HOLDS_TRANSFER: Final = "holds-transfer"
+PROBLEM: Final = "problem"
+
+# Keys of arrays.
+LOGITS: Final = "logits"
+LOG_DENSITY: Final = "log-density"
+IMAGES: Final = "images"
+BASIS_MEAN: Final = "mean"
+BASIS_COMPONENTS: Final = "components"
+BASIS_SIDE: Final = "side"
+
+# Values.
+MODE_WEIGHTS: Final = "weights"
+MODE_LOGITS: Final = "logits"
+DENSITY_NONE: Final = "none"
+DENSITY_SAMPLE: Final = "sample"
+DENSITY_CLASS: Final = "class"
+
+# Metrics of train and evaluate.
+LOSS: Final = "loss"
+ACCURACY: Final = "accuracy"
+MACRO_F1: Final = "macro-f1"
+
+# Keys of Flower's run config. Folders are empty on real hosts, which share no disk.
+CONFIG_STUDY: Final = "study"
+CONFIG_ARM: Final = "arm"
+CONFIG_SEED: Final = "seed"
+CONFIG_TARGETS: Final = "targets"
+CONFIG_RUN_DIR: Final = "run-dir"
+CONFIG_CACHE_DIR: Final = "cache-dir"
+
+# A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
+NOTHING_KNOWN: Final = -1e9

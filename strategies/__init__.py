@@ -1,0 +1,1 @@
+"""The Flower server side: strategies, the consolidation phase, and the gate for replies."""

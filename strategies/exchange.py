@@ -1,0 +1,118 @@
+"""Trips server -> silos -> server: who is there, what was sent, what it cost."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.results import Quarantined
+from strategies.gate import RefusedError
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A silo that has introduced itself."""
+
+    name: str
+    node_id: int
+    info: ConfigRecord
+
+
+@dataclass
+class Traffic:
+    """What one round cost. Bytes are what Flower's ``count_bytes`` of the records gives."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    ok: int = 0
+    failed: int = 0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the block's duration."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+@dataclass
+class Ledger:
+    """Traffic of the round under way, and every refused reply of the run."""
+
+    round: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+    def open(self, round_number: int) -> None:
+        """Begin the books of a round."""
+        self.round = round_number
+        self.traffic = Traffic()
+
+    def refuse(self, silo: str, error: RefusedError) -> None:
+        """Note that a silo's reply was not used."""
+        self.traffic.failed += 1
+        self.quarantined.append(Quarantined(silo, self.round, str(error)))
+
+
+def count_bytes(content: RecordDict) -> int:
+    """Return the bytes of all records by Flower's own count."""
+    return sum(record.count_bytes() for record in content.values())
+
+
+def exchange(
+    grid: Grid, messages: Sequence[Message], *, timeout: float, traffic: Traffic
+) -> dict[int, Message]:
+    """Send messages, wait for the replies, and return them by node id.
+
+    Flower's own ``send_and_receive`` looks for replies every three seconds; this one begins with
+    milliseconds, so that a simulated round is not mostly waiting.
+
+    Args:
+        grid: the way to the nodes.
+        messages: at most one for each node.
+        timeout: seconds to wait; replies that come later are not used.
+        traffic: the books.
+    """
+    traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
+    asked = {message.metadata.dst_node_id for message in messages}
+    pending = set(grid.push_messages(messages))
+    replies: dict[int, Message] = {}
+    deadline = time.monotonic() + timeout
+    pause = FIRST_PAUSE
+    while pending:
+        received = list(grid.pull_messages(sorted(pending)))
+        for reply in received:
+            pending.discard(reply.metadata.reply_to_message_id)
+            node = reply.metadata.src_node_id
+            if node in asked and node not in replies:
+                replies[node] = reply
+                if reply.has_content():
+                    traffic.bytes_up += count_bytes(reply.content)
+        if time.monotonic() >= deadline:
+            break
+        if pending:
+            pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+            time.sleep(pause)
+    return replies
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Sort names so that silo-2 comes before silo-10."""
+    return sorted(names, key=natural_key)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key under which runs of digits compare as numbers."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)

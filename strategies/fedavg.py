@@ -1,0 +1,277 @@
+"""Federated averaging over silos, with a round loop of its own.
+
+Flower's loop has no early stop, samples with global randomness, and averages whatever comes.
+McMahan et al. 1602.05629.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fedkd import wire
+from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.errors import FedKDError
+from fedkd.results import Point, Stopped
+from fedkd.seeding import numpy_generator
+from fedkd.training import evaluate
+from strategies.exchange import Ledger, Member, exchange, natural_key
+from strategies.gate import RefusedError, read_info, read_num_examples, read_state
+from strategies.roster import call_roster
+from strategies.setting import Observer, Setting
+from strategies.teachers import collect_teachers
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class SiloFedAvg(FedAvg):
+    """FedAvg with seeded cohorts, gated replies, silo-ordered sums and an early stop.
+
+    To write a strategy of your own, override ``begin`` (how the global model starts) or
+    ``combine`` (how a round's models become one).
+
+    Args:
+        setting: the arm, its seed and the server's data.
+        observer: told of every round.
+        run_id: what replies must echo.
+    """
+
+    def __init__(self, setting: Setting, observer: Observer, run_id: str) -> None:
+        super().__init__(fraction_train=setting.rounds.fraction)
+        self.setting = setting
+        self.observer = observer
+        self.run_id = run_id
+        self.ledger = Ledger()
+        self.roster: dict[str, Member] = {}
+        self.curve: list[Point] = []
+        self.stopped: Stopped = "budget"
+        self.exchanges_before_round_1 = 0
+        self.notes: dict[str, object] = {}
+
+    def start(  # noqa: PLR0913 -- the signature is Flower's
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run the federation: the start, then rounds until the targets or the budget.
+
+        Raises:
+            FedKDError: too few silos answered to begin.
+        """
+        result = Result()
+        with self.ledger.traffic.timed():
+            self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
+            state = self.begin(grid, initial_arrays)
+        arrays = ArrayRecord(state)
+        self._measure(grid, 0, arrays, evaluate_fn, result)
+        for round_number in range(1, num_rounds + 1):
+            if self._may_stop():
+                break
+            self.ledger.open(round_number)
+            with self.ledger.traffic.timed():
+                config = ConfigRecord(dict(train_config or {}))
+                messages = list(self.configure_train(round_number, arrays, config, grid))
+                replies = exchange(
+                    grid, messages, timeout=timeout, traffic=self.ledger.traffic
+                ).values()
+                averaged, metrics = self.aggregate_train(round_number, replies)
+            if averaged is None:
+                self.stopped = "quorum"
+                break
+            arrays = averaged
+            if metrics is not None:
+                result.train_metrics_clientapp[round_number] = metrics
+            self._measure(grid, round_number, arrays, evaluate_fn, result)
+        else:
+            self._may_stop()
+        result.arrays = arrays
+        return result
+
+    def begin(self, grid: Grid, initial_arrays: ArrayRecord) -> State:
+        """Return the global model's state before round 1, at the cost of an exchange or none."""
+        like = initial_arrays.to_torch_state_dict()
+        start = self.setting.arm.start
+        if start == "random":
+            return dict(like)
+        teachers = collect_teachers(
+            grid, list(self.roster.values()), self.setting, self.ledger, self.run_id
+        )
+        self.exchanges_before_round_1 = 1
+        return teachers.average() if start == "average" else teachers.best(self.setting)
+
+    def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
+        """Make one model of a round's models, given in natural order of the silos' names."""
+        return average_states(list(states), [float(n) for n in num_examples])
+
+    def cohort(self, round_number: int) -> list[Member]:
+        """Draw the silos of a round, in natural order; at least one."""
+        members = sorted(self.roster.values(), key=lambda member: natural_key(member.name))
+        size = max(1, round(self.setting.rounds.fraction * len(members)))
+        generator = numpy_generator(self.setting.seed, "cohort", "", round_number)
+        chosen = sorted(generator.permutation(len(members))[:size])
+        return [members[index] for index in chosen]
+
+    def configure_train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,  # noqa: ARG002 -- the signature is Flower's
+    ) -> Iterable[Message]:
+        """Address the global model to the round's cohort."""
+        self._cohort = self.cohort(server_round)
+        config[wire.ROUND] = server_round
+        config[wire.RUN_ID] = self.run_id
+        self._expected = arrays.to_torch_state_dict()
+        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        return [Message(content, member.node_id, wire.TRAIN) for member in self._cohort]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply and average the good ones, in silo order.
+
+        Returns:
+            The new model, or None where fewer silos than the quorum answered well.
+        """
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        states: list[State] = []
+        sizes: list[int] = []
+        losses: list[float] = []
+        for member in self._cohort:
+            try:
+                reply = by_node.get(member.node_id)
+                if reply is None:
+                    raise RefusedError("it did not answer in time")
+                state, size, loss = self._read_reply(reply, member, server_round)
+            except RefusedError as error:
+                self.ledger.refuse(member.name, error)
+                continue
+            self.ledger.traffic.ok += 1
+            states.append(state)
+            sizes.append(size)
+            losses.append(loss)
+        if len(states) < max(1, math.ceil(self.setting.rounds.quorum * len(self._cohort))):
+            return None, None
+        loss = sum(n * x for n, x in zip(sizes, losses, strict=True)) / sum(sizes)
+        return ArrayRecord(self.combine(states, sizes)), MetricRecord({wire.LOSS: loss})
+
+    def _read_reply(
+        self, reply: Message, member: Member, server_round: int
+    ) -> tuple[State, int, float]:
+        info = read_info(reply, run_id=self.run_id, round_number=server_round)
+        if info.get(wire.SILO) != member.name:
+            raise RefusedError("its reply bears another silo's name")
+        record = reply.content.metric_records.get(wire.METRICS)
+        size = read_num_examples(record)
+        loss = record.get(wire.LOSS) if record is not None else None
+        state = read_state(reply.content.array_records.get(wire.ARRAYS), self._expected)
+        return state, size, loss if isinstance(loss, float) and math.isfinite(loss) else 0.0
+
+    def _measure(
+        self,
+        grid: Grid,
+        round_number: int,
+        arrays: ArrayRecord,
+        evaluate_fn: EvaluateFn | None,
+        result: Result,
+    ) -> None:
+        """Evaluate the global model and add a point to the curve."""
+        found = evaluate_fn(round_number, arrays) if evaluate_fn else None
+        if found is not None:
+            result.evaluate_metrics_serverapp[round_number] = found
+        else:
+            found = self._ask_silos(grid, round_number, arrays)
+            result.evaluate_metrics_clientapp[round_number] = found
+        traffic = self.ledger.traffic
+        loss, f1 = float(str(found[wire.LOSS])), float(str(found[wire.MACRO_F1]))
+        point = Point(
+            round=round_number,
+            accuracy=float(str(found[wire.ACCURACY])),
+            loss=loss if math.isfinite(loss) else None,
+            bytes_up=traffic.bytes_up,
+            bytes_down=traffic.bytes_down,
+            seconds=traffic.seconds,
+            silos_ok=traffic.ok,
+            silos_failed=traffic.failed,
+            macro_f1=f1,
+        )
+        self.curve.append(point)
+        self.observer.on_point(point)
+
+    def _ask_silos(self, grid: Grid, round_number: int, arrays: ArrayRecord) -> MetricRecord:
+        """Where the server has no test data: accuracy on the silos', weighted by examples."""
+        config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
+        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        members = list(self.roster.values())
+        messages = [Message(content, member.node_id, wire.EVALUATE) for member in members]
+        replies = exchange(
+            grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
+        )
+        totals = dict.fromkeys((wire.ACCURACY, wire.LOSS, wire.MACRO_F1), 0.0)
+        total = 0
+        for member in members:
+            try:
+                if member.node_id not in replies:
+                    raise RefusedError("it did not answer the evaluation in time")
+                reply = replies[member.node_id]
+                read_info(reply, run_id=self.run_id, round_number=round_number)
+                record = reply.content.metric_records.get(wire.METRICS)
+                size = read_num_examples(record)
+                values = {key: record.get(key) if record else None for key in totals}
+                for key, value in values.items():
+                    if not isinstance(value, float) or not math.isfinite(value):
+                        raise RefusedError(f"its {key} is not a finite number")
+                    totals[key] += size * value
+                total += size
+            except RefusedError as error:
+                self.ledger.refuse(member.name, error)
+        if not total:
+            raise FedKDError("no silo could evaluate the global model, and the server has no test data")
+        return MetricRecord({key: value / total for key, value in totals.items()})
+
+    def _may_stop(self) -> bool:
+        """Whether every target has been reached and the arm stops there."""
+        reached = all(
+            any(point.accuracy >= target for point in self.curve)
+            for target in self.setting.targets
+        )
+        if reached and self.setting.targets and self.setting.rounds.stop == "targets":
+            self.stopped = "targets"
+            return True
+        return False
+
+
+def central_evaluation(setting: Setting) -> EvaluateFn | None:
+    """Return a function that measures the global model on the server's test data, if it has any."""
+    test = setting.test
+    if test is None or not len(test):
+        return None
+    model = setting.model("evaluation")
+
+    def measure(_: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        found = evaluate(model, test, compute=setting.compute)
+        return MetricRecord(
+            {
+                wire.ACCURACY: found.accuracy,
+                wire.LOSS: found.loss,
+                wire.MACRO_F1: found.macro_f1,
+            }
+        )
+
+    return measure
+
+
+def initial_arrays(setting: Setting) -> ArrayRecord:
+    """Return the random model from which every arm of a seed starts or takes its shapes."""
+    return ArrayRecord(copy_state(setting.model("initial-model")))

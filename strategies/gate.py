@@ -1,0 +1,143 @@
+"""The gate: a silo's reply is untrusted and passes only when everything about it is as asked.
+
+A reply that fails is refused with a reason; the global model then is as if that silo had not
+been asked. Sizes are read from headers before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from torch import Tensor
+
+from fedkd import wire
+from fedkd.checkpoint import State
+
+MAX_EXAMPLES = 10**9
+MAX_LOGIT = 1e4
+MAX_HEADER = 10_000
+_SILO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class RefusedError(Exception):
+    """A reply did not pass; the message says why, in a phrase."""
+
+
+def read_info(message: Message, *, run_id: str, round_number: int) -> ConfigRecord:
+    """Return the reply's ``info`` once it is known to answer this round of this run."""
+    if message.has_error():
+        reason = str(message.error.reason or "no reason given").strip().splitlines()
+        raise RefusedError(f"it failed: {_printable(reason[-1] if reason else 'unknown')}")
+    info = message.content.config_records.get(wire.INFO)
+    if info is None:
+        raise RefusedError(f"its reply has no record {wire.INFO!r}")
+    if info.get(wire.RUN_ID) != run_id:
+        raise RefusedError("its reply belongs to another run")
+    if info.get(wire.ROUND) != round_number:
+        raise RefusedError(f"its reply belongs to round {_printable(info.get(wire.ROUND))}")
+    if wire.PROBLEM in info:
+        raise RefusedError(_printable(info[wire.PROBLEM]))
+    return info
+
+
+def read_name(info: ConfigRecord) -> str:
+    """Return the silo's name."""
+    name = info.get(wire.SILO)
+    if not isinstance(name, str) or not _SILO_NAME.fullmatch(name):
+        raise RefusedError(f"{_printable(name)!r} is no name for a silo")
+    return name
+
+
+def read_num_examples(record: Any) -> int:
+    """Return a positive and plausible number of examples."""
+    value = None if record is None else record.get(wire.NUM_EXAMPLES)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_EXAMPLES:
+        raise RefusedError(
+            f"{wire.NUM_EXAMPLES} is {_printable(value)} where 1 to {MAX_EXAMPLES} is expected"
+        )
+    return value
+
+
+def read_state(record: ArrayRecord | None, like: State) -> State:
+    """Decode a model that must have exactly the keys, shapes and types of ``like``."""
+    if record is None:
+        raise RefusedError("its reply has no model")
+    if set(record) != set(like):
+        odd = sorted(set(record) ^ set(like))[0]
+        raise RefusedError(f"its model has not the expected tensors, {_printable(odd)!r} for one")
+    return {
+        key: read_array(record[key], key, tuple(tensor.shape), tensor.dtype)
+        for key, tensor in like.items()
+    }
+
+
+def read_logits(record: ArrayRecord | None, samples: int, classes: int) -> Tensor:
+    """Decode logits ``[N, C]`` of plausible magnitude."""
+    if record is None or set(record) != {wire.LOGITS}:
+        raise RefusedError("its reply has no logits")
+    logits = read_array(record[wire.LOGITS], wire.LOGITS, (samples, classes), torch.float32)
+    if float(logits.abs().max()) > MAX_LOGIT:
+        raise RefusedError(f"it sent logits beyond {MAX_LOGIT:g}")
+    return logits
+
+
+def read_density(record: ArrayRecord, shape: tuple[int, ...], bound: float) -> Tensor:
+    """Decode log-densities and refuse those above what an honest silo can claim."""
+    if set(record) != {wire.LOG_DENSITY}:
+        raise RefusedError("its reply has no log-densities")
+    density = read_array(record[wire.LOG_DENSITY], wire.LOG_DENSITY, shape, torch.float32).double()
+    total = density.logsumexp(1) if len(shape) == 2 else density
+    # Rounding to fp32 may lift an honest value by a few parts in ten million.
+    if float(total.max()) > bound + 1e-5 * max(1.0, abs(bound)):
+        raise RefusedError("it claims densities that no data can have")
+    return total if len(shape) == 1 else density
+
+
+def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Decode one array after its header has been compared with what is expected."""
+    expected = torch.empty(0, dtype=dtype).numpy().dtype
+    found_shape, found_dtype, offset = _read_header(array, key)
+    if found_dtype != expected:
+        raise RefusedError(f"{key!r} is {found_dtype} where {expected} is expected")
+    if found_shape != shape:
+        raise RefusedError(f"{key!r} is {list(found_shape)} where {list(shape)} is expected")
+    size = int(np.prod(shape, dtype=np.int64)) * expected.itemsize
+    if len(array.data) - offset != size:
+        raise RefusedError(f"{key!r} holds {len(array.data) - offset} bytes where {size} are due")
+    try:
+        tensor = torch.from_numpy(np.load(io.BytesIO(array.data), allow_pickle=False))
+    except ValueError as error:
+        raise RefusedError(f"{key!r} cannot be decoded") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise RefusedError(f"{key!r} has values that are not finite")
+    return tensor
+
+
+def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Read shape, type and the header's length; the fields of ``array`` itself may lie."""
+    if array.stype != "numpy.ndarray":
+        raise RefusedError(f"{key!r} is encoded as {_printable(array.stype)}")
+    stream = io.BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read(stream, max_header_size=MAX_HEADER)
+    except (ValueError, KeyError, EOFError, SyntaxError, TypeError) as error:
+        raise RefusedError(f"{key!r} has no readable header") from error
+    return shape, dtype, stream.tell()
+
+
+def _printable(value: object) -> str:
+    """Make something a silo said safe to print: one short line."""
+    text = "".join(char if char.isprintable() else " " for char in str(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,216 @@
+"""The cut: its order, its sizes, what it depends on, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.data.cut import Cut, cut, load_cut
+from fedkd.data.images import Images
+from fedkd.data.sources import Source, load_source
+from fedkd.errors import UserError
+from fedkd.study import Study
+
+
+def make_study(arms=None, partition=None, **data) -> Study:
+    return Study.model_validate(
+        {
+            "name": "cut",
+            "data": data,
+            "partition": partition or {"scheme": "iid", "silos": 4, "min_size": 1},
+            "arms": arms or {"fedavg": {"start": "random"}},
+            "targets": [0.9],
+        }
+    )
+
+
+def make_source(count=400, *, test=None, name="npz:made", channels=1, size=6, classes=5) -> Source:
+    """Images that can be told apart: the first two pixels hold a number, test images from 60000."""
+
+    def numbered(first: int, how_many: int) -> Images:
+        numbers = torch.arange(first, first + how_many)
+        images = torch.zeros(how_many, channels, size, size, dtype=torch.uint8)
+        images[:, 0, 0, 0] = (numbers // 256).to(torch.uint8)
+        images[:, 0, 0, 1] = (numbers % 256).to(torch.uint8)
+        return Images(images, numbers % classes)
+
+    names = tuple(f"class-{index}" for index in range(classes))
+    return Source(name, numbered(0, count), numbered(60_000, test) if test else None, names)
+
+
+def numbers_of(images: Images) -> list[int]:
+    high, low = images.images[:, 0, 0, 0].int(), images.images[:, 0, 0, 1].int()
+    return (high * 256 + low).tolist()
+
+
+def same(one: Images, other: Images) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def test_every_image_lands_in_exactly_one_place():
+    made = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    assert (len(made.test), len(made.validation), len(made.transfer)) == (80, 32, 50)
+    places = (made.test, made.validation, made.transfer, *made.silos)
+    assert sorted(number for part in places for number in numbers_of(part)) == list(range(400))
+    for part in (made.test, made.validation, *made.silos):
+        assert part.labels.tolist() == [number % 5 for number in numbers_of(part)]
+    assert (made.num_classes, made.in_channels, made.image_size) == (5, 1, 6)
+    assert made.classes == ("class-0", "class-1", "class-2", "class-3", "class-4")
+
+
+def test_the_same_seed_gives_the_same_cut_and_another_seed_another():
+    study = make_study(transfer={"size": 50})
+    first, again, other = (cut(make_source(), study, seed, None) for seed in (3, 3, 4))
+    for part in ("test", "validation", "transfer"):
+        assert same(getattr(first, part), getattr(again, part))
+        assert not same(getattr(first, part), getattr(other, part))
+    assert all(map(same, first.silos, again.silos))
+    assert not any(map(same, first.silos, other.silos))
+
+
+def test_arms_have_no_influence():
+    arms = {
+        "fedavg": {"start": "random"},
+        "fedkd": {"start": "consolidated", "consolidation": {"weighting": "familiarity"}},
+        "best": {"start": "best"},
+    }
+    one = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    other = cut(make_source(), make_study(arms, transfer={"size": 50}), 0, None)
+    assert same(one.test, other.test)
+    assert same(one.transfer, other.transfer)
+    assert all(map(same, one.silos, other.silos))
+
+
+def test_a_step_leaves_what_came_before_it_as_it_was():
+    small = cut(make_source(), make_study(transfer={"size": 10}), 0, None)
+    large = cut(make_source(), make_study(transfer={"size": 90}), 0, None)
+    assert same(small.test, large.test)
+    assert same(small.validation, large.validation)
+    assert numbers_of(large.transfer)[:10] == numbers_of(small.transfer)
+
+
+def test_a_test_set_of_the_source_is_used_whole():
+    made = cut(make_source(test=70), make_study(test=0.5, transfer={"size": 50}), 0, None)
+    assert numbers_of(made.test) == list(range(60_000, 60_070))
+    assert len(made.validation) == 40
+    assert sum(map(len, made.silos)) == 400 - 40 - 50
+
+
+def test_fractions_round_up_and_are_not_fooled_by_floating_point():
+    def sizes(count: int, test: float, validation: float) -> tuple[int, int]:
+        study = make_study(test=test, validation=validation, transfer={"size": 10})
+        made = cut(make_source(count), study, 0, None)
+        return len(made.test), len(made.validation)
+
+    assert sizes(100, 0.07, 0.0) == (7, 0)
+    assert sizes(101, 0.2, 0.1) == (21, 8)
+    assert sizes(100, 0.001, 0.001) == (1, 1)
+
+
+def test_train_size_caps_the_silos_alone():
+    full = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    capped = cut(make_source(), make_study(transfer={"size": 50}, train_size=40), 0, None)
+    assert sum(map(len, capped.silos)) == 40
+    assert same(full.test, capped.test)
+    assert same(full.transfer, capped.transfer)
+    generous = cut(make_source(), make_study(transfer={"size": 50}, train_size=9999), 0, None)
+    assert all(map(same, generous.silos, full.silos))
+
+
+def test_transfer_labels_are_withheld_unless_the_study_has_them():
+    hidden = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    assert set(hidden.transfer.labels.tolist()) == {-1}
+    shown = cut(make_source(), make_study(transfer={"size": 50, "labelled": True}), 0, None)
+    assert shown.transfer.labels.tolist() == [n % 5 for n in numbers_of(shown.transfer)]
+    assert torch.equal(hidden.transfer.images, shown.transfer.images)
+
+
+def test_transfer_images_from_elsewhere_take_the_shape_of_the_study():
+    elsewhere = make_source(60, name="npz:elsewhere", channels=3, size=12, classes=2)
+    study = make_study(transfer={"size": 50, "source": "npz:elsewhere"})
+    made = cut(make_source(), study, 0, elsewhere)
+    assert made.transfer.images.shape == (50, 1, 6, 6)
+    assert set(made.transfer.labels.tolist()) == {-1}
+    assert sum(map(len, made.silos)) == 400 - 80 - 32
+
+
+def test_transfer_images_from_elsewhere_can_be_left_out():
+    study = make_study(transfer={"size": 50, "source": "npz:elsewhere"})
+    without = cut(make_source(), study, 0, None)
+    complete = cut(make_source(), study, 0, make_source(60, name="npz:elsewhere"))
+    assert without.transfer is None
+    assert all(map(same, without.silos, complete.silos))
+
+
+@pytest.mark.parametrize(
+    ("data", "elsewhere", "sentence"),
+    [
+        (
+            {"transfer": {"size": 5000}},
+            None,
+            r"data\.transfer\.size: asks for 5000 images, but only 288 are left after test and",
+        ),
+        (
+            {"transfer": {"size": 61, "source": "npz:elsewhere"}},
+            {"count": 60},
+            r"data\.transfer\.size: asks for 61 .* only 60 are in the training set of 'npz:else",
+        ),
+        (
+            {"transfer": {"size": 5, "source": "npz:elsewhere", "labelled": True}},
+            {"classes": 4},
+            r"data\.transfer\.labelled: 'npz:elsewhere' has 4 classes but 'npz:made' has 5",
+        ),
+        (
+            {"source": "npz:made", "transfer": {"size": 5, "source": "npz:made"}},
+            {"count": 60},
+            r"data\.transfer\.source: 'npz:made' is data\.source itself",
+        ),
+        (
+            {"transfer": {"size": 5, "source": "npz:elsewhere"}},
+            {"channels": 4},
+            "images of 4 channels cannot be turned into images of 1",
+        ),
+        ({"transfer": {"size": 288}}, None, r"partition\.silos: .* only 0 images"),
+        ({"transfer": {"size": 280}, "train_size": 3}, None, r"partition\.silos: .* only 3 images"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_key_and_number(data, elsewhere, sentence):
+    other = elsewhere and make_source(**{"name": "npz:elsewhere", **elsewhere})
+    with pytest.raises(UserError, match=sentence):
+        cut(make_source(), make_study(**data), 0, other)
+
+
+def test_the_default_data_set_is_cut_as_documented():
+    made: Cut = load_cut(make_study(partition={"scheme": "iid", "silos": 10}), 0)
+    assert (len(made.test), len(made.validation), len(made.transfer)) == (360, 144, 300)
+    assert sum(map(len, made.silos)) == 1797 - 360 - 144 - 300
+    assert (made.num_classes, made.in_channels, made.image_size) == (10, 1, 8)
+
+
+def test_both_sources_are_loaded_and_resized(tmp_path):
+    generator = np.random.default_rng(0)
+    path = tmp_path / "colour.npz"
+    images = generator.integers(0, 256, (30, 3, 20, 16), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(30) % 2)
+    study = make_study(image_size=12, transfer={"size": 30, "source": f"npz:{path}"})
+    made = load_cut(study, 0)
+    assert made.transfer.images.shape == (30, 1, 12, 12)
+    assert made.test.images.shape == (360, 1, 12, 12)
+    assert sum(map(len, made.silos)) == 1797 - 360 - 144
+
+
+def test_one_seed_is_pinned():
+    """A change of this order changes every curve: make it on purpose or not at all."""
+    made = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    assert numbers_of(made.test)[:4] == [286, 298, 39, 86]
+    assert numbers_of(made.validation)[:4] == [392, 117, 65, 305]
+    assert numbers_of(made.transfer)[:4] == [61, 139, 162, 339]
+    assert numbers_of(made.silos[0])[:4] == [382, 171, 101, 62]
+
+
+def test_a_cut_needs_square_images():
+    source = load_source("digits")
+    tall = Images(source.train.images[:, :, :, :4], source.train.labels)
+    with pytest.raises(UserError, match=r"8 pixels high and 4 wide.*set data\.image_size"):
+        cut(Source("digits", tall, None, source.classes), make_study(), 0, None)

@@ -1,0 +1,372 @@
+"""What a study may hold: each refusal names the key's path, what is wrong and what is valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from fedkd.errors import UserError
+from fedkd.study import Familiarity, Study
+from fedkd.study_file import parse_study
+
+FEDKD = {"start": "consolidated", "consolidation": {"weighting": "familiarity"}}
+
+
+def make_data(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a small valid study with values at dotted paths replaced."""
+    data: dict[str, Any] = {
+        "name": "small",
+        "partition": {"scheme": "label-dirichlet", "silos": 4, "alpha": 0.1},
+        "targets": [0.5, 0.9],
+        "arms": {"fedavg": {"start": "random"}, "fedkd": dict(FEDKD, rounds={"lr": 0.1})},
+    }
+    for path, value in (changes or {}).items():
+        here = data
+        *parents, last = path.split("/")
+        for parent in parents:
+            here[parent] = dict(here.get(parent, {}))
+            here = here[parent]
+        here[last] = value
+    return data
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    """Return the message with which a changed study is refused."""
+    with pytest.raises(UserError) as caught:
+        parse_study(yaml.safe_dump(make_data(changes)), origin="s.yaml")
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key at the top": ({"arm": {}}, "s.yaml: arm: unknown key (did you mean 'arms'?)"),
+    "unknown key below": (
+        {"rounds/local_epoch": 2},
+        "s.yaml: rounds.local_epoch: unknown key (did you mean 'local_epochs'?)",
+    ),
+    "unknown key of an arm's rounds": (
+        {"arms/fedkd/rounds": {"mx": 1}},
+        "s.yaml: arms.fedkd.rounds.mx: unknown key (did you mean 'max'?)",
+    ),
+    "unknown key without a near one": (
+        {"model/zzz": 1},
+        "s.yaml: model.zzz: unknown key; known are arch, per_silo",
+    ),
+    "key of another scheme": (
+        {"partition": {"scheme": "iid", "alpha": 0.1}},
+        "s.yaml: partition.alpha: unknown key",
+    ),
+    "key that is called like the scheme": (
+        {"partition": {"scheme": "iid", "iid": 0.1}},
+        "s.yaml: partition.iid: unknown key",
+    ),
+    "target too high": ({"targets": [0.5, 1.5]}, "s.yaml: targets.1: 1.5 is more than 1"),
+    "target of nothing": ({"targets": [0]}, "s.yaml: targets.0: 0 is not more than 0"),
+    "target not a number": ({"targets": ["high"]}, "s.yaml: targets.0: 'high' is not a number"),
+    "no target": ({"targets": []}, "s.yaml: targets: needs at least 1 entry but has 0"),
+    "one bare target": ({"targets": 0.5}, "s.yaml: targets: 0.5 is not a list"),
+    "too many targets": ({"targets": [0.5] * 21}, "s.yaml: targets: has more than 20 entries"),
+    "relative target too high": (
+        {"targets": {"of_baseline_best": [2]}},
+        "s.yaml: targets.of_baseline_best.0: 2 is more than 1",
+    ),
+    "relative targets misspelt": (
+        {"targets": {"of_baseline": [0.9]}},
+        "s.yaml: targets.of_baseline: unknown key (did you mean 'of_baseline_best'?)",
+    ),
+    "relative targets empty": (
+        {"targets": {}},
+        "s.yaml: targets.of_baseline_best: is missing",
+    ),
+    "relative targets without a baseline": (
+        {"targets": {"of_baseline_best": [0.9]}, "baselines": []},
+        "s.yaml: targets.of_baseline_best: needs at least one arm under baselines",
+    ),
+    "no silos": ({"partition/silos": 0}, "s.yaml: partition.silos: 0 is less than 1"),
+    "half a silo": ({"partition/silos": 2.5}, "s.yaml: partition.silos: 2.5 is not a whole number"),
+    "concentration of zero": ({"partition/alpha": 0}, "partition.alpha: 0 is not more than 0"),
+    "unknown scheme": (
+        {"partition/scheme": "label-dirichlt"},
+        (
+            "s.yaml: partition.scheme: 'label-dirichlt' is not one of iid, quantity, "
+            "label-dirichlet, label-shards, label-dominant (did you mean 'label-dirichlet'?)"
+        ),
+    ),
+    "no scheme": ({"partition": {"silos": 3}}, "s.yaml: partition.scheme: is missing"),
+    "scheme as the partition": (
+        {"partition": "iid"},
+        "s.yaml: partition: 'iid' is not a mapping of keys to values",
+    ),
+    "unknown architecture": (
+        {"model/arch": "lenet"},
+        "s.yaml: model.arch: unknown architecture 'lenet' (did you mean 'lenet5'?); known are cnn",
+    ),
+    "unknown architecture of a silo": (
+        {"model/per_silo": {"silo-1": "cn"}},
+        "s.yaml: model.per_silo.silo-1: unknown architecture 'cn' (did you mean 'cnn'?)",
+    ),
+    "architecture that is a switch": (
+        {"model/per_silo": {"silo-1": True}},
+        "s.yaml: model.per_silo.silo-1: true is not text",
+    ),
+    "unknown source": (
+        {"data/source": "cifar"},
+        "s.yaml: data.source: unknown data source 'cifar' (did you mean 'cifar10'?)",
+    ),
+    "source without a path": (
+        {"data/source": "folder:"},
+        "s.yaml: data.source: 'folder:' must be followed by what to read",
+    ),
+    "unknown transfer source": (
+        {"data/transfer": {"source": "mnst"}},
+        "s.yaml: data.transfer.source: unknown data source 'mnst' (did you mean 'mnist'?)",
+    ),
+    "unknown weighting": (
+        {"arms/fedkd/consolidation/weighting": "familiar"},
+        (
+            "s.yaml: arms.fedkd.consolidation.weighting: unknown weighting 'familiar' "
+            "(did you mean 'familiarity'?)"
+        ),
+    ),
+    "unknown method": (
+        {"arms/fedkd/consolidation/method": "kdd"},
+        (
+            "s.yaml: arms.fedkd.consolidation.method: unknown distillation method 'kdd' "
+            "(did you mean 'kd'?)"
+        ),
+    ),
+    "unknown student": (
+        {"arms/fedkd/consolidation/student": "averge"},
+        (
+            "s.yaml: arms.fedkd.consolidation.student: 'averge' is not one of average, best, fresh "
+            "(did you mean 'average'?)"
+        ),
+    ),
+    "unknown start": (
+        {"arms/fedavg/start": 5},
+        "s.yaml: arms.fedavg.start: 5 is not one of random, average, best, consolidated",
+    ),
+    "unknown strategy": (
+        {"arms/fedavg/strategy": "fedavgg"},
+        "s.yaml: arms.fedavg.strategy: 'fedavgg' is not",
+    ),
+    "arm without a start": (
+        {"arms/fedavg": {}},
+        "s.yaml: arms.fedavg.start: is missing",
+    ),
+    "arm without keys": (
+        {"arms/fedavg": None},
+        "s.yaml: arms.fedavg: is empty, but a mapping of keys to values is expected",
+    ),
+    "no arms": ({"arms": {}}, "s.yaml: arms: needs at least 1 entry but has 0"),
+    "arms as a list": (
+        {"arms": ["fedavg"]},
+        "s.yaml: arms: is a list, but a mapping of keys to values is expected",
+    ),
+    "NaN": ({"rounds/lr": float("nan")}, "s.yaml: rounds.lr: nan is not a finite number"),
+    "infinity": ({"rounds/timeout": float("inf")}, "rounds.timeout: inf is not a finite number"),
+    "NaN in a list": ({"targets": [float("nan")]}, "s.yaml: targets.0: nan is not a finite number"),
+    "infinite count": ({"rounds/max": float("inf")}, "rounds.max: inf is not a finite number"),
+    "huge count": ({"rounds/max": 10**90}, "rounds.max: 1000"),
+    "yes for a number": (
+        {"rounds/max": True},
+        "s.yaml: rounds.max: true is no value for this key: YAML reads a bare yes, no, on or off",
+    ),
+    "no for a fraction": ({"data/test": False}, "s.yaml: data.test: false is no value for this"),
+    "number for a switch": (
+        {"data/transfer": {"labelled": 2}},
+        "s.yaml: data.transfer.labelled: 2 is not true or false",
+    ),
+    "number for a name": ({"name": 2024}, "s.yaml: name: 2024 is not text; put it in quotes"),
+    "word for a number": (
+        {"rounds/max": "many"},
+        "s.yaml: rounds.max: 'many' is not a whole number",
+    ),
+    "nothing for a number": (
+        {"rounds/max": None},
+        "s.yaml: rounds.max: is empty, but a whole number is expected",
+    ),
+    "nothing for a section": (
+        {"rounds": None},
+        "s.yaml: rounds: is empty, but a mapping of keys to values is expected",
+    ),
+    "number of workers": ({"engine/workers": 0}, "s.yaml: engine.workers: 0 is less than 1"),
+    "word for workers": (
+        {"engine/workers": "all"},
+        "s.yaml: engine.workers: 'all' is neither auto nor a whole number",
+    ),
+    "device": ({"engine/device": "gpu"}, "s.yaml: engine.device: 'gpu' is not cpu, cuda or cuda:N"),
+    "engine's name": ({"engine/name": "a b"}, "s.yaml: engine.name: 'a b' is no name of an engine"),
+    "bad study name": ({"name": "My Study"}, "s.yaml: name: 'My Study' is no valid name"),
+    "bad arm name": (
+        {"arms/Fed_Avg": {"start": "random"}},
+        "s.yaml: arms.Fed_Avg: 'Fed_Avg' is no valid name: use lower-case letters",
+    ),
+    "arm name with a line break": (
+        {"arms/a\nb": {"start": "random"}},
+        "s.yaml: arms.'a\\nb': 'a\\nb' is no valid name",
+    ),
+    "fedkd that does not consolidate": (
+        {"arms/fedkd-x": {"start": "average"}},
+        "s.yaml: arms.fedkd-x: the name says that it consolidates but start is 'average'",
+    ),
+    "consolidation under another name": (
+        {"arms/other": FEDKD},
+        "s.yaml: arms.other: an arm that consolidates is named fedkd, fedkd-... or control-...",
+    ),
+    "consolidation without the start": (
+        {"arms/fedavg/consolidation": {}},
+        "s.yaml: arms.fedavg: consolidation is set but start is 'random'",
+    ),
+    "average student of several architectures": (
+        {"model/per_silo": {"silo-1": "mlp"}},
+        (
+            "s.yaml: arms.fedkd.consolidation.student: average needs silos of one "
+            "architecture, but model.per_silo gives some mlp beside cnn; use student: fresh"
+        ),
+    ),
+    "average start of several architectures": (
+        {"model/per_silo": {"silo-1": "mlp"}, "arms": {"mean": {"start": "average"}}},
+        "s.yaml: arms.mean.start: average needs silos of one architecture",
+    ),
+    "best start without validation data": (
+        {"data/validation": 0, "arms/top": {"start": "best"}},
+        "s.yaml: arms.top: the best model is chosen on validation data",
+    ),
+    "densities without familiarity": (
+        {"arms/fedkd/consolidation": {"teachers": "densities"}},
+        "s.yaml: arms.fedkd.consolidation: teachers: densities needs weighting: familiarity",
+    ),
+    "average student of silos that send predictions": (
+        {"arms/fedkd/consolidation/mode": "logits"},
+        "s.yaml: arms.fedkd.consolidation: student: average needs the silos' models",
+    ),
+    "unknown baseline": (
+        {"baselines": ["fedavgg"]},
+        "s.yaml: baselines: no arm is named 'fedavgg' (did you mean 'fedavg'?)",
+    ),
+    "one bare baseline": ({"baselines": "fedavg"}, "s.yaml: baselines: 'fedavg' is not a list"),
+    "unknown silo's architecture": (
+        {"model/per_silo": {"silo-4": "cnn"}},
+        "s.yaml: model.per_silo: no silo is named 'silo-4'; they are silo-0 to silo-3",
+    ),
+    "unknown silo's checkpoint": (
+        {"pretraining/checkpoints": {"hospital": "a.safetensors"}},
+        "s.yaml: pretraining.checkpoints: no silo is named 'hospital'",
+    ),
+    "seed twice": ({"seeds": [0, 1, 0]}, "s.yaml: seeds: [0, 1, 0] names a seed twice"),
+    "negative seed": ({"seeds": [0, -1]}, "s.yaml: seeds.1: -1 is less than 0"),
+    "large seed": ({"seeds": [2**31]}, "s.yaml: seeds.0: 2147483648 is not less than 2147483648"),
+    "no seeds": ({"seeds": []}, "s.yaml: seeds: needs at least 1 entry but has 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_impossible_study_is_refused_with_path_and_reason(case: str) -> None:
+    changes, expected = REFUSALS[case]
+    message = refusal(changes)
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["name", "targets", "arms"])
+def test_missing_key_is_named(key: str) -> None:
+    data = make_data()
+    del data[key]
+    with pytest.raises(UserError, match=rf"^s.yaml: {key}: is missing$"):
+        parse_study(yaml.safe_dump(data), origin="s.yaml")
+
+
+def test_every_problem_has_its_own_line() -> None:
+    message = refusal({"rounds": {"max": 0, "lr": -1}, "seeds": [-1], "arms/fedavg/start": "x"})
+    assert message.splitlines() == [
+        "s.yaml: rounds.max: 0 is less than 1",
+        "s.yaml: rounds.lr: -1 is not more than 0",
+        "s.yaml: arms.fedavg.start: 'x' is not one of random, average, best, consolidated",
+        "s.yaml: seeds.0: -1 is less than 0",
+    ]
+
+
+def test_endless_problems_are_counted_not_listed() -> None:
+    lines = refusal({"seeds": [-1] * 50}).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "and 30 problems more"
+
+
+def test_numbers_too_long_to_print_are_refused_all_the_same() -> None:
+    from pydantic import ValidationError
+
+    from fedkd.study_errors import to_user_error
+
+    data = make_data({"rounds/max": 10**5000})
+    with pytest.raises(ValidationError) as caught:
+        Study.model_validate(data)
+    message = str(to_user_error(caught.value, data, origin="s"))
+    assert message == "s: rounds.max: a number of thousands of digits is more than 1000000"
+
+
+def test_defaults_are_filled() -> None:
+    study = Study.model_validate(make_data())
+    assert study.baselines == ["fedavg"]
+    assert study.seeds == [0, 1, 2]
+    assert study.silo_names == ("silo-0", "silo-1", "silo-2", "silo-3")
+    assert study.absolute_targets == [0.5, 0.9]
+    assert study.engine.name == "inline"
+
+
+def test_consolidated_arm_needs_no_consolidation_key() -> None:
+    study = Study.model_validate(make_data({"arms/fedkd": {"start": "consolidated"}}))
+    consolidation = study.arms["fedkd"].consolidation
+    assert consolidation is not None
+    assert (consolidation.method, consolidation.weighting) == ("kd", "equal")
+    assert not consolidation.uses_densities
+
+
+def test_no_baseline_without_an_arm_called_fedavg() -> None:
+    study = Study.model_validate(make_data({"arms": {"mean": {"start": "average"}}}))
+    assert study.baselines == []
+
+
+def test_arm_overrides_only_the_rounds_that_it_names() -> None:
+    study = Study.model_validate(make_data({"rounds": {"max": 7, "lr": 0.2}}))
+    assert study.rounds_of("fedavg") == study.rounds
+    assert study.rounds_of("fedkd") == study.rounds.model_copy(update={"lr": 0.1})
+
+
+def test_arm_needs_pretrained_models_unless_it_starts_at_random() -> None:
+    assert Study.model_validate(make_data()).needs_pretrained
+    assert not Study.model_validate(
+        make_data({"arms": {"fedavg": {"start": "random"}}})
+    ).needs_pretrained
+
+
+def test_fresh_student_may_have_teachers_of_other_architectures() -> None:
+    study = Study.model_validate(
+        make_data(
+            {"model/per_silo": {"silo-1": "mlp"}, "arms/fedkd/consolidation/student": "fresh"}
+        )
+    )
+    assert study.arch_of("silo-1") == "mlp"
+    assert study.arch_of("silo-2") == "cnn"
+
+
+def test_relative_targets_have_no_absolute_values() -> None:
+    study = Study.model_validate(make_data({"targets": {"of_baseline_best": [0.9]}}))
+    assert study.absolute_targets is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [({}, 5.0), ({"density": "knn"}, 3.0), ({"density": "knn", "scale": 2}, 2.0)],
+)
+def test_scale_follows_the_density_unless_given(settings: dict[str, Any], scale: float) -> None:
+    assert Familiarity.model_validate(settings).effective_scale == scale
+
+
+def test_validating_changes_nothing_of_the_data() -> None:
+    data = make_data()
+    before = yaml.safe_dump(data)
+    Study.model_validate(data)
+    assert yaml.safe_dump(data) == before
