@@ -30,7 +30,9 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
-        return _reply(message, silo, describe_silo(silo, study.arms[_arm(context)].needs_pretrained))
+        return _reply(
+            message, silo, describe_silo(silo, study.arms[_arm(context)].needs_pretrained)
+        )
 
     @app.query("teacher")
     def teacher(message: Message, context: Context) -> Message:
@@ -49,7 +51,9 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
                 study.rounds_of(_arm(context)),
             )
         metrics = MetricRecord({wire.NUM_EXAMPLES: len(silo.data), wire.LOSS: loss})
-        return _reply(message, silo, RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics}))
+        return _reply(
+            message, silo, RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
+        )
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -72,22 +76,24 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
 def describe_silo(silo: Silo, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
     """Answer ``query.describe``."""
     own = silo.own_model().state if owns_model else None
-    info: dict[str, str | int | bool | list[int]] = {
-        wire.ARCHITECTURE: silo.arch,
-        wire.NUM_EXAMPLES: len(silo.data),
-        wire.CLASS_COUNTS: silo.class_counts,
-        wire.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
-        wire.CHECKPOINT_HASH: state_hash(own) if own else "none",
-        wire.HOLDS_TRANSFER: False,
-    }
-    return RecordDict({wire.INFO: ConfigRecord(info)})
+    info = ConfigRecord(
+        {
+            wire.ARCHITECTURE: silo.arch,
+            wire.NUM_EXAMPLES: len(silo.data),
+            wire.CLASS_COUNTS: silo.class_counts,
+            wire.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
+            wire.CHECKPOINT_HASH: state_hash(own) if own else "none",
+            wire.HOLDS_TRANSFER: False,
+        }
+    )
+    return RecordDict({wire.INFO: info})
 
 
 def teach(silo: Silo, content: RecordDict) -> RecordDict:
     """Answer ``query.teacher``: the silo's model or its predictions, and densities if asked."""
     config = content.config_records[wire.CONFIG]
     mode, density = str(config[wire.MODE]), str(config[wire.DENSITY])
-    info: dict[str, str | int] = {wire.NUM_EXAMPLES: len(silo.data)}
+    info = ConfigRecord({wire.NUM_EXAMPLES: len(silo.data)})
     reply = RecordDict()
     images: torch.Tensor | None = None
     if wire.TRANSFER in content.array_records:
@@ -112,7 +118,7 @@ def teach(silo: Silo, content: RecordDict) -> RecordDict:
         )
         if found is not None:
             reply[wire.FAMILIARITY] = ArrayRecord({wire.LOG_DENSITY: found})
-    reply[wire.INFO] = ConfigRecord(info)
+    reply[wire.INFO] = info
     return reply
 
 

@@ -27,7 +27,6 @@ from fedkd.files import write_json, write_text
 from fedkd.results import RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import check_files, dump_study
-from strategies.setting import Observer
 
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
@@ -90,12 +89,18 @@ def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Ou
     federations[0].check()
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = _results_folder(out, study)
-        return _Runner(study, engine, folder, fresh, progress).run(federations, pool)
+        return _Runner(study, engine, folder, progress, fresh=fresh).run(federations, pool)
 
 
 class _Runner:
     def __init__(
-        self, study: Study, engine: Engine, folder: Path, fresh: bool, progress: Progress  # noqa: FBT001 -- private
+        self,
+        study: Study,
+        engine: Engine,
+        folder: Path,
+        progress: Progress,
+        *,
+        fresh: bool,
     ) -> None:
         self._study = study
         self._engine = engine
@@ -241,9 +246,7 @@ class _Runner:
             "versions": _versions(),
             "machine": _machine(),
             "runs": [_run_entry(record) for record in records],
-            "comparison": compare(
-                complete, baselines=study.baselines, targets=study.target_values
-            ),
+            "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
             "failures": [vars(failure) for failure in self._failures],
         }
 

@@ -39,7 +39,7 @@ Overrides = Annotated[
 
 
 @app.command()
-def compare(  # noqa: PLR0913 -- one parameter an option
+def compare(
     study: StudyPath,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -56,7 +56,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
         bool, typer.Option("--json", help="Print the summary as JSON, for programs.")
     ] = False,
 ) -> None:
-    """Run every arm of STUDY on every seed and compare the exchanges to each target.
+    r"""Run every arm of STUDY on every seed and compare the exchanges to each target.
 
     Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, and for each run its
     curve (rounds.jsonl, a line a round), final model and state.

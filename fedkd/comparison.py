@@ -90,7 +90,10 @@ def _totals(
         for side, run in enumerate(pair):
             spent = run.cost(run.targets[index])[figure]
             if spent is None:
-                whole = {"bytes": lambda p: p.bytes_up + p.bytes_down, "seconds": lambda p: p.seconds}
+                whole = {
+                    "bytes": lambda p: p.bytes_up + p.bytes_down,
+                    "seconds": lambda p: p.seconds,
+                }
                 spent = sum(whole[figure](point) for point in run.curve)
             totals[side] += float(spent)
     return totals[0], totals[1]

@@ -61,9 +61,7 @@ class StudyProgress:
         self._bars.remove_task(task)
 
     @contextmanager
-    def run(
-        self, arm: str, seed: int, rounds: int, targets: Sequence[float]
-    ) -> Iterator[_RunBar]:
+    def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Iterator[_RunBar]:
         """Show the rounds of one run."""
         task = self._bars.add_task(f"{arm}, seed {seed}", total=rounds, detail="starting")
         try:

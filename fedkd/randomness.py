@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ _DRAWS_NOTHING = (
 )
 
 
-class DrawFrom(TorchDispatchMode):
+class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's is untyped
     """While active in a thread, random operations draw from ``generator`` and nothing else.
 
     The mode is local to its thread. Operations with a ``generator`` argument get it; the few
@@ -43,7 +44,7 @@ class DrawFrom(TorchDispatchMode):
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._generator = generator
 
     def __torch_dispatch__(
@@ -84,14 +85,18 @@ def draws_at_random(model: nn.Module) -> bool:
     return False
 
 
+@lru_cache(maxsize=1)
 def _plain_types() -> set[type]:
     """The exact classes: a subclass may draw."""
     types: set[type] = set()
     for plain in _DRAWS_NOTHING:
-        types |= {plain, *(sub for sub in _subclasses(plain) if sub.__module__.startswith("torch."))}
+        types |= {
+            plain,
+            *(sub for sub in _subclasses(plain) if sub.__module__.startswith("torch.")),
+        }
     return types
 
 
 def _subclasses(cls: type) -> set[type]:
-    direct = set(cls.__subclasses__())
+    direct: set[type] = set(cls.__subclasses__())
     return direct.union(*(_subclasses(sub) for sub in direct))

@@ -30,7 +30,9 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
     seeds = summary["resolved"]["seeds"]
     baselines = summary["resolved"]["baselines"]
     relative = not isinstance(summary["resolved"]["targets"], list)
-    title = f"Exchanges to {target:.1%}" + (f" of {baselines[0]}'s best" if relative else " accuracy")
+    title = f"Exchanges to {target:.1%}" + (
+        f" of {baselines[0]}'s best" if relative else " accuracy"
+    )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("arm", no_wrap=True)
     table.add_column("start", justify="right")
@@ -91,15 +93,23 @@ def _legend(summary: dict[str, Any]) -> str:
     seeds = len(summary["resolved"]["seeds"])
     spread = "a 95 % bootstrap interval" if seeds >= 5 else "the least and the greatest"
     lines = [
-        "An exchange is one trip server -> silos -> server with a model, logits or densities: every "
-        "round is one, and so is an average or consolidated start.",
-        f"saved: over all seeds together; range: {spread} over seeds, in per cent. ceiling: what "
-        "reaching the target at the start would save.",
-        ">n: not reached within the budget of n exchanges, which is what the sums count for it; "
-        "≥ and ≤ mark the savings that this bounds.",
+        (
+            "An exchange is one trip server -> silos -> server with a model, logits or densities: "
+            "every round is one, and so is an average or consolidated start."
+        ),
+        (
+            f"saved: over all seeds together; range: {spread} over seeds, in per cent. ceiling: "
+            "what reaching the target at the start would save."
+        ),
+        (
+            ">n: not reached within the budget of n exchanges, which is what the sums count for "
+            "it; ≥ and ≤ mark the savings that this bounds."
+        ),
     ]
     if any(run["cached"] for run in summary["runs"]):
         lines.append("Some runs were taken from the cache (--fresh computes all anew).")
-    for failure in summary["failures"]:
-        lines.append(f"failed: {failure['arm']}, seed {failure['seed']}: {failure['reason']}")
+    lines += [
+        f"failed: {failure['arm']}, seed {failure['seed']}: {failure['reason']}"
+        for failure in summary["failures"]
+    ]
     return "\n".join(lines)

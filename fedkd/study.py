@@ -59,20 +59,28 @@ class Section(BaseModel):
                 raise PydanticCustomError(
                     "unknown_key", "unknown key{hint}", {"key": str(key), "hint": hint}
                 )
-            if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
-                raise PydanticCustomError(
-                    "not_a_switch",
-                    "{value} is no value for this key: YAML reads a bare yes, no, on or off so",
-                    {"key": str(key), "value": str(value).lower()},
-                )
+            if cls.model_fields[key].annotation is not bool:
+                _refuse_switch(str(key), value)
         return data
+
+
+def _refuse_switch(key: str, value: Any) -> None:
+    """Refuse a boolean, or a list that holds one, where something else is meant."""
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        if isinstance(item, bool):
+            path = f"{key}.{index}" if isinstance(value, list) else key
+            raise PydanticCustomError(
+                "not_a_switch",
+                "{value} is no value for this key: YAML reads a bare yes, no, on or off so",
+                {"key": path, "value": str(item).lower()},
+            )
 
 
 class TransferSet(Section):
     """The images on which knowledge passes from teachers to student."""
 
     size: Count = Field(300, description="number of images")
-    labelled: bool = Field(False, description="whether the server may use their labels")
+    labelled: bool = Field(default=False, description="whether the server may use their labels")
     source: Source | None = Field(
         None, description="another data source to draw from; by default the study's own"
     )
@@ -200,7 +208,7 @@ class Familiarity(Section):
     dims: Count = Field(50, description="most dimensions of the basis")
     neighbours: Count = Field(5, description="k of the knn density")
     scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3 (knn)")
-    background: bool = Field(False, description="a component for images that no silo knows")
+    background: bool = Field(default=False, description="a component for images that no silo knows")
 
     @property
     def effective_scale(self) -> float:
@@ -265,7 +273,7 @@ class Arm(Section):
     @classmethod
     def _fill_consolidation(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("start") == "consolidated":
-            return {"consolidation": {}, **data}
+            return {**data, "consolidation": data.get("consolidation") or {}}
         return data
 
     @model_validator(mode="after")
@@ -342,8 +350,13 @@ class Study(Section):
     def _check(self) -> Study:
         for check in (_check_arms, _check_baselines, _check_silo_names, _check_needs):
             check(self)
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+        for key, values, noun in (
+            ("seeds", self.seeds, "seed"),
+            ("baselines", self.baselines, "baseline"),
+            ("targets", self.target_values, "target"),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: {values} names a {noun} twice")
         return self
 
     @property
@@ -354,8 +367,9 @@ class Study(Section):
     @property
     def target_values(self) -> list[float]:
         """Targets as the study names them: accuracies, or fractions of the baseline's best."""
-        relative = isinstance(self.targets, RelativeTargets)
-        return self.targets.of_baseline_best if relative else self.targets
+        if isinstance(self.targets, RelativeTargets):
+            return self.targets.of_baseline_best
+        return self.targets
 
     @property
     def absolute_targets(self) -> list[float] | None:

@@ -111,7 +111,7 @@ def fit(
             with noise, compute.autocast():
                 logits = model(batch)
             batch_loss = loss(logits.float(), rest)
-            batch_loss.backward()  # type: ignore[no-untyped-call] -- PyTorch's is untyped
+            batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
             optimiser.step()
             total += batch_loss.detach() * (end - start)
         mean = float(total) / len(images)
@@ -162,7 +162,7 @@ def predict(
     """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``."""
     model.eval()
     parts = []
-    for batch in images.split(batch_size):
+    for batch in torch.split(images, batch_size):
         with compute.autocast():
             logits = model(as_float(batch).to(compute.device))
         parts.append(logits.float().cpu())

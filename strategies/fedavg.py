@@ -52,14 +52,14 @@ class SiloFedAvg(FedAvg):
         self.exchanges_before_round_1 = 0
         self.notes: dict[str, object] = {}
 
-    def start(  # noqa: PLR0913 -- the signature is Flower's
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,  # noqa: ARG002 -- the signature is Flower's
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
         """Run the federation: the start, then rounds until the targets or the budget.
@@ -236,14 +236,15 @@ class SiloFedAvg(FedAvg):
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)
         if not total:
-            raise FedKDError("no silo could evaluate the global model, and the server has no test data")
+            raise FedKDError(
+                "no silo could evaluate the global model, and the server has no test data"
+            )
         return MetricRecord({key: value / total for key, value in totals.items()})
 
     def _may_stop(self) -> bool:
         """Whether every target has been reached and the arm stops there."""
         reached = all(
-            any(point.accuracy >= target for point in self.curve)
-            for target in self.setting.targets
+            any(point.accuracy >= target for point in self.curve) for target in self.setting.targets
         )
         if reached and self.setting.targets and self.setting.rounds.stop == "targets":
             self.stopped = "targets"

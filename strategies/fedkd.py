@@ -102,7 +102,9 @@ class FedKD(SiloFedAvg):
             compute=self.setting.compute,
             on_epoch=lambda: self.observer.on_distillation(next(epochs), settings.epochs),
         )
-        self.notes["distillation_loss"] = round(loss, 6) if is_finite({"": torch.tensor(loss)}) else None
+        self.notes["distillation_loss"] = (
+            round(loss, 6) if is_finite({"": torch.tensor(loss)}) else None
+        )
         return copy_state(model)
 
     def _note(self, teachers: Teachers, ensemble: Ensemble) -> None:
@@ -131,9 +133,7 @@ def _densities(teachers: Teachers, samples: int) -> torch.Tensor:
     return torch.stack([unknown if d is None else _marginal(d) for d in found])
 
 
-def _densities_as_teachers(
-    teachers: Teachers, samples: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _densities_as_teachers(teachers: Teachers, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The control: joint log-densities ``[M, N, C]`` stand where teachers' logits would."""
     joint: Sequence[torch.Tensor] = [
         t.log_density for t in teachers.members if t.log_density is not None

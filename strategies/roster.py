@@ -16,9 +16,7 @@ from strategies.gate import RefusedError, read_info, read_name, read_num_example
 from strategies.setting import Setting
 
 
-def call_roster(
-    grid: Grid, setting: Setting, ledger: Ledger, run_id: str
-) -> dict[str, Member]:
+def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> dict[str, Member]:
     """Return the silos that answered, by name, in natural order.
 
     Raises:
@@ -30,9 +28,7 @@ def call_roster(
     config = ConfigRecord({wire.RUN_ID: run_id, wire.ROUND: 0, wire.TRANSFER_HASH: transfer})
     content = RecordDict({wire.CONFIG: config})
     messages = [Message(content, node, wire.DESCRIBE) for node in nodes]
-    replies = exchange(
-        grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic
-    )
+    replies = exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
     members: dict[str, Member] = {}
     for node in nodes:
         try:

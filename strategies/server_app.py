@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import json
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 

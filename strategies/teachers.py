@@ -87,7 +87,7 @@ class Teachers:
         return self.states()[scores.index(max(scores))]
 
 
-def collect_teachers(  # noqa: PLR0913 -- what is asked, of whom, and the books
+def collect_teachers(
     grid: Grid,
     members: Sequence[Member],
     setting: Setting,
@@ -165,7 +165,7 @@ def _question(
     return RecordDict(dict(records)), density
 
 
-def _read_teacher(  # noqa: PLR0913 -- a reply, and all that it is checked against
+def _read_teacher(
     reply: Message,
     member: Member,
     setting: Setting,

@@ -98,7 +98,7 @@ class InlineGrid(Grid):
     def _answer(self, message: Message) -> Message:
         try:
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # noqa: BLE001 -- whatever a silo raises is its failed reply
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(CLIENT_RAISED, reason), reply_to=message)
 

@@ -80,13 +80,12 @@ def _find_problem(archive: zipfile.ZipFile) -> str | None:
             if read is None:
                 return f"the array {key} is of an unknown version of NumPy's format"
             shape, _, dtype = read(stream)
+            held = member.file_size - stream.tell()
         size = math.prod(shape) * dtype.itemsize
         if problem := _find_misfit(key, shape, dtype):
             return problem
-        if size > member.file_size:
-            return (
-                f"the array {key} declares {size} bytes but has {member.file_size}: it is damaged"
-            )
+        if size > held:
+            return f"the array {key} is damaged: it declares {size} bytes but holds {held}"
         total += size
     if total > MAX_BYTES:
         return f"its arrays take {total} bytes, more than {MAX_BYTES}; use smaller or fewer images"

@@ -29,7 +29,9 @@ def kd_loss(
     log_student = functional.log_softmax(logits.float() / temperature, dim=1)
     # xlogy is 0 at 0, where log would give NaN and its gradient too.
     negentropy = torch.special.xlogy(target, target).sum(1)
-    divergence = (negentropy - (target * log_student).sum(1)).mean() * temperature**2
+    divergence: Tensor = (negentropy - (target * log_student).sum(1)).mean() * temperature**2
     if labels is None:
         return divergence
-    return (1 - weight) * functional.cross_entropy(logits.float(), labels) + weight * divergence
+    fit = functional.cross_entropy(logits.float(), labels)
+    mixed: Tensor = (1 - weight) * fit + weight * divergence
+    return mixed

@@ -144,11 +144,18 @@ def _widen_first_convolution(model: nn.Module, in_channels: int) -> None:
             new = nn.Conv2d(
                 in_channels,
                 module.out_channels,
-                kernel_size=module.kernel_size,  # type: ignore[arg-type] -- a tuple of two
-                stride=module.stride,  # type: ignore[arg-type] -- likewise
-                padding=module.padding,  # type: ignore[arg-type] -- likewise
+                kernel_size=_pair(module.kernel_size),
+                stride=_pair(module.stride),
+                padding=module.padding
+                if isinstance(module.padding, str)
+                else _pair(module.padding),
                 bias=module.bias is not None,
             )
             setattr(parent, name.rpartition(".")[2], new)
             return
     raise ValueError("no convolution over three channels was found to adapt")
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width

@@ -589,7 +589,7 @@ CONSOLIDATIONS = st.fixed_dictionaries(
 def studies(draw: st.DrawFn) -> Study:
     arms = draw(PLAIN_ARMS)
     arms["fedkd"] = {"start": "consolidated", "consolidation": draw(CONSOLIDATIONS)}
-    absolute = st.lists(FRACTIONS, min_size=1, max_size=4)
+    absolute = st.lists(FRACTIONS, min_size=1, max_size=4, unique=True)
     return Study.model_validate(
         {
             "name": draw(NAMES),

@@ -1,0 +1,54 @@
+# `make` or `make help` lists the targets. Everything runs in .venv, made when it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-ray lint format types borders check sweeps bundle clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv and install fedkd into it, once
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about a minute)
+	$(BIN)/fedkd compare experiments/quickstart.yaml
+
+test: $(STAMP) ## run the default tests
+	$(PYTEST)
+
+test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
+	$(PYTEST) -m ray
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff rewrite
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+borders: $(STAMP) ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+check: lint types borders test ## all of the above
+
+sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about half an hour)
+	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
+	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
+
+bundle: $(STAMP) ## build the Flower App Bundle
+	$(BIN)/flwr build
+
+clean: ## remove .venv and all that tools left behind; results in runs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.fab
