@@ -1,5 +1,5 @@
 # `make` or `make help` lists the targets. Everything runs in .venv, made when it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -33,7 +33,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a key of the study, such as rounds.lr=0.1; may be repeated.",
+        help="Set a key of the study, such as rounds.lr=0.1; may be repeated. Paths of files are "
+        "relative to the study file.",
     ),
 ]
 
@@ -56,14 +57,12 @@ def compare(
         bool, typer.Option("--json", help="Print the summary as JSON, for programs.")
     ] = False,
 ) -> None:
-    r"""Run every arm of STUDY on every seed and compare the exchanges to each target.
+    """Run every arm of STUDY on every seed and compare the exchanges to each target.
 
-    Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, and for each run its
-    curve (rounds.jsonl, a line a round), final model and state.
+    Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, and for each run
+    its curve (rounds.jsonl, a line a round), final model and state.
 
-    \b
-    fedkd compare experiments/quickstart.yaml
-    fedkd compare experiments/quickstart.yaml --seeds 0,1,2,3,4 --set partition.alpha=0.5
+    For example: fedkd compare experiments/quickstart.yaml --set rounds.lr=0.1 --seeds 0,1,2,3,4
     """
     loaded = _load(study, overrides, seeds=_parse_seeds(seeds), engine=engine)
     outcome = _run(loaded, out=out, fresh=fresh, quiet=as_json)

@@ -238,7 +238,7 @@ class Consolidation(Section):
         0.5, ge=0, le=1, description="of the teachers against labels; 1 without labels"
     )
     tau: Rate = Field(0.1, description="sharpness of the confidence weighting")
-    epochs: Count = 100
+    epochs: Count = 50
     batch_size: Count = 32
     lr: Rate = 0.05
     momentum: Momentum = 0.9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from flwr.app import ArrayRecord
@@ -102,9 +102,7 @@ class FedKD(SiloFedAvg):
             compute=self.setting.compute,
             on_epoch=lambda: self.observer.on_distillation(next(epochs), settings.epochs),
         )
-        self.notes["distillation_loss"] = (
-            round(loss, 6) if is_finite({"": torch.tensor(loss)}) else None
-        )
+        self.notes["distillation_loss"] = round(loss, 6) if math.isfinite(loss) else None
         return copy_state(model)
 
     def _note(self, teachers: Teachers, ensemble: Ensemble) -> None:
@@ -135,15 +133,13 @@ def _densities(teachers: Teachers, samples: int) -> torch.Tensor:
 
 def _densities_as_teachers(teachers: Teachers, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The control: joint log-densities ``[M, N, C]`` stand where teachers' logits would."""
-    joint: Sequence[torch.Tensor] = [
-        t.log_density for t in teachers.members if t.log_density is not None
-    ]
+    joint = [t.log_density for t in teachers.members if t.log_density is not None]
     if len(joint) < len(teachers.members):
         missing = [t.silo for t in teachers.members if t.log_density is None]
         raise FedKDError(
             f"{', '.join(missing)} is too small to fit a density, which alone would teach here"
         )
-    return torch.stack(list(joint)), _densities(teachers, samples)
+    return torch.stack(joint), _densities(teachers, samples)
 
 
 def _marginal(density: torch.Tensor) -> torch.Tensor:

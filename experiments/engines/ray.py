@@ -1,0 +1,367 @@
+"""The ray engine: Flower's Simulation Runtime, silos in processes of a Ray cluster.
+
+Flower's own managed SuperLink is one shared daemon that keeps its first caller's environment, so
+this engine starts a private one for the study and ends it, with all that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from experiments.engines.base import Task
+from experiments.engines.inline import available_cores
+from experiments.engines.processes import (
+    MARK,
+    end_all,
+    free_port,
+    start,
+    start_keeper,
+)
+from fedkd import __version__, wire
+from fedkd.errors import FedKDError
+from fedkd.results import ROUNDS_FILE, STATE_FILE, read_points
+from fedkd.study import Study
+from strategies.server_app import ERROR_FILE
+from strategies.setting import Observer
+
+ROOMS = ("fedkd", "strategies", "clients")
+CONNECTION = "fedkd"
+LOG_FILE = "flower.log"
+START_SECONDS = 120.0
+START_ATTEMPTS = 3
+LINGER_SECONDS = 30.0
+"""How long a run may take to wind up once its record is written."""
+ASK_SECONDS = 5.0
+ASK_ATTEMPTS = 3
+ASK_TIMEOUT = 60.0
+POLL_SECONDS = 0.1
+LOG_LINES = 12
+SOCKET_PATH_ROOM = 32
+"""How long the folder of Ray's sockets may be: their paths may have about 100 characters."""
+
+
+class RayEngine:
+    """Runs every arm by ``flwr run`` on a private local SuperLink.
+
+    ``RAY_ADDRESS`` in the environment makes Flower join that Ray cluster instead of starting one.
+
+    Args:
+        study: whose silos and workers the simulation gets.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._runs = 0
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> RayEngine:
+        """Make the app folder and start the SuperLink."""
+        self._folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
+        self._keeper = start_keeper(self._folder)
+        self._environment = make_environment(self._folder)
+        try:
+            self._app = write_app(self._folder / "fedkd-app")
+            self._superlink = self._start_superlink()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End the SuperLink and whatever it started, and remove the folder."""
+        self._clean_up()
+
+    def run(self, task: Task, observer: Observer) -> None:
+        """Run one arm; see :class:`experiments.engines.base.Engine`."""
+        if self._superlink.poll() is not None:
+            self._superlink = self._start_superlink()
+        self._runs += 1
+        log = self._folder / f"run-{self._runs}.log"
+        process = self._start(self._run_command(task), log)
+        try:
+            self._follow(_Tail(task, observer), process)
+        except BaseException:
+            # No ServerApp may go on writing to a folder that the caller takes for finished.
+            self._end_all()
+            raise
+        if not (task.folder / STATE_FILE).is_file():
+            raise FedKDError(_why_failed(task.folder, log))
+
+    def _run_command(self, task: Task) -> list[str | Path]:
+        """Write the run config as a file: on the command line an apostrophe would cut it."""
+        config = self._folder / f"run-{self._runs}.toml"
+        config.write_text(tomli_w.dumps(task.run_config()), encoding="utf-8")
+        simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
+        return [
+            *(_program("flwr"), "run", self._app, CONNECTION, "--stream"),
+            *("--run-config", config, "--federation-config", " ".join(simulation)),
+        ]
+
+    def _simulation_config(self) -> dict[str, int | float]:
+        engine, silos = self._study.engine, len(self._study.silo_names)
+        workers = available_cores() if engine.workers == "auto" else engine.workers
+        workers = min(workers, silos)
+        config: dict[str, int | float] = {"num-supernodes": silos, "client-resources-num-cpus": 1}
+        if engine.device != "cpu":
+            # Ray hides GPUs from those who ask for none; rounded down, the shares fit into one.
+            config["client-resources-num-gpus"] = int(1000 / workers) / 1000
+        if "RAY_ADDRESS" not in os.environ:
+            # Ray refuses to size a cluster that it only joins.
+            config["init-args-num-cpus"] = workers
+        return config
+
+    def _follow(self, tail: _Tail, process: subprocess.Popen[bytes]) -> None:
+        """Report rounds until the run has ended.
+
+        The log stream ends with the run, unless it broke or hangs: then the SuperLink is asked.
+        """
+        asked = written = None
+        while True:
+            superlink_ended = self._superlink.poll() is not None
+            streaming = process.poll() is None
+            tail.report()
+            now = time.monotonic()
+            if tail.ended:
+                written = now if written is None else written
+                if not streaming or now - written > LINGER_SECONDS:
+                    if streaming:
+                        # It hangs. The next run gets a SuperLink and a machine of its own.
+                        self._end_all()
+                    return
+            elif superlink_ended:
+                raise FedKDError(
+                    "Flower's SuperLink ended in the middle of a run; its log ends with:\n"
+                    + last_lines(self._superlink_log)
+                )
+            elif not streaming and (asked is None or now - asked > ASK_SECONDS):
+                if not self._runs_on():
+                    tail.report()
+                    return
+                asked = now
+            time.sleep(POLL_SECONDS)
+
+    def _runs_on(self) -> bool:
+        """Ask the SuperLink whether a run has not finished yet."""
+        command: list[str | Path] = [_program("flwr"), "ls", CONNECTION, "--format", "json"]
+        for _ in range(ASK_ATTEMPTS):
+            with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+                answer = subprocess.run(  # noqa: S603 -- our own command
+                    command,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=ASK_TIMEOUT,
+                    check=False,
+                )
+                runs = json.loads(answer.stdout)["runs"]
+                return not all(str(run["status"]).startswith("finished") for run in runs)
+        raise FedKDError(
+            "Flower's SuperLink does not say how the run goes; its log ends with:\n"
+            + last_lines(self._superlink_log)
+        )
+
+    @property
+    def _superlink_log(self) -> Path:
+        return self._folder / "superlink.log"
+
+    def _start_superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink on a free port and wait until it answers.
+
+        Another program may take the port in between: then again with another port.
+        """
+        for _ in range(START_ATTEMPTS):
+            port = free_port()
+            home = Path(self._environment["FLWR_HOME"])
+            write_connection(home, port)
+            command: list[str | Path] = [
+                *(_program("flower-superlink"), "--insecure", "--simulation"),
+                *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
+                "--disable-runtime-dependency-installation",
+            ]
+            superlink = self._start(command, self._superlink_log)
+            try:
+                if _answers(superlink, port):
+                    return superlink
+            except BaseException:
+                self._end_all()
+                raise
+            self._end_all()
+        raise FedKDError(
+            "Flower's SuperLink does not start; its log ends with:\n"
+            + last_lines(self._superlink_log)
+        )
+
+    def _start(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+        process = start(command, self._environment, log)
+        self._started.append(process)
+        return process
+
+    def _end_all(self) -> None:
+        end_all(self._folder, self._started)
+        self._started.clear()
+
+    def _clean_up(self) -> None:
+        self._end_all()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+        self._keeper.wait()
+
+
+class _Tail:
+    """Tells an observer of every round that the ServerApp has written to disk."""
+
+    def __init__(self, task: Task, observer: Observer) -> None:
+        self._folder = task.folder
+        self._observer = observer
+        self._size = 0
+        self._reported = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the ServerApp has written its last word."""
+        return any((self._folder / name).is_file() for name in (STATE_FILE, ERROR_FILE))
+
+    def report(self) -> None:
+        """Report the rounds that are new and whole."""
+        try:
+            size = (self._folder / ROUNDS_FILE).stat().st_size
+        except OSError:
+            return
+        if size == self._size:
+            return
+        points = read_points(self._folder)
+        for point in points[self._reported :]:
+            self._observer.on_point(point)
+        self._size, self._reported = size, len(points)
+
+
+def write_app(folder: Path) -> Path:
+    """Write a Flower app folder with this very code; an installed package is none.
+
+    Flower allows letters, digits and hyphens in the folder's name.
+    """
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        if spec is None or not spec.submodule_search_locations:
+            raise FedKDError(f"the package {room} cannot be found; install fedkd again")
+        source = Path(spec.submodule_search_locations[0])
+        for path in source.rglob("*.py"):
+            target = folder / room / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
+    keys = (wire.CONFIG_STUDY, wire.CONFIG_ARM, wire.CONFIG_TARGETS)
+    folders = (wire.CONFIG_RUN_DIR, wire.CONFIG_CACHE_DIR)
+    config = {**dict.fromkeys((*keys, *folders), ""), wire.CONFIG_SEED: 0}
+    app = {"publisher": "fedkd", "components": components, "config": config}
+    project = {
+        "name": "fedkd",
+        "version": __version__,
+        "description": "The apps of fedkd, as installed here.",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_connection(home: Path, port: int) -> None:
+    """Name the SuperLink by its address, so that Flower starts none of its own."""
+    home.mkdir(exist_ok=True)
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def make_environment(folder: Path) -> dict[str, str]:
+    """Return what Flower's and Ray's processes get to know."""
+    environment = {
+        **os.environ,
+        MARK: str(folder),
+        "FLWR_HOME": str(folder / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_COLOR": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(user_paths()),
+    }
+    for name in ("no_proxy", "NO_PROXY"):
+        others = environment.get(name)
+        environment[name] = ",".join(filter(None, ("127.0.0.1,localhost", others)))
+    if "RAY_ADDRESS" not in environment and len(str(folder)) <= SOCKET_PATH_ROOM:
+        environment["RAY_TMPDIR"] = str(folder)
+    return environment
+
+
+def user_paths() -> list[str]:
+    """Return where this process finds modules beside Python and its packages, the user's first.
+
+    A model named ``package.module:function`` must be found by Ray's workers too.
+    """
+    places = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    own = {Path(sysconfig.get_path(place)).absolute() for place in places}
+    paths = dict.fromkeys(Path(entry or ".").absolute() for entry in ["", *sys.path])
+    return [str(p) for p in paths if p.is_dir() and not any(p.is_relative_to(o) for o in own)]
+
+
+def last_lines(log: Path) -> str:
+    """Return the end of a log without colours and empty lines."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "(no log)"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    return "\n".join([line.rstrip() for line in lines if line.strip()][-LOG_LINES:]) or "(empty)"
+
+
+def _why_failed(folder: Path, log: Path) -> str:
+    """Keep the log of a failed run beside its record and say what is known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(log, folder / LOG_FILE)
+    if (folder / ERROR_FILE).is_file():
+        return (folder / ERROR_FILE).read_text(encoding="utf-8").strip()
+    return (
+        f"Flower ended the run without a result; {folder / LOG_FILE} ends with:\n{last_lines(log)}"
+    )
+
+
+def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the SuperLink says that it is well; False if it ended or never does."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and superlink.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return superlink.poll() is None
+        connection.close()
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _program(name: str) -> Path:
+    """Return a program of this very environment; another one's Flower may be another version."""
+    beside = Path(sys.executable).parent / name
+    found = beside if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FedKDError(f"the program {name} is not installed; install flwr[simulation]")
+    return Path(found)

@@ -1,0 +1,207 @@
+"""What a silo says: the contract's keys, the right echoes, and nothing of its images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from fedkd import wire
+from fedkd.data.images import content_hash
+
+
+CHANGES = {
+    "rounds/max": 2,
+    "arms/fedkd-logits": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "mode": "logits",
+            "student": "fresh",
+            "epochs": 1,
+        },
+    },
+    "arms/control-densities": {
+        "start": "consolidated",
+        "consolidation": {"weighting": "familiarity", "teachers": "densities", "epochs": 1},
+    },
+    "arms/avg": {"start": "average"},
+}
+
+
+@pytest.fixture
+def listen(run_arm: Any, make_study: Any) -> Any:
+    """Return a function that runs an arm and gives all questions and replies, and the run."""
+
+    def run(arm: str, changes: dict[str, Any] | None = None) -> tuple[Any, list[Any]]:
+        heard: list[Any] = []
+
+        def note(silo: str, question: Message, reply: Message) -> Message:
+            heard.append((silo, question, reply))
+            return reply
+
+        study = make_study({**CHANGES, **(changes or {})})
+        ran = run_arm(study, arm, tamper=note, test=False)
+        assert ran.refused == []
+        return ran, heard
+
+    return run
+
+
+def replies(heard: list[Any], message_type: str) -> list[tuple[str, Message]]:
+    return [(s, r) for s, q, r in heard if q.metadata.message_type == message_type]
+
+
+ECHO = {wire.SILO, wire.RUN_ID, wire.ROUND}
+
+
+def test_replies_hold_the_keys_of_the_contract(listen: Any) -> None:
+    ran, heard = listen("fedkd")
+    model = set(ran.state)
+    for _, reply in replies(heard, wire.DESCRIBE):
+        assert set(reply.content) == {wire.INFO}
+        assert set(reply.content[wire.INFO]) == ECHO | {
+            wire.ARCHITECTURE,
+            wire.NUM_PARAMETERS,
+            wire.NUM_EXAMPLES,
+            wire.CLASS_COUNTS,
+            wire.CHECKPOINT_HASH,
+            wire.HOLDS_TRANSFER,
+        }
+    for _, reply in replies(heard, wire.TEACHER):
+        assert set(reply.content) == {wire.TEACHER_RECORD, wire.FAMILIARITY, wire.INFO}
+        assert set(reply.content[wire.TEACHER_RECORD]) == model
+        assert set(reply.content[wire.FAMILIARITY]) == {wire.LOG_DENSITY}
+        assert set(reply.content[wire.INFO]) == ECHO | {wire.NUM_EXAMPLES, wire.TRANSFER_HASH}
+    for _, reply in replies(heard, wire.TRAIN):
+        assert set(reply.content) == {wire.ARRAYS, wire.METRICS, wire.INFO}
+        assert set(reply.content[wire.ARRAYS]) == model
+        assert set(reply.content[wire.METRICS]) == {wire.NUM_EXAMPLES, wire.LOSS}
+        assert set(reply.content[wire.INFO]) == ECHO
+    for _, reply in replies(heard, wire.EVALUATE):
+        assert set(reply.content) == {wire.METRICS, wire.INFO}
+        assert set(reply.content[wire.METRICS]) == {
+            wire.NUM_EXAMPLES,
+            wire.ACCURACY,
+            wire.LOSS,
+            wire.MACRO_F1,
+        }
+    assert [len(replies(heard, t)) for t in (wire.DESCRIBE, wire.TEACHER)] == [3, 3]
+    assert [len(replies(heard, t)) for t in (wire.TRAIN, wire.EVALUATE)] == [6, 9]
+
+
+def test_replies_echo_silo_run_and_round(listen: Any) -> None:
+    _, heard = listen("fedkd")
+    for silo, question, reply in heard:
+        info = reply.content[wire.INFO]
+        assert info[wire.SILO] == silo
+        assert info[wire.RUN_ID] == "this-run"
+        assert info[wire.ROUND] == question.content[wire.CONFIG][wire.ROUND]
+    assert {r.content[wire.INFO][wire.ROUND] for _, r in replies(heard, wire.TRAIN)} == {1, 2}
+
+
+def test_wire_names_are_what_other_programs_speak() -> None:
+    """The contract is spoken outside the project: a renamed key breaks strangers."""
+    found = {value for key, value in vars(wire).items() if key.isupper() and isinstance(value, str)}
+    assert {"query.describe", "query.teacher", "train", "evaluate"} <= found
+    assert {"arrays", "config", "metrics", "info", "teacher", "familiarity"} <= found
+    assert {"transfer", "basis", "run-id", "transfer-hash", "num-examples"} <= found
+    assert {"class-counts", "checkpoint-hash", "mode", "density", "weights", "logits"} <= found
+    assert not any("_" in value or value != value.lower() for value in found)
+
+
+def test_a_description_tells_the_truth(listen: Any) -> None:
+    ran, heard = listen("fedkd")
+    for name, reply in replies(heard, wire.DESCRIBE):
+        (silo,) = (s for s in ran.silos if s.name == name)
+        info = reply.content[wire.INFO]
+        assert info[wire.ARCHITECTURE] == "mlp"
+        assert info[wire.NUM_EXAMPLES] == len(silo.data) == sum(info[wire.CLASS_COUNTS])
+        assert info[wire.CLASS_COUNTS] == [int((silo.data.labels == k).sum()) for k in range(10)]
+        assert info[wire.NUM_PARAMETERS] == sum(t.numel() for t in ran.state.values())
+        assert info[wire.HOLDS_TRANSFER] is False
+    hashes = {r.content[wire.INFO][wire.CHECKPOINT_HASH] for _, r in replies(heard, wire.DESCRIBE)}
+    assert len(hashes) == 3
+    _, again = listen("fedkd")
+    assert hashes == {
+        r.content[wire.INFO][wire.CHECKPOINT_HASH] for _, r in replies(again, wire.DESCRIBE)
+    }
+
+
+def test_silos_without_a_use_for_a_model_describe_none(listen: Any) -> None:
+    _, heard = listen("fedavg")
+    for _, reply in replies(heard, wire.DESCRIBE):
+        assert reply.content[wire.INFO][wire.CHECKPOINT_HASH] == "none"
+        assert reply.content[wire.INFO][wire.NUM_PARAMETERS] == 0
+    assert replies(heard, wire.TEACHER) == []
+
+
+def test_models_predictions_and_densities_are_what_was_asked(listen: Any) -> None:
+    ran, heard = listen("fedkd-logits")
+    transfer = ran.setting.transfer
+    for name, reply in replies(heard, wire.TEACHER):
+        (silo,) = (s for s in ran.silos if s.name == name)
+        logits = torch.from_numpy(reply.content[wire.TEACHER_RECORD][wire.LOGITS].numpy())
+        expected = silo.predict(silo.own_model().state, transfer.images)
+        torch.testing.assert_close(logits, expected)
+        assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60,)
+        assert reply.content[wire.INFO][wire.TRANSFER_HASH] == content_hash(transfer.images)
+    _, heard = listen("control-densities")
+    for _, reply in replies(heard, wire.TEACHER):
+        assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60, 10)
+
+
+def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any) -> None:
+    _, heard = listen("avg")
+    for _, question, reply in heard:
+        if question.metadata.message_type == wire.TEACHER:
+            assert set(question.content) == {wire.CONFIG}
+            assert set(reply.content) == {wire.TEACHER_RECORD, wire.INFO}
+
+
+@pytest.mark.parametrize("arm", ["fedavg", "avg", "fedkd", "fedkd-logits", "control-densities"])
+def test_no_reply_holds_private_images(arm: str, listen: Any) -> None:
+    """Neither as bytes nor as floats, neither whole nor one image, nor anything of their shape."""
+    ran, heard = listen(arm)
+    for name, _, reply in heard:
+        (silo,) = (s for s in ran.silos if s.name == name)
+        arrays = [a for record in reply.content.array_records.values() for a in record.values()]
+        blob = b"".join(array.data for array in arrays)
+        for image in silo.data.images:
+            assert image.numpy().tobytes() not in blob
+            assert (image.float() / 255).numpy().tobytes() not in blob
+        for array in arrays:
+            assert array.numpy().dtype != "uint8"
+            assert array.numpy().shape[0] != len(silo.data) or len(silo.data) in {10, 60, 200}
+
+
+def test_local_training_depends_on_silo_and_round_alone(run_arm: Any, make_study: Any) -> None:
+    ran = run_arm(make_study({"rounds/max": 1}), "fedavg")
+    start, rounds = ran.setting.model("initial-model").state_dict(), ran.setting.rounds
+    before = {key: tensor.clone() for key, tensor in start.items()}
+    silo = ran.silos[0]
+    first, loss = silo.train(start, 1, rounds)
+    again, same_loss = silo.train(start, 1, rounds)
+    later, _ = silo.train(start, 2, rounds)
+    assert loss == same_loss
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], later[key]) for key in first)
+    assert all(torch.equal(start[key], before[key]) for key in start), "the question is kept"
+
+
+def test_densities_are_finite_and_single_precision(run_arm: Any, make_study: Any) -> None:
+    from fedkd.distillation.familiarity import make_basis
+
+    ran = run_arm(make_study({"rounds/max": 1}), "fedavg")
+    images = ran.setting.transfer.images
+    basis = make_basis(images, dims=10)
+    for per_class in (False, True):
+        found = ran.silos[0].familiarity(
+            images, basis, per_class=per_class, kind="gaussian", neighbours=5
+        )
+        assert found.dtype == torch.float32
+        assert found.shape == ((60, 10) if per_class else (60,))
+        assert bool(torch.isfinite(found).all())
+        assert float(found.min()) >= wire.NOTHING_KNOWN

@@ -1,0 +1,199 @@
+"""What all tests share: a cache of their own, few threads, and a federation that runs fast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import settings
+
+from fedkd.study import Study
+from fedkd.study_file import parse_study
+
+settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("fedkd")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """One intra-op thread: the models are tiny, and tests may run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the cache of this test session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(cache_dir))
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Return the folder of golden files."""
+    return GOLDEN
+
+
+def tiny_data() -> dict[str, Any]:
+    """Return a study of digits that runs in about a second."""
+    return {
+        "name": "tiny",
+        "data": {"source": "digits", "transfer": {"size": 60}, "train_size": 150},
+        "partition": {"scheme": "label-dirichlet", "silos": 3, "alpha": 0.5, "min_size": 12},
+        "model": {"arch": "mlp"},
+        "pretraining": {"epochs": 4, "lr": 0.05},
+        "rounds": {"max": 2, "stop": "budget", "lr": 0.05},
+        "targets": [0.3, 0.99],
+        "baselines": ["fedavg"],
+        "arms": {
+            "fedavg": {"start": "random"},
+            "fedkd": {
+                "start": "consolidated",
+                "consolidation": {"weighting": "familiarity", "epochs": 5},
+            },
+        },
+        "seeds": [0],
+        "engine": {"name": "inline", "workers": 2, "server_threads": 1},
+    }
+
+
+def change(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a study with the values at paths such as ``rounds/max`` replaced."""
+    data = copy.deepcopy(data)
+    for path, value in changes.items():
+        here = data
+        *parents, last = path.split("/")
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = value
+    return data
+
+
+@pytest.fixture
+def make_data() -> Callable[..., dict[str, Any]]:
+    """Return a function that gives the tiny study as plain data, with changes."""
+    return lambda changes=None: change(tiny_data(), changes or {})
+
+
+@pytest.fixture
+def make_study() -> Callable[..., Study]:
+    """Return a function that gives the tiny study, with changes."""
+    return lambda changes=None: parse_study(
+        yaml.safe_dump(change(tiny_data(), changes or {}), sort_keys=False)
+    )
+
+
+@dataclass
+class Ran:
+    """One arm that ran in this process, and what it ran with."""
+
+    strategy: Any
+    state: dict[str, torch.Tensor]
+    silos: list[Any]
+    setting: Any
+
+    @property
+    def refused(self) -> list[tuple[str, int]]:
+        """Silo and round of every reply that was not used."""
+        return [(entry.silo, entry.round) for entry in self.strategy.ledger.quarantined]
+
+    @property
+    def reasons(self) -> str:
+        """Why replies were not used."""
+        return "; ".join(entry.reason for entry in self.strategy.ledger.quarantined)
+
+
+class _Deaf:
+    """An observer that does nothing."""
+
+    def on_point(self, point: Any) -> None:
+        pass
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for silos."""
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        yield executor
+
+
+@pytest.fixture
+def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
+    """Return a function that runs one arm with Flower's real apps on an in-process grid.
+
+    Its ``tamper`` takes a silo's name, the question and the honest reply to the reply that the
+    server gets instead; None stands for no reply at all.
+    """
+    from flwr.app import Context, RecordDict
+
+    from clients.client_app import make_client_app
+    from clients.silo import Silo
+    from experiments.engines.inline import InlineGrid
+    from fedkd import wire
+    from fedkd.federation import Federation
+    from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
+    from strategies.fedkd import FedKD
+    from strategies.setting import Setting
+
+    class TamperingGrid(InlineGrid):
+        tamper: Any = None
+        names: tuple[str, ...] = ()
+
+        def _answer(self, message: Any) -> Any:
+            reply = super()._answer(message)
+            name = self.names[message.metadata.dst_node_id - 2]
+            return self.tamper(name, message, reply) if self.tamper else reply
+
+        def pull_messages(self, message_ids: Any) -> Any:
+            return [reply for reply in super().pull_messages(message_ids) if reply is not None]
+
+    def run(
+        study: Study,
+        arm: str,
+        *,
+        tamper: Any = None,
+        test: bool = True,
+        targets: tuple[float, ...] = (),
+    ) -> Ran:
+        federation = Federation.load(study, study.seeds[0], cache_dir)
+        silos = [Silo.of(federation, name) for name in study.silo_names]
+        setting = Setting.of(federation, arm, targets)
+        contexts = {
+            2 + index: Context(
+                1, 2 + index, {"partition-id": index}, RecordDict(), {wire.CONFIG_ARM: arm}
+            )
+            for index in range(len(silos))
+        }
+        app = make_client_app(
+            lambda context: (silos[int(str(context.node_config["partition-id"]))], study)
+        )
+        grid = TamperingGrid(app, contexts, pool)
+        grid.tamper, grid.names = tamper, study.silo_names
+        kind = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
+        strategy = kind(setting, _Deaf(), "this-run")
+        result = strategy.start(
+            grid,
+            initial_arrays(setting),
+            num_rounds=setting.rounds.max,
+            timeout=setting.rounds.timeout,
+            evaluate_fn=central_evaluation(setting) if test else None,
+        )
+        return Ran(strategy, dict(result.arrays.to_torch_state_dict()), silos, setting)
+
+    return run

@@ -1,0 +1,178 @@
+"""Checkpoints: what is written comes back, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from fedkd.checkpoint import average_states, copy_state, load_state, mismatch, save_state
+from fedkd.errors import UserError
+from fedkd.files import replacing, write_json
+
+
+def make_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return a state dict with floats of two widths, a counter and a mask."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weight": torch.randn(3, 4, generator=generator),
+        "wide": torch.randn(5, generator=generator, dtype=torch.float64),
+        "steps": torch.tensor(7 + seed),
+        "mask": torch.tensor([True, False]),
+    }
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[key].dtype == second[key].dtype and torch.equal(first[key], second[key])
+        for key in first
+    )
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
+    state = make_state()
+    state["weight"][0, 0], state["weight"][0, 1] = float("nan"), -0.0
+    save_state(tmp_path / "deep" / "m.safetensors", state)
+    found = load_state(tmp_path / "deep" / "m.safetensors", make_state(1))
+    assert list(found) == list(state)
+    assert torch.equal(found["weight"].view(torch.int32), state["weight"].view(torch.int32))
+    del found["weight"], state["weight"]
+    assert same(found, state)
+
+
+def test_tied_and_transposed_tensors_can_be_saved(tmp_path: Path) -> None:
+    shared = torch.randn(4, 4)
+    state = {"a": shared, "b": shared, "c": shared.T, "d": shared[1:]}
+    save_state(tmp_path / "m.safetensors", state)
+    assert same(load_state(tmp_path / "m.safetensors", state), state)
+
+
+def test_a_copied_state_is_independent_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    state = copy_state(model)
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert same(state, before)
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
+MISFITS = {
+    "missing key": ({"weight": None}, "1 of 4 tensors are missing, 'weight' among them"),
+    "extra key": ({"bias": torch.zeros(2)}, "1 tensors are not the model's, 'bias' among them"),
+    "transposed": ({"weight": torch.zeros(4, 3)}, r"'weight' is \[4, 3\] .* \[3, 4\]"),
+    "broadcastable": ({"weight": torch.zeros(1, 4)}, r"'weight' is \[1, 4\]"),
+    "other type": ({"weight": torch.zeros(3, 4).half()}, "'weight' is torch.float16"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_another_architecture_is_refused(name: str, tmp_path: Path) -> None:
+    changes, message = MISFITS[name]
+    state = {k: v for k, v in {**make_state(), **changes}.items() if v is not None}
+    save_state(tmp_path / "m.safetensors", state)
+    with pytest.raises(UserError, match=message) as caught:
+        load_state(tmp_path / "m.safetensors", make_state(), what="silo-3's model")
+    assert str(caught.value).startswith("silo-3's model: ")
+    assert mismatch(make_state(), make_state(1)) == ""
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(UserError, match="does not exist"):
+        load_state(path, make_state())
+    save_file(make_state(), path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:5], whole[:40], whole[:-1], b"not a checkpoint at all" * 3):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="no readable safetensors file"):
+            load_state(path, make_state())
+
+
+class Bomb:
+    """Leaves a trace if it is ever unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return exec, (f"open({str(self.trace)!r}, 'w')", "")
+
+
+def test_pickles_are_refused_and_never_opened(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(pickle.dumps({"weight": Bomb(trace)}))
+    with pytest.raises(UserError, match="no readable safetensors file"):
+        load_state(path, make_state())
+    torch.save(make_state(), path)
+    with pytest.raises(UserError, match="no readable safetensors file"):
+        load_state(path, make_state())
+    assert not trace.exists()
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.lists(finite, min_size=1, max_size=8),
+    st.lists(st.floats(1, 1e6), min_size=1, max_size=12),
+)
+def test_averaging_equal_states_is_the_identity(values: list[float], weights: list[float]) -> None:
+    state = {"weight": torch.tensor(values), "steps": torch.tensor(123_457)}
+    average = average_states([state] * len(weights), weights)
+    assert average["weight"].dtype == torch.float32
+    assert torch.equal(average["weight"], state["weight"])
+    assert torch.equal(average["steps"], state["steps"])
+
+
+def test_the_average_is_weighted_and_keeps_types() -> None:
+    states = [make_state(seed) for seed in range(3)]
+    weights = [1.0, 2.0, 5.0]
+    average = average_states(states, weights)
+    for key in ("weight", "wide"):
+        expected = sum(w * s[key].double() for w, s in zip(weights, states, strict=True)) / 8
+        torch.testing.assert_close(average[key], expected.to(states[0][key].dtype))
+    assert average["steps"].dtype == torch.int64
+    assert int(average["steps"]) == round((7 + 2 * 8 + 5 * 9) / 8)
+    assert average["mask"].dtype == torch.bool
+    assert torch.equal(average["mask"], states[0]["mask"])
+    assert average["mask"] is not states[0]["mask"]
+
+
+def test_the_average_of_a_batch_norm_model_loads() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model(torch.rand(4, 2))
+    model.load_state_dict(average_states([copy_state(model)] * 2, [1.0, 3.0]))
+    assert model[1].num_batches_tracked.dtype == torch.int64
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_nothing_half_written_bears_the_final_name(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    write_json(path, {"whole": True})
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == '{\n "whole": true\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []

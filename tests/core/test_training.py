@@ -1,0 +1,215 @@
+"""The training loop and the metrics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch import Tensor, nn
+
+from fedkd.data.images import Images, as_float
+from fedkd.models.building import Shape, build_model
+from fedkd.training import (
+    Compute,
+    Sgd,
+    batch_bounds,
+    evaluate,
+    intra_op_threads,
+    is_finite,
+    metrics,
+    predict,
+    train_supervised,
+)
+
+
+def make_images(size: int = 50, classes: int = 4, seed: int = 0) -> Images:
+    """Return images whose brightest quadrant is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 80, (size, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(size) % classes
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        images[index, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 150
+    return Images(images, labels)
+
+
+def train(
+    *, seed: int = 0, lr: float = 0.05, epochs: int = 5, momentum: float = 0.9
+) -> tuple[float, Tensor, int]:
+    """Train a small model; return the loss, its weights and the number of epochs done."""
+    model = build_model("mlp", Shape(4, 1, 8), seed=1)
+    done: list[None] = []
+    loss = train_supervised(
+        model,
+        make_images(),
+        sgd=Sgd(epochs, 7, lr, momentum),
+        generator=torch.Generator().manual_seed(seed),
+        compute=Compute(),
+        on_epoch=lambda: done.append(None),
+    )
+    return loss, torch.cat([p.detach().flatten() for p in model.parameters()]), len(done)
+
+
+@given(st.integers(1, 300), st.integers(1, 80))
+def test_batches_cover_in_order_and_none_holds_one_sample(size: int, batch_size: int) -> None:
+    bounds = batch_bounds(size, batch_size)
+    assert [i for start, end in bounds for i in range(start, end)] == list(range(size))
+    assert max(end - start for start, end in bounds) <= batch_size + 1
+    if size > 1 and batch_size > 1:
+        assert min(end - start for start, end in bounds) > 1
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "expected"),
+    [
+        (1, 4, [(0, 1)]),
+        (4, 4, [(0, 4)]),
+        (5, 4, [(0, 5)]),
+        (6, 4, [(0, 4), (4, 6)]),
+        (9, 4, [(0, 4), (4, 9)]),
+    ],
+)
+def test_a_lone_last_sample_joins_the_batch_before(
+    size: int, batch_size: int, expected: list[tuple[int, int]]
+) -> None:
+    assert batch_bounds(size, batch_size) == expected
+
+
+@given(st.integers(0, 10_000), st.integers(2, 60), st.integers(2, 7))
+def test_metrics_agree_with_scikit_learn(seed: int, size: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, classes, generator=generator) * 3
+    labels = torch.randint(classes, (size,), generator=generator)
+    found = metrics(logits, labels)
+    predicted = logits.argmax(1)
+    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    expected = log_loss(labels, logits.double().softmax(1), labels=list(range(classes)))
+    assert found.loss == pytest.approx(expected, abs=1e-9)
+
+
+def test_training_learns_and_evaluation_takes_uint8() -> None:
+    model = build_model("mlp", Shape(4, 1, 8), seed=1)
+    compute = Compute()
+    before = evaluate(model, make_images(seed=5), compute=compute)
+    loss = train_supervised(
+        model,
+        make_images(),
+        sgd=Sgd(20, 8, 0.05, 0.9),
+        generator=torch.Generator().manual_seed(0),
+        compute=compute,
+    )
+    after = evaluate(model, make_images(seed=5), compute=compute)
+    assert before.accuracy < 0.6
+    assert after.accuracy == 1.0
+    assert loss < 0.1 < before.loss
+
+
+def test_same_seed_same_bits_and_another_seed_others() -> None:
+    first, second, other = train(seed=3), train(seed=3), train(seed=4)
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_training_stops_after_the_first_epoch_that_diverges() -> None:
+    loss, weights, epochs = train(lr=1e8, epochs=50)
+    assert not math.isfinite(loss)
+    assert epochs < 50
+    assert not bool(torch.isfinite(weights).all())
+
+
+def test_loss_returned_is_the_mean_over_samples_of_the_last_epoch() -> None:
+    """With a rate too small to move anything, it is the model's own loss on all samples."""
+    data = make_images(size=23)
+    model = build_model("mlp", Shape(4, 1, 8), seed=1)
+    expected = evaluate(model, data, compute=Compute()).loss
+    loss = train_supervised(
+        model,
+        data,
+        sgd=Sgd(2, 5, 1e-12),
+        generator=torch.Generator().manual_seed(0),
+        compute=Compute(),
+    )
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_step_is_that_of_sgd_with_weight_decay() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    data = make_images(size=8)
+    start = model[1].weight.detach().clone()
+    logits = model(as_float(data.images))
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(logits, data.labels), [model[1].weight]
+    )
+    train_supervised(
+        model,
+        data,
+        sgd=Sgd(1, 8, 0.5, weight_decay=0.1),
+        generator=torch.Generator().manual_seed(0),
+        compute=Compute(),
+    )
+    torch.testing.assert_close(
+        model[1].weight.detach(), start - 0.5 * (gradient + 0.1 * start), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_predictions_do_not_depend_on_the_batch_size_and_leave_dropout_out() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Dropout(0.5))
+    images = make_images(size=11).images
+    found = predict(model.train(), images, compute=Compute(), batch_size=4)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, predict(model, images, compute=Compute()))
+
+
+def test_bf16_runs_the_forward_pass_in_bf16_and_gives_fp32_logits() -> None:
+    model = build_model("mlp", Shape(4, 1, 8), seed=1)
+    images = make_images(size=6).images
+    half = predict(model, images, compute=Compute(precision="bf16"))
+    full = predict(model, images, compute=Compute())
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    assert torch.equal(half, half.bfloat16().float())
+
+
+class Restless(nn.Module):
+    """Draws in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)) + torch.rand(4)
+
+
+@pytest.mark.xfail(strict=True, reason="predict draws from the global generator")
+def test_predictions_of_a_model_that_always_draws_are_repeatable() -> None:
+    model, images = Restless(), make_images(size=6).images
+    first, second = (predict(model, images, compute=Compute()) for _ in "ab")
+    assert torch.equal(first, second)
+
+
+def test_threads_are_put_back_even_after_an_error() -> None:
+    before = torch.get_num_threads()
+
+
+    def fail() -> None:
+        with intra_op_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+def test_finiteness_looks_at_every_tensor() -> None:
+    state = {"a": torch.zeros(3), "steps": torch.tensor(4)}
+    assert is_finite(state)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not is_finite({**state, "b": torch.tensor([0.0, bad])})

@@ -1,0 +1,234 @@
+"""The command line: what is impossible is refused in a sentence, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from fedkd.cli import main
+from fedkd.models.building import Shape, build_model
+
+DIVERGING = {
+    "model/arch": "resnet8",
+    "pretraining/epochs": 1,
+    "arms/fedkd/consolidation": {"lr": 1000, "epochs": 5},
+    "rounds/max": 1,
+}
+
+
+@pytest.fixture
+def fedkd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command and gives its exit code, stdout and stderr."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def write_checkpoint(name: str, arch: str = "mlp") -> Path:
+    path = Path(name).absolute()
+    save_file(dict(build_model(arch, Shape(10, 1, 8), seed=0).state_dict()), path)
+    return path
+
+
+def checkpoint_study(make_data: Any, path: Path) -> dict[str, Any]:
+    return make_data({"pretraining/checkpoints": {"silo-1": str(path)}})
+
+
+def missing(make_data: Any) -> dict[str, Any]:
+    return checkpoint_study(make_data, Path("nowhere.safetensors"))
+
+
+def foreign(make_data: Any) -> dict[str, Any]:
+    return checkpoint_study(make_data, write_checkpoint("m.safetensors", "cnn"))
+
+
+def truncated(make_data: Any) -> dict[str, Any]:
+    path = write_checkpoint("m.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    return checkpoint_study(make_data, path)
+
+
+def pickled(make_data: Any) -> dict[str, Any]:
+    path = Path("m.safetensors").absolute()
+    torch.save(build_model("mlp", Shape(10, 1, 8), seed=0).state_dict(), path)
+    return checkpoint_study(make_data, path)
+
+
+def changed(**changes: Any) -> Callable[[Any], dict[str, Any]]:
+    paths = {path.replace("__", "/"): value for path, value in changes.items()}
+    return lambda make_data: make_data(paths)
+
+
+REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "unknown key": (changed(rouns={"max": 3}), "did you mean 'rounds'"),
+    "unknown key inside": (changed(rounds__mx=3), "rounds.mx"),
+    "target above one": (changed(targets=[1.5]), "targets"),
+    "no silos": (changed(partition__silos=0), "partition.silos"),
+    "more silos than images": (
+        changed(partition={"scheme": "iid", "silos": 200, "min_size": 1}),
+        "partition",
+    ),
+    "unknown arch": (changed(model__arch="cnm"), "did you mean 'cnn'"),
+    "unknown torchvision arch": (changed(model__arch="torchvision:resnet81"), "resnet18"),
+    "missing user module": (changed(model__arch="no_such_module:net"), "model.arch"),
+    "unknown scheme": (changed(partition__scheme="label-dirichlett"), "label-dirichlet"),
+    "unknown source": (changed(data__source="digit"), "digits"),
+    "unknown weighting": (
+        changed(arms__fedkd__consolidation__weighting="familiar"),
+        "familiarity",
+    ),
+    "unknown engine": (changed(engine__name="no-such-engine"), "engine"),
+    "missing folder": (changed(data__source="folder:nowhere"), "nowhere"),
+    "missing checkpoint": (missing, "pretraining.checkpoints.silo-1"),
+    "checkpoint of another architecture": (foreign, "does not fit the architecture"),
+    "truncated checkpoint": (truncated, "truncated"),
+    "pickled checkpoint": (pickled, "never unpickles"),
+    "a list": (lambda make_data: [1, 2], "a list"),
+    "empty": (lambda make_data: None, "is empty"),
+    "average over different architectures": (
+        changed(model__per_silo={"silo-1": "cnn"}),
+        "student: fresh",
+    ),
+    "transfer set larger than the data": (changed(data__transfer__size=100_000), "transfer.size"),
+}
+
+
+def listing(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_impossible_is_refused_before_anything_is_written(
+    name: str, fedkd: Any, make_data: Any, tmp_path: Path
+) -> None:
+    make, expected = REFUSALS[name]
+    data = make(make_data)
+    study = Path("study.yaml")
+    study.write_text("" if data is None else yaml.safe_dump(data))
+    before = listing(tmp_path)
+    code, out, err = fedkd("compare", "study.yaml")
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("fedkd: ")
+    assert err.strip().count("\n") == 0, err
+    assert expected in err
+    assert listing(tmp_path) == before
+
+
+def test_a_missing_study_is_refused(fedkd: Any) -> None:
+    code, out, err = fedkd("validate", "nowhere.yaml")
+    assert (code, out) == (2, "")
+    assert err == "fedkd: nowhere.yaml: there is no such file\n"
+
+
+@pytest.mark.parametrize(
+    "options", [["--set", "rounds.mx=3"], ["--set", "rounds"], ["--seeds", "a,b"], ["--seeds", ""]]
+)
+def test_impossible_options_are_refused(options: list[str], fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    code, out, err = fedkd("compare", "study.yaml", *options)
+    assert (code, out) == (2, "")
+    assert options[0] in err or "rounds.mx" in err
+
+
+def test_an_unwritable_place_for_results_is_an_error_in_words(fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    Path("taken").write_text("a file")
+    code, _, err = fedkd("compare", "study.yaml", "--out", "taken")
+    assert code == 1
+    assert "choose another place by --out" in err
+
+
+def test_validate_prints_every_default(fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    code, out, err = fedkd("validate", "study.yaml", "--set", "rounds.lr=0.25")
+    assert (code, err) == (0, "")
+    printed = yaml.safe_load(out)
+    assert printed["rounds"]["lr"] == 0.25
+    assert printed["rounds"]["quorum"] == 0.5
+    assert printed["arms"]["fedkd"]["consolidation"]["tau"] == 0.1
+
+
+def test_schema_is_json(fedkd: Any) -> None:
+    code, out, _ = fedkd("schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "fedkd study"
+
+
+def test_compare_prints_tables_or_json(fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data({"rounds/max": 1})))
+    code, out, _ = fedkd("compare", "study.yaml", "--seeds", "3")
+    assert code == 0
+    assert "Exchanges to 30.0% accuracy" in out
+    assert "seeds 3" in out
+    folder = Path(out.strip().splitlines()[-1].removeprefix("Results: "))
+    assert (folder / "summary.json").is_file()
+    code, out, err = fedkd("compare", "study.yaml", "--seeds", "3", "--json", "--out", "other")
+    assert (code, err) == (0, "")
+    summary = json.loads(out)
+    assert [run["cached"] for run in summary["runs"]] == [True, True]
+    assert summary["resolved"]["seeds"] == [3]
+
+
+def test_a_failed_run_is_told_by_the_exit_code(fedkd: Any, make_data: Any) -> None:
+    data = make_data(
+        DIVERGING
+    )
+    Path("study.yaml").write_text(yaml.safe_dump(data))
+    code, out, _ = fedkd("compare", "study.yaml")
+    assert code == 1
+    assert "distillation diverged" in out
+
+
+CHECK = """
+import sys
+sys.argv = ["fedkd", *{arguments!r}]
+from fedkd.cli import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {{"torch", "flwr", "ray", "torchvision", "sklearn"}} & set(sys.modules)
+    sys.exit(f"imported {{heavy}}" if heavy else end.code)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["compare", "--help"], ["schema"], ["validate"]]
+)
+def test_checking_a_study_imports_nothing_heavy(
+    arguments: list[str], tmp_path: Path, make_data: Any
+) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(make_data()))
+    arguments = [*arguments, "study.yaml"] if arguments == ["validate"] else arguments
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK.format(arguments=arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout

@@ -1,0 +1,358 @@
+"""Whole studies on the inline engine: the same bits every time, the cache, the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments.runner import Outcome, run_study
+from fedkd.errors import UserError
+from fedkd.progress import StudyProgress
+from fedkd.report import print_summary
+from fedkd.results import RunRecord
+from fedkd.study import Study
+from fedkd.study_file import load_study
+
+USER_MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.first = nn.Linear(in_channels * image_size ** 2, 32)
+        self.drop = nn.Dropout(0.3)
+        self.last = nn.Linear(32, num_classes)
+
+    def forward(self, images):
+        hidden = self.drop(torch.relu(self.first(images.flatten(1))))
+        return self.last(hidden + 0.1 * torch.rand(32) if self.training else hidden)
+"""
+
+DIVERGING = {
+    "model/arch": "resnet8",
+    "pretraining/epochs": 1,
+    "arms/fedkd/consolidation": {"lr": 1000, "epochs": 5},
+    "rounds/max": 1,
+}
+
+
+def quiet(study: Study) -> StudyProgress:
+    return StudyProgress(Console(quiet=True), len(study.arms) * len(study.seeds))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs a study with a cache of the test's own."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(study: Study, *, fresh: bool = False, progress: Any = None) -> Outcome:
+        out = tmp_path / "runs"
+        return run_study(study, out=out, fresh=fresh, progress=progress or quiet(study))
+
+    return run
+
+
+def curves(outcome: Outcome) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return every run's curve without its seconds."""
+    return {
+        (run["arm"], run["seed"]): [
+            {key: value for key, value in point.items() if key != "seconds"}
+            for point in run["curve"]
+        ]
+        for run in outcome.summary["runs"]
+    }
+
+
+ALL_STARTS = {
+    "arms/fedkd": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "epochs": 3,
+            "familiarity": {"density": "knn"},
+        },
+    },
+    "arms/fedkd-logits": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "confidence",
+            "mode": "logits",
+            "student": "fresh",
+            "epochs": 3,
+        },
+    },
+    "arms/avg": {"start": "average"},
+    "arms/best": {"start": "best"},
+    "rounds/fraction": 0.67,
+}
+
+
+def test_one_and_two_workers_give_identical_curves(run: Any, make_study: Any) -> None:
+    one = run(make_study({**ALL_STARTS, "engine/workers": 1}), fresh=True)
+    two = run(make_study({**ALL_STARTS, "engine/workers": 2}), fresh=True)
+    assert len(curves(one)) == 5
+    assert curves(one) == curves(two)
+    assert not any(r["cached"] for r in one.summary["runs"] + two.summary["runs"])
+    for entry in one.summary["runs"]:
+        place = f"{entry['arm']}/seed-{entry['seed']}/checkpoint.safetensors"
+        assert (one.folder / place).read_bytes() == (two.folder / place).read_bytes()
+
+
+def test_a_users_dropout_model_too(
+    run: Any, make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_dropout_model.py").write_text(USER_MODEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {"model/arch": "my_dropout_model:Net", "rounds/max": 2}
+    found = [
+        curves(run(make_study({**changes, "engine/workers": workers}), fresh=True))
+        for workers in (1, 2)
+    ]
+    assert found[0] == found[1]
+
+
+def test_seeds_differ_and_arms_share_what_they_should(run: Any, make_study: Any) -> None:
+    study = make_study(
+        {
+            "seeds": [0, 1],
+            "arms/twin": {"start": "random"},
+            "arms/long": {"start": "random", "rounds": {"max": 3}},
+        }
+    )
+    found = curves(run(study))
+    assert found["fedavg", 0] == found["twin", 0]
+    assert found["long", 0][:3] == found["fedavg", 0]
+    assert len(found["long", 0]) == 4
+    assert found["fedavg", 0] != found["fedavg", 1]
+
+
+def cached(outcome: Outcome) -> dict[str, bool]:
+    return {run["arm"]: run["cached"] for run in outcome.summary["runs"]}
+
+
+def test_the_cache_is_hit_missed_and_rewritten(run: Any, make_study: Any) -> None:
+    first = run(make_study())
+    assert cached(first) == {"fedavg": False, "fedkd": False}
+    assert all(row["seconds_saved_pct"] is not None for row in first.summary["comparison"])
+    second = run(make_study({"name": "renamed", "engine/workers": 1}))
+    assert cached(second) == {"fedavg": True, "fedkd": True}
+    assert curves(first) == curves(second)
+    assert all(row["seconds_saved_pct"] is None for row in second.summary["comparison"])
+    fresh = run(make_study(), fresh=True)
+    assert cached(fresh) == {"fedavg": False, "fedkd": False}
+    assert curves(fresh) == curves(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rounds/lr": 0.04}, {"fedavg": False, "fedkd": False}),
+        ({"targets": [0.31, 0.99]}, {"fedavg": False, "fedkd": False}),
+        ({"partition/alpha": 0.6}, {"fedavg": False, "fedkd": False}),
+        ({"engine/server_threads": 2}, {"fedavg": False, "fedkd": False}),
+        ({"arms/fedkd/consolidation/epochs": 4}, {"fedavg": True, "fedkd": False}),
+        ({"arms/fedkd/rounds": {"lr": 0.04}}, {"fedavg": True, "fedkd": False}),
+    ],
+)
+def test_a_changed_key_misses_the_cache(
+    changes: dict[str, Any], expected: dict[str, bool], run: Any, make_study: Any
+) -> None:
+    small = {"rounds/max": 1, "pretraining/epochs": 1}
+    run(make_study(small))
+    assert cached(run(make_study({**small, **changes}))) == expected
+
+
+@pytest.mark.xfail(strict=True, reason="a finished curve that lost its last line is taken as whole")
+def test_a_damaged_cache_entry_is_computed_anew(run: Any, make_study: Any, tmp_path: Path) -> None:
+    first = run(make_study({"rounds/max": 1}))
+    for path in (tmp_path / "cache" / "arms").glob("*/rounds.jsonl"):
+        path.write_text(path.read_text()[:-20])
+    second = run(make_study({"rounds/max": 1}))
+    assert not any(cached(second).values())
+    assert curves(first) == curves(second)
+
+
+RUN_KEYS = [
+    "arm",
+    "seed",
+    "engine",
+    "cached",
+    "accuracy_source",
+    "stopped",
+    "exchanges_before_round_1",
+    "curve",
+    "targets",
+    "best_accuracy",
+    "final_accuracy",
+    "quarantined",
+]
+POINT_KEYS = [
+    "round",
+    "accuracy",
+    "loss",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+    "silos_ok",
+    "silos_failed",
+]
+
+
+def test_the_summary_has_exactly_the_contracts_keys(run: Any, make_study: Any) -> None:
+    outcome = run(make_study())
+    summary = json.loads((outcome.folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(outcome.summary))
+    contract = ["schema", "study", "resolved", "versions", "machine", "runs", "comparison"]
+    assert list(summary) == [*contract, "failures"]
+    assert summary["schema"] == 1
+    for entry in summary["runs"]:
+        assert set(entry) == {*RUN_KEYS, "max_rounds", "notes"}
+        for point in entry["curve"]:
+            assert set(point) == {*POINT_KEYS, "macro_f1"}
+        for target in entry["targets"]:
+            assert list(target) == ["target", "round", "exchanges", "bytes", "seconds"]
+        assert [p["round"] for p in entry["curve"]] == [0, 1, 2]
+        assert entry["final_accuracy"] == entry["curve"][-1]["accuracy"]
+    # Every figure that a reader could compute from the curves is what the summary says.
+    fedkd = next(entry for entry in summary["runs"] if entry["arm"] == "fedkd")
+    assert [t["target"] for t in fedkd["targets"]] == [0.3, 0.99]
+    assert fedkd["targets"][1] == dict.fromkeys(
+        ("round", "exchanges", "bytes", "seconds"), None
+    ) | {"target": 0.99}
+    assert fedkd["exchanges_before_round_1"] == 1
+    row = next(r for r in summary["comparison"] if r["target"] == 0.99)
+    assert row["exchanges"] == {"arm": 3, "baseline": 2}
+    assert row["bound"] == "undefined"
+
+
+def test_what_lies_on_disk_is_the_study_and_its_runs(run: Any, make_study: Any) -> None:
+    study = make_study()
+    outcome = run(study)
+    assert load_study(outcome.folder / "study.yaml") == study
+    for arm in study.arms:
+        folder = outcome.folder / arm / "seed-0"
+        assert {p.name for p in folder.iterdir()} == {
+            "rounds.jsonl",
+            "checkpoint.safetensors",
+            "state.json",
+        }
+        assert RunRecord.read(folder).arm == arm
+    again = run(study)
+    assert again.folder != outcome.folder
+
+
+def test_targets_of_baseline_best(run: Any, make_study: Any) -> None:
+    study = make_study(
+        {
+            "targets": {"of_baseline_best": [0.5, 1.0]},
+            "rounds/stop": "targets",
+            "rounds/max": 6,
+            "arms": {"fedkd": {"start": "consolidated"}, "fedavg": {"start": "random"}},
+        }
+    )
+    for _ in range(2):
+        outcome = run(study)
+        by_arm = {r["arm"]: r for r in outcome.summary["runs"]}
+        assert list(by_arm) == ["fedkd", "fedavg"], "in the study's order"
+        best = by_arm["fedavg"]["best_accuracy"]
+        assert len(by_arm["fedavg"]["curve"]) == 7, "the baseline uses its whole budget"
+        for entry in by_arm.values():
+            assert [t["target"] for t in entry["targets"]] == [0.5 * best, best]
+        assert by_arm["fedavg"]["targets"][1]["round"] is not None
+        stopped = by_arm["fedkd"]
+        if stopped["stopped"] == "targets":
+            assert stopped["curve"][-1]["accuracy"] >= best
+        assert [r["target"] for r in outcome.summary["comparison"]] == [0.5, 1.0]
+    assert cached(outcome) == {"fedavg": True, "fedkd": True}
+
+
+class Impatient(StudyProgress):
+    """Presses Ctrl-C after a round of an arm."""
+
+    def __init__(self, arm: str, after: int) -> None:
+        super().__init__(Console(quiet=True), 2)
+        self._stop_at = (arm, after)
+
+    @contextmanager
+    def run(self, arm: str, seed: int, rounds: int, targets: Any) -> Iterator[Any]:
+        with super().run(arm, seed, rounds, targets) as bar:
+            stop_at, on_point = self._stop_at, bar.on_point
+
+            def watch(point: Any) -> None:
+                on_point(point)
+                if (arm, point.round) == stop_at:
+                    raise KeyboardInterrupt
+
+            bar.on_point = watch
+            yield bar
+
+
+def test_an_interrupted_study_keeps_what_it_measured(run: Any, make_study: Any) -> None:
+    study = make_study({"rounds/max": 3})
+    outcome = run(study, progress=Impatient("fedkd", 1))
+    assert outcome.interrupted
+    summary = json.loads((outcome.folder / "summary.json").read_text())
+    whole, part = summary["runs"]
+    assert (whole["arm"], whole["stopped"], len(whole["curve"])) == ("fedavg", "budget", 4)
+    assert (part["arm"], part["stopped"], len(part["curve"])) == ("fedkd", "interrupted", 2)
+    assert summary["comparison"] == [], "half a run is compared with nothing"
+    again = run(study)
+    assert not again.interrupted
+    assert cached(again) == {"fedavg": True, "fedkd": False}
+    assert curves(again)["fedkd", 0][:2] == curves(outcome)["fedkd", 0]
+
+
+def test_one_failed_run_leaves_the_others(run: Any, make_study: Any) -> None:
+    study = make_study(
+        DIVERGING
+    )
+    outcome = run(study)
+    assert [r["arm"] for r in outcome.summary["runs"]] == ["fedavg"]
+    (failure,) = outcome.summary["failures"]
+    assert failure["arm"] == "fedkd"
+    assert "diverged" in failure["reason"]
+    console = Console(record=True, width=160, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 -- closed with the process
+    print_summary(outcome.summary, console)
+    assert "failed: fedkd, seed 0: arms.fedkd: distillation diverged" in console.export_text()
+
+
+def test_a_study_that_cannot_run_writes_nothing(run: Any, make_study: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        run(make_study({"data/train_size": None, "data/transfer/size": 100_000}))
+    assert not (tmp_path / "runs").exists()
+
+
+GOLDEN_STUDY = {
+    "model/arch": "cnn",
+    "rounds/max": 3,
+    "rounds/lr": 0.1,
+    "data/train_size": 300,
+    "arms/fedkd/consolidation/epochs": 10,
+}
+
+
+def test_the_curve_is_that_of_the_golden_file(run: Any, make_study: Any, golden: Path) -> None:
+    """A changed curve is a changed method: say in the commit why it changed.
+
+    Losses are compared to one in a thousand; accuracies to within a single image of the 360, as
+    another processor's last bits may turn one.
+    """
+    outcome = run(make_study(GOLDEN_STUDY), fresh=True)
+    expected = json.loads((golden / "curve.json").read_text())
+    found = {
+        r["arm"]: [{k: p[k] for k in ("accuracy", "loss", "macro_f1")} for p in r["curve"]]
+        for r in outcome.summary["runs"]
+    }
+    assert found.keys() == expected.keys()
+    for arm, curve in expected.items():
+        assert len(found[arm]) == len(curve) == 4
+        for point, wanted in zip(found[arm], curve, strict=True):
+            assert point["accuracy"] == pytest.approx(wanted["accuracy"], abs=1.01 / 360)
+            assert point["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
