@@ -68,8 +68,9 @@ class SiloFedAvg(FedAvg):
             FedKDError: too few silos answered to begin.
         """
         result = Result()
+        # The introduction is no exchange, and on Ray it waits for processes to start: not timed.
+        self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
         with self.ledger.traffic.timed():
-            self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
             state = self.begin(grid, initial_arrays)
         arrays = ArrayRecord(state)
         self._measure(grid, 0, arrays, evaluate_fn, result)

@@ -33,7 +33,7 @@ def read_info(message: Message, *, run_id: str, round_number: int) -> ConfigReco
     if message.has_error():
         reason = str(message.error.reason or "no reason given").strip().splitlines()
         raise RefusedError(f"it failed: {_printable(reason[-1] if reason else 'unknown')}")
-    info = message.content.config_records.get(wire.INFO)
+    info = message.content.config_records.get(wire.INFO) if message.has_content() else None
     if info is None:
         raise RefusedError(f"its reply has no record {wire.INFO!r}")
     if info.get(wire.RUN_ID) != run_id:

@@ -50,7 +50,7 @@ ASK_SECONDS = 5.0
 ASK_ATTEMPTS = 3
 ASK_TIMEOUT = 60.0
 POLL_SECONDS = 0.1
-LOG_LINES = 12
+LOG_LINES = 6
 SOCKET_PATH_ROOM = 32
 """How long the folder of Ray's sockets may be: their paths may have about 100 characters."""
 
@@ -100,7 +100,7 @@ class RayEngine:
             self._end_all()
             raise
         if not (task.folder / STATE_FILE).is_file():
-            raise FedKDError(_why_failed(task.folder, log))
+            raise FedKDError(why_failed(task.folder, log))
 
     def _run_command(self, task: Task) -> list[str | Path]:
         """Write the run config as a file: on the command line an apostrophe would cut it."""
@@ -323,25 +323,33 @@ def user_paths() -> list[str]:
     return [str(p) for p in paths if p.is_dir() and not any(p.is_relative_to(o) for o in own)]
 
 
-def last_lines(log: Path) -> str:
-    """Return the end of a log without colours and empty lines."""
+def read_log(log: Path) -> list[str]:
+    """Return the lines of a log without colours and empty lines."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "(no log)"
+        return []
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    return "\n".join([line.rstrip() for line in lines if line.strip()][-LOG_LINES:]) or "(empty)"
+    return [line.rstrip() for line in lines if line.strip()]
 
 
-def _why_failed(folder: Path, log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """Return the end of a log, to be quoted."""
+    return "\n".join(read_log(log)[-LOG_LINES:]) or "(nothing)"
+
+
+def why_failed(folder: Path, log: Path) -> str:
     """Keep the log of a failed run beside its record and say what is known."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log, folder / LOG_FILE)
+    kept = folder / LOG_FILE
+    shutil.copyfile(log, kept)
     if (folder / ERROR_FILE).is_file():
         return (folder / ERROR_FILE).read_text(encoding="utf-8").strip()
-    return (
-        f"Flower ended the run without a result; {folder / LOG_FILE} ends with:\n{last_lines(log)}"
-    )
+    # The last line of a traceback says most; Flower prints its own advice after it.
+    raised = [line for line in read_log(log) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    if raised:
+        return f"the ServerApp ended with {raised[-1]} (its log is {kept})"
+    return f"Flower ended the run without a result; its log {kept} ends with:\n{last_lines(log)}"
 
 
 def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:

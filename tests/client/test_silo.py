@@ -11,7 +11,6 @@ from flwr.app import Message
 from fedkd import wire
 from fedkd.data.images import content_hash
 
-
 CHANGES = {
     "rounds/max": 2,
     "arms/fedkd-logits": {

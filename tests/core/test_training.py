@@ -197,7 +197,6 @@ def test_predictions_of_a_model_that_always_draws_are_repeatable() -> None:
 def test_threads_are_put_back_even_after_an_error() -> None:
     before = torch.get_num_threads()
 
-
     def fail() -> None:
         with intra_op_threads(before + 1):
             assert torch.get_num_threads() == before + 1

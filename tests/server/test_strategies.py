@@ -271,8 +271,6 @@ def test_densities_alone_can_teach_and_need_a_basis(run_arm: Any, make_study: An
 
 
 def test_a_distillation_that_diverges_is_an_error_in_words(run_arm: Any, make_study: Any) -> None:
-    study = make_study(
-        DIVERGING
-    )
+    study = make_study(DIVERGING)
     with pytest.raises(FedKDError, match=r"distillation diverged; lower consolidation\.lr"):
         run_arm(study, "fedkd")

@@ -194,9 +194,7 @@ def test_compare_prints_tables_or_json(fedkd: Any, make_data: Any) -> None:
 
 
 def test_a_failed_run_is_told_by_the_exit_code(fedkd: Any, make_data: Any) -> None:
-    data = make_data(
-        DIVERGING
-    )
+    data = make_data(DIVERGING)
     Path("study.yaml").write_text(yaml.safe_dump(data))
     code, out, _ = fedkd("compare", "study.yaml")
     assert code == 1

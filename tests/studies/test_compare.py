@@ -310,9 +310,7 @@ def test_an_interrupted_study_keeps_what_it_measured(run: Any, make_study: Any) 
 
 
 def test_one_failed_run_leaves_the_others(run: Any, make_study: Any) -> None:
-    study = make_study(
-        DIVERGING
-    )
+    study = make_study(DIVERGING)
     outcome = run(study)
     assert [r["arm"] for r in outcome.summary["runs"]] == ["fedavg"]
     (failure,) = outcome.summary["failures"]
@@ -330,11 +328,13 @@ def test_a_study_that_cannot_run_writes_nothing(run: Any, make_study: Any, tmp_p
 
 
 GOLDEN_STUDY = {
-    "model/arch": "cnn",
+    "data/train_size": 300,
+    "pretraining/epochs": 15,
     "rounds/max": 3,
     "rounds/lr": 0.1,
-    "data/train_size": 300,
-    "arms/fedkd/consolidation/epochs": 10,
+    "rounds/local_epochs": 3,
+    "rounds/batch_size": 16,
+    "arms/fedkd/consolidation/epochs": 30,
 }
 
 
