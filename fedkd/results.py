@@ -102,6 +102,7 @@ class RunRecord:
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             curve = read_points(folder)
+            num_points = state.pop("num_points")
             quarantined = tuple(Quarantined(**entry) for entry in state.pop("quarantined"))
             record = cls(
                 curve=curve,
@@ -111,8 +112,9 @@ class RunRecord:
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise FedKDError(f"{folder} holds no finished run: {error}") from error
-        if [p.round for p in curve] != list(range(len(curve))) or not curve:
-            raise FedKDError(f"{folder / ROUNDS_FILE} does not hold the rounds 0, 1, 2, ...")
+        whole = bool(curve) and len(curve) == num_points
+        if not whole or [p.round for p in curve] != list(range(num_points)):
+            raise FedKDError(f"{folder / ROUNDS_FILE} does not hold every round of the run")
         return record
 
 
@@ -131,7 +133,7 @@ def read_points(folder: Path) -> tuple[Point, ...]:
 def write_state(folder: Path, record: RunRecord) -> None:
     """Write what ``rounds.jsonl`` does not hold; its presence says that the run finished."""
     state = asdict(record)
-    del state["curve"]
+    state["num_points"] = len(state.pop("curve"))
     write_json(folder / STATE_FILE, state)
 
 

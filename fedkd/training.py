@@ -161,9 +161,12 @@ def predict(
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``."""
     model.eval()
+    # A user's model may draw at random here too; the same draws make the same figures.
+    seeded = DrawFrom(torch.Generator().manual_seed(0)) if draws_at_random(model) else None
+    noise = seeded or contextlib.nullcontext()
     parts = []
     for batch in torch.split(images, batch_size):
-        with compute.autocast():
+        with noise, compute.autocast():
             logits = model(as_float(batch).to(compute.device))
         parts.append(logits.float().cpu())
     return torch.cat(parts)

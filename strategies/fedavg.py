@@ -7,6 +7,7 @@ McMahan et al. 1602.05629.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -225,14 +226,19 @@ class SiloFedAvg(FedAvg):
                 if member.node_id not in replies:
                     raise RefusedError("it did not answer the evaluation in time")
                 reply = replies[member.node_id]
-                read_info(reply, run_id=self.run_id, round_number=round_number)
+                info = read_info(reply, run_id=self.run_id, round_number=round_number)
+                if info.get(wire.SILO) != member.name:
+                    raise RefusedError("its reply bears another silo's name")
                 record = reply.content.metric_records.get(wire.METRICS)
                 size = read_num_examples(record)
                 values = {key: record.get(key) if record else None for key in totals}
                 for key, value in values.items():
-                    if not isinstance(value, float) or not math.isfinite(value):
-                        raise RefusedError(f"its {key} is not a finite number")
-                    totals[key] += size * value
+                    top = sys.float_info.max if key == wire.LOSS else 1.0
+                    if not isinstance(value, float) or not 0 <= value <= top:
+                        raise RefusedError(f"its {key} is out of range")
+                # Only now: a reply that is refused must not have counted in part.
+                for key, value in values.items():
+                    totals[key] += size * float(str(value))
                 total += size
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)

@@ -187,7 +187,6 @@ class Restless(nn.Module):
         return self.layer(images.flatten(1)) + torch.rand(4)
 
 
-@pytest.mark.xfail(strict=True, reason="predict draws from the global generator")
 def test_predictions_of_a_model_that_always_draws_are_repeatable() -> None:
     model, images = Restless(), make_images(size=6).images
     first, second = (predict(model, images, compute=Compute()) for _ in "ab")
