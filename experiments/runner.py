@@ -19,7 +19,7 @@ from experiments.engines import make_engine
 from experiments.engines.base import Engine, Task
 from experiments.engines.inline import available_cores, silo_pool
 from fedkd import __version__
-from fedkd.cache import cache_key, cache_root, processor
+from fedkd.cache import cache_key, cache_root, check_cache_root, processor
 from fedkd.comparison import compare
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
@@ -87,6 +87,7 @@ def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Ou
     cache = cache_root()
     federations = [Federation.load(study, seed, cache) for seed in study.seeds]
     federations[0].check()
+    check_cache_root()
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = _results_folder(out, study)
         return _Runner(study, engine, folder, progress, fresh=fresh).run(federations, pool)
@@ -213,8 +214,10 @@ class _Runner:
             record = replace(RunRecord.read(cached), cached=True)
         except FedKDError:
             return None
-        shutil.copytree(cached, task.folder)
-        write_state(task.folder, record)
+        with _scratch(task.folder) as scratch:
+            shutil.copytree(cached, scratch, dirs_exist_ok=True)
+            write_state(scratch, record)
+            scratch.rename(task.folder)
         self._progress.reused(task.arm, task.federation.seed)
         return record
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.engines.base import Task
 from experiments.engines.inline import InlineEngine, silo_pool
-from fedkd.cache import cache_root
+from fedkd.cache import cache_root, check_cache_root
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json
@@ -27,7 +27,7 @@ from fedkd.results import Point, RunRecord
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import load_study
 
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 class _Silent:
@@ -45,8 +45,12 @@ def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) 
         raise FedKDError(
             f"{study_path}: a sweep needs targets in accuracy; give --set targets=[...]"
         )
+    if study.data.validation == 0:
+        raise FedKDError(f"{study_path}: a sweep needs validation images, but data.validation is 0")
+    check_cache_root()
+    cache = cache_root()
     federations = [
-        _judged_on_validation(Federation.load(study, seed, cache_root())) for seed in study.seeds
+        _judged_on_validation(Federation.load(study, seed, cache)) for seed in study.seeds
     ]
     entries = []
     for rate in rates:

@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from fedkd.errors import UserError
 
 ROOMS = ("fedkd", "strategies", "clients")
 
@@ -21,6 +24,24 @@ def cache_root() -> Path:
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fedkd"
+
+
+def check_cache_root() -> None:
+    """Make the cache folder and try to write to it.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {root} cannot be used: {error.strerror}; set FEDKD_CACHE_DIR to "
+            "one that can be written to"
+        ) from error
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:

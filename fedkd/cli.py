@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -57,7 +58,7 @@ def compare(
         bool, typer.Option("--json", help="Print the summary as JSON, for programs.")
     ] = False,
 ) -> None:
-    """Run every arm of STUDY on every seed and compare the exchanges to each target.
+    """Run every arm of STUDY, a YAML file, on every seed and compare the exchanges to each target.
 
     Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, and for each run
     its curve (rounds.jsonl, a line a round), final model and state.
@@ -78,7 +79,7 @@ def compare(
 
 @app.command()
 def validate(study: StudyPath, overrides: Overrides = None) -> None:
-    """Check STUDY without running it and print it with every default filled in."""
+    """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
     from fedkd.study_file import check_files, dump_study
 
     loaded = _load(study, overrides)
@@ -124,6 +125,12 @@ def main() -> None:
     except FedKDError as error:
         typer.echo(f"fedkd: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # The disk is the user's to mend; any other system error is ours and keeps its traceback.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        typer.echo(f"fedkd: {error.filename or 'the disk'}: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 def _load(

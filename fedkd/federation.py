@@ -12,6 +12,7 @@ from fedkd.cache import cache_key
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.data.cut import Cut, load_cut
 from fedkd.data.images import Images
+from fedkd.errors import UserError
 from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
 from fedkd.seeding import derive_seed, torch_generator
 from fedkd.study import Study
@@ -63,7 +64,7 @@ class Federation:
         """
 
         def train(silo: str) -> None:
-            if fresh or not self._cached_model(silo).is_file():
+            if fresh or self._read_model(silo) is None:
                 self._train_model(silo)
             if on_silo:
                 on_silo()
@@ -75,15 +76,11 @@ class Federation:
 
     def pretrained(self, silo: str) -> Pretrained:
         """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
-        like = self._fresh_model(silo)
         if checkpoint := self.study.pretraining.checkpoints.get(silo):
             what = f"pretraining.checkpoints.{silo}"
-            state = load_state(Path(checkpoint), like, what=what)
+            state = load_state(Path(checkpoint), self._fresh_model(silo), what=what)
         else:
-            path = self._cached_model(silo)
-            if not path.is_file():
-                self._train_model(silo)
-            state = load_state(path, like, what="cached pre-trained model")
+            state = self._read_model(silo) or self._train_model(silo)
         if not is_finite(state):
             return Pretrained(None, "its pre-trained model diverged: not all weights are finite")
         return Pretrained(state)
@@ -107,11 +104,12 @@ class Federation:
         }
 
     def check(self) -> None:
-        """Build every architecture and read every checkpoint once.
+        """Look for the device, build every architecture and read every checkpoint once.
 
         Raises:
             UserError: one of them does not fit.
         """
+        self.compute.check()
         for arch in sorted({self.study.model.arch, *self.study.model.per_silo.values()}):
             check_model(arch, self.shape)
         for silo in self.study.pretraining.checkpoints:
@@ -122,7 +120,14 @@ class Federation:
         seed = derive_seed(self.seed, "initial-model", owner)
         return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
 
-    def _train_model(self, silo: str) -> None:
+    def _read_model(self, silo: str) -> State | None:
+        """Read a silo's model from the cache; None where it is absent or damaged."""
+        try:
+            return load_state(self._cached_model(silo), self._fresh_model(silo))
+        except UserError:
+            return None
+
+    def _train_model(self, silo: str) -> State:
         settings = self.study.pretraining
         model = build_model(self.study.arch_of(silo), self.shape, seed=0)
         model.load_state_dict(self._fresh_model(silo))
@@ -135,7 +140,9 @@ class Federation:
                 generator=torch_generator(self.seed, "pre-training", silo),
                 compute=self.compute,
             )
-        save_state(self._cached_model(silo), copy_state(model))
+        state = copy_state(model)
+        save_state(self._cached_model(silo), state)
+        return state
 
     def _cached_model(self, silo: str) -> Path:
         data = self._silos[silo]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
+from fedkd.errors import UserError
 from fedkd.randomness import DrawFrom, draws_at_random
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
@@ -34,6 +35,19 @@ class Compute:
 
     device: str = "cpu"
     precision: str = "fp32"
+
+    def check(self) -> None:
+        """Refuse a device that this machine has not.
+
+        Raises:
+            UserError: there is no such GPU.
+        """
+        kind, _, index = self.device.partition(":")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"engine.device: {self.device} is not to be had: PyTorch sees "
+                f"{torch.cuda.device_count()} GPUs here; use cpu"
+            )
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes run."""

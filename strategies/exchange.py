@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -107,12 +107,7 @@ def exchange(
     return replies
 
 
-def natural(names: Iterable[str]) -> list[str]:
-    """Sort names so that silo-2 comes before silo-10."""
-    return sorted(names, key=natural_key)
-
-
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key under which runs of digits compare as numbers."""
+    """Return a sort key under which digits compare as numbers: silo-2 before silo-10."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)

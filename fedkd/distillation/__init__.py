@@ -12,5 +12,3 @@ WEIGHTINGS = Registry(
         "familiarity": "fedkd.distillation.weightings:familiarity",
     },
 )
-
-STUDENTS = ("average", "best", "fresh")

@@ -18,8 +18,6 @@ from fedkd.models import ARCHITECTURES, TORCHVISION
 from fedkd.randomness import DrawFrom
 from fedkd.registry import suggest
 
-State = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Shape:

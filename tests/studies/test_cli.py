@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -101,6 +102,7 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "familiarity",
     ),
     "unknown engine": (changed(engine__name="no-such-engine"), "engine"),
+    "a GPU that is not there": (changed(engine__device="cuda:99"), "engine.device"),
     "missing folder": (changed(data__source="folder:nowhere"), "nowhere"),
     "missing checkpoint": (missing, "pretraining.checkpoints.silo-1"),
     "checkpoint of another architecture": (foreign, "does not fit the architecture"),
@@ -160,6 +162,30 @@ def test_an_unwritable_place_for_results_is_an_error_in_words(fedkd: Any, make_d
     code, _, err = fedkd("compare", "study.yaml", "--out", "taken")
     assert code == 1
     assert "choose another place by --out" in err
+
+
+def test_an_unwritable_cache_is_refused_in_words(
+    fedkd: Any, make_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    Path("taken").write_text("a file")
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(Path("taken").absolute() / "cache"))
+    code, out, err = fedkd("compare", "study.yaml")
+    assert (code, out) == (2, "")
+    assert "set FEDKD_CACHE_DIR" in err
+    assert not Path("runs").exists()
+
+
+def test_a_full_disk_is_told_in_words(
+    fedkd: Any, make_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "rounds.jsonl")
+
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    monkeypatch.setattr("strategies.server_app.append_point", full)
+    code, _, err = fedkd("compare", "study.yaml")
+    assert (code, err) == (1, "fedkd: rounds.jsonl: No space left on device\n")
 
 
 def test_validate_prints_every_default(fedkd: Any, make_data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,18 @@ def test_a_damaged_cache_entry_is_computed_anew(run: Any, make_study: Any, tmp_p
     second = run(make_study({"rounds/max": 1}))
     assert not any(cached(second).values())
     assert curves(first) == curves(second)
+
+
+def test_a_damaged_cached_model_is_trained_anew(run: Any, make_study: Any, tmp_path: Path) -> None:
+    first = run(make_study({"rounds/max": 1}))
+    shutil.rmtree(tmp_path / "cache" / "arms")
+    models = list((tmp_path / "cache" / "pretrained").iterdir())
+    for path in models:
+        path.write_bytes(path.read_bytes()[:100])
+    second = run(make_study({"rounds/max": 1}))
+    assert len(models) == 3
+    assert curves(first) == curves(second)
+    assert not second.summary["failures"]
 
 
 RUN_KEYS = [
