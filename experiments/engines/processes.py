@@ -73,6 +73,12 @@ def marked(folder: Path) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def marked_late(folder: Path) -> list[int]:
+    """Look again after a pause: a process in the midst of ``exec`` shows no environment."""
+    time.sleep(_PAUSE)
+    return marked(folder)
+
+
 def end_all(folder: Path, started: Iterable[subprocess.Popen[bytes]] = ()) -> None:
     """End all processes that ``folder`` marks and those ``started``, with their groups."""
     children = list(started)
@@ -80,7 +86,7 @@ def end_all(folder: Path, started: Iterable[subprocess.Popen[bytes]] = ()) -> No
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             # Asked anew each time: one that is being ended may yet have started another.
-            pids = marked(folder)
+            pids = marked(folder) or marked_late(folder)
             running = [child for child in children if child.poll() is None]
             if not pids and not running:
                 return

@@ -300,6 +300,9 @@ def make_environment(folder: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's agents rename themselves; by default that overwrites the environment that /proc
+        # shows, and with it the mark by which they are found.
+        "SPT_NOENV": "1",
         "NO_COLOR": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(user_paths()),
