@@ -1,0 +1,138 @@
+"""Sections on consolidation: who teaches, how teachers are weighed, how the student learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from fedkd.distillation import METHODS, NEEDS_MODELS, WEIGHTINGS
+from fedkd.study.sections import Count, Momentum, Rate, Section
+
+
+class Familiarity(Section):
+    """How a silo tells how likely a transfer image is under its own data."""
+
+    density: Literal["gaussian", "knn"] = "gaussian"
+    basis: Literal["pixels", "features"] = Field(
+        "pixels",
+        description="features: those before the last layer of the averaged model, at the price of "
+        "a second exchange",
+    )
+    dims: Count = Field(50, description="most dimensions of the basis")
+    neighbours: Count = Field(5, description="k of the knn density")
+    scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3 (knn)")
+    background: bool = Field(default=False, description="a component for images that no silo knows")
+
+    @property
+    def effective_scale(self) -> float:
+        """The scale in use."""
+        return self.scale if self.scale is not None else {"gaussian": 5.0, "knn": 3.0}[self.density]
+
+
+class Selection(Section):
+    """Which of the silos' models may teach."""
+
+    drop_below_chance: bool = Field(
+        default=False, description="leave out models no better than guessing on validation data"
+    )
+    top: Count | None = Field(None, description="keep so many teachers; by default all")
+    by: Literal["accuracy", "complementary"] = Field(
+        "accuracy",
+        description="validation accuracy, or the share of the student's errors that it gets right",
+    )
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether validation data decides who teaches."""
+        return self.drop_below_chance or self.top is not None
+
+
+class Subset(Section):
+    """Distil on a part of the transfer set only."""
+
+    size: Count
+    by: Literal["random", "entropy"] = Field(
+        "random", description="at random, or the images on which the ensemble is least certain"
+    )
+
+
+class Consolidation(Section):
+    """How teachers become one student."""
+
+    method: Annotated[
+        str, AfterValidator(METHODS.check), Field(json_schema_extra={"examples": list(METHODS)})
+    ] = "kd"
+    weighting: Annotated[
+        str,
+        AfterValidator(WEIGHTINGS.check),
+        Field(json_schema_extra={"examples": list(WEIGHTINGS)}),
+    ] = "equal"
+    pooling: Literal["probs", "logits"] = "probs"
+    teachers: Literal["models", "densities"] = Field(
+        "models", description="densities: the control that uses no teacher model"
+    )
+    mode: Literal["weights", "logits"] = Field(
+        "weights", description="what a silo sends: its model, or only its predictions"
+    )
+    student: Literal["average", "best", "worst", "random", "fresh"] = Field(
+        "average", description="the average of the silos' models, one of them, or a new model"
+    )
+    select: Selection = Selection()
+    subset: Subset | None = None
+    sequence: Literal["parallel", "sequential"] = Field(
+        "parallel", description="of method dp-kd: all teachers at once, or one after another"
+    )
+    order: Literal["silos", "random", "weakest-first", "strongest-first"] = Field(
+        "silos", description="of sequential teachers; the last two by validation accuracy"
+    )
+    temperature: float = Field(1.0, gt=0, le=100)
+    weight: float = Field(
+        0.5, ge=0, le=1, description="of the teachers against labels; 1 without labels"
+    )
+    tau: Rate = Field(0.1, description="sharpness of the confidence weighting")
+    epochs: Count = 50
+    batch_size: Count = 32
+    lr: Rate = 0.05
+    momentum: Momentum = 0.9
+    familiarity: Familiarity = Familiarity()
+
+    @model_validator(mode="after")
+    def _check(self) -> Consolidation:
+        if self.teachers == "densities" and self.weighting != "familiarity":
+            raise ValueError("teachers: densities needs weighting: familiarity")
+        if self.mode == "logits":
+            self._check_logits_suffice()
+        if self.sequence == "sequential" and self.method != "dp-kd":
+            raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
+        if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):
+            raise ValueError(f"teachers: densities has no models for method: {self.method}")
+        return self
+
+    def _check_logits_suffice(self) -> None:
+        remedy = "but mode: logits sends only predictions; use mode: weights"
+        if self.student != "fresh":
+            raise ValueError(
+                f"student: {self.student} needs the silos' models, {remedy}, or student: fresh"
+            )
+        if self.method in NEEDS_MODELS:
+            raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
+        if self.needs_validation or self.select.needs_validation:
+            raise ValueError(f"teachers are judged on validation data, {remedy}")
+        if self.uses_densities and self.familiarity.basis == "features":
+            raise ValueError(f"familiarity.basis: features averages models, {remedy}")
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the server's validation data decides something, labels included."""
+        return (
+            self.weighting == "accuracy"
+            or self.student in ("best", "worst")
+            or self.select.needs_validation
+            or self.order in ("weakest-first", "strongest-first")
+        )
+
+    @property
+    def uses_densities(self) -> bool:
+        """Whether silos are asked how familiar the transfer images are."""
+        return self.weighting == "familiarity"

@@ -1,0 +1,80 @@
+"""Sections on data: its source, the cut, the transfer set, the partition among silos."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedkd.study.sections import Count, Fraction, Rate, Section, Source
+
+
+class TransferSet(Section):
+    """The images on which knowledge passes from teachers to student."""
+
+    size: Count = Field(300, description="number of images")
+    labelled: bool = Field(default=False, description="whether the server may use their labels")
+    source: Source | Literal["noise", "student-silo"] | None = Field(
+        None,
+        description="another data source to draw from, noise, or student-silo: the private images "
+        "of the silo whose model is the student; by default the study's own",
+    )
+
+    @property
+    def at_silo(self) -> bool:
+        """Whether distillation takes place on a silo, on images that never leave it."""
+        return self.source == "student-silo"
+
+
+class Data(Section):
+    """Where images come from and how they are cut."""
+
+    source: Source = "digits"
+    test: float = Field(0.2, gt=0, lt=1, description="fraction, where the source has no test set")
+    validation: float = Field(0.1, ge=0, lt=1, description="fraction of what is not test")
+    transfer: TransferSet = TransferSet()
+    train_size: Count | None = Field(None, description="at most so many images for all silos")
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="resize images to this height and width in pixels"
+    )
+
+
+class Partition(Section):
+    """How the training images are shared among the silos."""
+
+    silos: int = Field(10, ge=1, le=100_000)
+    min_size: int = Field(10, ge=1, description="least number of images in a silo")
+
+
+class Iid(Partition):
+    """Equal sizes, one mix of labels."""
+
+    scheme: Literal["iid"] = "iid"
+
+
+class Quantity(Partition):
+    """Sizes drawn from a Dirichlet distribution, one mix of labels."""
+
+    scheme: Literal["quantity"]
+    alpha: Rate = 0.5
+
+
+class LabelDirichlet(Partition):
+    """Each class is shared out by its own draw from a Dirichlet distribution."""
+
+    scheme: Literal["label-dirichlet"]
+    alpha: Rate = 0.1
+
+
+class LabelShards(Partition):
+    """Each silo holds a fixed number of classes."""
+
+    scheme: Literal["label-shards"]
+    classes_per_silo: Count = 2
+
+
+class LabelDominant(Partition):
+    """A share of each class goes to one silo, the rest to all evenly."""
+
+    scheme: Literal["label-dominant"]
+    share: Fraction = 0.8

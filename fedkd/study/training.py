@@ -1,0 +1,83 @@
+"""Sections on training: architectures, pre-training, and the communication rounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from fedkd.local_losses import LOCAL_LOSSES
+from fedkd.study.sections import Architecture, Count, Fraction, Momentum, Rate, Section
+
+LocalLoss = Annotated[
+    str, AfterValidator(LOCAL_LOSSES.check), Field(json_schema_extra={"enum": list(LOCAL_LOSSES)})
+]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class Model(Section):
+    """The architecture of the global model and of silos that differ from it."""
+
+    arch: Architecture = "cnn"
+    per_silo: dict[str, Architecture] = Field(
+        default={}, description="silo name to the architecture of its pre-trained model"
+    )
+
+
+class Pretraining(Section):
+    """How the silos' own models came to be."""
+
+    epochs: Count = 20
+    lr: Rate = 0.02
+    momentum: Momentum = 0.9
+    batch_size: Count = 32
+    init: Literal["shared", "per-silo"] = Field(
+        "shared", description="one initialisation for all silos, or one each"
+    )
+    checkpoints: dict[str, str] = Field(
+        default={}, description="silo name to a .safetensors file used instead of pre-training"
+    )
+
+
+class Rounds(Section):
+    """The communication rounds."""
+
+    max: Count = 40
+    stop: Literal["targets", "budget"] = Field(
+        "targets", description="stop once all targets are reached, or use all rounds"
+    )
+    fraction: Fraction = Field(1.0, description="of the silos that take part in a round")
+    local_epochs: Count = 1
+    batch_size: Count = 32
+    lr: Rate = 0.05
+    momentum: Momentum = 0.9
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    local_loss: LocalLoss = "cross-entropy"
+    mu: Weight = Field(0.01, description="of local_loss proximal: half of it times the distance")
+    beta: Weight = Field(1.0, description="of local_loss not-true: weight of the old predictions")
+    tau: Rate = Field(
+        1.0, description="of local_loss logit-adjusted: scale of the prior; not-true: temperature"
+    )
+    quorum: float = Field(
+        0.5, ge=0, le=1, description="least share of a round's silos that must answer well"
+    )
+    timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+
+
+class RoundOverrides(Section):
+    """Keys of ``rounds`` that one arm sets otherwise."""
+
+    max: Count | None = None
+    stop: Literal["targets", "budget"] | None = None
+    fraction: Fraction | None = None
+    local_epochs: Count | None = None
+    batch_size: Count | None = None
+    lr: Rate | None = None
+    momentum: Momentum | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    local_loss: LocalLoss | None = None
+    mu: Weight | None = None
+    beta: Weight | None = None
+    tau: Rate | None = None
+    quorum: Annotated[float, Field(ge=0, le=1)] | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None
