@@ -45,14 +45,14 @@ class Silo:
     compute: Compute
 
     @classmethod
-    def of(cls, federation: Federation, name: str) -> Silo:
-        """Return a silo of a simulated federation."""
+    def of(cls, federation: Federation, name: str, arm: str | None = None) -> Silo:
+        """Return a silo of a simulated federation, as it takes part in ``arm`` if one is named."""
         return cls(
             name=name,
             data=federation.data_of(name),
             shape=federation.shape,
             arch=federation.study.arch_of(name),
-            global_arch=federation.study.model.arch,
+            global_arch=federation.study.global_arch(arm) if arm else federation.study.model.arch,
             own_model=lambda: federation.pretrained(name),
             seed=federation.seed,
             compute=federation.compute,

@@ -21,9 +21,11 @@ from experiments.engines.inline import available_cores, silo_pool
 from fedkd import __version__
 from fedkd.cache import cache_key, cache_root, check_cache_root, processor
 from fedkd.comparison import compare
+from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json, write_text
+from fedkd.models.building import arch_fingerprint
 from fedkd.results import RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import check_files, dump_study
@@ -230,6 +232,7 @@ class _Runner:
                 "transfer": study.data.transfer.model_dump(),
                 "name": task.arm,
                 "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+                "own": _own_functions(study, task.arm),
                 "rounds": study.rounds_of(task.arm).model_dump(),
                 "engine": study.engine.model_dump(exclude={"workers"}),
                 "targets": task.targets,
@@ -254,6 +257,14 @@ class _Runner:
         }
 
 
+def _own_functions(study: Study, arm: str) -> list[str]:
+    """Identify architecture, method and weighting, some of which may be the user's own code."""
+    names = [arch_fingerprint(study.global_arch(arm))]
+    if settings := study.arms[arm].consolidation:
+        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
+    return names
+
+
 def _run_entry(record: RunRecord) -> dict[str, Any]:
     accuracies = [point.accuracy for point in record.curve]
     return {
@@ -271,6 +282,7 @@ def _run_entry(record: RunRecord) -> dict[str, Any]:
         "final_accuracy": accuracies[-1],
         "quarantined": [vars(entry) for entry in record.quarantined],
         "notes": record.notes,
+        "instruments": record.instruments,
     }
 
 

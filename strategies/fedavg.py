@@ -16,6 +16,8 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkd import wire
 from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.distillation.consolidation import Consolidated
+from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
@@ -52,6 +54,9 @@ class SiloFedAvg(FedAvg):
         self.stopped: Stopped = "budget"
         self.exchanges_before_round_1 = 0
         self.notes: dict[str, object] = {}
+        self.teachers: Teachers | None = None
+        self.consolidated: Consolidated | None = None
+        self.start_state: State = {}
 
     def start(
         self,
@@ -73,6 +78,7 @@ class SiloFedAvg(FedAvg):
         self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
         with self.ledger.traffic.timed():
             state = self.begin(grid, initial_arrays)
+        self.start_state = state
         arrays = ArrayRecord(state)
         self._measure(grid, 0, arrays, evaluate_fn, result)
         for round_number in range(1, num_rounds + 1):
@@ -104,11 +110,15 @@ class SiloFedAvg(FedAvg):
         start = self.setting.arm.start
         if start == "random":
             return dict(like)
-        teachers = collect_teachers(
-            grid, list(self.roster.values()), self.setting, self.ledger, self.run_id
+        setting = self.setting
+        self.teachers = collect_teachers(
+            grid, list(self.roster.values()), setting, self.ledger, self.run_id
         )
         self.exchanges_before_round_1 = 1
-        return teachers.average() if start == "average" else teachers.best(self.setting)
+        if start == "average":
+            return self.teachers.average(setting.arch)
+        index = self.teachers.pick(start, setting.arch, setting.validation, setting.seed)
+        return copy_state(self.teachers.model(index))
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
         """Make one model of a round's models, given in natural order of the silos' names."""

@@ -77,8 +77,12 @@ class Setting:
         """The arm's round settings."""
         return self.study.rounds_of(self.arm_name)
 
+    @property
+    def arch(self) -> str:
+        """The architecture of the global model."""
+        return self.study.global_arch(self.arm_name)
+
     def model(self, purpose: str, arch: str | None = None) -> nn.Module:
         """Build a model on the device, initialised from the study's seed and ``purpose``."""
         seed = derive_seed(self.seed, purpose)
-        arch = arch or self.study.model.arch
-        return build_model(arch, self.shape, seed=seed).to(self.compute.device)
+        return build_model(arch or self.arch, self.shape, seed=seed).to(self.compute.device)

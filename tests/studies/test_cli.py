@@ -110,8 +110,8 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pickled checkpoint": (pickled, "never unpickles"),
     "a list": (lambda make_data: [1, 2], "a list"),
     "empty": (lambda make_data: None, "is empty"),
-    "average over different architectures": (
-        changed(model__per_silo={"silo-1": "cnn"}),
+    "average of no silo's architecture": (
+        changed(arms__fedkd__arch="lenet5"),
         "student: fresh",
     ),
     "transfer set larger than the data": (changed(data__transfer__size=100_000), "transfer.size"),

@@ -225,7 +225,7 @@ def test_the_summary_has_exactly_the_contracts_keys(run: Any, make_study: Any) -
     assert list(summary) == [*contract, "failures"]
     assert summary["schema"] == 1
     for entry in summary["runs"]:
-        assert set(entry) == {*RUN_KEYS, "max_rounds", "notes"}
+        assert set(entry) == {*RUN_KEYS, "max_rounds", "notes", "instruments"}
         for point in entry["curve"]:
             assert set(point) == {*POINT_KEYS, "macro_f1"}
         for target in entry["targets"]:
