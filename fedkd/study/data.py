@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedkd.data import NOISE, STUDENT_SILO
 from fedkd.study.sections import Count, Fraction, Rate, Section, Source
 
 
@@ -20,10 +21,16 @@ class TransferSet(Section):
         "of the silo whose model is the student; by default the study's own",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> TransferSet:
+        if self.source == NOISE and self.labelled:
+            raise ValueError("labelled: noise has no labels")
+        return self
+
     @property
     def at_silo(self) -> bool:
         """Whether distillation takes place on a silo, on images that never leave it."""
-        return self.source == "student-silo"
+        return self.source == STUDENT_SILO
 
 
 class Data(Section):
