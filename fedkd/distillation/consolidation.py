@@ -90,7 +90,10 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     chosen = selected.index(chosen) if chosen in selected else None
     teachers = teachers.only(selected)
     ensemble = make_ensemble(teachers, settings, school)
-    lesson = _lesson(teachers, settings, school, ensemble, chosen)
+    if settings.teachers == "validation":
+        lesson = _control_lesson(school)
+    else:
+        lesson = _lesson(teachers, settings, school, ensemble, chosen)
     loss = _learn(model, lesson, settings, school)
     state = copy_state(model)
     if not is_finite(state):
@@ -163,6 +166,18 @@ def _lesson(
     if settings.subset is None:
         return lesson
     return lesson.take(choose_subset(ensemble.target, settings.subset, school.seed))
+
+
+def _control_lesson(school: School) -> Lesson:
+    """The control: what the server's validation labels teach without any teacher."""
+    nothing = torch.zeros(0, len(school.validation), school.shape.num_classes)
+    return Lesson(
+        images=school.validation.images,
+        labels=school.validation.labels,
+        target=nothing.sum(0),
+        logits=nothing,
+        weights=nothing.sum(2),
+    )
 
 
 def _order(teachers: Teachers, settings: Consolidation, school: School) -> tuple[int, ...]:

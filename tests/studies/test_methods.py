@@ -95,7 +95,7 @@ def test_a_student_of_another_architecture_learns_from_all_silos(run: Any) -> No
     changes = {"arms/fedkd-new/arch": "cnn", "model/per_silo": {"silo-1": "lenet5"}}
     entry = new(run({"student": "fresh", "epochs": 60}, changes))
     assert len(entry["notes"]["mean_weights"]) == len(entry["instruments"]["silos"])
-    assert entry["curve"][-1]["accuracy"] > 0.2
+    assert entry["curve"][0]["accuracy"] > 0.2
 
 
 def test_the_average_is_over_the_silos_of_its_architecture(run: Any) -> None:
