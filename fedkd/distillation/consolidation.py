@@ -22,7 +22,7 @@ from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import derive_seed, numpy_generator, torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, is_finite, predict
+from fedkd.training import Compute, evaluate, is_finite, predict
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,9 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes |= _describe(teachers, ensemble, loss)
+    if len(school.validation):
+        found = evaluate(model, school.validation, compute=school.compute)
+        notes["validation_accuracy"] = round(found.accuracy, 6)
     return Consolidated(state, start, teachers, notes)
 
 

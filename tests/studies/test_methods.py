@@ -92,7 +92,11 @@ def test_teachers_are_selected(run: Any, by: str) -> None:
 
 
 def test_a_student_of_another_architecture_learns_from_all_silos(run: Any) -> None:
-    changes = {"arms/fedkd-new/arch": "cnn", "model/per_silo": {"silo-1": "lenet5"}}
+    changes = {
+        "arms/fedkd-new/arch": "cnn",
+        "model/per_silo": {"silo-1": "lenet5"},
+        "pretraining/epochs": 40,
+    }
     entry = new(run({"student": "fresh", "epochs": 60}, changes))
     assert len(entry["notes"]["mean_weights"]) == len(entry["instruments"]["silos"])
     assert entry["curve"][0]["accuracy"] > 0.2
