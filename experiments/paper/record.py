@@ -70,9 +70,7 @@ def _small(entry: dict[str, Any]) -> dict[str, Any]:
         "targets": [round(target["target"], 4) for target in entry["targets"]],
         "validation": notes.get("validation_accuracy"),
         "foreign": notes.get("foreign_share"),
-        "student": {
-            key: instruments["student"][key] for key in ("gain", "forgetting", "delta")
-        }
+        "student": {key: instruments["student"][key] for key in ("gain", "forgetting", "delta")}
         if "student" in instruments
         else None,
         "silos": [[silo["before"], silo["after"]] for silo in instruments.get("silos", [])],
