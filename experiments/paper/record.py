@@ -14,12 +14,13 @@ from experiments.paper.plan import Run
 from experiments.runner import run_study
 from fedkd.files import write_json
 from fedkd.progress import StudyProgress
-from fedkd.study_file import dump_study, load_study
+from fedkd.study_file import load_study
 
 
 def fingerprint(run: Run) -> str:
-    """Identify the study as resolved: a record of another one is out of date."""
-    return hashlib.sha256(dump_study(load_study(run.path, run.overrides)).encode()).hexdigest()
+    """Identify the study file and its overrides: a record of another study is out of date."""
+    text = "\n".join([run.path.read_text(encoding="utf-8"), *run.overrides])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_recorded(run: Run) -> bool:
