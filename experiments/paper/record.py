@@ -12,6 +12,9 @@ from rich.console import Console
 
 from experiments.paper.plan import Run
 from experiments.runner import run_study
+from fedkd.cache import cache_root
+from fedkd.description import describe
+from fedkd.federation import Federation
 from fedkd.files import write_json
 from fedkd.progress import StudyProgress
 from fedkd.study_file import load_study
@@ -44,6 +47,10 @@ def record(run: Run) -> None:
             "versions": summary["versions"],
             "processor": summary["machine"]["processor"],
             "targets": study.target_values,
+            "federations": [
+                {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
+                for seed in study.seeds
+            ],
             "failures": summary["failures"],
             "comparison": summary["comparison"],
             "runs": [_small(entry) for entry in summary["runs"]],
