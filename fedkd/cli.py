@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
+    from fedkd.recommendation import Recommendation
     from fedkd.study import Study
 
 app = typer.Typer(
@@ -88,6 +89,35 @@ def validate(study: StudyPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def recommend(
+    study: StudyPath,
+    overrides: Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Describe the federation of STUDY, a YAML file, and name a method for it.
+
+    Looks at the first seed: how labels and sizes differ between silos, how good the silos' models
+    are (they are pre-trained if they are not in the cache), what transfer set there is. The method
+    comes from a decision tree fitted on the project's recorded studies; how often such studies
+    agree, and how often the tree is right on studies that it has not seen, is printed with it.
+
+    For example: fedkd recommend experiments/quickstart.yaml --set partition.alpha=0.5
+    """
+    loaded = _load(study, overrides)
+    found, figures = _recommend(loaded)
+    if as_json:
+        typer.echo(json.dumps({"federation": figures, **vars(found)}, indent=1))
+        return
+    from rich.console import Console
+
+    from fedkd.report import print_recommendation
+
+    print_recommendation(found, figures, Console(width=None if sys.stdout.isatty() else 100))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors and programs."""
     from fedkd.study_file import study_schema
@@ -152,6 +182,24 @@ def _parse_seeds(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds: {text!r} is no list of whole numbers such as 0,1,2") from None
+
+
+def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
+    from experiments.engines.inline import silo_pool
+    from fedkd.cache import cache_root, check_cache_root
+    from fedkd.description import describe
+    from fedkd.federation import Federation
+    from fedkd.recommendation import recommend
+    from fedkd.study_file import check_files
+
+    check_files(study)
+    check_cache_root()
+    federation = Federation.load(study, study.seeds[0], cache_root())
+    federation.check()
+    with silo_pool(study) as pool:
+        federation.pretrain(pool)
+    figures = describe(federation)
+    return recommend(figures), figures
 
 
 def _run(study: Study, *, out: Path, fresh: bool, quiet: bool) -> Outcome:

@@ -17,7 +17,7 @@ PARTITIONS = {
 DIGITS_RATES = {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "dominant": 0.3}
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
-FASHION_RATES = {"iid": 0.05, "quantity": 0.05, "dirichlet": 0.05, "shards": 0.05, "dominant": 0.05}
+FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.1}
 INITS = ("shared", "per-silo")
 
 
@@ -55,6 +55,7 @@ def plan() -> list[Run]:
     """Return all runs, the cheap ones first."""
     runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [Run("start-fashion", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [
         Run("transfer-digits", ("size", str(size)), (f"data.transfer.size={size}",))
         for size in (30, 100, 300, 600)
