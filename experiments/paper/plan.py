@@ -18,6 +18,7 @@ DIGITS_RATES = {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "d
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
 FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.1}
+CENTRAL_RATES = ("0.02", "0.05", "0.1")
 INITS = ("shared", "per-silo")
 
 
@@ -79,4 +80,6 @@ def plan() -> list[Run]:
             for name in PARTITIONS
         ]
     runs.append(Run("cross-device", ("hundred",)))
+    runs += [Run("central", ("lr", rate), (f"pretraining.lr={rate}",)) for rate in CENTRAL_RATES]
+    runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]
     return runs
