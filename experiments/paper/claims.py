@@ -526,10 +526,10 @@ def one_exchange(records: Records) -> Finding:
         (arm, *(_cell(records.start("one-exchange", (name,), arm)) for name in PARTITIONS))
         for arm in ONE_EXCHANGE_ARMS
     ]
-    chosen = []
-    for name in PARTITIONS:
-        # Between the two densities validation data decide, not the test set.
-        chosen.append(_mean(records.tuned("one-exchange", (name,), ONE_EXCHANGE_ARMS[1:3])))
+    # Between the two densities validation data decide, not the test set.
+    chosen = [
+        _mean(records.tuned("one-exchange", (name,), ONE_EXCHANGE_ARMS[1:3])) for name in PARTITIONS
+    ]
     rows.append(("familiarity, density by validation", *(f"{100 * x:.1f}" for x in chosen)))
     near = sum(x >= top - 0.02 for x in chosen)
     return Finding(
