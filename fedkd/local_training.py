@@ -130,12 +130,13 @@ def not_true(task: LocalTask) -> Objective:
 def log_prior(class_counts: Tensor) -> Tensor:
     """Return the log share of each class, fp32 ``[C]``, from counts ``[C]``.
 
-    A class of which there is none has prior zero and log prior minus infinity: added to logits,
-    that takes the class out of the softmax. The value stays finite and the gradient of its logit
-    is exactly zero, as an absent class is never the label; so a silo neither raises nor lowers
-    what it knows nothing of.
+    A class of which there is none counts as one image, so that its log prior is finite; this is
+    our choice. The formula's limit, minus infinity, takes absent classes out of the softmax: a
+    silo of one class would learn nothing, and one of two would forget how those two differ from
+    the rest.
     """
-    return (class_counts.double() / class_counts.sum()).log().float()
+    counts = class_counts.double().clamp_min(1)
+    return (counts / counts.sum()).log().float()
 
 
 def squared_distance(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:

@@ -78,10 +78,10 @@ def test_cross_entropy_by_hand() -> None:
 @pytest.mark.parametrize(
     ("tau", "expected"),
     [
-        # Equal logits, priors 1/2, 1/4, 1/4: the loss of label y is -log prior_y^tau / sum_k.
-        (1.0, (math.log(2) + math.log(4)) / 2),
-        (2.0, (math.log(3 / 2) + math.log(6)) / 2),
-        (0.5, (math.log(1 + math.sqrt(2)) + math.log(2 + math.sqrt(2))) / 2),
+        # Equal logits, priors 4, 2, 2 and (for none) 1 in 9: -log of the share of prior_y^tau.
+        (1.0, (math.log(9 / 4) + math.log(9 / 2)) / 2),
+        (2.0, (math.log(25 / 16) + math.log(25 / 4)) / 2),
+        (0.5, math.log(3 + 2 * math.sqrt(2)) - (math.log(2) + math.log(2) / 2) / 2),
     ],
 )
 def test_logit_adjusted_by_hand(tau: float, expected: float) -> None:
@@ -90,15 +90,15 @@ def test_logit_adjusted_by_hand(tau: float, expected: float) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_prior_of_an_absent_class_takes_it_out_of_the_softmax() -> None:
-    prior = log_prior(torch.tensor([3, 0, 1]))
-    assert prior.tolist() == pytest.approx([math.log(0.75), -math.inf, math.log(0.25)])
-    logits = torch.tensor([[0.0, 7.0, 0.0, 9.0]], requires_grad=True)
-    loss = objective("logit-adjusted", images_of(1, 0, 1, 0)).loss(logits, [torch.tensor([0])])
-    assert float(loss) == pytest.approx(math.log(2), rel=1e-6)
-    loss.backward()
+def test_an_absent_class_counts_as_one_image() -> None:
+    shares = [3 / 5, 1 / 5, 1 / 5]
+    expected = [math.log(share) for share in shares]
+    assert log_prior(torch.tensor([3, 0, 1])).tolist() == pytest.approx(expected)
+    logits = torch.zeros(1, CLASSES, requires_grad=True)
+    made = objective("logit-adjusted", images_of(8, 0, 4, 0))
+    made.loss(logits, [torch.tensor([0])]).backward()
     assert logits.grad is not None
-    assert logits.grad.tolist() == [[-0.5, 0.0, 0.5, 0.0]]
+    assert logits.grad[0].tolist() == pytest.approx([8 / 14 - 1, 1 / 14, 4 / 14, 1 / 14])
 
 
 def test_with_even_classes_logit_adjustment_changes_nothing() -> None:
@@ -108,10 +108,13 @@ def test_with_even_classes_logit_adjustment_changes_nothing() -> None:
     torch.testing.assert_close(adjusted, functional.cross_entropy(logits, batch[0]))
 
 
-def test_a_silo_of_one_class_learns_nothing_from_adjusted_logits() -> None:
-    loss, state = train("logit-adjusted", images_of(0, 8, 0, 0), momentum=0.9, local_epochs=2)
-    assert loss == 0.0
-    assert same(state, build_model("mlp", Shape(CLASSES, 1, 8), seed=1).state_dict())
+def test_a_silo_of_one_class_still_learns_but_pushes_less() -> None:
+    data, start = images_of(0, 8, 0, 0), build_model("mlp", Shape(CLASSES, 1, 8), seed=1)
+    found = objective("logit-adjusted", data).loss(torch.zeros(1, CLASSES), [torch.tensor([1])])
+    assert float(found) == pytest.approx(math.log(11 / 8), rel=1e-6)
+    moved = [distance(train(name, data)[1]) for name in ("cross-entropy", "logit-adjusted")]
+    assert 0 < moved[1] < moved[0] / 2
+    assert not same(train("logit-adjusted", data)[1], start.state_dict())
 
 
 def test_proximal_by_hand() -> None:
