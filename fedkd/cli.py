@@ -79,6 +79,82 @@ def compare(
 
 
 @app.command()
+def tune(
+    study: StudyPath,
+    arm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The arm to tune; by default the first that can be."),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(metavar="KIND", help="tpe, or grid: 5 x 5 over temperature and weight.")
+    ] = "tpe",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Trials in all, those of earlier starts included; by default 30, or the grid.",
+        ),
+    ] = None,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy",
+            help="Choose without validation data although there are some, and say how well the "
+            "choice agrees with them.",
+        ),
+    ] = False,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the trials of before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Search the settings of an arm of STUDY that consolidates, on validation data only.
+
+    The trials are kept in DIR/<study>/tune-<arm>.db; the same command goes on from there. The
+    winner is written as a study that runs, DIR/<study>/tuned.yaml, all trials as tune-<arm>.json.
+    """
+    if search not in ("tpe", "grid"):
+        raise UserError(f"--search: {search!r} is neither tpe nor grid")
+    loaded = _load(study, overrides, seeds=_parse_seeds(seeds))
+    from rich.console import Console
+
+    from experiments.engines.inline import silo_pool
+    from fedkd.progress import SearchProgress
+    from fedkd.tuning.command import tune as run_search
+    from fedkd.tuning.outcome import print_outcome
+
+    quiet = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    with SearchProgress(quiet) as progress, silo_pool(loaded) as pool:
+        found = run_search(
+            loaded,
+            arm,
+            out=out,
+            pool=pool,
+            progress=progress,
+            kind="grid" if search == "grid" else "tpe",
+            trials=trials,
+            proxy=proxy,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_outcome(found.results, console)
+        console.print(f"Tuned study: {found.tuned}\nAll trials: {found.data}", soft_wrap=True)
+        if found.interrupted:
+            console.print("Interrupted: the same command goes on from the trials that had ended.")
+    if found.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
 def validate(study: StudyPath, overrides: Overrides = None) -> None:
     """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
     from fedkd.study_file import check_files, dump_study

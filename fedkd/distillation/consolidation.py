@@ -39,6 +39,8 @@ class School:
         seed: of the study's repetition.
         basis: in which the teachers' densities are told, or None.
         on_epoch: told of every epoch: its number from 1, and how many there are.
+        on_student: shown the student after every epoch, with the same two numbers; it may look
+            at the model but not change its weights.
     """
 
     transfer: Images
@@ -50,6 +52,7 @@ class School:
     seed: int
     basis: Basis | None = None
     on_epoch: Callable[[int, int], None] | None = None
+    on_student: Callable[[nn.Module, int, int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,12 @@ def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: Sc
     epochs = iter(range(1, settings.epochs + 1))
 
     def on_epoch() -> None:
+        epoch = next(epochs, settings.epochs)
         if school.on_epoch:
-            school.on_epoch(next(epochs, settings.epochs), settings.epochs)
+            school.on_epoch(epoch, settings.epochs)
+        if school.on_student:
+            school.on_student(model, epoch, settings.epochs)
+            model.train()  # whoever looked may have left it in evaluation mode
 
     loss: float = METHODS.load(settings.method)(
         model,
