@@ -26,12 +26,11 @@ from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json, write_text
 from fedkd.models.building import arch_fingerprint
+from fedkd.report.page import write_run_report
+from fedkd.report.results import SCHEMA, SUMMARY_FILE
 from fedkd.results import RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import check_files, dump_study
-
-SCHEMA = 1
-SUMMARY_FILE = "summary.json"
 
 
 class Progress(Protocol):
@@ -122,8 +121,9 @@ class _Runner:
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
             interrupted = True
-        summary = self._summary()
+        summary = self._summary(federations)
         write_json(self._folder / SUMMARY_FILE, summary)
+        write_run_report(self._folder)
         return Outcome(self._folder, summary, interrupted)
 
     def _order(self) -> list[str]:
@@ -240,7 +240,7 @@ class _Runner:
         )
         return task.federation.cache / "arms" / key
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, federations: Sequence[Federation]) -> dict[str, Any]:
         study = self._study
         order = [(arm, seed) for arm in study.arms for seed in study.seeds]
         records = [self._records[key] for key in order if key in self._records]
@@ -254,6 +254,8 @@ class _Runner:
             "runs": [_run_entry(record) for record in records],
             "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
             "failures": [vars(failure) for failure in self._failures],
+            "classes": list(federations[0].cut.classes),
+            "silos": [row for federation in federations for row in federation.holdings()],
         }
 
 

@@ -66,6 +66,19 @@ def parse_study(text: str, *, origin: str = "study") -> Study:
     return _validate(_load_mapping(text, origin=origin), origin=origin)
 
 
+def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
+    """Return the study that a mapping holds, its paths taken from the working folder.
+
+    Args:
+        data: what a study file would hold.
+        origin: what to call it in error messages.
+
+    Raises:
+        UserError: if it is no valid study; one line a problem.
+    """
+    return _make_paths_absolute(_validate(dict(data), origin=origin), Path.cwd())
+
+
 def dump_study(study: Study) -> str:
     """Return the resolved study as YAML text; parsing it gives an equal study."""
     return dump_yaml(study.to_dict())
