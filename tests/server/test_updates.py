@@ -362,7 +362,10 @@ def test_a_round_without_quorum_ends_the_run_with_the_model_before_it(
     assert_same(ran.state, run_arm(make_study({**changes, "rounds/max": 1}), name).state)
 
 
-def test_a_refused_silo_does_not_teach(run_arm: Any, make_study: Any) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rounds_are_what_their_parts_are_and_leave_refused_silos_out(
+    strategy: str, run_arm: Any, make_study: Any
+) -> None:
     def tamper(silo: str, question: Message, reply: Message) -> Message:
         if question.metadata.message_type == wire.TRAIN and silo == "silo-2":
             bad = reply.content.array_records[wire.ARRAYS]
@@ -370,15 +373,15 @@ def test_a_refused_silo_does_not_teach(run_arm: Any, make_study: Any) -> None:
             bad[key].data = type(bad[key])(np.full(bad[key].shape, np.nan, np.float32)).data
         return reply
 
-    name, changes = arm("feddf", "random")
-    study = make_study({**changes, "rounds/max": 1})
-    ran = run_arm(study, name, tamper=tamper)
-    assert ran.refused == [("silo-2", 1)]
-    start = ran.setting.model("initial-model").state_dict()
-    states = [silo.train(start, 1, ran.setting.rounds)[0] for silo in ran.silos[:2]]
-    average = average_states(states, [float(len(silo.data)) for silo in ran.silos[:2]])
-    expected = server_update(ran.setting)(RoundModels(1, start, states, average))
-    assert_same(ran.state, expected)
+    name, changes = arm(strategy, "random")
+    ran = run_arm(make_study({**changes, "rounds/max": 2}), name, tamper=tamper)
+    assert ran.refused == [("silo-2", 1), ("silo-2", 2)]
+    update, state = server_update(ran.setting), ran.setting.model("initial-model").state_dict()
+    for number in (1, 2):
+        states = [silo.train(state, number, ran.setting.rounds)[0] for silo in ran.silos[:2]]
+        average = average_states(states, [float(len(silo.data)) for silo in ran.silos[:2]])
+        state = update(RoundModels(number, state, states, average))
+    assert_same(ran.state, state)
 
 
 def test_a_users_combination_goes_through_the_update(make_study: Any, cache_dir: Path) -> None:
