@@ -23,7 +23,7 @@ from fedkd.models.building import build_model
 from fedkd.study import Consolidation, Study
 from fedkd.study_file import load_study
 from fedkd.training import evaluate
-from fedkd.tuning import command, search
+from fedkd.tuning import command, search, store
 from fedkd.tuning.classroom import Classroom
 from fedkd.tuning.command import Tuned, tune
 from fedkd.tuning.exams import agreement, choose_judge, committee, make_exam, split_transfer
@@ -220,7 +220,7 @@ def test_test_data_have_no_say(
 
 @pytest.mark.parametrize("kind", ["tpe", "grid"])
 def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(
-    kind: search.Kind, make_study: Any, run_tune: Any
+    kind: store.Kind, make_study: Any, run_tune: Any
 ) -> None:
     study = make_study({"arms/fedkd/consolidation/epochs": 8})
     trials = 12 if kind == "tpe" else 6  # TPE's first ten are random
@@ -272,9 +272,9 @@ def test_the_mark_is_the_mean_over_seeds_each_its_own_federation(
 
 def test_a_trial_that_falls_behind_is_given_up(make_study: Any, monkeypatch: Any) -> None:
     study = optuna.create_study(
-        direction="maximize", pruner=optuna.pruners.MedianPruner(search.STARTUP_TRIALS)
+        direction="maximize", pruner=optuna.pruners.MedianPruner(store.STARTUP_TRIALS)
     )
-    for _ in range(search.STARTUP_TRIALS):
+    for _ in range(store.STARTUP_TRIALS):
         trial = study.ask()
         for step in range(1, 9):
             trial.report(0.9, step)
@@ -499,8 +499,8 @@ def test_the_file_of_another_search_is_refused(
 def test_two_searches_do_not_write_to_one_file(make_study: Any, tmp_path: Path) -> None:
     path = tmp_path / "tune-fedkd.db"
     with (
-        search.opened(path, make_study(), "fedkd", "tpe", "key"),
+        store.opened(path, make_study(), "fedkd", "tpe", "key"),
         pytest.raises(UserError, match="another search is writing"),
-        search.opened(path, make_study(), "fedkd", "tpe", "key"),
+        store.opened(path, make_study(), "fedkd", "tpe", "key"),
     ):
         pass

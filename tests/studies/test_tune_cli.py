@@ -28,7 +28,7 @@ from fedkd.study import Study
 from fedkd.training import evaluate, intra_op_threads
 from fedkd.tuning.classroom import Classroom
 
-PATIENCE = 120.0
+PATIENCE = 400.0
 """Seconds in which a killed search must have ended some trials; never reached when all is well."""
 
 
