@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedkd import cli_offline
 from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
@@ -281,6 +282,9 @@ def schema() -> None:
     from fedkd.study_file import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=1))
+
+
+cli_offline.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it

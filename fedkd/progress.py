@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -135,6 +136,54 @@ class _RunBar:
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._bars.update(self._task, detail=f"distilling, epoch {epoch} of {epochs}")
+
+
+class EpochBar:
+    """A bar over the epochs of one distillation, drawn only if it takes a while.
+
+    Args:
+        console: where to draw; nothing appears unless it is a terminal.
+        patience: seconds before the bar appears.
+    """
+
+    def __init__(self, console: Console, patience: float = 2.0) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None)
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer = threading.Timer(patience, self._appear)
+        self._timer.daemon = True
+
+    def __enter__(self) -> EpochBar:
+        """Begin to wait."""
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Clear the bar away."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            self._bar.stop()
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Note that an epoch ended."""
+        description = "distilling, epochs"
+        self._bar.update(self._task, completed=epoch, total=epochs, description=description)
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._bar.start()
 
 
 def _by_silo(record: RunRecord) -> dict[str, list[Any]]:
