@@ -120,6 +120,22 @@ class SearchProgress(StudyProgress):
         self._bars.update(self._study, detail=detail)
 
 
+class PairsProgress(StudyProgress):
+    """Shows how many rows of the table of pairs are there.
+
+    Args:
+        console: where to draw; bars appear only on a terminal, warnings always.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="pairs")
+
+    def on_row(self, ended: int, total: int) -> None:
+        """Show that so many rows are there."""
+        self._bars.update(self._study, completed=ended, total=total)
+
+
 class _RunBar:
     """Observes one run."""
 
