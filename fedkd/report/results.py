@@ -90,6 +90,18 @@ class Results:
         )
 
 
+def instruments(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured on a run after its end; empty where nothing was."""
+    found = run.get("instruments")
+    return found if isinstance(found, dict) else {}
+
+
+def class_names(results: Results, number: int) -> list[str]:
+    """Return the names of the classes, or their numbers where names are not known."""
+    names = [str(name) for name in results.summary.get("classes") or []]
+    return names if len(names) == number else [str(index) for index in range(number)]
+
+
 def find_run(folder: Path) -> Path:
     """Return a results folder: ``folder`` itself, or the newest one inside it.
 
