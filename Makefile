@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray lint format types borders check sweeps bundle clean
+.PHONY: help setup demo test test-ray lint format types borders check sweeps paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ check: lint types borders test ## all of the above
 sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about half an hour)
 	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
 	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
+
+paper: $(STAMP) ## run the studies behind the claims as far as not recorded; rebuild RESULTS.md
+	$(BIN)/python -m experiments.paper
 
 bundle: $(STAMP) ## build the Flower App Bundle
 	$(BIN)/flwr build

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
+    from fedkd.recommendation import Recommendation
     from fedkd.study import Study
 
 app = typer.Typer(
@@ -75,6 +76,82 @@ def compare(
         raise typer.Exit(130)
     if outcome.summary["failures"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    study: StudyPath,
+    arm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The arm to tune; by default the first that can be."),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(metavar="KIND", help="tpe, or grid: 5 x 5 over temperature and weight.")
+    ] = "tpe",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Trials in all, those of earlier starts included; by default 30, or the grid.",
+        ),
+    ] = None,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy",
+            help="Choose without validation data although there are some, and say how well the "
+            "choice agrees with them.",
+        ),
+    ] = False,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the trials of before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Search the settings of an arm of STUDY that consolidates, on validation data only.
+
+    The trials are kept in DIR/<study>/tune-<arm>.db; the same command goes on from there. The
+    winner is written as a study that runs, DIR/<study>/tuned.yaml, all trials as tune-<arm>.json.
+    """
+    if search not in ("tpe", "grid"):
+        raise UserError(f"--search: {search!r} is neither tpe nor grid")
+    loaded = _load(study, overrides, seeds=_parse_seeds(seeds))
+    from rich.console import Console
+
+    from experiments.engines.inline import silo_pool
+    from fedkd.progress import SearchProgress
+    from fedkd.tuning.command import tune as run_search
+    from fedkd.tuning.outcome import print_outcome
+
+    quiet = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    with SearchProgress(quiet) as progress, silo_pool(loaded) as pool:
+        found = run_search(
+            loaded,
+            arm,
+            out=out,
+            pool=pool,
+            progress=progress,
+            kind="grid" if search == "grid" else "tpe",
+            trials=trials,
+            proxy=proxy,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_outcome(found.results, console)
+        console.print(f"Tuned study: {found.tuned}\nAll trials: {found.data}", soft_wrap=True)
+        if found.interrupted:
+            console.print("Interrupted: the same command goes on from the trials that had ended.")
+    if found.interrupted:
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -163,6 +240,35 @@ def validate(study: StudyPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def recommend(
+    study: StudyPath,
+    overrides: Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Describe the federation of STUDY, a YAML file, and name a method for it.
+
+    Looks at the first seed: how labels and sizes differ between silos, how good the silos' models
+    are (they are pre-trained if they are not in the cache), what transfer set there is. The method
+    comes from a decision tree fitted on the project's recorded studies; how often such studies
+    agree, and how often the tree is right on studies that it has not seen, is printed with it.
+
+    For example: fedkd recommend experiments/quickstart.yaml --set partition.alpha=0.5
+    """
+    loaded = _load(study, overrides)
+    found, figures = _recommend(loaded)
+    if as_json:
+        typer.echo(json.dumps({"federation": figures, **vars(found)}, indent=1))
+        return
+    from rich.console import Console
+
+    from fedkd.report import print_recommendation
+
+    print_recommendation(found, figures, Console(width=None if sys.stdout.isatty() else 100))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors and programs."""
     from fedkd.study_file import study_schema
@@ -227,6 +333,24 @@ def _parse_seeds(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds: {text!r} is no list of whole numbers such as 0,1,2") from None
+
+
+def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
+    from experiments.engines.inline import silo_pool
+    from fedkd.cache import cache_root, check_cache_root
+    from fedkd.description import describe
+    from fedkd.federation import Federation
+    from fedkd.recommendation import recommend
+    from fedkd.study_file import check_files
+
+    check_files(study)
+    check_cache_root()
+    federation = Federation.load(study, study.seeds[0], cache_root())
+    federation.check()
+    with silo_pool(study) as pool:
+        federation.pretrain(pool)
+    figures = describe(federation)
+    return recommend(figures), figures
 
 
 def _run(study: Study, *, out: Path, fresh: bool, quiet: bool) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,7 +44,7 @@ class StudyProgress:
         )
         self._study: TaskID = self._bars.add_task("study", total=total_runs, detail="")
 
-    def __enter__(self) -> StudyProgress:
+    def __enter__(self) -> Self:
         """Begin to draw."""
         self._bars.start()
         return self
@@ -90,6 +90,29 @@ class StudyProgress:
             )
         if fallback := record.notes.get("fallback"):
             self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")
+
+
+class SearchProgress(StudyProgress):
+    """Shows the trials of a search and the student under way.
+
+    Args:
+        console: where to draw; bars appear only on a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="trials")
+        self._said = ""
+
+    def on_trial(self, ended: int, total: int, best: float | None) -> None:
+        """Show that so many trials have ended."""
+        self._said = "" if best is None else f"best {best:.1%}"
+        self._bars.update(self._study, completed=ended, total=total, detail=self._said)
+
+    def on_epoch(self, seed: int, epoch: int, epochs: int) -> None:
+        """Show how far a student is."""
+        detail = f"{self._said}  seed {seed}, epoch {epoch} of {epochs}"
+        self._bars.update(self._study, detail=detail)
 
 
 class _RunBar:

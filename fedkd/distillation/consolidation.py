@@ -22,7 +22,7 @@ from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import derive_seed, numpy_generator, torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, is_finite, predict
+from fedkd.training import Compute, evaluate, is_finite, predict
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class School:
         seed: of the study's repetition.
         basis: in which the teachers' densities are told, or None.
         on_epoch: told of every epoch: its number from 1, and how many there are.
+        on_student: shown the student after every epoch, with the same two numbers; it may look
+            at the model but not change its weights.
     """
 
     transfer: Images
@@ -50,6 +52,7 @@ class School:
     seed: int
     basis: Basis | None = None
     on_epoch: Callable[[int, int], None] | None = None
+    on_student: Callable[[nn.Module, int, int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,18 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     chosen = selected.index(chosen) if chosen in selected else None
     teachers = teachers.only(selected)
     ensemble = make_ensemble(teachers, settings, school)
-    lesson = _lesson(teachers, settings, school, ensemble, chosen)
+    if settings.teachers == "validation":
+        lesson = _control_lesson(school)
+    else:
+        lesson = _lesson(teachers, settings, school, ensemble, chosen)
     loss = _learn(model, lesson, settings, school)
     state = copy_state(model)
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes |= _describe(teachers, ensemble, loss)
+    if len(school.validation):
+        found = evaluate(model, school.validation, compute=school.compute)
+        notes["validation_accuracy"] = round(found.accuracy, 6)
     return Consolidated(state, start, teachers, notes)
 
 
@@ -165,6 +174,18 @@ def _lesson(
     return lesson.take(choose_subset(ensemble.target, settings.subset, school.seed))
 
 
+def _control_lesson(school: School) -> Lesson:
+    """The control: what the server's validation labels teach without any teacher."""
+    nothing = torch.zeros(0, len(school.validation), school.shape.num_classes)
+    return Lesson(
+        images=school.validation.images,
+        labels=school.validation.labels,
+        target=nothing.sum(0),
+        logits=nothing,
+        weights=nothing.sum(2),
+    )
+
+
 def _order(teachers: Teachers, settings: Consolidation, school: School) -> tuple[int, ...]:
     """Return in which turn the teachers speak where they speak one after another."""
     everyone = range(len(teachers))
@@ -182,8 +203,12 @@ def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: Sc
     epochs = iter(range(1, settings.epochs + 1))
 
     def on_epoch() -> None:
+        epoch = next(epochs, settings.epochs)
         if school.on_epoch:
-            school.on_epoch(next(epochs, settings.epochs), settings.epochs)
+            school.on_epoch(epoch, settings.epochs)
+        if school.on_student:
+            school.on_student(model, epoch, settings.epochs)
+            model.train()  # whoever looked may have left it in evaluation mode
 
     loss: float = METHODS.load(settings.method)(
         model,

@@ -41,6 +41,7 @@ class Data(Section):
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of what is not test")
     transfer: TransferSet = TransferSet()
     train_size: Count | None = Field(None, description="at most so many images for all silos")
+    test_size: Count | None = Field(None, description="at most so many images to test on")
     image_size: int | None = Field(
         None, ge=4, le=1024, description="resize images to this height and width in pixels"
     )
