@@ -5,6 +5,6 @@
 ``paper`` writes PNG, SVG and CSV. All of them read one thing: the summary of ``results``.
 """
 
-from fedkd.report.terminal import print_summary, render
+from fedkd.report.terminal import print_recommendation, print_summary, render
 
-__all__ = ["print_summary", "render"]
+__all__ = ["print_recommendation", "print_summary", "render"]

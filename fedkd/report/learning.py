@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fedkd.report.figure import HEAT, Figure, Variant, heat_map, plain
 from fedkd.report.results import Results, class_names, instruments, percent
 from fedkd.report.tables import NONE, clip
+
+FULL_GRID = 0.6
+"""Share of a grid's pairs from which on a map tells more than points."""
 
 
 def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
@@ -53,47 +57,81 @@ def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
 
 
 def tuning(results: Results) -> Figure | None:
-    """Plot the validation score over temperature and weight, the best of each pair."""
-    search = results.summary.get("tuning") or {}
-    best: dict[tuple[float, float], float] = {}
-    for trial in search.get("trials") or []:
-        place = (trial.get("temperature"), trial.get("weight"))
-        value = trial.get("value")
-        if value is not None and None not in place:
-            best[place] = max(value, best.get(place, value))
-    if not best:
+    """Plot the marks of fedkd tune over temperature and weight, a view for every tuned arm.
+
+    The best mark of each pair counts. Where a method or a transfer set without labels leaves one of
+    the two without effect, the learning rate takes its place, as in the search itself.
+    """
+    views: list[Variant] = []
+    rows, judges = [], []
+    for search in results.summary.get("tuning") or []:
+        axes = _axes(search)
+        best = _best_marks(search, axes)
+        if not best:
+            continue
+        views.append(_surface(search["arm"], best, axes))
+        judges.append(f"{search['arm']} by {search['judged_by']}")
+        rows += [
+            [search["arm"], *(f"{name} {value:g}" for name, value in zip(axes, at, strict=True)), m]
+            for at, mark in sorted(best.items())
+            for m in [percent(mark)]
+        ]
+    if not views:
         return None
-    metric = str(search.get("metric", "validation accuracy"))
-    xs, ys = (sorted({place[index] for place in best}) for index in (0, 1))
-    titles = ("temperature", "weight of the teachers")
-    if len(best) >= 0.6 * len(xs) * len(ys):
-        grid = [[best.get((x, y)) for x in xs] for y in ys]
-        view = heat_map(
-            "",
-            grid,
-            x=[f"{x:g}" for x in xs],
-            y=[f"{y:g}" for y in ys],
-            hover="temperature %{x}, weight %{y}: %{z:.1%}<extra></extra>",
-            titles=titles,
-            template="%{z:.1%}",
-        )
-    else:
-        view = _cloud(best, titles)
     return Figure(
         name="tuning",
-        title="Tuning: temperature and weight",
-        alt=f"{metric} over temperature and weight; the table holds the numbers.",
-        caption=f"{metric}, the best trial of each pair of temperature and weight.",
-        variants=[view],
-        table=clip(
-            ["temperature", "weight", metric],
-            [[f"{x:g}", f"{y:g}", percent(v)] for (x, y), v in sorted(best.items())],
+        title="Tuning",
+        alt=(
+            "Map of the marks that a search gave to settings, over temperature and weight or "
+            "learning rate. The table holds the numbers."
         ),
+        caption=(
+            f"From fedkd tune, a search of its own. Judged: {'; '.join(judges)}. The best mark of "
+            "each pair of settings; the highest of many flatters itself."
+        ),
+        variants=views,
+        table=clip(["arm", "setting", "setting", "mark"], rows),
         height=380,
+        choice="arm",
     )
 
 
-def _cloud(best: dict[tuple[float, float], float], titles: tuple[str, str]) -> Variant:
+def _axes(search: dict[str, Any]) -> tuple[str, str]:
+    varied = {key for trial in search["trials"] for key in trial["settings"]}
+    first, second, *_ = [k for k in ("temperature", "weight", "lr", "epochs") if k in varied] + [
+        "temperature",
+        "weight",
+    ]
+    return first, second
+
+
+def _best_marks(search: dict[str, Any], axes: tuple[str, str]) -> dict[tuple[float, float], float]:
+    best: dict[tuple[float, float], float] = {}
+    for trial in search["trials"]:
+        x, y = (trial["settings"].get(key) for key in axes)
+        mark = trial["value"]
+        if trial["state"] == "finished" and None not in (x, y, mark):
+            best[x, y] = max(mark, best.get((x, y), mark))
+    return best
+
+
+def _surface(label: str, best: dict[tuple[float, float], float], axes: tuple[str, str]) -> Variant:
+    """A map where most pairs of a grid were tried, single points otherwise."""
+    xs, ys = (sorted({place[index] for place in best}) for index in (0, 1))
+    if len(best) < FULL_GRID * len(xs) * len(ys):
+        return _cloud(label, best, axes)
+    return heat_map(
+        label,
+        [[best.get((x, y)) for x in xs] for y in ys],
+        x=[f"{x:g}" for x in xs],
+        y=[f"{y:g}" for y in ys],
+        hover=f"{axes[0]} %{{x}}, {axes[1]} %{{y}}: %{{z:.1%}}<extra></extra>",
+        titles=axes,
+        template="%{z:.1%}",
+    )
+
+
+def _cloud(label: str, best: dict[tuple[float, float], float], titles: tuple[str, str]) -> Variant:
     points = sorted(best)
     trace = {
         "type": "scatter",
@@ -108,13 +146,15 @@ def _cloud(best: dict[tuple[float, float], float], titles: tuple[str, str]) -> V
             "line": {"color": "$ink", "width": 1},
         },
         "text": [percent(best[point]) for point in points],
-        "hovertemplate": "temperature %{x:.3~g}, weight %{y:.3~g}: %{text}<extra></extra>",
+        "hovertemplate": (
+            f"{titles[0]} %{{x:.3~g}}, {titles[1]} %{{y:.3~g}}: %{{text}}<extra></extra>"
+        ),
     }
     axes = {
         name: {"title": {"text": title}}
         for name, title in zip(("xaxis", "yaxis"), titles, strict=True)
     }
-    return Variant("", [trace], axes)
+    return Variant(label, [trace], axes)
 
 
 def _flip_view(

@@ -70,10 +70,8 @@ def hostile(make_summary: Any) -> dict[str, Any]:
         "teachers": [{"silo": a, "accuracy": 0.5, "complementary": None} for a in ATTACKS],
         "silos": [{"silo": a, "before": 0.5, "after": 0.4, "flips": None} for a in ATTACKS],
     }
-    summary["tuning"] = {
-        "metric": ATTACKS[0],
-        "trials": [{"temperature": 1, "weight": 0.5, "value": 0.7}],
-    }
+    trial = {"state": "finished", "value": 0.7, "settings": {"temperature": 1, "weight": 0.5}}
+    summary["tuning"] = [{"arm": "fedkd", "judged_by": ATTACKS[0], "trials": [trial]}]
     return summary
 
 
@@ -145,6 +143,34 @@ def test_the_page_shows_what_there_is_and_no_more(
     assert list(drawings(page(hostile))) == [f"s0-{name}" for name in every]
     del bare["silos"], bare["classes"]
     assert "s0-classes" not in drawings(page(bare)), "results of an older fedkd are shown too"
+
+
+@pytest.mark.parametrize(
+    ("points", "kind", "axes"),
+    [
+        ([(1, 0.1), (1, 0.5), (2, 0.1), (2, 0.5)], "heatmap", ("temperature", "weight")),
+        ([(1, 0.1), (2, 0.2), (3, 0.3)], "scatter", ("temperature", "lr")),
+    ],
+)
+def test_a_tuning_is_a_map_or_single_points(
+    points: Any, kind: str, axes: Any, make_summary: Any
+) -> None:
+    trials = [
+        {
+            "state": "finished",
+            "value": 0.5 + x / 10,
+            "settings": dict(zip(axes, (x, y), strict=True)),
+        }
+        for x, y in points
+    ]
+    trials.append({"state": "pruned", "value": 0.99, "settings": trials[0]["settings"]})
+    summary = make_summary({"fedavg": [[0.1, 0.6]], "fedkd": [[0.6]]})
+    summary["tuning"] = [{"arm": "fedkd", "judged_by": "validation accuracy", "trials": trials}]
+    (view,) = drawings(page(summary))["s0-tuning"]["views"]
+    assert view["data"][0]["type"] == kind
+    assert [view["layout"][a]["title"]["text"] for a in ("xaxis", "yaxis")] == list(axes)
+    if kind == "heatmap":
+        assert view["data"][0]["z"] == [[0.6, 0.7], [0.6, 0.7]]
 
 
 def test_every_plot_has_words_and_a_table_behind_it(hostile: dict[str, Any]) -> None:
@@ -232,3 +258,7 @@ def test_results_are_found_and_refused_in_words(tmp_path: Path, make_summary: An
     summary = make_summary({"fedavg": [[0.1, 0.6]]})
     (newest / "summary.json").write_text(json.dumps(summary))
     assert Results.read(tmp_path).summary == summary
+    search = {"study": "tiny", "arm": "fedkd"}
+    (tmp_path / "tune-fedkd.json").write_text(json.dumps(search))
+    (tmp_path / "tune-fedkd-other.json").write_text(json.dumps({**search, "study": "other"}))
+    assert Results.read(newest).summary == {**summary, "tuning": [search]}

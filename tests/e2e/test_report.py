@@ -150,11 +150,16 @@ def make_full() -> Any:
             for n, s in enumerate(names)
         ]
         trials = [
-            {"temperature": t, "weight": w / 4, "value": 0.5 + w / 10 - t / 40}
+            {
+                "state": "finished",
+                "value": 0.5 + w / 10 - t / 40,
+                "settings": {"temperature": t, "weight": w / 4},
+            }
             for t in (1, 2, 4, 8)
             for w in range(5)
         ]
-        summary["tuning"] = {"metric": "validation accuracy", "trials": trials}
+        search = {"arm": "fedkd-equal", "judged_by": "validation accuracy", "trials": trials}
+        summary["tuning"] = [search]
         return summary
 
     return fill
@@ -286,8 +291,8 @@ def test_hostile_names_do_nothing(
         opened.page.wait_for_timeout(300)
         assert opened.page.evaluate("window.hacked === undefined")
         assert opened.page.locator("img, .plot a, .plot b").count() == 0
-        ticks = opened.page.locator("#s0-classes .ytick text").first.text_content()
-        assert ticks == ATTACK + "0", "the name is shown as it is"
+        ticks = opened.page.locator("#s0-classes .ytick text").all_text_contents()
+        assert ATTACK + "0" in ticks, "the name is shown as it is"
         assert (opened.errors, opened.requests) == ([], [])
 
 
