@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray lint format types borders check sweeps paper bundle clean
+.PHONY: help setup demo test test-ray test-browser lint format types borders check sweeps paper bundle clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv and install fedkd into it, once
 
@@ -26,6 +26,9 @@ test: $(STAMP) ## run the default tests
 
 test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray
+
+test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
+	$(PYTEST) -m browser
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -120,7 +120,8 @@ def _arm_traces(
         style = {"mode": "lines", "fill": "toself", "fillcolor": colour, "opacity": 0.16}
         add("band", outline, edge, line={"width": 0}, hoverinfo="skip", **style)
     x, y, seeds = _seed_lines(curves, axis, limit)
-    thin_line = {"color": colour, "width": 1, "dash": look.dash}
+    alone = len(curves) == 1
+    own_line = {"color": colour, "width": 2.6 if alone else 1, "dash": look.dash}
     place = "<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
     hover = f"{plain(arm)}, seed %{{customdata}}{place}"
     add(
@@ -129,9 +130,9 @@ def _arm_traces(
         y,
         customdata=seeds,
         mode="lines",
-        line=thin_line,
+        line=own_line,
         hovertemplate=hover,
-        opacity=0.55,
+        opacity=1 if alone else 0.55,
     )
     if middle is not None and len(curves) > 1:
         thick = {"color": colour, "width": 2.6, "dash": look.dash}

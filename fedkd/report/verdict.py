@@ -266,13 +266,13 @@ def _about_runs(results: Results) -> list[str]:
     cut = sum(run["stopped"] == "interrupted" for run in runs)
     if missing or cut:
         remarks.append(
-            f"The study was interrupted: {missing + cut} of its runs did not end; the same command "
+            f"The study was interrupted, and runs did not end: {missing + cut}. The same command "
             "goes on from those that did."
         )
     if failures:
-        remarks.append(f"{len(failures)} of its runs failed, listed under Runs.")
+        remarks.append(f"Runs that failed: {len(failures)}, listed under Runs.")
     if lost := sum(len(run["quarantined"]) for run in runs):
-        remarks.append(f"{lost} replies of silos were refused or missing, listed under Refused.")
+        remarks.append(f"Replies of silos refused or missing: {lost}, listed under Refused.")
     if fallbacks := sorted({run["arm"] for run in runs if run["notes"].get("fallback")}):
         remarks.append(f"Another weighting stood in for the one asked for in {_list(fallbacks)}.")
     if any(run["accuracy_source"] == "silos" for run in runs):

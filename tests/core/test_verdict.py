@@ -129,7 +129,7 @@ def test_what_went_wrong_is_remarked(make_summary: Any) -> None:
     summary["runs"][0]["quarantined"] = [{"silo": "silo-1", "round": 1, "reason": "late"}]
     summary["runs"][0]["stopped"] = "interrupted"
     text = " ".join(verdict(summary).remarks)
-    for words in ("1 of its runs failed", "1 replies of silos", "interrupted: 1 of its runs"):
+    for words in ("Runs that failed: 1", "refused or missing: 1", "did not end: 1."):
         assert words in text
 
 

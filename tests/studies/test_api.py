@@ -51,7 +51,7 @@ def test_a_study_may_be_a_path_a_dictionary_or_a_study(
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> fedkd.Comparison:
+def results(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> fedkd.Comparison:
     folder = tmp_path_factory.mktemp("api")
     study = {
         "name": "tiny",
@@ -63,7 +63,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> fedkd.Comparison:
         "arms": {"fedavg": {"start": "random"}, "fedkd": {"start": "consolidated"}},
         "seeds": [0],
     }
-    return fedkd.compare(study, out=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDKD_CACHE_DIR", str(cache_dir))
+        return fedkd.compare(study, out=folder)
 
 
 def test_curves_are_those_of_the_rounds_files(results: fedkd.Comparison) -> None:
