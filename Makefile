@@ -34,7 +34,7 @@ schema: $(STAMP) ## write the JSON schema of study files, for editors
 	$(BIN)/fedkd schema > experiments/study.schema.json
 
 docs: $(STAMP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
