@@ -34,7 +34,7 @@ schema: $(STAMP) ## write the JSON schema of study files, for editors
 	$(BIN)/fedkd schema > experiments/study.schema.json
 
 docs: $(STAMP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
 	$(PYTEST) -m browser

@@ -349,6 +349,29 @@ def schema() -> None:
     typer.echo(json.dumps(study_schema(), indent=1))
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Say what this machine can do, and what to do about what is missing."""
+    from fedkd.doctor import examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            mark = {"ok": "ok  ", "note": "note", "broken": "BAD "}[finding.level]
+            typer.echo(f"{mark}  {finding.name:10} {finding.value}")
+            if finding.advice:
+                typer.echo(f"{'':17}-> {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
 cli_offline.add_commands(app)
 
 
