@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-slow schema docs lint format types borders check sweeps bundle clean
+.PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps paper bundle clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv and install fedkd into it, once
 
@@ -36,6 +36,9 @@ schema: $(STAMP) ## write the JSON schema of study files, for editors
 docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
+	$(PYTEST) -m browser
+
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,6 +58,9 @@ check: lint types borders test ## all of the above
 sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about half an hour)
 	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
 	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
+
+paper: $(STAMP) ## run the studies behind the claims as far as not recorded; rebuild RESULTS.md
+	$(BIN)/python -m experiments.paper
 
 bundle: $(STAMP) ## build the Flower App Bundle
 	$(BIN)/flwr build

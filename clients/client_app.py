@@ -177,7 +177,7 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
     partition = int(str(context.node_config["partition-id"]))
     if partition >= len(names):
         raise ValueError(f"node {partition} has no silo: the study has {len(names)}")
-    return Silo.of(federation, names[partition]), federation.study
+    return Silo.of(federation, names[partition], _arm(context)), federation.study
 
 
 app = make_client_app(simulated_silo)

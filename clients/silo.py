@@ -14,10 +14,11 @@ from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
 from fedkd.distillation.familiarity import Basis, log_densities
 from fedkd.federation import Federation, Pretrained
+from fedkd.local_training import LocalTask, train_locally
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import torch_generator
 from fedkd.study import Rounds
-from fedkd.training import Compute, Metrics, Sgd, evaluate, predict, train_supervised
+from fedkd.training import Compute, Metrics, evaluate, predict
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Silo:
     compute: Compute
 
     @classmethod
-    def of(cls, federation: Federation, name: str) -> Silo:
-        """Return a silo of a simulated federation."""
+    def of(cls, federation: Federation, name: str, arm: str | None = None) -> Silo:
+        """Return a silo of a simulated federation, as it takes part in ``arm`` if one is named."""
         return cls(
             name=name,
             data=federation.data_of(name),
             shape=federation.shape,
             arch=federation.study.arch_of(name),
-            global_arch=federation.study.model.arch,
+            global_arch=federation.study.global_arch(arm) if arm else federation.study.model.arch,
             own_model=lambda: federation.pretrained(name),
             seed=federation.seed,
             compute=federation.compute,
@@ -67,23 +68,14 @@ class Silo:
         """Train the global model on the silo's data for one round.
 
         Returns:
-            The trained state and the mean loss of the last local epoch.
+            The trained state and the mean local loss of the last local epoch.
         """
         model = build_model(self.global_arch, self.shape, seed=0)
         model.load_state_dict(state)
         model.to(self.compute.device)
-        loss = train_supervised(
-            model,
-            self.data,
-            sgd=Sgd(
-                settings.local_epochs,
-                settings.batch_size,
-                settings.lr,
-                settings.momentum,
-                settings.weight_decay,
-            ),
+        loss = train_locally(
+            LocalTask(model, self.data, self.shape.num_classes, settings, self.compute),
             generator=torch_generator(self.seed, "local-training", self.name, round_number),
-            compute=self.compute,
         )
         return copy_state(model), loss
 

@@ -23,15 +23,16 @@ from experiments.trackers.tracking import Tracking
 from fedkd import __version__
 from fedkd.cache import cache_key, cache_root, check_cache_root, processor
 from fedkd.comparison import compare
+from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json, write_text
+from fedkd.models.building import arch_fingerprint
+from fedkd.report.page import write_run_report
+from fedkd.report.results import SCHEMA, SUMMARY_FILE
 from fedkd.results import RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import check_files, dump_study
-
-SCHEMA = 1
-SUMMARY_FILE = "summary.json"
 
 
 class Progress(Protocol):
@@ -134,8 +135,9 @@ class _Runner:
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
             interrupted = True
-        summary = self._summary()
+        summary = self._summary(federations)
         write_json(self._folder / SUMMARY_FILE, summary)
+        write_run_report(self._folder)
         return Outcome(self._folder, summary, interrupted)
 
     def _order(self) -> list[str]:
@@ -247,6 +249,7 @@ class _Runner:
                 "transfer": study.data.transfer.model_dump(),
                 "name": task.arm,
                 "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+                "own": _own_functions(study, task.arm),
                 "rounds": study.rounds_of(task.arm).model_dump(),
                 "engine": study.engine.model_dump(exclude={"workers"}),
                 "targets": task.targets,
@@ -254,7 +257,7 @@ class _Runner:
         )
         return task.federation.cache / "arms" / key
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, federations: Sequence[Federation]) -> dict[str, Any]:
         study = self._study
         order = [(arm, seed) for arm in study.arms for seed in study.seeds]
         records = [self._records[key] for key in order if key in self._records]
@@ -265,13 +268,24 @@ class _Runner:
             "resolved": study.to_dict(),
             "versions": _versions(),
             "machine": _machine(),
-            "runs": [_run_entry(record) for record in records],
+            "runs": [run_entry(record) for record in records],
             "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
             "failures": [vars(failure) for failure in self._failures],
+            "classes": list(federations[0].cut.classes),
+            "silos": [row for federation in federations for row in federation.holdings()],
         }
 
 
-def _run_entry(record: RunRecord) -> dict[str, Any]:
+def _own_functions(study: Study, arm: str) -> list[str]:
+    """Identify architecture, method and weighting, some of which may be the user's own code."""
+    names = [arch_fingerprint(study.global_arch(arm))]
+    if settings := study.arms[arm].consolidation:
+        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
+    return names
+
+
+def run_entry(record: RunRecord) -> dict[str, Any]:
+    """Return a run as ``summary.json`` tells it."""
     accuracies = [point.accuracy for point in record.curve]
     return {
         "arm": record.arm,
@@ -288,6 +302,7 @@ def _run_entry(record: RunRecord) -> dict[str, Any]:
         "final_accuracy": accuracies[-1],
         "quarantined": [vars(entry) for entry in record.quarantined],
         "notes": record.notes,
+        "instruments": record.instruments,
     }
 
 

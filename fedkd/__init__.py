@@ -1,7 +1,46 @@
 """fedkd: consolidate pre-trained silo models by knowledge distillation, then federate.
 
 The method lives here in plain PyTorch; Flower's two sides are the packages ``strategies`` and
-``clients``; whole studies are run by ``experiments``.
+``clients``; whole studies are run by ``experiments``. From Python::
+
+    import fedkd
+
+    results = fedkd.compare("study.yaml")
+    results.to_pandas()
+
+Importing fedkd imports nothing heavy: what stands below is loaded when it is used.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedkd.api import Comparison, compare
+    from fedkd.errors import FedKDError, UserError
+    from fedkd.study import Study
+    from fedkd.study_file import load_study
+
 __version__ = "0.1.0"
+__all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study"]
+
+_HOMES = {
+    "Comparison": "fedkd.api",
+    "FedKDError": "fedkd.errors",
+    "Study": "fedkd.study",
+    "UserError": "fedkd.errors",
+    "compare": "fedkd.api",
+    "load_study": "fedkd.study_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

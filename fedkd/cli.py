@@ -8,14 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedkd import cli_offline
 from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
+    from fedkd.recommendation import Recommendation
     from fedkd.study import Study
 
 app = typer.Typer(
@@ -67,8 +69,8 @@ def compare(
 ) -> None:
     """Run every arm of STUDY, a YAML file, on every seed and compare the exchanges to each target.
 
-    Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, and for each run
-    its curve (rounds.jsonl, a line a round), final model and state.
+    Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, report.html, and
+    for each run its curve (rounds.jsonl, a line a round), final model and state.
 
     For example: fedkd compare experiments/quickstart.yaml --set rounds.lr=0.1 --seeds 0,1,2,3,4
     """
@@ -85,6 +87,222 @@ def compare(
 
 
 @app.command()
+def tune(
+    study: StudyPath,
+    arm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The arm to tune; by default the first that can be."),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(metavar="KIND", help="tpe, or grid: 5 x 5 over temperature and weight.")
+    ] = "tpe",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Trials in all, those of earlier starts included; by default 30, or the grid.",
+        ),
+    ] = None,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy",
+            help="Choose without validation data although there are some, and say how well the "
+            "choice agrees with them.",
+        ),
+    ] = False,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the trials of before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Search the settings of an arm of STUDY that consolidates, on validation data only.
+
+    The trials are kept in DIR/<study>/tune-<arm>.db; the same command goes on from there. The
+    winner is written as a study that runs, DIR/<study>/tuned.yaml, all trials as tune-<arm>.json.
+    """
+    if search not in ("tpe", "grid"):
+        raise UserError(f"--search: {search!r} is neither tpe nor grid")
+    loaded = _load(study, overrides, seeds=_parse_seeds(seeds))
+    from rich.console import Console
+
+    from experiments.engines.inline import silo_pool
+    from fedkd.progress import SearchProgress
+    from fedkd.tuning.command import tune as run_search
+    from fedkd.tuning.outcome import print_outcome
+
+    quiet = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    with SearchProgress(quiet) as progress, silo_pool(loaded) as pool:
+        found = run_search(
+            loaded,
+            arm,
+            out=out,
+            pool=pool,
+            progress=progress,
+            kind="grid" if search == "grid" else "tpe",
+            trials=trials,
+            proxy=proxy,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_outcome(found.results, console)
+        console.print(f"Tuned study: {found.tuned}\nAll trials: {found.data}", soft_wrap=True)
+        if found.interrupted:
+            console.print("Interrupted: the same command goes on from the trials that had ended.")
+    if found.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def pairs(
+    study: StudyPath,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of kd, kd-tuned, dml, dp-kd, fine-tune and your own; by default all that the "
+            "study's labels and validation data allow.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Epochs, instead of the study's.")
+    ] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the rows of before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Let every silo of STUDY teach every other under every method: who gains, who forgets?
+
+    Each student starts from its silo's own model and learns on the transfer set, with the
+    optimiser of the first arm that consolidates. Temperature and weight are 1 and 0.5; kd-tuned
+    takes the best of 1, 4, 16 and 0.1, 0.5, 0.9 on validation data. The table is
+    DIR/<study>/pairs.csv, and pairs.json with what its columns mean; the same command goes on
+    from the rows that pairs.jsonl holds.
+
+    For example: fedkd pairs experiments/quickstart.yaml --set partition.silos=5 --methods kd,dml
+    """
+    loaded = _load(study, overrides, seeds=_parse_seeds(seeds))
+    from rich.console import Console
+
+    from experiments.engines.inline import silo_pool
+    from fedkd.pairs.command import measure_pairs
+    from fedkd.pairs.outcome import print_outcome
+    from fedkd.progress import PairsProgress
+
+    quiet = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    with PairsProgress(quiet) as progress, silo_pool(loaded) as pool:
+        found = measure_pairs(
+            loaded,
+            out=out,
+            pool=pool,
+            progress=progress,
+            methods=None if methods is None else [name.strip() for name in methods.split(",")],
+            epochs=epochs,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_outcome(found.results, console)
+        console.print(f"Table: {found.table}\nWith its summary: {found.data}", soft_wrap=True)
+    if found.interrupted:
+        if not as_json:
+            console.print("Interrupted: the same command goes on from the rows that are there.")
+        raise typer.Exit(130)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Results folders, or folders of studies: the newest results."
+        ),
+    ],
+    kinds: Annotated[
+        str, typer.Option("--format", metavar="KIND,...", help="html, png, svg, csv.")
+    ] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to write: by default into the results folder, or the working folder for "
+            "several.",
+        ),
+    ] = None,
+) -> None:
+    """Write report.html of one or more RUNs, and figures and tables for papers.
+
+    Several RUNs are compared on one page. Pictures and tables go to a folder figures or tables
+    beside the page, in one of its own for each of several RUNs.
+
+    For example: fedkd report runs/quickstart --format html,svg,csv
+    """
+    from fedkd.report.page import write_report
+    from fedkd.report.paper import PICTURES, write_csv, write_pictures
+    from fedkd.report.results import REPORT_FILE, Results, find_run
+
+    wanted = list(dict.fromkeys(kind.strip() for kind in kinds.split(",")))
+    for kind in wanted:
+        if kind not in ("html", "csv", *PICTURES):
+            raise UserError(f"--format: {kind!r} is none of html, png, svg and csv")
+    folders = [find_run(run) for run in runs]
+    results = [Results.read(folder) for folder in folders]
+    place = out or (folders[0] if len(folders) == 1 else Path())
+    written = [write_report(results, place / REPORT_FILE)] if "html" in wanted else []
+    for index, each in enumerate(results):
+        own = Path() if len(results) == 1 else Path(f"{index + 1}-{each.summary['study']}")
+        for kind in wanted:
+            if kind in PICTURES:
+                written += write_pictures(each, place / "figures" / own, kind)
+            elif kind == "csv":
+                written += write_csv(each, place / "tables" / own)
+    for path in written:
+        typer.echo(path)
+
+
+@app.command()
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A results folder, or a study's: its newest results."),
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Show how far it is, and exit.")] = False,
+) -> None:
+    """Follow RUN, a study that another process runs, until it ends.
+
+    Arms, seeds, rounds, accuracy against targets and time left are read from the files in the
+    folder, so any host that sees it can watch. Ctrl-C ends the watching; the study goes on.
+    """
+    from rich.console import Console
+
+    from fedkd.watch import watch as follow
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        follow(run, console, once=once)
+    except KeyboardInterrupt:
+        console.print("No longer watching; the study goes on.")
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def validate(study: StudyPath, overrides: Overrides = None) -> None:
     """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
     from fedkd.study_file import check_files, dump_study
@@ -92,6 +310,35 @@ def validate(study: StudyPath, overrides: Overrides = None) -> None:
     loaded = _load(study, overrides)
     check_files(loaded)
     typer.echo(dump_study(loaded), nl=False)
+
+
+@app.command()
+def recommend(
+    study: StudyPath,
+    overrides: Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Describe the federation of STUDY, a YAML file, and name a method for it.
+
+    Looks at the first seed: how labels and sizes differ between silos, how good the silos' models
+    are (they are pre-trained if they are not in the cache), what transfer set there is. The method
+    comes from a decision tree fitted on the project's recorded studies; how often such studies
+    agree, and how often the tree is right on studies that it has not seen, is printed with it.
+
+    For example: fedkd recommend experiments/quickstart.yaml --set partition.alpha=0.5
+    """
+    loaded = _load(study, overrides)
+    found, figures = _recommend(loaded)
+    if as_json:
+        typer.echo(json.dumps({"federation": figures, **vars(found)}, indent=1))
+        return
+    from rich.console import Console
+
+    from fedkd.report.terminal import print_recommendation
+
+    print_recommendation(found, figures, Console(width=None if sys.stdout.isatty() else 100))
 
 
 @app.command()
@@ -123,6 +370,9 @@ def doctor(
         typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
     if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+cli_offline.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it
@@ -182,6 +432,24 @@ def _parse_seeds(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds: {text!r} is no list of whole numbers such as 0,1,2") from None
+
+
+def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
+    from experiments.engines.inline import silo_pool
+    from fedkd.cache import cache_root, check_cache_root
+    from fedkd.description import describe
+    from fedkd.federation import Federation
+    from fedkd.recommendation import recommend
+    from fedkd.study_file import check_files
+
+    check_files(study)
+    check_cache_root()
+    federation = Federation.load(study, study.seeds[0], cache_root())
+    federation.check()
+    with silo_pool(study) as pool:
+        federation.pretrain(pool)
+    figures = describe(federation)
+    return recommend(figures), figures
 
 
 def _run(study: Study, *, out: Path, fresh: bool, quiet: bool, track: Sequence[str]) -> Outcome:

@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fedkd.cache import cache_key
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.data.cut import Cut, load_cut
@@ -54,6 +56,23 @@ class Federation:
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
         return self._silos[silo]
+
+    def holdings(self) -> list[dict[str, object]]:
+        """Return what each silo holds, in natural order of names: a simulation's own knowledge.
+
+        Real silos tell as much only if they choose to.
+        """
+        return [
+            {
+                "seed": self.seed,
+                "silo": silo,
+                "num_examples": len(data),
+                "class_counts": torch.bincount(
+                    data.labels, minlength=self.shape.num_classes
+                ).tolist(),
+            }
+            for silo, data in self._silos.items()
+        ]
 
     def pretrain(
         self, executor: Executor, *, fresh: bool = False, on_silo: Callable[[], None] | None = None

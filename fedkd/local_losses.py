@@ -5,6 +5,12 @@ from fedkd.registry import Registry
 LOCAL_LOSSES = Registry(
     "local loss",
     {
-        "cross-entropy": "fedkd.training:train_supervised",
+        name: f"fedkd.local_training:{name.replace('-', '_')}"
+        for name in (
+            "cross-entropy",
+            "logit-adjusted",
+            "proximal",
+            "not-true",
+        )
     },
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,7 +45,7 @@ class StudyProgress:
         )
         self._study: TaskID = self._bars.add_task("study", total=total_runs, detail="")
 
-    def __enter__(self) -> StudyProgress:
+    def __enter__(self) -> Self:
         """Begin to draw."""
         self._bars.start()
         return self
@@ -96,6 +97,45 @@ class StudyProgress:
             self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")
 
 
+class SearchProgress(StudyProgress):
+    """Shows the trials of a search and the student under way.
+
+    Args:
+        console: where to draw; bars appear only on a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="trials")
+        self._said = ""
+
+    def on_trial(self, ended: int, total: int, best: float | None) -> None:
+        """Show that so many trials have ended."""
+        self._said = "" if best is None else f"best {best:.1%}"
+        self._bars.update(self._study, completed=ended, total=total, detail=self._said)
+
+    def on_epoch(self, seed: int, epoch: int, epochs: int) -> None:
+        """Show how far a student is."""
+        detail = f"{self._said}  seed {seed}, epoch {epoch} of {epochs}"
+        self._bars.update(self._study, detail=detail)
+
+
+class PairsProgress(StudyProgress):
+    """Shows how many rows of the table of pairs are there.
+
+    Args:
+        console: where to draw; bars appear only on a terminal, warnings always.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="pairs")
+
+    def on_row(self, ended: int, total: int) -> None:
+        """Show that so many rows are there."""
+        self._bars.update(self._study, completed=ended, total=total)
+
+
 class _RunBar:
     """Observes one run."""
 
@@ -112,6 +152,54 @@ class _RunBar:
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._bars.update(self._task, detail=f"distilling, epoch {epoch} of {epochs}")
+
+
+class EpochBar:
+    """A bar over the epochs of one distillation, drawn only if it takes a while.
+
+    Args:
+        console: where to draw; nothing appears unless it is a terminal.
+        patience: seconds before the bar appears.
+    """
+
+    def __init__(self, console: Console, patience: float = 2.0) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None)
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer = threading.Timer(patience, self._appear)
+        self._timer.daemon = True
+
+    def __enter__(self) -> EpochBar:
+        """Begin to wait."""
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Clear the bar away."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            self._bar.stop()
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Note that an epoch ended."""
+        description = "distilling, epochs"
+        self._bar.update(self._task, completed=epoch, total=epochs, description=description)
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._bar.start()
 
 
 def _by_silo(record: RunRecord) -> dict[str, list[Any]]:

@@ -69,6 +69,7 @@ class RunRecord:
     cached: bool = False
     quarantined: tuple[Quarantined, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    instruments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:

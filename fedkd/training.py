@@ -106,13 +106,7 @@ def fit(
         on_epoch: called after every epoch.
     """
     model.train()
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=sgd.lr,
-        momentum=sgd.momentum,
-        weight_decay=sgd.weight_decay,
-        foreach=True,
-    )
+    optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
     mean = float("nan")
     for _ in range(sgd.epochs):
@@ -134,6 +128,15 @@ def fit(
         if not torch.isfinite(total):
             break
     return mean
+
+
+def make_optimiser(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Return the optimiser of all training: SGD with momentum."""
+    return torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True
+    )
 
 
 def train_supervised(

@@ -16,6 +16,8 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkd import wire
 from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.distillation.consolidation import Consolidated
+from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
@@ -25,6 +27,7 @@ from strategies.gate import RefusedError, read_info, read_num_examples, read_sta
 from strategies.roster import call_roster
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
+from strategies.updates import RoundModels, server_update
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -33,7 +36,8 @@ class SiloFedAvg(FedAvg):
     """FedAvg with seeded cohorts, gated replies, silo-ordered sums and an early stop.
 
     To write a strategy of your own, override ``begin`` (how the global model starts) or
-    ``combine`` (how a round's models become one).
+    ``combine`` (how a round's models become one). What the server then does with that one is the
+    ``update`` that the arm's ``strategy`` names: see :mod:`strategies.updates`.
 
     Args:
         setting: the arm, its seed and the server's data.
@@ -52,6 +56,10 @@ class SiloFedAvg(FedAvg):
         self.stopped: Stopped = "budget"
         self.exchanges_before_round_1 = 0
         self.notes: dict[str, object] = {}
+        self.teachers: Teachers | None = None
+        self.consolidated: Consolidated | None = None
+        self.start_state: State = {}
+        self.update = server_update(setting)
 
     def start(
         self,
@@ -73,6 +81,7 @@ class SiloFedAvg(FedAvg):
         self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
         with self.ledger.traffic.timed():
             state = self.begin(grid, initial_arrays)
+        self.start_state = state
         arrays = ArrayRecord(state)
         self._measure(grid, 0, arrays, evaluate_fn, result)
         for round_number in range(1, num_rounds + 1):
@@ -104,11 +113,15 @@ class SiloFedAvg(FedAvg):
         start = self.setting.arm.start
         if start == "random":
             return dict(like)
-        teachers = collect_teachers(
-            grid, list(self.roster.values()), self.setting, self.ledger, self.run_id
+        setting = self.setting
+        self.teachers = collect_teachers(
+            grid, list(self.roster.values()), setting, self.ledger, self.run_id
         )
         self.exchanges_before_round_1 = 1
-        return teachers.average() if start == "average" else teachers.best(self.setting)
+        if start == "average":
+            return self.teachers.average(setting.arch)
+        index = self.teachers.pick(start, setting.arch, setting.validation, setting.seed)
+        return copy_state(self.teachers.model(index))
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
         """Make one model of a round's models, given in natural order of the silos' names."""
@@ -140,7 +153,7 @@ class SiloFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply and average the good ones, in silo order.
+        """Check every reply, average the good ones in silo order, and update the global model.
 
         Returns:
             The new model, or None where fewer silos than the quorum answered well.
@@ -165,7 +178,9 @@ class SiloFedAvg(FedAvg):
         if len(states) < max(1, math.ceil(self.setting.rounds.quorum * len(self._cohort))):
             return None, None
         loss = sum(n * x for n, x in zip(sizes, losses, strict=True)) / sum(sizes)
-        return ArrayRecord(self.combine(states, sizes)), MetricRecord({wire.LOSS: loss})
+        average = self.combine(states, sizes)
+        state = self.update(RoundModels(server_round, self._expected, states, average))
+        return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
 
     def _read_reply(
         self, reply: Message, member: Member, server_round: int

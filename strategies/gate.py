@@ -65,6 +65,19 @@ def read_num_examples(record: Any) -> int:
     return value
 
 
+def read_class_counts(info: ConfigRecord, num_classes: int) -> tuple[int, ...]:
+    """Return the silo's images of each class, or nothing where it keeps them to itself."""
+    counts = info.get(wire.CLASS_COUNTS)
+    if counts is None or counts == []:
+        return ()
+    if not isinstance(counts, list) or len(counts) != num_classes:
+        raise RefusedError(f"{wire.CLASS_COUNTS} is no list of {num_classes} numbers")
+    whole = [n for n in counts if isinstance(n, int) and not isinstance(n, bool)]
+    if len(whole) < len(counts) or not all(0 <= n <= MAX_EXAMPLES for n in whole):
+        raise RefusedError(f"{wire.CLASS_COUNTS} holds what is no number of images")
+    return tuple(whole)
+
+
 def read_state(record: ArrayRecord | None, like: State) -> State:
     """Decode a model that must have exactly the keys, shapes and types of ``like``."""
     if record is None:

@@ -12,7 +12,7 @@ from fedkd import wire
 from fedkd.data.images import content_hash
 from fedkd.errors import FedKDError
 from strategies.exchange import Ledger, Member, exchange, natural_key
-from strategies.gate import RefusedError, read_info, read_name, read_num_examples
+from strategies.gate import RefusedError, read_class_counts, read_info, read_name, read_num_examples
 from strategies.setting import Setting
 
 
@@ -37,6 +37,7 @@ def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> di
             info = read_info(replies[node], run_id=run_id, round_number=0)
             name = read_name(info)
             read_num_examples(info)
+            read_class_counts(info, setting.shape.num_classes)
             _check_architecture(info, setting)
             if name in members:
                 raise RefusedError(f"it claims the name {name!r}, which another node bears")

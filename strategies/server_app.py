@@ -12,13 +12,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd import wire
 from fedkd.cache import cache_root
-from fedkd.checkpoint import save_state
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_text
+from fedkd.model_card import ModelCard, save_model
 from fedkd.results import CHECKPOINT_FILE, Point, RunRecord, append_point, write_state
 from fedkd.study_file import parse_study
 from fedkd.training import intra_op_threads
+from strategies.examine import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
 from strategies.setting import Observer, Setting
@@ -91,7 +92,10 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
             timeout=setting.rounds.timeout,
             evaluate_fn=central_evaluation(setting),
         )
-    save_state(folder / CHECKPOINT_FILE, dict(result.arrays.to_torch_state_dict()))
+        final = dict(result.arrays.to_torch_state_dict())
+        instruments = examine(strategy, final)
+    card = ModelCard(setting.arch, setting.shape, setting.classes)
+    save_model(folder / CHECKPOINT_FILE, final, card)
     write_state(
         folder,
         RunRecord(
@@ -106,6 +110,7 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
             accuracy_source="silos" if setting.test is None else "test",
             quarantined=tuple(strategy.ledger.quarantined),
             notes=strategy.notes,
+            instruments=instruments,
         ),
     )
 

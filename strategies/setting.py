@@ -40,6 +40,7 @@ class Setting:
         validation: labelled images on which choices are made; may be empty.
         transfer: images to distil on, or None.
         targets: accuracies at which the run may stop.
+        classes: names of the classes, or empty where the server does not know them.
     """
 
     study: Study
@@ -51,6 +52,7 @@ class Setting:
     validation: Images
     transfer: Images | None
     targets: tuple[float, ...]
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
@@ -65,6 +67,7 @@ class Setting:
             validation=federation.cut.validation,
             transfer=federation.cut.transfer,
             targets=targets,
+            classes=federation.cut.classes,
         )
 
     @property
@@ -77,8 +80,12 @@ class Setting:
         """The arm's round settings."""
         return self.study.rounds_of(self.arm_name)
 
+    @property
+    def arch(self) -> str:
+        """The architecture of the global model."""
+        return self.study.global_arch(self.arm_name)
+
     def model(self, purpose: str, arch: str | None = None) -> nn.Module:
         """Build a model on the device, initialised from the study's seed and ``purpose``."""
         seed = derive_seed(self.seed, purpose)
-        arch = arch or self.study.model.arch
-        return build_model(arch, self.shape, seed=seed).to(self.compute.device)
+        return build_model(arch or self.arch, self.shape, seed=seed).to(self.compute.device)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedkd import wire
-from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.checkpoint import copy_state
 from fedkd.data.images import content_hash
 from fedkd.distillation.familiarity import Basis, density_bound
+from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
-from fedkd.training import evaluate, predict
 from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import (
     RefusedError,
+    read_class_counts,
     read_density,
     read_info,
     read_logits,
@@ -27,64 +26,6 @@ from strategies.gate import (
     read_state,
 )
 from strategies.setting import Setting
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """One silo's contribution.
-
-    Attributes:
-        silo: its name.
-        arch: architecture of its model.
-        num_examples: size of its data.
-        state: its model, unless it sent only predictions.
-        logits: its predictions on the transfer set, fp32 ``[N, C]``, if it sent them.
-        log_density: float64 ``[N]`` or joint ``[N, C]`` in nats, if asked for and to be had.
-    """
-
-    silo: str
-    arch: str
-    num_examples: int
-    state: State | None
-    logits: Tensor | None
-    log_density: Tensor | None
-
-    def predictions(self, images: Tensor, setting: Setting) -> Tensor:
-        """Return logits ``[N, C]`` on uint8 images."""
-        if self.logits is not None:
-            return self.logits
-        if self.state is None:
-            raise ValueError(f"{self.silo} sent neither a model nor predictions")
-        model = setting.model("teacher", self.arch)
-        model.load_state_dict(self.state)
-        return predict(model, images, compute=setting.compute)
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """All usable contributions, in natural order of the silos' names; at least one."""
-
-    members: tuple[Teacher, ...]
-
-    def states(self) -> list[State]:
-        """All models; an error where a silo sent only predictions."""
-        states = [teacher.state for teacher in self.members if teacher.state is not None]
-        if len(states) < len(self.members):
-            raise ValueError("a silo sent predictions where its model is needed")
-        return states
-
-    def average(self) -> State:
-        """Average the models, weighted by examples as a round of FedAvg would."""
-        return average_states(self.states(), [float(t.num_examples) for t in self.members])
-
-    def best(self, setting: Setting) -> State:
-        """Return the model most accurate on validation data; the first of equals."""
-        scores = []
-        for state in self.states():
-            model = setting.model("teacher")
-            model.load_state_dict(state)
-            scores.append(evaluate(model, setting.validation, compute=setting.compute).accuracy)
-        return self.states()[scores.index(max(scores))]
 
 
 def collect_teachers(
@@ -128,7 +69,7 @@ def collect_teachers(
         raise FedKDError(
             f"arms.{setting.arm_name}: no silo's pre-trained model can be used ({reasons})"
         )
-    return Teachers(tuple(teachers))
+    return Teachers(teachers, setting.shape, setting.compute)
 
 
 def _question(
@@ -196,4 +137,5 @@ def _read_teacher(
             shape = (num_samples, setting.shape.num_classes)
         bound = density_bound(str(asked[wire.DENSITY_KIND]), len(basis.components))
         log_density = read_density(familiarity, shape, bound)
-    return Teacher(member.name, arch, size, state, logits, log_density)
+    counts = read_class_counts(member.info, setting.shape.num_classes)
+    return Teacher(member.name, arch, size, state, logits, log_density, counts)

@@ -126,7 +126,7 @@ class InlineEngine:
     def run(self, task: Task, observer: Observer) -> None:
         """Run one arm; see :class:`experiments.engines.base.Engine`."""
         federation = task.federation
-        silos = [Silo.of(federation, name) for name in federation.study.silo_names]
+        silos = [Silo.of(federation, name, task.arm) for name in federation.study.silo_names]
         order = sorted(range(len(silos)), key=lambda index: -len(silos[index].data))
         client_app = make_client_app(
             lambda context: (silos[int(str(context.node_config["partition-id"]))], federation.study)

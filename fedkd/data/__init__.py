@@ -17,6 +17,10 @@ TORCHVISION_SETS = {
 }
 """Study names of torchvision's classification sets, to their class names in torchvision."""
 
+NOISE = "noise"
+STUDENT_SILO = "student-silo"
+"""Transfer sets that are no data source: pixels at random, and the student's private images."""
+
 PREFIXES = ("folder:", "npz:", "hf:")
 
 PARTITIONS = Registry(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedkd.data import NOISE, STUDENT_SILO
+from fedkd.data.images import Images
 from fedkd.data.partition import partition
 from fedkd.data.sources import Source, convert_like, load_source
 from fedkd.errors import UserError
 from fedkd.seeding import derive_seed, numpy_generator
 
 if TYPE_CHECKING:
-    from fedkd.data.images import Images
     from fedkd.data.partition import Indices
     from fedkd.study import Study
 
@@ -54,7 +55,7 @@ def load_cut(study: Study, seed: int) -> Cut:
         UserError: a source cannot be read, or has too few images for what is asked.
     """
     source = load_source(study.data.source, image_size=study.data.image_size)
-    if study.data.transfer.source is None:
+    if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return cut(source, study, seed, None)
     elsewhere = load_source(study.data.transfer.source, image_size=source.image_size)
     return cut(source, study, seed, elsewhere)
@@ -84,6 +85,9 @@ def cut(source: Source, study: Study, seed: int, transfer_source: Source | None)
         size = _part_of(len(remaining), data.test)
         chosen, remaining = _draw(remaining, size, seed, "cut-test")
         test = source.train.take(chosen)
+    if data.test_size is not None and data.test_size < len(test):
+        chosen, _ = _draw(np.arange(len(test)), data.test_size, seed, "cut-test-size")
+        test = test.take(chosen)
     size = _part_of(len(remaining), data.validation)
     chosen, remaining = _draw(remaining, size, seed, "cut-validation")
     validation = source.train.take(chosen)
@@ -91,6 +95,8 @@ def cut(source: Source, study: Study, seed: int, transfer_source: Source | None)
     transfer = None
     if transfer_source is not None:
         transfer = _draw_elsewhere(source, study, seed, transfer_source)
+    elif data.transfer.source == NOISE:
+        transfer = _noise(source, data.transfer.size, seed)
     elif data.transfer.source is None:
         _check_left(data.transfer.size, len(remaining), "are left after test and validation")
         chosen, remaining = _draw(remaining, data.transfer.size, seed, "cut-transfer")
@@ -144,6 +150,13 @@ def _draw_elsewhere(source: Source, study: Study, seed: int, elsewhere: Source) 
         elsewhere.train.take(chosen), channels=source.in_channels, size=source.image_size
     )
     return _hide_labels(drawn, study)
+
+
+def _noise(source: Source, size: int, seed: int) -> Images:
+    """Draw images whose pixels are independent and uniform, in the shape of the study's images."""
+    shape = (size, source.in_channels, source.image_size, source.image_size)
+    pixels = numpy_generator(seed, "cut-noise").integers(0, 256, shape, dtype=np.uint8)
+    return Images(torch.from_numpy(pixels), torch.full((size,), -1))
 
 
 def _check_left(size: int, left: int, where: str) -> None:

@@ -2,23 +2,33 @@
 
 from fedkd.registry import Registry
 
-METHODS = Registry("distillation method", {"kd": "fedkd.distillation.losses:kd_loss"}, own=True)
+METHODS = Registry(
+    "distillation method",
+    {
+        "kd": "fedkd.distillation.kd:kd",
+        "dml": "fedkd.distillation.dml:dml",
+        "dp-kd": "fedkd.distillation.dp_kd:dp_kd",
+        "fine-tune": "fedkd.distillation.fine_tune:fine_tune",
+    },
+    own=True,
+)
 
-NEEDS_LABELS = frozenset[str]()
+NEEDS_LABELS = frozenset({"fine-tune"})
 """Methods that learn from labels of the transfer set."""
 
-NEEDS_MODELS = frozenset[str]()
+NEEDS_MODELS = frozenset({"dml"})
 """Methods that train the teachers' models, for which predictions do not suffice."""
 
 WEIGHTINGS = Registry(
     "weighting",
     {
-        name: f"fedkd.distillation.weightings:{name.replace('-', '_')}"
-        for name in (
-            "equal",
-            "confidence",
-            "familiarity",
-        )
+        "equal": "fedkd.distillation.weightings:equal",
+        "size": "fedkd.distillation.weightings:size",
+        "accuracy": "fedkd.distillation.weightings:accuracy",
+        "confidence": "fedkd.distillation.weightings:confidence",
+        "class-prior": "fedkd.distillation.weightings:class_prior",
+        "consensus": "fedkd.distillation.weightings:consensus",
+        "familiarity": "fedkd.distillation.weightings:familiarity",
     },
     own=True,
 )

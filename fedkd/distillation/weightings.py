@@ -1,7 +1,8 @@
 """How much each teacher counts on each sample.
 
 A weighting maps the :class:`Evidence` to weights ``[M, N]`` that are not negative and sum to one
-over the M teachers, at temperature one.
+over the M teachers, at temperature one. A user's own is a function of the same form. Weights may
+also differ from class to class, ``[M, N, K]``; what the teachers say is then renormalised over K.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedkd.errors import UserError
 from fedkd.study import Consolidation
 
 
@@ -20,17 +22,21 @@ class Evidence:
     """What the server knows of M teachers on N transfer samples.
 
     Attributes:
-        logits: ``[M, N, C]``.
+        logits: ``[M, N, K]``.
         num_examples: size of each silo, ``[M]``.
         log_density: log p_m(x_n) in nats, float64 ``[M, N]``; NaN in the row of a silo that has
             none. None where no densities were asked for.
         log_background: log N(x_n; 0, I) in the basis, float64 ``[N]``, likewise.
+        accuracy: of each teacher on the server's validation data, float64 ``[M]``, or None.
+        class_counts: images of each class in each silo, float64 ``[M, K]``, or None.
     """
 
     logits: Tensor
     num_examples: Tensor
     log_density: Tensor | None = None
     log_background: Tensor | None = None
+    accuracy: Tensor | None = None
+    class_counts: Tensor | None = None
 
 
 def equal(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
@@ -39,11 +45,69 @@ def equal(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG00
     return torch.full((teachers, samples), 1 / teachers, dtype=torch.float64)
 
 
+def size(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
+    """In proportion to the silo's number of examples, as FedAvg weighs models."""
+    share = evidence.num_examples.double() / evidence.num_examples.sum()
+    return share[:, None].expand(-1, evidence.logits.shape[1]).clone()
+
+
+def accuracy(evidence: Evidence, settings: Consolidation) -> Tensor:
+    """In proportion to validation accuracy; teachers no better than guessing count nothing.
+
+    If none is better, all are equal.
+    """
+    if evidence.accuracy is None:
+        raise UserError("weighting accuracy needs labelled validation data")
+    chance = 1 / evidence.logits.shape[2]
+    kept = torch.where(evidence.accuracy > chance, evidence.accuracy, 0.0)
+    if not kept.any():
+        return equal(evidence, settings)
+    return (kept / kept.sum())[:, None].expand(-1, evidence.logits.shape[1]).clone()
+
+
 def confidence(evidence: Evidence, settings: Consolidation) -> Tensor:
     """Softmax over teachers of -H(p_mn) / tau, H the entropy of the prediction in nats."""
     log_probs = torch.log_softmax(evidence.logits.double(), dim=2)
     negentropy = (log_probs.exp() * log_probs).sum(2)
     return torch.softmax(negentropy / settings.tau, dim=0)
+
+
+def class_prior(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
+    """Per class by the part of that class's images that the silo holds, ``[M, N, K]``.
+
+    target_k is proportional to sum_m share_mk p_mnk. A class that nobody holds is shared equally.
+    """
+    if evidence.class_counts is None:
+        raise UserError("weighting class-prior needs the silos' class counts, and some keep them")
+    counts = evidence.class_counts
+    totals = counts.sum(0)
+    share = torch.where(totals > 0, counts / totals.clamp_min(1), 1 / len(counts))
+    return share[:, None, :].expand(-1, evidence.logits.shape[1], -1).clone()
+
+
+def consensus(evidence: Evidence, settings: Consolidation) -> Tensor:
+    """Softmax over teachers of -JS(p_mn, mean of the others) / tau, JS in nats.
+
+    The quarter of the teachers (rounded down) that agree least with the others over all samples
+    is dropped first.
+    """
+    probs = torch.softmax(evidence.logits.double(), dim=2)
+    teachers = len(probs)
+    if teachers == 1:
+        return equal(evidence, settings)
+    others = (probs.sum(0) - probs) / (teachers - 1)
+    middle = (probs + others) / 2
+    divergence = entropy(middle) - (entropy(probs) + entropy(others)) / 2
+    dropped = divergence.mean(1).argsort(stable=True)[teachers - teachers // 4 :]
+    score = -divergence / settings.tau
+    score[dropped] = -math.inf
+    return torch.softmax(score, dim=0)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats."""
+    total: Tensor = torch.special.xlogy(probabilities, probabilities).sum(-1)
+    return -total
 
 
 def familiarity(evidence: Evidence, settings: Consolidation) -> Tensor:
@@ -86,16 +150,20 @@ def pool(logits: Tensor, weights: Tensor, *, temperature: float, pooling: str) -
     """Combine teachers into one target distribution.
 
     Args:
-        logits: ``[M, N, C]``.
-        weights: ``[M, N]``, summing to one over M.
+        logits: ``[M, N, K]``.
+        weights: ``[M, N]`` or ``[M, N, K]``, summing to one over M.
         temperature: T, applied to the teachers' logits.
         pooling: ``probs`` for sum_m w_m softmax(t_m / T), ``logits`` for
             softmax(sum_m w_m t_m / T).
 
     Returns:
-        float32 probabilities ``[N, C]``.
+        float32 probabilities ``[N, K]``.
     """
     scaled = logits.double() / temperature
+    each = weights if weights.dim() == 3 else weights[:, :, None]
     if pooling == "logits":
-        return torch.softmax((weights[:, :, None] * scaled).sum(0), dim=1).float()
-    return (weights[:, :, None] * torch.softmax(scaled, dim=2)).sum(0).float()
+        return torch.softmax((each * scaled).sum(0), dim=1).float()
+    pooled = (each * torch.softmax(scaled, dim=2)).sum(0)
+    if weights.dim() == 3:
+        pooled = pooled / pooled.sum(1, keepdim=True)
+    return pooled.float()

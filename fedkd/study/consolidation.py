@@ -69,8 +69,10 @@ class Consolidation(Section):
         Field(json_schema_extra={"examples": list(WEIGHTINGS)}),
     ] = "equal"
     pooling: Literal["probs", "logits"] = "probs"
-    teachers: Literal["models", "densities"] = Field(
-        "models", description="densities: the control that uses no teacher model"
+    teachers: Literal["models", "densities", "validation"] = Field(
+        "models",
+        description="controls that use no teacher model: densities alone, or with method fine-tune "
+        "the labels of the validation data alone",
     )
     mode: Literal["weights", "logits"] = Field(
         "weights", description="what a silo sends: its model, or only its predictions"
@@ -105,6 +107,8 @@ class Consolidation(Section):
             self._check_logits_suffice()
         if self.sequence == "sequential" and self.method != "dp-kd":
             raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
+        if self.teachers == "validation" and self.method != "fine-tune":
+            raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
         if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):
             raise ValueError(f"teachers: densities has no models for method: {self.method}")
         return self
@@ -127,6 +131,7 @@ class Consolidation(Section):
         """Whether the server's validation data decides something, labels included."""
         return (
             self.weighting == "accuracy"
+            or self.teachers == "validation"
             or self.student in ("best", "worst")
             or self.select.needs_validation
             or self.order in ("weakest-first", "strongest-first")

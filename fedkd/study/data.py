@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedkd.data import NOISE, STUDENT_SILO
 from fedkd.study.sections import Count, Fraction, Rate, Section, Source
 
 
@@ -20,10 +21,16 @@ class TransferSet(Section):
         "of the silo whose model is the student; by default the study's own",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> TransferSet:
+        if self.source == NOISE and self.labelled:
+            raise ValueError("labelled: noise has no labels")
+        return self
+
     @property
     def at_silo(self) -> bool:
         """Whether distillation takes place on a silo, on images that never leave it."""
-        return self.source == "student-silo"
+        return self.source == STUDENT_SILO
 
 
 class Data(Section):
@@ -34,6 +41,7 @@ class Data(Section):
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of what is not test")
     transfer: TransferSet = TransferSet()
     train_size: Count | None = Field(None, description="at most so many images for all silos")
+    test_size: Count | None = Field(None, description="at most so many images to test on")
     image_size: int | None = Field(
         None, ge=4, le=1024, description="resize images to this height and width in pixels"
     )

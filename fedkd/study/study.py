@@ -194,7 +194,11 @@ def _check_needs(study: Study) -> None:
             )
         if settings is None:
             continue
-        labelled = study.data.transfer.labelled or study.data.transfer.at_silo
+        labelled = (
+            study.data.transfer.labelled
+            or study.data.transfer.at_silo
+            or settings.teachers == "validation"
+        )
         if settings.method in NEEDS_LABELS and not labelled:
             raise ValueError(
                 f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -214,3 +216,14 @@ def test_a_cut_needs_square_images():
     tall = Images(source.train.images[:, :, :, :4], source.train.labels)
     with pytest.raises(UserError, match=r"8 pixels high and 4 wide.*set data\.image_size"):
         cut(Source("digits", tall, None, source.classes), make_study(), 0, None)
+
+
+def test_a_smaller_test_set_leaves_everything_else_as_it_was(make_study: Any) -> None:
+    whole = load_cut(make_study({}), 0)
+    part = load_cut(make_study({"data/test_size": 40}), 0)
+    assert len(part.test) == 40
+    assert len(whole.test) > 40
+    images = {image.numpy().tobytes() for image in whole.test.images}
+    assert {image.numpy().tobytes() for image in part.test.images} <= images
+    assert torch.equal(part.validation.images, whole.validation.images)
+    assert torch.equal(part.silos[0].images, whole.silos[0].images)

@@ -140,8 +140,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown student": (
         {"arms/fedkd/consolidation/student": "averge"},
         (
-            "s.yaml: arms.fedkd.consolidation.student: 'averge' is not one of average, best, fresh "
-            "(did you mean 'average'?)"
+            "s.yaml: arms.fedkd.consolidation.student: 'averge' is not one of average, best, "
+            "worst, random, fresh (did you mean 'average'?)"
         ),
     ),
     "unknown start": (
@@ -220,20 +220,68 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"arms/fedavg/consolidation": {}},
         "s.yaml: arms.fedavg: consolidation is set but start is 'random'",
     ),
-    "average student of several architectures": (
-        {"model/per_silo": {"silo-1": "mlp"}},
+    "average student of another architecture": (
+        {"arms/fedkd/arch": "mlp"},
         (
-            "s.yaml: arms.fedkd.consolidation.student: average needs silos of one "
-            "architecture, but model.per_silo gives some mlp beside cnn; use student: fresh"
+            "s.yaml: arms.fedkd.consolidation.student: average needs a silo whose model is mlp, "
+            "but they are cnn; use student: fresh"
         ),
     ),
-    "average start of several architectures": (
-        {"model/per_silo": {"silo-1": "mlp"}, "arms": {"mean": {"start": "average"}}},
-        "s.yaml: arms.mean.start: average needs silos of one architecture",
+    "average start of another architecture": (
+        {"arms": {"mean": {"start": "average", "arch": "mlp"}}},
+        "s.yaml: arms.mean.start: average needs a silo whose model is mlp, but they are cnn",
+    ),
+    "fine-tuning without labels": (
+        {"arms/fedkd/consolidation": {"method": "fine-tune"}},
+        "s.yaml: arms.fedkd.consolidation.method: fine-tune learns from labels",
+    ),
+    "mutual learning of models that do not come": (
+        {"arms/fedkd/consolidation": {"method": "dml", "mode": "logits", "student": "fresh"}},
+        "s.yaml: arms.fedkd.consolidation: method: dml trains the silos' models",
+    ),
+    "sequence of a method that has none": (
+        {"arms/fedkd/consolidation": {"sequence": "sequential"}},
+        "s.yaml: arms.fedkd.consolidation: sequence: sequential is for method: dp-kd, not kd",
+    ),
+    "densities for a method that trains models": (
+        {
+            "arms/fedkd/consolidation": {
+                "teachers": "densities",
+                "weighting": "familiarity",
+                "method": "dml",
+            }
+        },
+        "s.yaml: arms.fedkd.consolidation: teachers: densities has no models for method: dml",
+    ),
+    "teachers judged without validation data": (
+        {"data/validation": 0, "arms/fedkd/consolidation/select": {"top": 2}},
+        "s.yaml: arms.fedkd: models are judged on validation data",
+    ),
+    "student on its silo that is no silo's": (
+        {"data/transfer": {"source": "student-silo"}},
+        "s.yaml: arms.fedkd.consolidation.student: average is no silo's model",
+    ),
+    "densities of private images": (
+        {
+            "data/transfer": {"source": "student-silo"},
+            "arms/fedkd/consolidation": {"weighting": "familiarity", "student": "best"},
+        },
+        "s.yaml: arms.fedkd.consolidation.weighting: familiarity shows the transfer images",
+    ),
+    "fusion without a transfer set on the server": (
+        {
+            "data/transfer": {"source": "student-silo"},
+            "arms": {"fused": {"start": "random", "strategy": "feddf"}},
+        },
+        "s.yaml: arms.fused.strategy: feddf distils on the server",
+    ),
+    "unknown method, near a known one": (
+        {"arms/fedkd/consolidation/method": "dmll"},
+        "unknown distillation method 'dmll' (did you mean 'dml'?); known are kd, dml, dp-kd",
     ),
     "best start without validation data": (
         {"data/validation": 0, "arms/top": {"start": "best"}},
-        "s.yaml: arms.top: the best model is chosen on validation data",
+        "s.yaml: arms.top: models are judged on validation data, but data.validation is 0",
     ),
     "densities without familiarity": (
         {"arms/fedkd/consolidation": {"teachers": "densities"}},

@@ -633,8 +633,8 @@ def test_schema_lists_registered_names() -> None:
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert schema["title"] == "fedkd study"
     consolidation = definitions["Consolidation"]["properties"]
-    assert consolidation["method"]["enum"] == list(METHODS)
-    assert consolidation["weighting"]["enum"] == list(WEIGHTINGS)
+    assert consolidation["method"]["examples"] == list(METHODS)
+    assert consolidation["weighting"]["examples"] == list(WEIGHTINGS)
     assert "cnn" in definitions["Model"]["properties"]["arch"]["examples"]
     assert (
         "cnn" in definitions["Model"]["properties"]["per_silo"]["additionalProperties"]["examples"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedkd.distillation import WEIGHTINGS
-from fedkd.distillation.distil import combine
+from fedkd.distillation.ensemble import choose_subset, combine
 from fedkd.distillation.weightings import Evidence, confidence, familiarity, foreign_share, pool
-from fedkd.study import Consolidation
+from fedkd.errors import UserError
+from fedkd.study import Consolidation, Subset
 
 NAN = math.nan
 
@@ -30,6 +34,8 @@ def make_evidence(
         num_examples=torch.randint(1, 500, (teachers,), generator=generator),
         log_density=density,
         log_background=torch.randn(samples, generator=generator, dtype=torch.float64) * 10 - 60,
+        accuracy=torch.rand(teachers, generator=generator, dtype=torch.float64),
+        class_counts=torch.randint(0, 9, (teachers, 3), generator=generator).double(),
     )
 
 
@@ -44,6 +50,8 @@ def permute(evidence: Evidence, order: Tensor) -> Evidence:
         evidence.num_examples[order],
         None if density is None else density[order],
         evidence.log_background,
+        None if evidence.accuracy is None else evidence.accuracy[order],
+        None if evidence.class_counts is None else evidence.class_counts[order],
     )
 
 
@@ -59,9 +67,9 @@ def test_weights_lie_in_the_simplex_and_follow_the_teachers(
     weigh = WEIGHTINGS.load(name)
     chosen = settings(name, background=background)
     weights = weigh(evidence, chosen)
-    assert weights.shape == (teachers, 5)
+    assert weights.shape == ((teachers, 5, 3) if name == "class-prior" else (teachers, 5))
     assert bool((weights >= 0).all())
-    torch.testing.assert_close(weights.sum(0), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1:], dtype=torch.float64))
     torch.testing.assert_close(weigh(permute(evidence, order), chosen), weights[order])
 
 
@@ -164,3 +172,84 @@ def test_combine_reports_the_foreign_share_whether_or_not_it_is_used(background:
     assert found == pytest.approx(float(foreign_share(evidence, chosen).mean()))
     assert combine(make_evidence(without=(0, 1, 2, 3)), chosen).foreign is None
     assert combine(Evidence(evidence.logits, evidence.num_examples), chosen).foreign is None
+
+
+def test_size_and_accuracy_by_hand() -> None:
+    """Sizes 10 and 30; accuracies 0.2 (below a third, which is chance), 0.4 and 0.6."""
+    logits = torch.zeros(2, 1, 3)
+    sizes = WEIGHTINGS.load("size")(Evidence(logits, torch.tensor([10, 30])), settings("size"))
+    assert sizes.tolist() == [[0.25], [0.75]]
+    accuracies = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64)
+    evidence = Evidence(torch.zeros(3, 1, 3), torch.tensor([1, 1, 1]), accuracy=accuracies)
+    weights = WEIGHTINGS.load("accuracy")(evidence, settings("accuracy"))
+    torch.testing.assert_close(weights[:, 0], torch.tensor([0, 0.4, 0.6], dtype=torch.float64))
+    poor = replace(evidence, accuracy=torch.full((3,), 0.3, dtype=torch.float64))
+    assert WEIGHTINGS.load("accuracy")(poor, settings("accuracy")).unique().tolist() == [1 / 3]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "class-prior"])
+def test_a_weighting_without_its_evidence_says_what_it_needs(name: str) -> None:
+    evidence = Evidence(torch.zeros(2, 1, 3), torch.tensor([1, 1]))
+    with pytest.raises(UserError, match="needs"):
+        WEIGHTINGS.load(name)(evidence, settings(name))
+
+
+def test_class_prior_by_hand() -> None:
+    """Silo 0 holds three quarters of class 0 and nothing of class 1; class 2 is nobody's."""
+    counts = torch.tensor([[3.0, 0.0, 0.0], [1.0, 5.0, 0.0]], dtype=torch.float64)
+    probs = torch.tensor([[[0.5, 0.3, 0.2]], [[0.2, 0.6, 0.2]]], dtype=torch.float64)
+    evidence = Evidence(probs.log(), torch.tensor([3, 6]), class_counts=counts)
+    target = combine(evidence, settings("class-prior")).target[0]
+    unnormalised = torch.tensor([0.75 * 0.5 + 0.25 * 0.2, 0.6, 0.2])
+    torch.testing.assert_close(target, unnormalised / unnormalised.sum())
+
+
+def test_consensus_drops_the_odd_one_and_treats_those_that_agree_alike() -> None:
+    """Of four teachers the one that contradicts the rest is the quarter that is dropped."""
+    agree = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    logits = torch.stack([agree, agree, -agree, agree])
+    weights = WEIGHTINGS.load("consensus")(
+        Evidence(logits, torch.ones(4, dtype=torch.int64)), settings("consensus")
+    )
+    assert weights[2].tolist() == [0, 0]
+    torch.testing.assert_close(weights[0], torch.full((2,), 1 / 3, dtype=torch.float64))
+
+
+def test_consensus_by_hand() -> None:
+    """Two certain teachers that contradict: JS = ln 2 for both, so they are equal."""
+    logits = torch.tensor([[[100.0, 0.0]], [[0.0, 100.0]]])
+    weights = WEIGHTINGS.load("consensus")(
+        Evidence(logits, torch.tensor([1, 1])), settings("consensus")
+    )
+    torch.testing.assert_close(weights, torch.full((2, 1), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "given", [torch.ones(2, 1), torch.tensor([[math.nan], [1.0]]), torch.ones(3, 1), "no tensor"]
+)
+def test_a_users_weighting_that_is_none_is_refused(
+    given: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("ownweights")
+    module.mine = lambda evidence, settings: given  # type: ignore[attr-defined]  # set just here
+    monkeypatch.setitem(sys.modules, "ownweights", module)
+    evidence = Evidence(torch.zeros(2, 1, 3), torch.tensor([1, 1]))
+    with pytest.raises(UserError, match="ownweights:mine must give"):
+        combine(evidence, settings("ownweights:mine"))
+
+
+def test_a_users_weighting_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("ownweights")
+    module.first = lambda evidence, settings: torch.tensor([[1.0], [0.0]])  # type: ignore[attr-defined]  # set just here
+    monkeypatch.setitem(sys.modules, "ownweights", module)
+    logits = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 9.0, 0.0]]])
+    target = combine(Evidence(logits, torch.tensor([1, 1])), settings("ownweights:first")).target
+    torch.testing.assert_close(target, torch.softmax(logits[0], 1))
+
+
+def test_a_subset_holds_the_least_certain_or_random_images() -> None:
+    target = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.99, 0.01], [0.6, 0.4]])
+    assert choose_subset(target, Subset(size=2, by="entropy"), 0).tolist() == [1, 3]
+    drawn = {tuple(choose_subset(target, Subset(size=2), seed).tolist()) for seed in range(20)}
+    assert len(drawn) > 2
+    assert choose_subset(target, Subset(size=9), 0).tolist() == [0, 1, 2, 3]

@@ -8,6 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.recommendation import Recommendation
+from fedkd.yaml_loader import dump_yaml
+
 UNREACHED = "red"
 
 
@@ -24,6 +27,31 @@ def render(summary: dict[str, Any]) -> RenderableType:
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the tables; without a terminal they are plain text of a fixed width."""
     console.print(render(summary))
+
+
+def print_recommendation(found: Recommendation, figures: dict[str, Any], console: Console) -> None:
+    """Print a federation's figures, the method for it, the reasons, and how far to trust them."""
+    table = Table(title="The federation", title_justify="left", title_style="bold")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, "unknown" if value is None else str(value))
+    console.print(table)
+    console.print(f"Recommended: {found.method}", style="bold")
+    arm = dump_yaml({"arms": {f"fedkd-{found.method}": found.arm}})
+    console.print(arm if found.arm["start"] == "consolidated" else dump_yaml(found.arm))
+    for reason in found.reasons:
+        console.print(f"- {reason}")
+    known = found.known
+    console.print(
+        f"\n{found.agreeing} of {found.support} recorded federations that look like this had it as "
+        f"their choice: the simplest method within half a point of the best. On studies that "
+        f"the tree had not seen ({known['variants']} variants, {known['federations']} federations) "
+        f"it named that choice in {known['accuracy']:.0%} and cost {known['points_lost']:.1f} "
+        f"points of accuracy on average; always the commonest method: "
+        f"{known['accuracy_of_always_the_commonest']:.0%} and "
+        f"{known['points_lost_by_always_the_commonest']:.1f} points."
+    )
 
 
 def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:

@@ -1,0 +1,76 @@
+"""Figures out of the records: means and ranges over seeds, and what is chosen on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.paper.plan import Run, plan
+from experiments.paper.record import is_recorded, load
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean and its range over seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        return cls(sum(values) / len(values), min(values), max(values))
+
+    def percent(self) -> str:
+        """Format as per cent with the range."""
+        return f"{100 * self.mean:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+class Records:
+    """All records of the plan that are there and up to date."""
+
+    def __init__(self) -> None:
+        self._found = {(r.study, r.variant): load(r) for r in plan() if is_recorded(r)}
+
+    def variants(self, study: str) -> list[tuple[str, ...]]:
+        """Return a study's variants, in the order of the plan."""
+        return [variant for name, variant in self._found if name == study]
+
+    def missing(self) -> list[Run]:
+        """Return what has not been run."""
+        return [run for run in plan() if (run.study, run.variant) not in self._found]
+
+    def record(self, study: str, variant: tuple[str, ...]) -> dict[str, Any]:
+        """Return one whole record."""
+        return self._found[study, variant]
+
+    def runs(self, study: str, variant: tuple[str, ...], arm: str) -> list[dict[str, Any]]:
+        """Return an arm's runs, one a seed."""
+        return [run for run in self._found[study, variant]["runs"] if run["arm"] == arm]
+
+    def starts(self, study: str, variant: tuple[str, ...], arm: str) -> list[float]:
+        """Return accuracy before any round, a seed each."""
+        return [run["accuracy"][0] for run in self.runs(study, variant, arm)]
+
+    def start(self, study: str, variant: tuple[str, ...], arm: str) -> Spread | None:
+        """Summarise accuracy before any round; None where the arm failed on every seed."""
+        values = self.starts(study, variant, arm)
+        return Spread.of(values) if values else None
+
+    def tuned(self, study: str, variant: tuple[str, ...], arms: Sequence[str]) -> list[float]:
+        """Return for each seed the start of the arm that was best on validation data."""
+        by_seed: dict[int, list[dict[str, Any]]] = {}
+        for arm in arms:
+            for run in self.runs(study, variant, arm):
+                by_seed.setdefault(run["seed"], []).append(run)
+        chosen = [max(runs, key=lambda run: run["validation"] or 0) for runs in by_seed.values()]
+        return [run["accuracy"][0] for run in chosen]
+
+    def flips(self, study: str, variant: tuple[str, ...], arm: str) -> tuple[Spread, Spread] | None:
+        """Summarise gain and forgetting of the student by consolidation."""
+        runs = [run["student"] for run in self.runs(study, variant, arm) if run["student"]]
+        if not runs:
+            return None
+        return Spread.of([r["gain"] for r in runs]), Spread.of([r["forgetting"] for r in runs])

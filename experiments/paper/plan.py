@@ -1,0 +1,85 @@
+"""Which studies are run, and in which variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+PARTITIONS = {
+    "iid": "{scheme: iid, silos: 10}",
+    "quantity": "{scheme: quantity, silos: 10, alpha: 0.5}",
+    "dirichlet": "{scheme: label-dirichlet, silos: 10, alpha: 0.1}",
+    "shards": "{scheme: label-shards, silos: 10, classes_per_silo: 2}",
+    "dominant": "{scheme: label-dominant, silos: 10, share: 0.9}",
+}
+DIGITS_RATES = {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "dominant": 0.3}
+"""Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
+
+FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.05}
+CENTRAL_RATES = ("0.02", "0.05", "0.1")
+INITS = ("shared", "per-silo")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One study in one variant.
+
+    Attributes:
+        study: its file's stem.
+        variant: what distinguishes the run, one word for each thing that varies.
+        overrides: what ``--set`` would say.
+    """
+
+    study: str
+    variant: tuple[str, ...]
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def path(self) -> Path:
+        """The study file."""
+        return FOLDER / f"{self.study}.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Where its figures are kept."""
+        return FOLDER / "results" / f"{'.'.join((self.study, *self.variant))}.json"
+
+
+def partition(name: str) -> str:
+    """Return the override that sets a partition."""
+    return f"partition={PARTITIONS[name]}"
+
+
+def plan() -> list[Run]:
+    """Return all runs, the cheap ones first."""
+    runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [Run("start-fashion", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [
+        Run("transfer-digits", ("size", str(size)), (f"data.transfer.size={size}",))
+        for size in (30, 100, 300, 600)
+    ]
+    runs += [
+        Run("transfer-digits", ("source", name), (f"data.transfer.source={name}",))
+        for name in ("fashion-mnist", "noise")
+    ]
+    runs += [
+        Run("transfer-digits", ("teachers", str(silos)), (f"partition.silos={silos}",))
+        for silos in (2, 5, 10, 20)
+    ]
+    for study, rates in (("main-digits", DIGITS_RATES), ("main-fashion", FASHION_RATES)):
+        runs += [
+            Run(
+                study,
+                (name, init),
+                (partition(name), f"pretraining.init={init}", f"rounds.lr={rates[name]}"),
+            )
+            for init in INITS
+            for name in PARTITIONS
+        ]
+    runs.append(Run("cross-device", ("hundred",)))
+    runs += [Run("central", ("lr", rate), (f"pretraining.lr={rate}",)) for rate in CENTRAL_RATES]
+    runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]
+    return runs

@@ -1,0 +1,85 @@
+"""Run a study and keep the figures that the claims need, small enough for the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.paper.plan import Run
+from experiments.runner import run_study
+from fedkd.cache import cache_root
+from fedkd.description import describe
+from fedkd.federation import Federation
+from fedkd.files import write_json
+from fedkd.progress import StudyProgress
+from fedkd.study_file import load_study
+
+
+def fingerprint(run: Run) -> str:
+    """Identify the study file and its overrides: a record of another study is out of date."""
+    text = "\n".join([run.path.read_text(encoding="utf-8"), *run.overrides])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_recorded(run: Run) -> bool:
+    """Whether the figures of this very study are there."""
+    return run.record.is_file() and json.loads(run.record.read_text())["study"] == fingerprint(run)
+
+
+def record(run: Run) -> None:
+    """Run one variant on every seed and write its record."""
+    study = load_study(run.path, run.overrides)
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        StudyProgress(console, len(study.arms) * len(study.seeds)) as progress,
+    ):
+        summary = run_study(study, out=Path(scratch), fresh=False, progress=progress).summary
+    write_json(
+        run.record,
+        {
+            "study": fingerprint(run),
+            "versions": summary["versions"],
+            "processor": summary["machine"]["processor"],
+            "targets": study.target_values,
+            "federations": [
+                {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
+                for seed in study.seeds
+            ],
+            "failures": summary["failures"],
+            "comparison": summary["comparison"],
+            "runs": [_small(entry) for entry in summary["runs"]],
+        },
+    )
+
+
+def load(run: Run) -> dict[str, Any]:
+    """Read a record."""
+    found: dict[str, Any] = json.loads(run.record.read_text())
+    return found
+
+
+def _small(entry: dict[str, Any]) -> dict[str, Any]:
+    """Keep what a claim may rest on of one run."""
+    instruments, notes = entry["instruments"], entry["notes"]
+    return {
+        "arm": entry["arm"],
+        "seed": entry["seed"],
+        "stopped": entry["stopped"],
+        "before": entry["exchanges_before_round_1"],
+        "max_rounds": entry["max_rounds"],
+        "accuracy": [round(point["accuracy"], 4) for point in entry["curve"]],
+        "exchanges": [target["exchanges"] for target in entry["targets"]],
+        "targets": [round(target["target"], 4) for target in entry["targets"]],
+        "validation": notes.get("validation_accuracy"),
+        "foreign": notes.get("foreign_share"),
+        "student": {key: instruments["student"][key] for key in ("gain", "forgetting", "delta")}
+        if "student" in instruments
+        else None,
+        "silos": [[silo["before"], silo["after"]] for silo in instruments.get("silos", [])],
+    }

@@ -1,0 +1,254 @@
+"""Consolidation: teachers in, one student out. No federation needed; it knows no messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.checkpoint import State, copy_state
+from fedkd.data.images import Images
+from fedkd.distillation import METHODS
+from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
+from fedkd.distillation.familiarity import Basis, background_log_density
+from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.teachers import Teachers
+from fedkd.distillation.weightings import Evidence
+from fedkd.errors import FedKDError
+from fedkd.models.building import Shape, build_model
+from fedkd.seeding import derive_seed, numpy_generator, torch_generator
+from fedkd.study import Consolidation
+from fedkd.training import Compute, evaluate, is_finite, predict
+
+
+@dataclass(frozen=True)
+class School:
+    """Where consolidation takes place, and what it may use.
+
+    Attributes:
+        transfer: images to distil on.
+        labelled: whether their labels may be used.
+        validation: labelled images on which choices are made; may be empty.
+        arch: architecture of the student.
+        shape: what models are built for.
+        compute: device and precision.
+        seed: of the study's repetition.
+        basis: in which the teachers' densities are told, or None.
+        on_epoch: told of every epoch: its number from 1, and how many there are.
+        on_student: shown the student after every epoch, with the same two numbers; it may look
+            at the model but not change its weights.
+    """
+
+    transfer: Images
+    labelled: bool
+    validation: Images
+    arch: str
+    shape: Shape
+    compute: Compute
+    seed: int
+    basis: Basis | None = None
+    on_epoch: Callable[[int, int], None] | None = None
+    on_student: Callable[[nn.Module, int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """A student that has learnt, and what is known about how.
+
+    Attributes:
+        state: the student's weights.
+        start: its weights before.
+        teachers: those that taught.
+        notes: figures for the record: mean weight of each teacher, last loss, who was chosen.
+    """
+
+    state: State
+    start: State
+    teachers: Teachers
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> Consolidated:
+    """Choose the student and the teachers, combine what they say, and let the student learn.
+
+    Raises:
+        FedKDError: distillation diverged, or nothing usable is there to learn from.
+    """
+    notes: dict[str, Any] = {}
+    start, chosen = _student(teachers, settings, school)
+    if chosen is not None:
+        notes["student"] = teachers.members[chosen].silo
+    model = build_model(school.arch, school.shape, seed=0).to(school.compute.device)
+    model.load_state_dict(start)
+    before = None
+    if settings.select.needs_validation:
+        before = predict(model, school.validation.images, compute=school.compute)
+    selected = teachers.select(settings.select, school.validation, before)
+    if len(selected) < len(teachers):
+        notes["teachers"] = [teachers.members[index].silo for index in selected]
+    chosen = selected.index(chosen) if chosen in selected else None
+    teachers = teachers.only(selected)
+    ensemble = make_ensemble(teachers, settings, school)
+    if settings.teachers == "validation":
+        lesson = _control_lesson(school)
+    else:
+        lesson = _lesson(teachers, settings, school, ensemble, chosen)
+    loss = _learn(model, lesson, settings, school)
+    state = copy_state(model)
+    if not is_finite(state):
+        raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
+    notes |= _describe(teachers, ensemble, loss)
+    if len(school.validation):
+        found = evaluate(model, school.validation, compute=school.compute)
+        notes["validation_accuracy"] = round(found.accuracy, 6)
+    return Consolidated(state, start, teachers, notes)
+
+
+def make_ensemble(teachers: Teachers, settings: Consolidation, school: School) -> Ensemble:
+    """Combine what the teachers say of the transfer set.
+
+    Raises:
+        FedKDError: densities alone should teach and one is missing.
+    """
+    images = school.transfer.images
+    basis = school.basis
+    densities = _densities(teachers, len(images)) if basis is not None else None
+    if settings.teachers == "densities":
+        logits = _joint_densities(teachers)
+    else:
+        logits = teachers.predict(images)
+    needs_accuracy = settings.weighting == "accuracy" or ":" in settings.weighting
+    return combine(
+        Evidence(
+            logits=logits,
+            num_examples=torch.tensor([t.num_examples for t in teachers.members]),
+            accuracy=teachers.accuracy(school.validation)
+            if needs_accuracy and len(school.validation) and teachers.have_models
+            else None,
+            class_counts=teachers.class_counts(),
+            log_density=densities,
+            log_background=None if basis is None else background_log_density(basis.project(images)),
+        ),
+        settings,
+    )
+
+
+def _student(
+    teachers: Teachers, settings: Consolidation, school: School
+) -> tuple[State, int | None]:
+    """Return the state in which the student begins, and which teacher it is, if one."""
+    if settings.student == "fresh":
+        seed = derive_seed(school.seed, "fresh-student")
+        return copy_state(build_model(school.arch, school.shape, seed=seed)), None
+    if settings.student == "average":
+        return teachers.average(school.arch), None
+    index = teachers.pick(settings.student, school.arch, school.validation, school.seed)
+    return copy_state(teachers.model(index)), index
+
+
+def _lesson(
+    teachers: Teachers,
+    settings: Consolidation,
+    school: School,
+    ensemble: Ensemble,
+    student: int | None,
+) -> Lesson:
+    images = school.transfer.images
+    by_densities = settings.teachers == "densities"
+    lesson = Lesson(
+        images=images,
+        labels=school.transfer.labels if school.labelled else None,
+        target=ensemble.target,
+        logits=_joint_densities(teachers) if by_densities else teachers.predict(images),
+        weights=ensemble.weights,
+        models=teachers.models() if teachers.have_models and not by_densities else (),
+        student=student,
+        order=_order(teachers, settings, school),
+    )
+    if settings.subset is None:
+        return lesson
+    return lesson.take(choose_subset(ensemble.target, settings.subset, school.seed))
+
+
+def _control_lesson(school: School) -> Lesson:
+    """The control: what the server's validation labels teach without any teacher."""
+    nothing = torch.zeros(0, len(school.validation), school.shape.num_classes)
+    return Lesson(
+        images=school.validation.images,
+        labels=school.validation.labels,
+        target=nothing.sum(0),
+        logits=nothing,
+        weights=nothing.sum(2),
+    )
+
+
+def _order(teachers: Teachers, settings: Consolidation, school: School) -> tuple[int, ...]:
+    """Return in which turn the teachers speak where they speak one after another."""
+    everyone = range(len(teachers))
+    if settings.sequence == "parallel" or settings.order == "silos":
+        return tuple(everyone)
+    if settings.order == "random":
+        permuted = numpy_generator(school.seed, "teacher-order").permutation(len(teachers))
+        return tuple(int(index) for index in permuted)
+    accuracy = teachers.accuracy(school.validation)
+    sign = 1 if settings.order == "weakest-first" else -1
+    return tuple(sorted(everyone, key=lambda m: (sign * float(accuracy[m]), m)))
+
+
+def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: School) -> float:
+    epochs = iter(range(1, settings.epochs + 1))
+
+    def on_epoch() -> None:
+        epoch = next(epochs, settings.epochs)
+        if school.on_epoch:
+            school.on_epoch(epoch, settings.epochs)
+        if school.on_student:
+            school.on_student(model, epoch, settings.epochs)
+            model.train()  # whoever looked may have left it in evaluation mode
+
+    loss: float = METHODS.load(settings.method)(
+        model,
+        lesson,
+        settings,
+        generator=torch_generator(school.seed, "distillation"),
+        compute=school.compute,
+        on_epoch=on_epoch,
+    )
+    return loss
+
+
+def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, Any]:
+    means = ensemble.weights.mean(1).tolist()
+    names = [teacher.silo for teacher in teachers.members]
+    notes: dict[str, Any] = {
+        "distillation_loss": round(loss, 6) if math.isfinite(loss) else None,
+        "mean_weights": {n: round(w, 6) for n, w in zip(names, means, strict=True)},
+    }
+    if ensemble.foreign is not None:
+        notes["foreign_share"] = round(ensemble.foreign, 6)
+    return notes
+
+
+def _densities(teachers: Teachers, samples: int) -> Tensor:
+    """Stack log p_m(x_n), ``[M, N]``; NaN where a silo has none."""
+    unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
+    found = [t.log_density for t in teachers.members]
+    return torch.stack([unknown if d is None else _marginal(d) for d in found])
+
+
+def _joint_densities(teachers: Teachers) -> Tensor:
+    """The control: joint log-densities ``[M, N, K]`` stand where teachers' logits would."""
+    missing = [t.silo for t in teachers.members if t.log_density is None]
+    if missing:
+        raise FedKDError(
+            f"{', '.join(missing)} is too small to fit a density, which alone would teach here"
+        )
+    return torch.stack([t.log_density for t in teachers.members if t.log_density is not None])
+
+
+def _marginal(density: Tensor) -> Tensor:
+    return density if density.dim() == 1 else density.logsumexp(1)

@@ -1,0 +1,80 @@
+"""Many teachers become one: weigh them and pool what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd.distillation import WEIGHTINGS
+from fedkd.distillation.weightings import Evidence, entropy, foreign_share, pool
+from fedkd.errors import UserError
+from fedkd.seeding import torch_generator
+from fedkd.study import Consolidation, Subset
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The teachers' joint opinion of the transfer set.
+
+    Attributes:
+        target: probabilities at the study's temperature, float32 ``[N, K]``.
+        weights: of each teacher on each sample, float64 ``[M, N]``.
+        foreign: mean share of the samples that no silo knows, or None without densities.
+    """
+
+    target: Tensor
+    weights: Tensor
+    foreign: float | None
+
+
+def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
+    """Weigh the teachers and pool their predictions.
+
+    Raises:
+        UserError: a weighting of the user's own gave what is no weighting.
+    """
+    weights = WEIGHTINGS.load(settings.weighting)(evidence, settings)
+    if settings.weighting not in WEIGHTINGS:
+        _check(weights, evidence, settings.weighting)
+    target = pool(
+        evidence.logits, weights, temperature=settings.temperature, pooling=settings.pooling
+    )
+    foreign = None
+    if evidence.log_density is not None and evidence.log_background is not None:
+        known = ~torch.isnan(evidence.log_density).any(dim=1)
+        foreign = float(foreign_share(evidence, settings).mean()) if known.any() else None
+    return Ensemble(target, weights.mean(2) if weights.dim() == 3 else weights, foreign)
+
+
+def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
+    """Return the indices of the images to distil on, ascending, int64 ``[subset.size]``.
+
+    Args:
+        target: the ensemble's probabilities ``[N, K]``.
+        subset: how many, and whether at random or by the ensemble's entropy.
+        seed: of the study's repetition.
+    """
+    if subset.size >= len(target):
+        return torch.arange(len(target))
+    if subset.by == "random":
+        chosen = torch.randperm(len(target), generator=torch_generator(seed, "subset"))
+    else:
+        chosen = entropy(target.double()).argsort(descending=True, stable=True)
+    return chosen[: subset.size].sort().values
+
+
+def _check(weights: object, evidence: Evidence, name: str) -> None:
+    teachers, samples, classes = evidence.logits.shape
+    shapes = ((teachers, samples), (teachers, samples, classes))
+    if not isinstance(weights, Tensor) or tuple(weights.shape) not in shapes:
+        raise UserError(
+            f"weighting {name} must give a tensor [{teachers}, {samples}] or "
+            f"[{teachers}, {samples}, {classes}]"
+        )
+    whole = torch.isclose(weights.double().sum(0), torch.ones((), dtype=torch.float64), atol=1e-6)
+    if not bool(torch.isfinite(weights).all() and (weights >= 0).all() and whole.all()):
+        raise UserError(
+            f"weighting {name} must give weights that are not negative and sum to one over teachers"
+        )

@@ -1,0 +1,82 @@
+"""What a student learns from, and what every method of distillation is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.study import Consolidation
+from fedkd.training import Compute
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """N transfer images and what M teachers say of them.
+
+    Attributes:
+        images: uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]``, or None where a method may not see any.
+        target: the teachers' joint opinion, probabilities at the study's temperature, fp32
+            ``[N, K]`` for K classes.
+        logits: every teacher's own, fp32 ``[M, N, K]``.
+        weights: of each teacher on each image, ``[M, N]``, summing to one over M.
+        models: the teachers' models, for methods that train them too; empty where only their
+            predictions are known.
+        student: which of the teachers the student is a copy of, or None.
+        order: in which teachers come where they come one after another.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    target: Tensor
+    logits: Tensor
+    weights: Tensor
+    models: tuple[nn.Module, ...] = ()
+    student: int | None = None
+    order: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Tensor) -> Lesson:
+        """Return the lesson on the images at ``indices`` ``[S]`` alone."""
+        return Lesson(
+            images=self.images[indices],
+            labels=None if self.labels is None else self.labels[indices],
+            target=self.target[indices],
+            logits=self.logits[:, indices],
+            weights=self.weights[:, indices],
+            models=self.models,
+            student=self.student,
+            order=self.order,
+        )
+
+
+class Method(Protocol):
+    """Trains a student in place; a user's own is a function of this form."""
+
+    def __call__(
+        self,
+        student: nn.Module,
+        lesson: Lesson,
+        settings: Consolidation,
+        *,
+        generator: torch.Generator,
+        compute: Compute,
+        on_epoch: Callable[[], None] | None = None,
+    ) -> float:
+        """Train ``student`` and return the last epoch's mean loss.
+
+        Args:
+            student: the model, on ``compute.device``.
+            lesson: what it learns from.
+            settings: temperature, weight and optimiser.
+            generator: order of the samples and noise of random layers; the only source of
+                randomness.
+            compute: device and precision.
+            on_epoch: to be called after every epoch, ``settings.epochs`` times.
+        """

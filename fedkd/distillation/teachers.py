@@ -1,0 +1,169 @@
+"""Teachers: trained models or their predictions, and what is known of the data behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.checkpoint import State, average_states
+from fedkd.data.images import Images, content_hash
+from fedkd.errors import FedKDError
+from fedkd.models.building import Shape, build_model
+from fedkd.seeding import numpy_generator
+from fedkd.study import Selection
+from fedkd.training import Compute, predict
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One silo's contribution.
+
+    Attributes:
+        silo: its name.
+        arch: architecture of its model.
+        num_examples: size of its data.
+        state: its model, unless it sent only predictions.
+        logits: its predictions on the transfer set, fp32 ``[N, K]``, if it sent them.
+        log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if asked for and to be had.
+        class_counts: images of each class, or empty where the silo keeps them to itself.
+    """
+
+    silo: str
+    arch: str
+    num_examples: int
+    state: State | None = None
+    logits: Tensor | None = None
+    log_density: Tensor | None = None
+    class_counts: tuple[int, ...] = ()
+
+
+class Teachers:
+    """At least one teacher, in natural order of the silos' names; each predicts an image set once.
+
+    Args:
+        members: the teachers.
+        shape: what their models are built for.
+        compute: device and precision.
+        known: predictions made before, by the images' hash and the teacher's name; shared with
+            every selection of these teachers.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Teacher],
+        shape: Shape,
+        compute: Compute,
+        known: dict[tuple[str, str], Tensor] | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.shape = shape
+        self.compute = compute
+        self._known = {} if known is None else known
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def have_models(self) -> bool:
+        """Whether every teacher sent its model."""
+        return all(teacher.state is not None for teacher in self.members)
+
+    def only(self, indices: Sequence[int]) -> Teachers:
+        """Return the teachers at ``indices``."""
+        chosen = [self.members[index] for index in indices]
+        return Teachers(chosen, self.shape, self.compute, self._known)
+
+    def model(self, index: int) -> nn.Module:
+        """Build a teacher's model."""
+        teacher = self.members[index]
+        if teacher.state is None:
+            raise ValueError(f"{teacher.silo} sent predictions where its model is needed")
+        model = build_model(teacher.arch, self.shape, seed=0)
+        model.load_state_dict(teacher.state)
+        return model.to(self.compute.device)
+
+    def models(self) -> tuple[nn.Module, ...]:
+        """Build all models."""
+        return tuple(self.model(index) for index in range(len(self)))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits ``[M, N, K]`` on uint8 images ``[N, C, H, W]``, each computed once."""
+        found = content_hash(images)
+        for index, teacher in enumerate(self.members):
+            if (found, teacher.silo) not in self._known:
+                self._known[found, teacher.silo] = self._predict(index, images)
+        return torch.stack([self._known[found, teacher.silo] for teacher in self.members])
+
+    def _predict(self, index: int, images: Tensor) -> Tensor:
+        sent = self.members[index].logits
+        if sent is not None:
+            return sent
+        return predict(self.model(index), images, compute=self.compute)
+
+    def accuracy(self, data: Images) -> Tensor:
+        """Return every teacher's accuracy on labelled images, float64 ``[M]``."""
+        hits = self.predict(data.images).argmax(2) == data.labels
+        return hits.double().mean(1)
+
+    def class_counts(self) -> Tensor | None:
+        """Return images of each class in each silo, float64 ``[M, K]``; None if one keeps them."""
+        if not all(teacher.class_counts for teacher in self.members):
+            return None
+        return torch.tensor([t.class_counts for t in self.members], dtype=torch.float64)
+
+    def average(self, arch: str) -> State:
+        """Average the models of ``arch``, weighted by examples as a round of FedAvg would."""
+        alike = [t for t in self.members if t.arch == arch and t.state is not None]
+        self._check_alike(alike, arch)
+        return average_states(
+            [t.state for t in alike if t.state is not None], [float(t.num_examples) for t in alike]
+        )
+
+    def pick(self, choice: str, arch: str, validation: Images, seed: int) -> int:
+        """Return which teacher of ``arch`` is ``best``, ``worst`` or a ``random`` one.
+
+        Best and worst are judged on validation data; of equals it is the first.
+        """
+        alike = [index for index, teacher in enumerate(self.members) if teacher.arch == arch]
+        self._check_alike(alike, arch)
+        if choice == "random":
+            return alike[int(numpy_generator(seed, "student").integers(len(alike)))]
+        scores = self.accuracy(validation)[alike]
+        # argmax may return any of equals; the first must win.
+        wanted = scores.max() if choice == "best" else scores.min()
+        return alike[int((scores == wanted).int().argmax())]
+
+    def _check_alike(self, alike: Sequence[object], arch: str) -> None:
+        if not alike:
+            raise FedKDError(
+                f"no silo whose model can be used has the architecture {arch}, which the student "
+                "starts from"
+            )
+
+    def select(self, selection: Selection, validation: Images, student: Tensor | None) -> list[int]:
+        """Return who may teach, in silo order; the most accurate alone if none qualifies.
+
+        Args:
+            selection: the rule.
+            validation: labelled images on which teachers are judged.
+            student: logits of the student on them ``[N, K]``; for ``by: complementary``.
+        """
+        everyone = list(range(len(self)))
+        if not selection.needs_validation:
+            return everyone
+        accuracy = self.accuracy(validation)
+        kept = everyone
+        if selection.drop_below_chance:
+            kept = [m for m in kept if accuracy[m] > 1 / self.shape.num_classes]
+            kept = kept or [int((accuracy == accuracy.max()).int().argmax())]
+        if selection.top is not None:
+            score = accuracy
+            if selection.by == "complementary" and student is not None:
+                wrong = student.argmax(1) != validation.labels
+                right = self.predict(validation.images).argmax(2) == validation.labels
+                score = (right & wrong).double().mean(1)
+            kept = sorted(kept, key=lambda m: (-float(score[m]), m))[: selection.top]
+        return sorted(kept)

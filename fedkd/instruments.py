@@ -1,0 +1,94 @@
+"""What a model learnt and what it forgot, overall, by class, and from each silo's point of view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DIGITS = 6
+"""Decimals that records keep."""
+
+
+def flips(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
+    """Count positive and negative flips between two sets of predictions, as shares of N.
+
+    Args:
+        before: predicted classes ``[N]`` or logits ``[N, K]``.
+        after: likewise.
+        labels: true classes ``[N]``.
+        num_classes: K.
+
+    Returns:
+        ``gain`` (wrong before, right after), ``forgetting`` (right before, wrong after), ``delta``
+        (gain - forgetting, which is the change of accuracy), and the same ``per_class`` as
+        shares of the class's images, None for a class without any.
+    """
+    right_before, right_after = _right(before, labels), _right(after, labels)
+    gained = (~right_before & right_after).double()
+    lost = (right_before & ~right_after).double()
+    return {
+        "gain": _share(gained),
+        "forgetting": _share(lost),
+        "delta": _share(gained - lost),
+        "per_class": {
+            "gain": _by_class(gained, labels, num_classes),
+            "forgetting": _by_class(lost, labels, num_classes),
+        },
+    }
+
+
+def complementary_knowledge(student: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    """Return the share of the images that the student gets wrong and the teacher right.
+
+    Args:
+        student: predicted classes ``[N]`` or logits ``[N, K]``.
+        teacher: likewise.
+        labels: true classes ``[N]``.
+    """
+    return _share((~_right(student, labels) & _right(teacher, labels)).double())
+
+
+def accuracy_by_class(predicted: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
+    """Return the accuracy on each class, None for a class without images."""
+    return _by_class(_right(predicted, labels).double(), labels, num_classes)
+
+
+def accuracy_for_mix(
+    predicted: Tensor, labels: Tensor, class_counts: Sequence[int]
+) -> float | None:
+    """Return the accuracy that a silo with these class counts would see: its own classes count.
+
+    Args:
+        predicted: predicted classes ``[N]`` or logits ``[N, K]``.
+        labels: true classes ``[N]``.
+        class_counts: the silo's images of each class ``[K]``.
+
+    Returns:
+        The mean of the classes' accuracies weighted by the counts; None where the labels hold none
+        of the silo's classes.
+    """
+    each = accuracy_by_class(predicted, labels, len(class_counts))
+    pairs = [(a, n) for a, n in zip(each, class_counts, strict=True) if a is not None and n > 0]
+    total = sum(n for _, n in pairs)
+    return round(sum(a * n for a, n in pairs) / total, DIGITS) if total else None
+
+
+def _right(predicted: Tensor, labels: Tensor) -> Tensor:
+    classes = predicted.argmax(1) if predicted.dim() == 2 else predicted
+    return classes == labels
+
+
+def _share(hits: Tensor) -> float:
+    return round(float(hits.mean()), DIGITS)
+
+
+def _by_class(hits: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
+    totals = torch.bincount(labels, minlength=num_classes).double()
+    sums = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels, hits)
+    return [
+        round(float(s / n), DIGITS) if n else None
+        for s, n in zip(sums.tolist(), totals.tolist(), strict=True)
+    ]

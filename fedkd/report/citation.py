@@ -1,0 +1,21 @@
+"""How to cite fedkd and the study whose programme it follows, as ``CITATION.cff`` says it."""
+
+from __future__ import annotations
+
+from fedkd import __version__
+
+BIBTEX = f"""\
+@software{{fedkd,
+  author = {{{{The fedkd authors}}}},
+  title = {{fedkd}},
+  version = {{{__version__}}},
+  license = {{Apache-2.0}}
+}}
+@article{{alballa2024practical,
+  author = {{Alballa, Norah and Abdelmoniem, Ahmed M. and Canini, Marco}},
+  title = {{Practical Insights into Knowledge Distillation for Pre-Trained Models}},
+  journal = {{arXiv preprint arXiv:2402.14922}},
+  year = {{2024}},
+  url = {{https://arxiv.org/abs/2402.14922}}
+}}
+"""

@@ -1,0 +1,128 @@
+"""Curves of runs over what they cost, bands over seeds, and fewer points where none is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MEGABYTE = 1e6
+MAX_POINTS = 20_000
+"""Points of all single runs in one plot: what a browser moves without a stutter."""
+MAX_BAND_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's accuracy over its cumulative costs; all sequences are of the same length.
+
+    Attributes:
+        exchanges: round trips so far, those before round 1 included.
+        megabytes: sent so far both ways, in 10^6 bytes.
+        accuracy: of the global model, in [0, 1].
+    """
+
+    run: dict[str, Any]
+    exchanges: tuple[float, ...]
+    megabytes: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    @classmethod
+    def of(cls, run: dict[str, Any]) -> Curve:
+        """Read the curve of a run of the summary."""
+        rows = list(tidy_rows([run]))
+        return cls(
+            run,
+            tuple(float(row["exchanges"]) for row in rows),
+            tuple(row["bytes_so_far"] / MEGABYTE for row in rows),
+            tuple(row["accuracy"] for row in rows),
+        )
+
+    def costs(self, axis: str) -> tuple[float, ...]:
+        """Return the costs along ``exchanges`` or ``megabytes``."""
+        return self.exchanges if axis == "exchanges" else self.megabytes
+
+    def reached(self) -> list[int]:
+        """Indices of the points at which a target was first reached."""
+        rounds = {t["round"] for t in self.run["targets"] if t["round"] is not None}
+        return [i for i, p in enumerate(self.run["curve"]) if p["round"] in rounds]
+
+    @property
+    def censored(self) -> bool:
+        """Whether the run ended without one of its targets."""
+        return any(target["round"] is None for target in self.run["targets"])
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, least and greatest accuracy over seeds along a cost."""
+
+    costs: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def tidy_rows(runs: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield one row for each run and round: its own figures, and the costs summed so far."""
+    for run in runs:
+        sent, seconds = 0, 0.0
+        for point in run["curve"]:
+            sent += point["bytes_up"] + point["bytes_down"]
+            seconds += point["seconds"]
+            yield {
+                "arm": run["arm"],
+                "seed": run["seed"],
+                "round": point["round"],
+                "exchanges": point["round"] + run["exchanges_before_round_1"],
+                **{key: value for key, value in point.items() if key != "round"},
+                "bytes_so_far": sent,
+                "seconds_so_far": seconds,
+                "cached": run["cached"],
+            }
+
+
+def band(curves: Sequence[Curve], axis: str) -> Band | None:
+    """Return the band of several runs as far as all of them go on.
+
+    Beyond the end of the first run to stop, a mean would be one over the slower seeds alone, so
+    it ends there. Between two rounds a run has the accuracy of the earlier one.
+    """
+    if not curves:
+        return None
+    start = max(curve.costs(axis)[0] for curve in curves)
+    end = min(curve.costs(axis)[-1] for curve in curves)
+    grid = np.unique(np.concatenate([curve.costs(axis) for curve in curves]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    if not len(grid):
+        return None
+    if len(grid) > MAX_BAND_POINTS:
+        grid = grid[np.linspace(0, len(grid) - 1, MAX_BAND_POINTS).round().astype(int)]
+    values = np.array(
+        [
+            np.array(c.accuracy)[np.searchsorted(c.costs(axis), grid, side="right") - 1]
+            for c in curves
+        ]
+    )
+    return Band(*(_rounded(row) for row in (grid, values.mean(0), values.min(0), values.max(0))))
+
+
+def thin(values: Sequence[float], limit: int, keep: Iterable[int] = ()) -> list[int]:
+    """Choose at most about ``limit`` indices of ``values`` so that no peak or dip is lost.
+
+    Every bucket keeps its least and its greatest value; the ends and ``keep`` always stay.
+    """
+    total = len(values)
+    if total <= limit:
+        return list(range(total))
+    chosen = {0, total - 1, *keep}
+    for bucket in np.array_split(np.arange(total), max(1, limit // 2)):
+        part = np.array(values)[bucket]
+        chosen |= {int(bucket[part.argmin()]), int(bucket[part.argmax()])}
+    return sorted(chosen)
+
+
+def _rounded(values: np.ndarray[Any, Any]) -> list[float]:
+    return [round(float(value), 5) for value in values]

@@ -1,0 +1,165 @@
+"""``report.html``: one file with everything in it, that asks nothing of any network.
+
+What silos and studies said reaches the page in three ways, each made harmless: as HTML through
+Jinja's autoescape, as Plotly text through ``figure.plain``, as data through :func:`_embed`. The
+page's content security policy then allows no script but the two whose hashes it names, and no
+request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fedkd import __version__
+from fedkd.files import write_text
+from fedkd.report import costs, learning, silos, tables
+from fedkd.report.citation import BIBTEX
+from fedkd.report.figure import Figure
+from fedkd.report.results import REPORT_FILE, Results, find_run
+from fedkd.report.theme import MARKERS, OKABE_ITO
+from fedkd.report.verdict import Verdict, judge
+from fedkd.yaml_loader import dump_yaml
+
+DASH_ARRAYS = {"solid": "", "dash": "9 4", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "13 4"}
+GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", strict=True))
+
+
+def write_report(results: Sequence[Results], path: Path) -> Path:
+    """Write one page of one or more studies, atomically, and return its path."""
+    write_text(path, render_page(results))
+    return path
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write ``report.html`` into a results folder, or the newest one inside it."""
+    folder = find_run(folder)
+    return write_report([Results.read(folder)], folder / REPORT_FILE)
+
+
+def render_page(results: Sequence[Results]) -> str:
+    """Return the page of one or more studies, as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    verdicts = [judge(each) for each in results]
+    sections = [
+        _section(f"s{index}", each, verdict)
+        for index, (each, verdict) in enumerate(zip(results, verdicts, strict=True))
+    ]
+    plotly, script = get_plotlyjs(), _asset("page.js")
+    overview = []
+    if len(results) > 1:
+        sentences = [verdict.sentence for verdict in verdicts]
+        overview = [
+            ("Verdicts", tables.studies_table(results, sentences)),
+            ("Exchanges saved to the highest target", tables.arms_table(results)),
+        ]
+    environment = Environment(
+        loader=PackageLoader("fedkd.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = [each.summary["study"] for each in results]
+    return environment.get_template("page.html.j2").render(
+        title=", ".join(dict.fromkeys(names)),
+        sections=sections,
+        overview=overview,
+        data=_embed(_drawings(sections)),
+        hashes=[_hash(plotly), _hash(script)],
+        plotly=plotly,
+        script=script,
+        style=_asset("page.css"),
+        licence=_asset("plotly-licence.txt"),
+        bibtex=BIBTEX,
+        version=__version__,
+        dashes=DASH_ARRAYS,
+        glyphs=GLYPHS,
+        colours=OKABE_ITO,
+    )
+
+
+def all_figures(results: Results, verdict: Verdict) -> list[Figure]:
+    """Return every figure for which there is data, in the order of the page."""
+    arm = verdict.row["arm"] if verdict.row else None
+    found = [
+        costs.savings(results, verdict.row),
+        costs.accuracy(results, "exchanges") if results.summary["runs"] else None,
+        costs.accuracy(results, "megabytes") if results.summary["runs"] else None,
+        silos.class_map(results),
+        silos.teachers(results, arm),
+        silos.before_and_after(results, arm),
+        learning.gain_and_forgetting(results, arm),
+        learning.tuning(results),
+    ]
+    return [figure for figure in found if figure is not None]
+
+
+def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
+    """Gather what the template shows of one study."""
+    resolved = results.summary["resolved"]
+    facts = {
+        "data": resolved.get("data", {}).get("source"),
+        "partition": resolved.get("partition", {}).get("scheme"),
+        "silos": resolved.get("partition", {}).get("silos"),
+        "model": resolved.get("model", {}).get("arch"),
+        "arms": len(results.arms),
+        "seeds": len(results.seeds),
+    }
+    return {
+        "prefix": prefix,
+        "label": results.label,
+        "study": results.summary["study"],
+        "facts": {name: value for name, value in facts.items() if value is not None},
+        "verdict": verdict,
+        "figures": all_figures(results, verdict),
+        "savings": [
+            (results.name_target(target), tables.savings_table(results, target))
+            for target in sorted(results.targets, reverse=True)
+        ],
+        "costs": [
+            (results.name_target(target), tables.cost_table(results, index))
+            for index, target in enumerate(results.targets)
+        ],
+        "refused": tables.refused_table(results),
+        "failures": tables.failures_table(results),
+        "settings": tables.settings_table(results),
+        "yaml": dump_yaml(resolved),
+    }
+
+
+def _drawings(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the script draws, by the id of its place on the page."""
+    return {
+        f"{section['prefix']}-{figure.name}": {
+            "start": figure.start,
+            "views": [{"data": v.data, "layout": v.layout} for v in figure.variants],
+        }
+        for section in sections
+        for figure in section["figures"]
+    }
+
+
+def _embed(value: Any) -> str:
+    """Return JSON in which nothing can end the script element that holds it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _hash(script: str) -> str:
+    """Return the source expression by which a content security policy allows this script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (files("fedkd.report") / "assets" / name).read_text(encoding="utf-8")

@@ -1,0 +1,207 @@
+"""Figures and tables for papers: PNG and SVG drawn by matplotlib, CSV in tidy form."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import UserError
+from fedkd.files import replacing, write_text
+from fedkd.report.curves import Curve, band, tidy_rows
+from fedkd.report.results import Results, percent
+from fedkd.report.tables import saving_rows
+from fedkd.report.theme import looks
+from fedkd.report.verdict import is_known
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("png", "svg")
+INCHES = (6.4, 4.0)
+DPI = 200
+# Plotly's names of dashes and markers in matplotlib's.
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdash": (0, (9, 3)),
+}
+MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "star": "*",
+    "cross": "P",
+    "pentagon": "p",
+    "hexagon": "h",
+}
+INK = "#000000"
+
+
+def write_pictures(results: Results, folder: Path, kind: str) -> list[Path]:
+    """Write every figure as ``png`` or ``svg`` into a folder and return their paths.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    drawings: list[tuple[str, Callable[[], Figure]]] = []
+    if results.summary["runs"]:
+        drawings.append(("accuracy-exchanges", lambda: draw_accuracy(results, "exchanges")))
+        drawings.append(("accuracy-megabytes", lambda: draw_accuracy(results, "megabytes")))
+    for target in results.targets if results.baselines else ():
+        if saving_rows(results, target, results.baselines[0]):
+            name = f"savings-{100 * target:g}".replace(".", "_")
+            drawings.append((name, lambda target=target: draw_savings(results, target)))  # type: ignore[misc]
+    if results.summary.get("silos"):
+        drawings.append(("classes", lambda: draw_classes(results)))
+    paths = []
+    for name, draw in drawings:
+        path = folder / f"{name}.{kind}"
+        figure = draw()
+        with replacing(path) as temporary:
+            # Neither a date nor random ids: the same results give the same bytes.
+            metadata = {"Date": None} if kind == "svg" else {"Software": "fedkd"}
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+        paths.append(path)
+    return paths
+
+
+def write_csv(results: Results, folder: Path) -> list[Path]:
+    """Write curves, targets, comparison and silos as CSV, a fact a row; return the paths."""
+    tables = {
+        "curves": list(tidy_rows(results.summary["runs"])),
+        "targets": [
+            {"arm": run["arm"], "seed": run["seed"], **target}
+            for run in results.summary["runs"]
+            for target in run["targets"]
+        ],
+        "comparison": comparison_rows(results),
+        "silos": [
+            {**{k: row[k] for k in ("seed", "silo", "num_examples")}, "class": index, "images": n}
+            for row in results.summary.get("silos") or []
+            for index, n in enumerate(row["class_counts"])
+        ],
+    }
+    paths = []
+    for name, rows in tables.items():
+        if rows:
+            paths.append(folder / f"{name}.csv")
+            write_text(paths[-1], _csv(rows))
+    return paths
+
+
+def comparison_rows(results: Results) -> list[dict[str, Any]]:
+    """Return the summary's comparison as flat rows: one for an arm, a baseline and a target."""
+    rows = []
+    for row in results.summary["comparison"]:
+        low, high = row["range"] or (None, None)
+        nested = ("reached", "exchanges", "range")
+        flat = {key: value for key, value in row.items() if key not in nested}
+        for key in ("reached", "exchanges"):
+            flat |= {f"{key}_{side}": row[key][side] for side in ("arm", "baseline")}
+        rows.append({**flat, "range_low": low, "range_high": high})
+    return rows
+
+
+def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
+    """Draw accuracy along ``exchanges`` or ``megabytes``: seeds, means and bands, targets.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure, axes = _canvas()
+    for arm, look in looks(results.arms, results.baselines).items():
+        curves = [Curve.of(run) for run in results.runs(arm)]
+        if not curves:
+            continue
+        colour, dash = _colour(look.colour), DASHES[look.dash]
+        for curve in curves:
+            axes.plot(
+                curve.costs(axis), curve.accuracy, color=colour, linestyle=dash, lw=0.6, alpha=0.5
+            )
+            for index in curve.reached():
+                place = (curve.costs(axis)[index], curve.accuracy[index])
+                axes.plot(*place, marker=MARKERS[look.marker], color=colour, ms=5)
+            if curve.censored:
+                axes.plot(curve.costs(axis)[-1], curve.accuracy[-1], "x", color=colour, ms=6, mew=2)
+        if middle := band(curves, axis):
+            axes.fill_between(middle.costs, middle.low, middle.high, color=colour, alpha=0.12, lw=0)
+            axes.plot(middle.costs, middle.mean, color=colour, linestyle=dash, lw=1.8)
+        axes.plot([], [], color=colour, linestyle=dash, marker=MARKERS[look.marker], label=arm)
+    for target in results.targets if not results.relative else ():
+        axes.axhline(target, color="0.45", linestyle=":", lw=0.9)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def draw_savings(results: Results, target: float) -> Figure:
+    """Draw what every arm saves against the first baseline, with its range over seeds."""
+    figure, axes = _canvas()
+    rows = saving_rows(results, target, results.baselines[0])
+    styles = looks(results.arms, results.baselines)
+    for place, row in zip(range(len(rows))[::-1], rows, strict=True):
+        if not is_known(row):
+            continue
+        value, look = row["exchanges_saved_pct"], styles[row["arm"]]
+        low, high = row["range"] or (value, value)
+        marker = {"at_least": ">", "at_most": "<"}.get(row["bound"], MARKERS[look.marker])
+        spread = [[max(0, value - low)], [max(0, high - value)]]
+        colour = _colour(look.colour)
+        axes.errorbar(value, place, xerr=spread, fmt=marker, color=colour, capsize=3, ms=7)
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(range(len(rows))[::-1], [row["arm"] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    goal = results.name_target(target)
+    axes.set_xlabel(f"exchanges saved against {results.baselines[0]} to {goal} (%)")
+    return figure
+
+
+def draw_classes(results: Results) -> Figure:
+    """Draw the images of each class that each silo holds, for the first seed."""
+    figure, axes = _canvas()
+    seed = results.summary["silos"][0]["seed"]
+    rows = [row for row in results.summary["silos"] if row["seed"] == seed]
+    picture = axes.imshow([row["class_counts"] for row in rows], cmap="Blues", aspect="auto")
+    # A silo's name is shown as it is, not read as a formula.
+    names = [str(row["silo"]).replace("$", r"\$") for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
+    axes.set_xlabel("class")
+    figure.colorbar(picture, label=f"images, seed {seed}")
+    return figure
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "pictures need matplotlib, which is not installed: pip install 'fedkd[plots]'"
+        ) from None
+    mpl.rcParams["svg.hashsalt"] = "fedkd"
+    figure = Figure(figsize=INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _colour(colour: str) -> str:
+    return INK if colour == "ink" else colour
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns: Iterable[str] = dict.fromkeys(key for row in rows for key in row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

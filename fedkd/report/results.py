@@ -1,0 +1,136 @@
+"""Results as they lie on disk: found, read and checked before anything is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+
+SUMMARY_FILE = "summary.json"
+STUDY_FILE = "study.yaml"
+TUNING_FILES = "tune-*.json"
+REPORT_FILE = "report.html"
+SCHEMA = 1
+
+_KEYS = ("study", "resolved", "versions", "machine", "runs", "comparison", "failures")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One study's results.
+
+    Attributes:
+        summary: what ``summary.json`` holds, and as ``tuning`` what fedkd tune has left beside the
+            folder: one search for each arm that it tuned.
+        label: tells these results from others: the study's name and the folder's.
+    """
+
+    summary: dict[str, Any]
+    label: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read a results folder, or the newest one in the folder of a study.
+
+        Raises:
+            UserError: there is none, it has not ended, or it is no summary of fedkd's.
+        """
+        folder = find_run(folder)
+        path = folder / SUMMARY_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no {SUMMARY_FILE}: its study has not ended; see how far it is by "
+                f"fedkd watch {folder}"
+            )
+        summary = _read_json(path)
+        if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+            raise UserError(f"{path} is no summary of schema {SCHEMA}, which this fedkd reads")
+        if missing := [key for key in _KEYS if key not in summary]:
+            raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
+        searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
+        if found := [each for each in searches if each.get("study") == summary["study"]]:
+            summary["tuning"] = found
+        return cls(summary, f"{summary['study']} {folder.absolute().name}")
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of all arms, in the order of the study."""
+        return list(self.summary["resolved"]["arms"])
+
+    @property
+    def baselines(self) -> list[str]:
+        """Names of the arms that others are compared with."""
+        return list(self.summary["resolved"].get("baselines", []))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The study's seeds."""
+        return list(self.summary["resolved"]["seeds"])
+
+    @property
+    def targets(self) -> list[float]:
+        """Targets as the study names them: accuracies, or fractions of the baseline's best."""
+        targets = self.summary["resolved"]["targets"]
+        return list(targets if isinstance(targets, list) else targets["of_baseline_best"])
+
+    @property
+    def relative(self) -> bool:
+        """Whether targets are fractions of the first baseline's best accuracy."""
+        return not isinstance(self.summary["resolved"]["targets"], list)
+
+    def runs(self, arm: str) -> list[dict[str, Any]]:
+        """All runs of an arm."""
+        return [run for run in self.summary["runs"] if run["arm"] == arm]
+
+    def name_target(self, target: float) -> str:
+        """Return a target in words."""
+        return percent(target) + (
+            f" of {self.baselines[0]}'s best accuracy" if self.relative else " accuracy"
+        )
+
+
+def instruments(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured on a run after its end; empty where nothing was."""
+    found = run.get("instruments")
+    return found if isinstance(found, dict) else {}
+
+
+def class_names(results: Results, number: int) -> list[str]:
+    """Return the names of the classes, or their numbers where names are not known."""
+    names = [str(name) for name in results.summary.get("classes") or []]
+    return names if len(names) == number else [str(index) for index in range(number)]
+
+
+def find_run(folder: Path) -> Path:
+    """Return a results folder: ``folder`` itself, or the newest one inside it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if folder.is_dir():
+        if (folder / SUMMARY_FILE).is_file() or (folder / STUDY_FILE).is_file():
+            return folder
+        # Folders are named by their time, so the last name is the newest.
+        if inside := sorted(path.parent for path in folder.glob(f"*/{STUDY_FILE}")):
+            return inside[-1]
+    raise UserError(
+        f"{folder} is no results folder: give the one that fedkd compare names at its end, such "
+        "as runs/quickstart/20250101T120000Z"
+    )
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share as per cent, unbroken and without a needless zero after the point."""
+    text = f"{100 * share:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return ("0" if text == "-0" else text).replace("-", "\u2212") + "\u00a0%"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

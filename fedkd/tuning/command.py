@@ -1,0 +1,140 @@
+"""One call from a study to its tuned study: what ``fedkd tune`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedkd.cache import cache_root, check_cache_root
+from fedkd.errors import UserError
+from fedkd.federation import Federation
+from fedkd.registry import suggest
+from fedkd.study import Study
+from fedkd.study_file import check_files
+from fedkd.training import intra_op_threads
+from fedkd.tuning import search, store
+from fedkd.tuning.exams import choose_judge
+from fedkd.tuning.outcome import summarise, write_outcome
+
+
+class Progress(search.Progress, Protocol):
+    """Shows how far a search is; see :class:`fedkd.progress.SearchProgress`."""
+
+    def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
+        """Return a context that yields a function to call for every silo."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A search's results, and where they lie."""
+
+    results: dict[str, Any]
+    tuned: Path
+    data: Path
+    interrupted: bool = False
+
+
+def tune(
+    study: Study,
+    arm: str | None = None,
+    *,
+    out: Path,
+    pool: Executor,
+    progress: Progress,
+    kind: store.Kind = "tpe",
+    trials: int | None = None,
+    proxy: bool = False,
+    fresh: bool = False,
+) -> Tuned:
+    """Search the settings of one consolidating arm and write the winner as a study.
+
+    Args:
+        study: the study.
+        arm: name of the arm; by default the first that consolidates.
+        out: root of all results; files go to ``<out>/<study>/``.
+        pool: threads on which silos pre-train, one intra-op thread each.
+        progress: told of every step.
+        kind: ``grid`` or ``tpe``.
+        trials: how many in all; by default the whole grid, or 30.
+        proxy: judge without validation data although there are some, and say how well that
+            agrees with them.
+        fresh: forget earlier trials.
+
+    Raises:
+        UserError: the study or the arm cannot be tuned, or the file holds another search.
+        FedKDError: no trial has a result.
+    """
+    name = choose_arm(study, arm)
+    check_files(study)
+    check_cache_root()
+    judge = choose_judge(study, proxy=proxy)
+    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
+    federations[0].check()
+    folder = out / study.name
+    path = folder / f"tune-{name}.db"
+    key = store.search_key(study, name, federations, kind, judge)
+    interrupted = False
+    with store.opened(path, study, name, kind, key, fresh=fresh) as found:
+        _pretrain(federations, pool, progress)
+        with intra_op_threads(study.engine.server_threads):
+            desks = [search.Desk.of(federation, name, judge) for federation in federations]
+        try:
+            search.run(
+                found, desks, arm=name, kind=kind, judge=judge, trials=trials, progress=progress
+            )
+        except KeyboardInterrupt:
+            if not found.get_trials(deepcopy=False, states=store.ENDED):
+                raise
+            interrupted = True
+        space = search.make_space(desks[0].room, judge)
+        results = summarise(study, name, found.get_trials(), space, kind=kind, judge=judge)
+    results["interrupted"] = interrupted
+    return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)
+
+
+def choose_arm(study: Study, arm: str | None) -> str:
+    """Return the arm to tune.
+
+    Raises:
+        UserError: there is no such arm, it does not consolidate, or no server can try its
+            settings.
+    """
+    able = [name for name, each in study.arms.items() if each.consolidation is not None]
+    if arm is None:
+        if not able:
+            raise UserError(f"{study.name}: no arm consolidates, so there is nothing to tune")
+        arm = able[0]
+    if arm not in study.arms:
+        known = ", ".join(able) or "none"
+        raise UserError(
+            f"--arm: no arm is named {arm!r}{suggest(arm, able)}; those that consolidate: {known}"
+        )
+    settings = study.arms[arm].consolidation
+    if settings is None:
+        raise UserError(
+            f"--arm: {arm} does not consolidate (start: {study.arms[arm].start}), so there is "
+            f"nothing to tune; those that do: {', '.join(able) or 'none'}"
+        )
+    if study.data.transfer.at_silo:
+        raise UserError(
+            "data.transfer.source: student-silo keeps the transfer images on the student's silo, "
+            "where no server can try settings on them; tune on another transfer set"
+        )
+    if settings.uses_densities and settings.familiarity.basis == "features":
+        raise UserError(
+            f"arms.{arm}.consolidation.familiarity.basis: features is not tuned, as its basis is "
+            "a model of the federation; use pixels"
+        )
+    return arm
+
+
+def _pretrain(federations: Sequence[Federation], pool: Executor, progress: Progress) -> None:
+    for federation in federations:
+        study = federation.study
+        total = study.partition.silos - len(study.pretraining.checkpoints)
+        with progress.pretraining(federation.seed, total) as on_silo:
+            federation.pretrain(pool, on_silo=on_silo)

@@ -1,0 +1,177 @@
+"""What came of a search: a JSON of all trials, the winner as a study file, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from fedkd.errors import FedKDError
+from fedkd.files import write_json, write_text
+from fedkd.study import Consolidation, Study
+from fedkd.study_file import dump_study, parse_study
+from fedkd.tuning.exams import SAYS, Judge, agreement
+from fedkd.tuning.search import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
+from fedkd.tuning.space import Space
+from fedkd.tuning.store import Kind
+
+SCHEMA = 1
+TUNED_FILE = "tuned.yaml"
+SHOWN = 5
+
+
+def summarise(
+    study: Study,
+    arm: str,
+    trials: Sequence[FrozenTrial],
+    space: Space,
+    *,
+    kind: Kind,
+    judge: Judge,
+) -> dict[str, Any]:
+    """Return the results as plain values.
+
+    Raises:
+        FedKDError: no trial has a result.
+    """
+    best = best_trial(trials)
+    if best is None:
+        problems = [str(t.user_attrs[PROBLEM]) for t in trials if PROBLEM in t.user_attrs]
+        why = f" ({problems[0]})" if problems else ""
+        raise FedKDError(f"arms.{arm}: no trial of the search has a result{why}")
+    own = [t for t in trials if t.state == TrialState.COMPLETE and _is_own(t, space)]
+    compared = [t for t in trials if t.state == TrialState.COMPLETE and ACCURACIES in t.user_attrs]
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "arm": arm,
+        "search": kind,
+        "judge": judge,
+        "judged_by": SAYS[judge],
+        "seeds": study.seeds,
+        "best": _entry(best),
+        "own": _entry(own[0]) if own else None,
+        "consolidation": space.settings(best.user_attrs[POINT]).model_dump(
+            mode="json", exclude_none=True
+        ),
+        "agreement": agreement(
+            [float(t.value or 0) for t in compared], [_accuracy(t) for t in compared]
+        )
+        if judge != "validation" and study.data.validation > 0
+        else None,
+        "trials": [_entry(trial) for trial in trials],
+    }
+
+
+def tuned_study(study: Study, results: dict[str, Any]) -> str:
+    """Return the study with the winner in place of the arm's own settings, as YAML that runs."""
+    arm = results["arm"]
+    settings = Consolidation.model_validate(results["consolidation"])
+    changed = study.arms[arm].model_copy(update={"consolidation": settings})
+    tuned = study.model_copy(update={"arms": {**study.arms, arm: changed}})
+    text = _header(results) + dump_study(tuned)
+    if parse_study(text) != tuned:
+        raise RuntimeError("the tuned study does not survive being written")
+    return text
+
+
+def write_outcome(study: Study, results: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write ``tuned.yaml`` and ``tune-<arm>.json``, and return their paths."""
+    tuned, data = folder / TUNED_FILE, folder / f"tune-{results['arm']}.json"
+    write_text(tuned, tuned_study(study, results))
+    write_json(data, results)
+    return tuned, data
+
+
+def print_outcome(results: dict[str, Any], console: Console) -> None:
+    """Print the best trials, the arm's own settings, and what the figures are."""
+    table = Table(title=f"{results['arm']}: best settings", title_justify="left")
+    for column in ("trial", "mark", "range over seeds", "settings"):
+        table.add_column(column, overflow="fold")
+    own = results["own"]
+    ranked = [t for t in results["trials"] if t["state"] == "finished"]
+    ranked.sort(key=lambda t: (-t["value"], t["number"]))
+    shown = ranked[:SHOWN] + ([own] if own and own not in ranked[:SHOWN] else [])
+    for entry in shown:
+        name = f"{entry['number']} (own)" if own and entry["number"] == own["number"] else ""
+        table.add_row(
+            name or str(entry["number"]),
+            f"{entry['value']:.1%}",
+            _span(entry),
+            ", ".join(f"{key} {_plain(value)}" for key, value in entry["settings"].items()),
+        )
+    console.print(table)
+    console.print(f"Marks: {results['judged_by']}.", soft_wrap=True)
+    if results["agreement"]:
+        console.print(_agreement_sentence(results["agreement"]), soft_wrap=True)
+
+
+def _header(results: dict[str, Any]) -> str:
+    best, own = results["best"], results["own"]
+    counts = [entry["state"] for entry in results["trials"]]
+    ends = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
+    seeds = ", ".join(str(seed) for seed in results["seeds"])
+    chosen = ", ".join(f"{key} {_plain(value)}" for key, value in best["settings"].items())
+    lines = [
+        f"{results['study']}, its arm {results['arm']} tuned by fedkd tune.",
+        f"Search {results['search']}, seeds {seeds}; trials: {ends}.",
+        f"Judged by: {results['judged_by']}. No test image was used.",
+        f"Winner, trial {best['number']}: {best['value']:.4f} ({_span(best)}): {chosen}.",
+    ]
+    if own:
+        lines.append(f"The arm's own settings, trial {own['number']}: {own['value']:.4f}.")
+    lines.append("The winner's mark is the best of many, and so flatters it.")
+    if results["agreement"]:
+        lines.append(_agreement_sentence(results["agreement"]))
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _agreement_sentence(found: dict[str, Any]) -> str:
+    if found["regret"] is None:
+        return "No trial was measured on validation data too."
+    rank = "undefined" if found["spearman"] is None else f"{found['spearman']:.2f}"
+    return (
+        f"Against validation accuracy over the same {found['trials']} trials: rank correlation "
+        f"(Spearman) {rank}; the choice is {100 * found['regret']:.1f} points short of the best."
+    )
+
+
+def _entry(trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    state = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "diverged" if PROBLEM in attributes else "pruned",
+    }.get(trial.state, "killed")
+    return {
+        "number": trial.number,
+        "state": state,
+        "value": trial.value,
+        "settings": attributes.get(POINT, {}),
+        "scores": attributes.get(SCORES, {}),
+        "validation": attributes.get(ACCURACIES, {}),
+        "problem": attributes.get(PROBLEM),
+    }
+
+
+def _is_own(trial: FrozenTrial, space: Space) -> bool:
+    own = space.own_point()
+    point = trial.user_attrs.get(POINT, {})
+    return bool(point) and all(own.get(key) == value for key, value in point.items())
+
+
+def _accuracy(trial: FrozenTrial) -> float:
+    each = trial.user_attrs[ACCURACIES].values()
+    return float(sum(each) / len(each))
+
+
+def _span(entry: dict[str, Any]) -> str:
+    marks = entry["scores"].values()
+    return f"{min(marks):.1%} to {max(marks):.1%}"
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,218 @@
+"""The search: one trial after another, each on all seeds.
+
+A search that was killed goes on where it stopped and ends as if it had not been: what the sampler
+draws depends on the trials that have ended, not on how often the search was started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import optuna
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from fedkd.errors import FedKDError, UserError
+from fedkd.federation import Federation
+from fedkd.models.building import build_model
+from fedkd.seeding import derive_seed
+from fedkd.study import Consolidation
+from fedkd.training import intra_op_threads
+from fedkd.tuning.classroom import Classroom
+from fedkd.tuning.exams import Exam, Judge, label_free_weightings, make_exam
+from fedkd.tuning.space import Space, Value
+from fedkd.tuning.store import ENDED, Kind
+
+TRIALS = 30
+"""Of a TPE search, where nothing else is said."""
+LOOKS = 4
+"""How often in each seed the pruner sees how a trial does: after each quarter of its epochs."""
+POINT, SCORES, ACCURACIES, PROBLEM = "point", "scores", "validation", "problem"
+"""Attributes of a trial: its parameters as used, its mark by seed, the accuracy by seed of the same
+students on validation data where another exam decides, and why it has no result."""
+
+
+class Progress(Protocol):
+    """Told how far a search is."""
+
+    def on_trial(self, ended: int, total: int, best: float | None) -> None:
+        """So many trials have ended."""
+
+    def on_epoch(self, seed: int, epoch: int, epochs: int) -> None:
+        """A student has learnt for one more epoch."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """One seed of a trial: where students learn, and how they are marked.
+
+    Attributes:
+        room: teachers and transfer set.
+        exam: what decides.
+        check: the exam with validation labels, where another decides and labels are to be had.
+    """
+
+    room: Classroom
+    exam: Exam
+    check: Exam | None = None
+
+    @classmethod
+    def of(cls, federation: Federation, arm: str, judge: Judge) -> Desk:
+        """Prepare a seed."""
+        room = Classroom(federation, arm)
+        compared = judge != "validation" and federation.study.data.validation > 0
+        check = make_exam(room, "validation") if compared else None
+        return cls(room, make_exam(room, judge), check)
+
+
+def run(
+    search: optuna.Study,
+    desks: Sequence[Desk],
+    *,
+    arm: str,
+    kind: Kind,
+    judge: Judge,
+    trials: int | None,
+    progress: Progress,
+) -> None:
+    """Search until ``trials`` have ended, those of earlier starts included, or the grid has.
+
+    Args:
+        search: from :func:`fedkd.tuning.store.opened`.
+        desks: one a seed.
+        arm: name of the arm.
+        kind: ``grid`` or ``tpe``.
+        judge: which exam decides.
+        trials: how many in all; by default the whole grid, or :data:`TRIALS`.
+        progress: told of every step.
+
+    Raises:
+        UserError: what the settings ask for is impossible.
+    """
+    room = desks[0].room
+    space = make_space(room, judge)
+    points = space.grid_points() if kind == "grid" else []
+    total = min(trials or len(points), len(points)) if kind == "grid" else trials or TRIALS
+    with intra_op_threads(room.federation.study.engine.server_threads):
+        while True:
+            ended = search.get_trials(deepcopy=False, states=ENDED)
+            progress.on_trial(len(ended), total, _best(ended))
+            if len(ended) >= total:
+                return
+            fixed: Mapping[str, Value] | None = None
+            if kind == "tpe" and not ended:
+                fixed = space.own_point()
+            elif kind == "grid":
+                done = [trial.user_attrs[POINT] for trial in ended]
+                fixed = next(point for point in points if point not in done)
+            search.sampler = _sampler(arm, len(ended), fixed)
+            trial = search.ask()
+            point = space.suggest_grid(trial) if kind == "grid" else space.suggest(trial)
+            trial.set_user_attr(POINT, point)
+            _try(search, trial, space.settings(point), desks, progress)
+
+
+def make_space(room: Classroom, judge: Judge) -> Space:
+    """Return what may be varied for the arm whose teachers these are."""
+    weightings = label_free_weightings(room)
+    if judge == "validation" and room.own.mode == "weights" and room.own.teachers == "models":
+        weightings.append("accuracy")
+    labelled = room.federation.study.data.transfer.labelled
+    return Space(room.own, labelled=labelled, weightings=weightings)
+
+
+def _sampler(arm: str, ended: int, fixed: Mapping[str, Value] | None) -> BaseSampler:
+    """Return the sampler of the next trial.
+
+    Optuna does not keep a sampler's random state, so each trial has a sampler of its own, seeded
+    by how many have ended: a search that was killed draws what it would have drawn. The grid's
+    points are fixed one by one, as Optuna's own GridSampler takes a point for done whose trial
+    was killed.
+    """
+    seed = derive_seed(0, f"tuning {arm}", round_number=ended) % 2**32
+    if fixed is not None:
+        return PartialFixedSampler(dict(fixed), RandomSampler(seed))
+    return TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _try(
+    search: optuna.Study,
+    trial: optuna.Trial,
+    settings: Consolidation,
+    desks: Sequence[Desk],
+    progress: Progress,
+) -> None:
+    """Make a student on every seed and tell the search what they are worth.
+
+    A trial that diverges has ended too, without a result: it would diverge again.
+    """
+    marks: list[float] = []
+    try:
+        for desk in desks:
+            marks.append(_teach(trial, settings, desk, marks, progress))
+    except optuna.TrialPruned:
+        search.tell(trial, state=TrialState.PRUNED)
+    except UserError:
+        raise
+    except FedKDError as error:
+        trial.set_user_attr(PROBLEM, str(error))
+        search.tell(trial, state=TrialState.PRUNED)
+    else:
+        search.tell(trial, sum(marks) / len(marks))
+
+
+def _teach(
+    trial: optuna.Trial,
+    settings: Consolidation,
+    desk: Desk,
+    before: Sequence[float],
+    progress: Progress,
+) -> float:
+    """Make and mark one seed's student, and note its marks with the trial.
+
+    Args:
+        trial: the trial.
+        settings: of the consolidation.
+        desk: the seed.
+        before: marks of the trial's students on the seeds before.
+        progress: told of every epoch.
+    """
+    federation = desk.room.federation
+    seed, compute = str(federation.seed), federation.compute
+    looks = {-(-settings.epochs * k // LOOKS): k for k in range(1, LOOKS + 1)}
+
+    def look(student: nn.Module, epoch: int, epochs: int) -> None:
+        progress.on_epoch(federation.seed, epoch, epochs)
+        if epoch in looks:
+            # The mean so far, so that one easy seed does not make a trial look good.
+            so_far = (sum(before) + desk.exam.mark(student, compute)) / (len(before) + 1)
+            trial.report(so_far, len(before) * LOOKS + looks[epoch])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    learnt = desk.room.consolidate(settings, rows=desk.exam.rows, on_student=look)
+    student = build_model(desk.room.arch, federation.shape, seed=0).to(compute.device)
+    student.load_state_dict(learnt.state)
+    mark = desk.exam.mark(student, compute)
+    _note(trial, SCORES, seed, mark)
+    if desk.check is not None:
+        _note(trial, ACCURACIES, seed, desk.check.mark(student, compute))
+    return mark
+
+
+def _note(trial: optuna.Trial, what: str, seed: str, value: float) -> None:
+    trial.set_user_attr(what, {**trial.user_attrs.get(what, {}), seed: value})
+
+
+def best_trial(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the trial with the best result, of equals the first; None if none has any."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    return max(complete, key=lambda t: (t.value, -t.number), default=None)
+
+
+def _best(trials: Iterable[FrozenTrial]) -> float | None:
+    found = best_trial(trials)
+    return None if found is None else found.value

@@ -1,0 +1,203 @@
+"""Methods of distillation on models small enough to follow by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedkd.distillation import METHODS, NEEDS_LABELS
+from fedkd.distillation.dml import mutual_loss
+from fedkd.distillation.dp_kd import pick_surest
+from fedkd.distillation.lesson import Lesson
+from fedkd.errors import UserError
+from fedkd.study import Consolidation
+from fedkd.training import Compute, predict
+
+CLASSES = 3
+
+
+class Scale(nn.Module):
+    """Logits are a 1 x 3 image's pixels through one linear layer."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, CLASSES)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            self.linear.weight.copy_(torch.randn(3, CLASSES, generator=generator))
+            self.linear.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+def make_lesson(teachers: int = 2, samples: int = 40, *, labelled: bool = True) -> Lesson:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (samples, 1, 1, 3), generator=generator, dtype=torch.uint8)
+    models = tuple(Scale(10 + index) for index in range(teachers))
+    logits = torch.stack([predict(model, images, compute=Compute()) for model in models])
+    return Lesson(
+        images=images,
+        labels=torch.randint(0, CLASSES, (samples,), generator=generator) if labelled else None,
+        target=torch.softmax(logits.mean(0), 1),
+        logits=logits,
+        weights=torch.full((teachers, samples), 1 / teachers, dtype=torch.float64),
+        models=models,
+    )
+
+
+def learn(name: str, student: nn.Module, lesson: Lesson, **settings: Any) -> tuple[float, int]:
+    epochs = []
+    loss = METHODS.load(name)(
+        student,
+        lesson,
+        Consolidation(method=name, **{"epochs": 6, "lr": 0.1, "batch_size": 8, **settings}),
+        generator=torch.Generator().manual_seed(0),
+        compute=Compute(),
+        on_epoch=lambda: epochs.append(1),
+    )
+    return loss, len(epochs)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_the_student_alone_and_repeats_itself(name: str, labelled: bool) -> None:
+    lesson = make_lesson(labelled=labelled)
+    if name in NEEDS_LABELS and not labelled:
+        with pytest.raises(UserError, match="learns from labels"):
+            learn(name, Scale(0), lesson)
+        return
+    teachers = [copy.deepcopy(model.state_dict()) for model in lesson.models]
+    first, second = Scale(0), Scale(0)
+    loss, epochs = learn(name, first, lesson)
+    assert learn(name, second, lesson)[0] == loss
+    assert epochs == 6
+    assert math.isfinite(loss)
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert not torch.equal(first.linear.weight, Scale(0).linear.weight)
+    for model, before in zip(lesson.models, teachers, strict=True):
+        assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+
+
+def divergence(student: nn.Module, lesson: Lesson, target: Tensor) -> float:
+    log_student = torch.log_softmax(predict(student, lesson.images, compute=Compute()), 1)
+    return float((target * (target.log() - log_student)).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", ["kd", "dml"])
+def test_the_student_comes_to_agree_with_its_teachers(name: str) -> None:
+    lesson = make_lesson(labelled=False)
+    student = Scale(0)
+    before = divergence(student, lesson, lesson.target)
+    learn(name, student, lesson, epochs=30)
+    assert divergence(student, lesson, lesson.target) < before / 2
+
+
+def test_labels_pull_the_student() -> None:
+    lesson = make_lesson()
+    with_labels, without = Scale(0), Scale(0)
+    learn("kd", with_labels, lesson, weight=0.5)
+    learn("kd", without, lesson, weight=1.0)
+    assert not torch.equal(with_labels.linear.weight, without.linear.weight)
+
+
+def test_mutual_learning_of_models_that_agree_changes_nothing() -> None:
+    lesson = make_lesson(teachers=1, labelled=False)
+    student = copy.deepcopy(lesson.models[0])
+    before = copy.deepcopy(student.state_dict())
+    loss, _ = learn("dml", student, lesson)
+    assert loss == pytest.approx(0.0, abs=1e-7)
+    for key, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, before[key], rtol=0, atol=1e-6)
+
+
+def test_mutual_loss_of_two_that_diverge_by_hand() -> None:
+    """KL((0.5, 0.5) || (0.75, 0.25)) = 0.5 ln(4/3), whatever the weights of only two."""
+    own = torch.tensor([[0.75, 0.25]]).log()
+    said = [own, torch.tensor([[0.5, 0.5]]).log()]
+    for weights in ([[0.5], [0.5]], [[0.9], [0.1]], [[1.0], [0.0]]):
+        loss = mutual_loss(own, said, torch.tensor(weights, dtype=torch.float64), 0)
+        assert float(loss) == pytest.approx(0.5 * math.log(4 / 3), rel=1e-5)
+
+
+def test_mutual_loss_weighs_peers_per_image() -> None:
+    """Three models: the mean over peers, and with weights 3 to 1 their weighted mean."""
+    own = torch.tensor([[0.5, 0.5]]).log()
+    said = [own, torch.tensor([[1.0, 1e-30]]).log(), own]
+    mean = mutual_loss(own, said, torch.full((3, 1), 1 / 3, dtype=torch.float64), 0)
+    assert float(mean) == pytest.approx(math.log(2) / 2, rel=1e-5)
+    weights = torch.tensor([[0.2], [0.6], [0.2]], dtype=torch.float64)
+    assert float(mutual_loss(own, said, weights, 0)) == pytest.approx(0.75 * math.log(2), rel=1e-5)
+
+
+def test_mutual_loss_has_no_nan_at_extreme_logits() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], requires_grad=True)
+    own = torch.log_softmax(logits, 1)
+    peer = torch.log_softmax(torch.tensor([[-1e4, 1e4, 0.0], [1e4, -1e4, 0.0]]), 1)
+    loss = mutual_loss(own, [own.detach(), peer], torch.full((2, 2), 0.5).double(), 0)
+    loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
+    assert bool(torch.isfinite(loss))
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def test_a_student_that_is_a_teacher_takes_its_place() -> None:
+    lesson = make_lesson(teachers=2, labelled=False)
+    member = Lesson(**{**vars(lesson), "student": 0})
+    student = copy.deepcopy(lesson.models[0])
+    joined = copy.deepcopy(lesson.models[0])
+    learn("dml", student, member)
+    learn("dml", joined, lesson)
+    assert not torch.equal(student.linear.weight, joined.linear.weight)
+
+
+# Logits whose softmax over two classes is easy: ln p0 and ln p1.
+STUDENT = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4], [0.6, 0.4]]).log()
+TEACHERS = torch.tensor(
+    [
+        [[0.9, 0.1], [0.1, 0.9], [0.55, 0.45], [0.4, 0.6]],
+        [[0.7, 0.3], [0.8, 0.2], [0.5, 0.5], [0.6, 0.4]],
+    ]
+).log()
+
+
+def test_the_surest_by_label_by_hand() -> None:
+    """Of class 0: teacher 0 (0.9), teacher 1 (0.8), the student (0.6), a tie, the student's."""
+    surest = pick_surest(STUDENT, TEACHERS, torch.tensor([0, 0, 0, 0])).exp()
+    torch.testing.assert_close(surest[:, 0], torch.tensor([0.9, 0.8, 0.6, 0.6]))
+    of_class_one = pick_surest(STUDENT, TEACHERS, torch.tensor([1, 1, 1, 1])).exp()
+    torch.testing.assert_close(of_class_one[:, 1], torch.tensor([0.4, 0.9, 0.5, 0.6]))
+
+
+def test_the_surest_without_labels_by_hand() -> None:
+    """By the greatest probability: 0.9, 0.9 (of class 1), the student's 0.6, a tie."""
+    surest = pick_surest(STUDENT, TEACHERS, None).exp()
+    torch.testing.assert_close(surest.amax(1), torch.tensor([0.9, 0.9, 0.6, 0.6]))
+    torch.testing.assert_close(surest[1], torch.tensor([0.1, 0.9]))
+    torch.testing.assert_close(surest[3], torch.tensor([0.6, 0.4]))
+
+
+def test_a_student_surer_than_all_stays_what_it_is() -> None:
+    lesson = make_lesson(labelled=False)
+    quiet = Lesson(**{**vars(lesson), "logits": lesson.logits * 0})
+    student = Scale(0)
+    learn("dp-kd", student, quiet, momentum=0.0)
+    torch.testing.assert_close(student.linear.weight, Scale(0).linear.weight, rtol=0, atol=1e-6)
+
+
+def test_teachers_in_sequence_share_the_epochs_and_follow_the_order() -> None:
+    lesson = make_lesson(teachers=4, labelled=False)
+    orders = {}
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0)):
+        student = Scale(0)
+        turn = Lesson(**{**vars(lesson), "order": order})
+        _, epochs = learn("dp-kd", student, turn, sequence="sequential", epochs=7)
+        assert epochs == 7
+        orders[order] = student.linear.weight.detach().clone()
+    assert not torch.equal(*orders.values())

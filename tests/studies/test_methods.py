@@ -1,0 +1,125 @@
+"""Every method, weighting, student and transfer set in a whole study, over Flower's messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments.runner import Outcome, run_study
+from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.progress import StudyProgress
+
+LABELLED = {"data/transfer": {"size": 60, "labelled": True}}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_study: Any) -> Any:
+    """Return a function that runs the test study with one more arm, ``fedkd-new``."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(consolidation: dict[str, Any], changes: dict[str, Any] | None = None) -> Outcome:
+        arm = {"start": "consolidated", "consolidation": {"epochs": 3, **consolidation}}
+        study = make_study({"arms/fedkd-new": arm, "rounds/max": 1, **(changes or {})})
+        quiet = StudyProgress(Console(quiet=True), 10)
+        return run_study(study, out=tmp_path / "runs", fresh=False, progress=quiet)
+
+    return run
+
+
+def new(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.summary["failures"] == []
+    found: dict[str, Any] = next(r for r in outcome.summary["runs"] if r["arm"] == "fedkd-new")
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_improves_on_the_average_that_it_starts_from(run: Any, method: str) -> None:
+    outcome = run({"method": method, "epochs": 40}, LABELLED)
+    entry = new(outcome)
+    assert entry["instruments"]["student"]["delta"] > 0
+    assert entry["exchanges_before_round_1"] == 1
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_weighting_has_what_it_needs(run: Any, weighting: str) -> None:
+    weights = new(run({"weighting": weighting}))["notes"]["mean_weights"]
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("student", ["average", "best", "worst", "random", "fresh"])
+def test_every_student_learns(run: Any, student: str) -> None:
+    entry = new(run({"student": student, "epochs": 8}))
+    if student in ("best", "worst", "random"):
+        assert entry["notes"]["student"].startswith("silo-")
+    assert entry["instruments"]["student"]["gain"] > 0 or student == "best"
+
+
+def test_best_and_worst_are_not_the_same(run: Any) -> None:
+    named = {
+        choice: new(run({"student": choice}))["notes"]["student"] for choice in ("best", "worst")
+    }
+    assert named["best"] != named["worst"]
+
+
+def test_instruments_agree_with_the_curve(run: Any) -> None:
+    entry = new(run({}))
+    found = entry["instruments"]
+    first, last = (entry["curve"][index]["accuracy"] for index in (0, -1))
+    assert found["rounds"]["delta"] == pytest.approx(last - first, abs=2e-6)
+    assert len(found["teachers"]) == len(found["silos"])
+    assert all(0 <= teacher["complementary"] <= 1 for teacher in found["teachers"])
+    for silo in found["silos"]:
+        assert 0 <= silo["before"] <= 1
+        assert 0 <= silo["after"] <= 1
+
+
+def test_a_start_without_teachers_has_instruments_of_its_rounds(run: Any) -> None:
+    outcome = run({})
+    random = next(r for r in outcome.summary["runs"] if r["arm"] == "fedavg")["instruments"]
+    assert "student" not in random
+    assert random["rounds"]["gain"] > 0
+    assert {silo["before"] for silo in random["silos"]} == {None}
+
+
+@pytest.mark.parametrize("by", ["accuracy", "complementary"])
+def test_teachers_are_selected(run: Any, by: str) -> None:
+    notes = new(run({"select": {"top": 2, "by": by}}))["notes"]
+    assert len(notes["teachers"]) == 2
+    assert set(notes["mean_weights"]) == set(notes["teachers"])
+
+
+def test_a_student_of_another_architecture_learns_from_all_silos(run: Any) -> None:
+    changes = {
+        "arms/fedkd-new/arch": "cnn",
+        "model/per_silo": {"silo-1": "lenet5"},
+        "pretraining/epochs": 40,
+    }
+    entry = new(run({"student": "fresh", "epochs": 60}, changes))
+    assert len(entry["notes"]["mean_weights"]) == len(entry["instruments"]["silos"])
+    assert entry["curve"][0]["accuracy"] > 0.2
+
+
+def test_the_average_is_over_the_silos_of_its_architecture(run: Any) -> None:
+    mixed = new(run({"epochs": 1}, {"model/per_silo": {"silo-1": "cnn"}}))
+    assert mixed["curve"][0]["accuracy"] != new(run({"epochs": 1}))["curve"][0]["accuracy"]
+
+
+@pytest.mark.parametrize("by", ["random", "entropy"])
+def test_a_subset_of_the_transfer_set_changes_what_is_learnt(run: Any, by: str) -> None:
+    part = new(run({"subset": {"size": 20, "by": by}}))
+    assert part["curve"][0]["loss"] != new(run({}))["curve"][0]["loss"]
+
+
+def test_noise_can_carry_knowledge_or_not_but_it_runs(run: Any) -> None:
+    entry = new(run({}, {"data/transfer": {"size": 60, "source": "noise"}}))
+    assert 0 <= entry["curve"][0]["accuracy"] <= 1
+
+
+def test_the_same_study_gives_the_same_curve(run: Any) -> None:
+    first = new(run({"method": "dml"}, {"seeds": [3]}))
+    second = new(run({"method": "dml"}, {"seeds": [3], "name": "again"}))
+    strip = [{**point, "seconds": 0} for point in first["curve"]]
+    assert strip == [{**point, "seconds": 0} for point in second["curve"]]
