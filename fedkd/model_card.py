@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedkd import __version__
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.checkpoint_header import find_checkpoint_problem, read_metadata
 from fedkd.data.sources import MAX_CLASSES
 from fedkd.errors import UserError
 from fedkd.models import ARCHITECTURES, TORCHVISION, check_architecture
 from fedkd.models.building import Shape, build_model, check_model, count_bytes
+from fedkd.version import VERSION
 
 _KEY = "fedkd"
 _BOUNDS = {
@@ -43,7 +43,7 @@ class ModelCard:
     shape: Shape
     classes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    version: str = __version__
+    version: str = VERSION
 
     @property
     def is_own(self) -> bool:
