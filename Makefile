@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-browser lint format types borders check sweeps paper bundle clean
+.PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,15 @@ test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 
 test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
 	$(PYTEST) -m browser
+
+test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks
+	$(PYTEST) -m slow
+
+schema: $(STAMP) ## write the JSON schema of study files, for editors
+	$(BIN)/fedkd schema > experiments/study.schema.json
+
+docs: $(STAMP) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -57,4 +66,4 @@ bundle: $(STAMP) ## build the Flower App Bundle
 	$(BIN)/flwr build
 
 clean: ## remove .venv and all that tools left behind; results in runs/ stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.fab
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.fab

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from experiments.engines import make_engine
 from experiments.engines.base import Engine, Task
 from experiments.engines.inline import available_cores, silo_pool
+from experiments.trackers import make_trackers
+from experiments.trackers.tracking import Tracking
 from fedkd import __version__
 from fedkd.cache import cache_key, cache_root, check_cache_root, processor
 from fedkd.comparison import compare
@@ -51,6 +53,9 @@ class Progress(Protocol):
     def quarantined(self, record: RunRecord) -> None:
         """A run ended; some replies in it may have been refused."""
 
+    def warn(self, sentence: str) -> None:
+        """Something beside the study failed."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -70,7 +75,9 @@ class Outcome:
     interrupted: bool = False
 
 
-def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Outcome:
+def run_study(
+    study: Study, *, out: Path, fresh: bool, progress: Progress, track: Sequence[str] = ()
+) -> Outcome:
     """Run a study and write its results folder.
 
     Nothing is written before the study has been checked against data, models and files.
@@ -80,10 +87,13 @@ def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Ou
         out: root of all results.
         fresh: ignore and rewrite what the cache holds.
         progress: told of every step.
+        track: names of trackers that are told of every round; they change no result.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give.
+        UserError: the study asks for what the data or the files do not give, or a tracker's
+            package is not installed.
     """
+    trackers = make_trackers(track)
     check_files(study)
     cache = cache_root()
     federations = [Federation.load(study, seed, cache) for seed in study.seeds]
@@ -91,7 +101,9 @@ def run_study(study: Study, *, out: Path, fresh: bool, progress: Progress) -> Ou
     check_cache_root()
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = _results_folder(out, study)
-        return _Runner(study, engine, folder, progress, fresh=fresh).run(federations, pool)
+        with Tracking(trackers, study, folder, progress.warn) as tracking:
+            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+            return runner.run(federations, pool)
 
 
 class _Runner:
@@ -101,6 +113,7 @@ class _Runner:
         engine: Engine,
         folder: Path,
         progress: Progress,
+        tracking: Tracking,
         *,
         fresh: bool,
     ) -> None:
@@ -109,6 +122,7 @@ class _Runner:
         self._folder = folder
         self._fresh = fresh
         self._progress = progress
+        self._tracking = tracking
         self._records: dict[tuple[str, int], RunRecord] = {}
         self._failures: list[Failure] = []
 
@@ -159,6 +173,7 @@ class _Runner:
             write_state(folder, record)
         self._records[arm, federation.seed] = record
         self._progress.quarantined(record)
+        self._tracking.finish(record)
 
     def _targets(self, seed: int) -> list[float] | None:
         """Targets in accuracy, or None while the first baseline of the seed has not run."""
@@ -173,6 +188,7 @@ class _Runner:
 
     def _fail(self, arm: str, seed: int, reason: str) -> None:
         self._failures.append(Failure(arm, seed, reason))
+        self._tracking.fail(arm, seed)
         self._progress.failed(arm, seed, reason)
 
     def _compute(self, task: Task) -> RunRecord:
@@ -180,7 +196,7 @@ class _Runner:
         seed = task.federation.seed
         with self._progress.run(task.arm, seed, rounds.max, task.targets) as observer:
             try:
-                self._engine.run(task, observer)
+                self._engine.run(task, self._tracking.watch(task.arm, seed, observer))
             except KeyboardInterrupt:
                 self._keep_interrupted(task)
                 raise
@@ -206,6 +222,7 @@ class _Runner:
         )
         write_state(task.folder, record)
         self._records[task.arm, task.federation.seed] = record
+        self._tracking.finish(record)
 
     def _reuse(self, task: Task) -> RunRecord | None:
         """Take a finished run from the cache, if it holds one that is whole."""

@@ -55,6 +55,13 @@ def compare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore and rewrite what the cache holds.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also log every round to tensorboard, mlflow or wandb; may be repeated.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, for programs.")
     ] = False,
@@ -67,7 +74,7 @@ def compare(
     For example: fedkd compare experiments/quickstart.yaml --set rounds.lr=0.1 --seeds 0,1,2,3,4
     """
     loaded = _load(study, overrides, seeds=_parse_seeds(seeds), engine=engine)
-    outcome = _run(loaded, out=out, fresh=fresh, quiet=as_json)
+    outcome = _run(loaded, out=out, fresh=fresh, quiet=as_json, track=track or ())
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:
@@ -263,7 +270,7 @@ def recommend(
         return
     from rich.console import Console
 
-    from fedkd.report import print_recommendation
+    from fedkd.report.terminal import print_recommendation
 
     print_recommendation(found, figures, Console(width=None if sys.stdout.isatty() else 100))
 
@@ -353,7 +360,7 @@ def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     return recommend(figures), figures
 
 
-def _run(study: Study, *, out: Path, fresh: bool, quiet: bool) -> Outcome:
+def _run(study: Study, *, out: Path, fresh: bool, quiet: bool, track: Sequence[str]) -> Outcome:
     from rich.console import Console
 
     from experiments.runner import run_study
@@ -361,7 +368,7 @@ def _run(study: Study, *, out: Path, fresh: bool, quiet: bool) -> Outcome:
 
     console = Console(stderr=True, quiet=quiet and not sys.stderr.isatty())
     with StudyProgress(console, len(study.arms) * len(study.seeds)) as progress:
-        return run_study(study, out=out, fresh=fresh, progress=progress)
+        return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 
 def _show(outcome: Outcome) -> None:

@@ -78,6 +78,10 @@ class StudyProgress:
         """Say at once that a run failed."""
         self._console.print(f"[red]failed[/red] {arm}, seed {seed}: {escape(reason)}")
 
+    def warn(self, sentence: str) -> None:
+        """Say at once that something beside the study failed."""
+        self._console.print(f"[yellow]note[/yellow] {escape(sentence)}")
+
     def quarantined(self, record: RunRecord) -> None:
         """Say which silos' replies were not used, and of what else to beware."""
         for silo, entries in _by_silo(record).items():
