@@ -27,9 +27,6 @@ test: $(STAMP) ## run the default tests
 test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray
 
-test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
-	$(PYTEST) -m browser
-
 test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks
 	$(PYTEST) -m slow
 
@@ -37,7 +34,10 @@ schema: $(STAMP) ## write the JSON schema of study files, for editors
 	$(BIN)/fedkd schema > experiments/study.schema.json
 
 docs: $(STAMP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
+	$(PYTEST) -m browser
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
