@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps paper bundle clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv and install fedkd into it, once
 
@@ -34,7 +34,10 @@ schema: $(STAMP) ## write the JSON schema of study files, for editors
 	$(BIN)/fedkd schema > experiments/study.schema.json
 
 docs: $(STAMP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
+	$(PYTEST) -m browser
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

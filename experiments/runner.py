@@ -267,7 +267,7 @@ class _Runner:
             "resolved": study.to_dict(),
             "versions": _versions(),
             "machine": _machine(),
-            "runs": [_run_entry(record) for record in records],
+            "runs": [run_entry(record) for record in records],
             "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
             "failures": [vars(failure) for failure in self._failures],
             "classes": list(federations[0].cut.classes),
@@ -283,7 +283,8 @@ def _own_functions(study: Study, arm: str) -> list[str]:
     return names
 
 
-def _run_entry(record: RunRecord) -> dict[str, Any]:
+def run_entry(record: RunRecord) -> dict[str, Any]:
+    """Return a run as ``summary.json`` tells it."""
     accuracies = [point.accuracy for point in record.curve]
     return {
         "arm": record.arm,

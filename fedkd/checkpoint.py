@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,11 +24,12 @@ def copy_state(model: nn.Module) -> State:
     }
 
 
-def save_state(path: Path, state: State) -> None:
-    """Write a state dict, atomically."""
+def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict, atomically, with what the file's header should say besides."""
     with replacing(path) as temporary:
         # Tensors that share storage are refused by safetensors; clones share none.
-        save_file({key: tensor.clone().contiguous() for key, tensor in state.items()}, temporary)
+        owned = {key: tensor.clone().contiguous() for key, tensor in state.items()}
+        save_file(owned, temporary, dict(metadata) if metadata else None)
 
 
 def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:

@@ -50,6 +50,19 @@ def find_checkpoint_problem(path: Path) -> str | None:
     return _find_size_problem(path, header, status.st_size)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what the header says besides its tensors; empty where it says nothing.
+
+    The file must be one in which :func:`find_checkpoint_problem` finds nothing wrong.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        found = json.loads(file.read(min(length, MAX_HEADER_BYTES))).get("__metadata__")
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
 def _find_foreign_format(path: Path, start: bytes, length: int) -> str | None:
     """Tell safetensors from what it is often mistaken for.
 

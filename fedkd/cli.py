@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedkd import cli_offline
 from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
@@ -162,6 +163,71 @@ def tune(
 
 
 @app.command()
+def pairs(
+    study: StudyPath,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of kd, kd-tuned, dml, dp-kd, fine-tune and your own; by default all that the "
+            "study's labels and validation data allow.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Epochs, instead of the study's.")
+    ] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the rows of before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Let every silo of STUDY teach every other under every method: who gains, who forgets?
+
+    Each student starts from its silo's own model and learns on the transfer set, with the
+    optimiser of the first arm that consolidates. Temperature and weight are 1 and 0.5; kd-tuned
+    takes the best of 1, 4, 16 and 0.1, 0.5, 0.9 on validation data. The table is
+    DIR/<study>/pairs.csv, and pairs.json with what its columns mean; the same command goes on
+    from the rows that pairs.jsonl holds.
+
+    For example: fedkd pairs experiments/quickstart.yaml --set partition.silos=5 --methods kd,dml
+    """
+    loaded = _load(study, overrides, seeds=_parse_seeds(seeds))
+    from rich.console import Console
+
+    from experiments.engines.inline import silo_pool
+    from fedkd.pairs.command import measure_pairs
+    from fedkd.pairs.outcome import print_outcome
+    from fedkd.progress import PairsProgress
+
+    quiet = Console(stderr=True, quiet=as_json and not sys.stderr.isatty())
+    with PairsProgress(quiet) as progress, silo_pool(loaded) as pool:
+        found = measure_pairs(
+            loaded,
+            out=out,
+            pool=pool,
+            progress=progress,
+            methods=None if methods is None else [name.strip() for name in methods.split(",")],
+            epochs=epochs,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=1))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_outcome(found.results, console)
+        console.print(f"Table: {found.table}\nWith its summary: {found.data}", soft_wrap=True)
+    if found.interrupted:
+        if not as_json:
+            console.print("Interrupted: the same command goes on from the rows that are there.")
+        raise typer.Exit(130)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],
@@ -281,6 +347,32 @@ def schema() -> None:
     from fedkd.study_file import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=1))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Say what this machine can do, and what to do about what is missing."""
+    from fedkd.doctor import examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            mark = {"ok": "ok  ", "note": "note", "broken": "BAD "}[finding.level]
+            typer.echo(f"{mark}  {finding.name:10} {finding.value}")
+            if finding.advice:
+                typer.echo(f"{'':17}-> {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+cli_offline.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it

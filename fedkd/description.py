@@ -62,11 +62,27 @@ def label_skew(counts: Tensor) -> float:
         counts: images of each class in each silo, float64 ``[M, K]``; no silo is empty.
     """
     mixes = counts / counts.sum(1, keepdim=True)
-    total = counts.sum(0) / counts.sum()
-    middle = (mixes + total) / 2
-    divergence = entropy(middle) - (entropy(mixes) + entropy(total)) / 2
+    return float(_js_distance(mixes, counts.sum(0) / counts.sum()).mean())
+
+
+def label_distance(first: Tensor, second: Tensor) -> float:
+    """Return the Jensen-Shannon distance (base 2, in [0, 1]) of two silos' label mixes.
+
+    Args:
+        first: images of each class in one silo ``[K]``; it is not empty.
+        second: likewise in the other.
+    """
+    mixes = torch.stack([first, second]).double()
+    mixes = mixes / mixes.sum(1, keepdim=True)
+    return float(_js_distance(mixes[:1], mixes[1])[0])
+
+
+def _js_distance(mixes: Tensor, other: Tensor) -> Tensor:
+    """Return the distance ``[M]`` of each mix ``[M, K]`` from another ``[K]``, all float64."""
+    middle = (mixes + other) / 2
+    divergence = entropy(middle) - (entropy(mixes) + entropy(other)) / 2
     bits = (divergence / torch.log(torch.tensor(2.0, dtype=torch.float64))).clamp(0, 1)
-    return float(bits.sqrt().mean())
+    return bits.sqrt()
 
 
 def simulated_teachers(federation: Federation) -> Teachers:

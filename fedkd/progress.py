@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -119,6 +120,22 @@ class SearchProgress(StudyProgress):
         self._bars.update(self._study, detail=detail)
 
 
+class PairsProgress(StudyProgress):
+    """Shows how many rows of the table of pairs are there.
+
+    Args:
+        console: where to draw; bars appear only on a terminal, warnings always.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="pairs")
+
+    def on_row(self, ended: int, total: int) -> None:
+        """Show that so many rows are there."""
+        self._bars.update(self._study, completed=ended, total=total)
+
+
 class _RunBar:
     """Observes one run."""
 
@@ -135,6 +152,54 @@ class _RunBar:
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._bars.update(self._task, detail=f"distilling, epoch {epoch} of {epochs}")
+
+
+class EpochBar:
+    """A bar over the epochs of one distillation, drawn only if it takes a while.
+
+    Args:
+        console: where to draw; nothing appears unless it is a terminal.
+        patience: seconds before the bar appears.
+    """
+
+    def __init__(self, console: Console, patience: float = 2.0) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None)
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer = threading.Timer(patience, self._appear)
+        self._timer.daemon = True
+
+    def __enter__(self) -> EpochBar:
+        """Begin to wait."""
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Clear the bar away."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            self._bar.stop()
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Note that an epoch ended."""
+        description = "distilling, epochs"
+        self._bar.update(self._task, completed=epoch, total=epochs, description=description)
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._bar.start()
 
 
 def _by_silo(record: RunRecord) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedkd.checkpoint_header import find_checkpoint_problem
 from fedkd.errors import UserError
-from fedkd.study import Study
+from fedkd.study import Consolidation, Study
 from fedkd.study_errors import Problem, join_problems, show, to_user_error
 from fedkd.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
@@ -77,6 +77,26 @@ def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
         UserError: if it is no valid study; one line a problem.
     """
     return _make_paths_absolute(_validate(dict(data), origin=origin), Path.cwd())
+
+
+def parse_consolidation(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Consolidation:
+    """Return the settings of a consolidation outside any study.
+
+    Args:
+        values: by their keys in a study's section ``consolidation``.
+        overrides: ``key=value`` each, such as ``"temperature=4"``; later ones win.
+
+    Raises:
+        UserError: if they are no valid settings; one line a problem.
+    """
+    data = dict(values)
+    for override in overrides:
+        keys, value = _parse_override(override, example="temperature=4")
+        data = _replace(data, keys, value, origin=f"--set {override}")
+    try:
+        return Consolidation.model_validate(data)
+    except ValidationError as error:
+        raise to_user_error(error, data, origin="consolidation") from None
 
 
 def dump_study(study: Study) -> str:
@@ -169,12 +189,12 @@ def _validate(data: dict[str, Any], *, origin: str) -> Study:
         raise to_user_error(error, data, origin=origin) from None
 
 
-def _parse_override(override: str) -> tuple[list[str], Any]:
+def _parse_override(override: str, example: str = "rounds.max=10") -> tuple[list[str], Any]:
     origin = f"--set {override}"
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"{origin}: write it as path=value, such as rounds.max=10")
+        raise UserError(f"{origin}: write it as path=value, such as {example}")
     if len(keys) > MAX_DEPTH:
         raise UserError(f"{origin}: the path has more than {MAX_DEPTH} parts")
     return keys, load_yaml(text, origin=origin)

@@ -44,7 +44,7 @@ class RunState:
 
     @property
     def phase(self) -> str:
-        """``waiting``, ``running``, ``cached``, or how it stopped."""
+        """``waiting``, ``running``, ``cached``, or by what it ended, such as ``targets``."""
         if self.record is not None:
             return "cached" if self.record.cached else self.record.stopped
         return "running" if self.points else "waiting"
@@ -177,7 +177,7 @@ def _cells(run: RunState) -> list[RenderableType]:
     return [
         Text(run.arm, style),
         Text(str(run.seed), style),
-        Text(run.phase, style),
+        Text(f"ended: {run.phase}" if run.record is not None else run.phase, style),
         Text(f"{last.round if last else 0}/{run.max_rounds}", style),
         Text(percent(last.accuracy) if last else "", style),
         _targets(run),

@@ -27,6 +27,7 @@ from strategies.gate import RefusedError, read_info, read_num_examples, read_upd
 from strategies.roster import call_roster
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
+from strategies.updates import RoundModels, server_update
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -35,7 +36,8 @@ class SiloFedAvg(FedAvg):
     """FedAvg with seeded cohorts, gated replies, silo-ordered sums and an early stop.
 
     To write a strategy of your own, override ``begin`` (how the global model starts) or
-    ``combine`` (how a round's models become one).
+    ``combine`` (how a round's models become one). What the server then does with that one is the
+    ``update`` that the arm's ``strategy`` names: see :mod:`strategies.updates`.
 
     Args:
         setting: the arm, its seed and the server's data.
@@ -57,6 +59,7 @@ class SiloFedAvg(FedAvg):
         self.teachers: Teachers | None = None
         self.consolidated: Consolidated | None = None
         self.start_state: State = {}
+        self.update = server_update(setting)
 
     def start(
         self,
@@ -150,7 +153,7 @@ class SiloFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply and average the good ones, in silo order.
+        """Check every reply, average the good ones in silo order, and update the global model.
 
         Returns:
             The new model, or None where fewer silos than the quorum answered well.
@@ -181,7 +184,9 @@ class SiloFedAvg(FedAvg):
         if len(states) < max(1, math.ceil(self.setting.rounds.quorum * len(self._cohort))):
             return None, None
         loss = sum(n * x for n, x in zip(sizes, losses, strict=True)) / sum(sizes)
-        return ArrayRecord(self.combine(states, sizes)), MetricRecord({wire.LOSS: loss})
+        average = self.combine(states, sizes)
+        state = self.update(RoundModels(server_round, self._expected, states, average))
+        return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
 
     def _measure(
         self,

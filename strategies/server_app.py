@@ -12,10 +12,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd import wire
 from fedkd.cache import cache_root
-from fedkd.checkpoint import save_state
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_text
+from fedkd.model_card import ModelCard, save_model
 from fedkd.results import CHECKPOINT_FILE, Point, RunRecord, append_point, write_state
 from fedkd.study_file import parse_study
 from fedkd.training import intra_op_threads
@@ -94,7 +94,8 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
         )
         final = dict(result.arrays.to_torch_state_dict())
         instruments = examine(strategy, final)
-    save_state(folder / CHECKPOINT_FILE, final)
+    card = ModelCard(setting.arch, setting.shape, setting.classes)
+    save_model(folder / CHECKPOINT_FILE, final, card)
     write_state(
         folder,
         RunRecord(

@@ -40,6 +40,7 @@ class Setting:
         validation: labelled images on which choices are made; may be empty.
         transfer: images to distil on, or None.
         targets: accuracies at which the run may stop.
+        classes: names of the classes, or empty where the server does not know them.
     """
 
     study: Study
@@ -51,6 +52,7 @@ class Setting:
     validation: Images
     transfer: Images | None
     targets: tuple[float, ...]
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
@@ -65,6 +67,7 @@ class Setting:
             validation=federation.cut.validation,
             transfer=federation.cut.transfer,
             targets=targets,
+            classes=federation.cut.classes,
         )
 
     @property

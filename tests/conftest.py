@@ -14,6 +14,9 @@ import torch
 import yaml
 from hypothesis import settings
 
+from experiments.runner import run_entry
+from fedkd.comparison import compare
+from fedkd.results import Point, RunRecord
 from fedkd.study import Study
 from fedkd.study_file import parse_study
 
@@ -94,6 +97,73 @@ def make_study() -> Callable[..., Study]:
     return lambda changes=None: parse_study(
         yaml.safe_dump(change(tiny_data(), changes or {}), sort_keys=False)
     )
+
+
+@pytest.fixture
+def make_summary() -> Callable[..., dict[str, Any]]:
+    """Return a function that gives the summary of a study whose curves are made up.
+
+    It takes each arm's accuracies by seed, ``{"fedavg": [[0.1, 0.5], ...], ...}``, and changes to
+    the summary; ``fedavg`` is the baseline, and arms that are named fedkd or control consolidate.
+    """
+    return _make_summary
+
+
+def _make_summary(
+    curves: dict[str, list[list[float]]],
+    targets: tuple[float, ...] = (0.5,),
+    *,
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    seeds = range(max(len(each) for each in curves.values()))
+    starts = {arm: "random" if arm == "fedavg" else "consolidated" for arm in curves}
+    study = parse_study(
+        yaml.safe_dump(
+            change(
+                tiny_data(),
+                {
+                    "arms": {arm: {"start": start} for arm, start in starts.items()},
+                    "baselines": ["fedavg"],
+                    "targets": list(targets),
+                    "seeds": list(seeds),
+                },
+            )
+        )
+    )
+    records = [
+        RunRecord(
+            arm=arm,
+            seed=seed,
+            engine="inline",
+            curve=tuple(
+                Point(index, accuracy, 1.0, 1_000_000, 1_000_000, 0.5, 3, 0, accuracy)
+                for index, accuracy in enumerate(curve)
+            ),
+            stopped="budget",
+            exchanges_before_round_1=0 if starts[arm] == "random" else 1,
+            max_rounds=len(curve) - 1,
+            targets=targets,
+        )
+        for arm, each in curves.items()
+        for seed, curve in enumerate(each)
+    ]
+    summary = {
+        "schema": 1,
+        "study": "tiny",
+        "resolved": study.to_dict(),
+        "versions": {"fedkd": "0.1.0"},
+        "machine": {"cores": 2},
+        "runs": [run_entry(record) for record in records],
+        "comparison": compare(records, baselines=study.baselines, targets=targets),
+        "failures": [],
+        "classes": ["zero", "one"],
+        "silos": [
+            {"seed": seed, "silo": f"silo-{n}", "num_examples": 9, "class_counts": [n, 9 - n]}
+            for seed in seeds
+            for n in range(3)
+        ],
+    }
+    return change(summary, changes or {})
 
 
 @dataclass

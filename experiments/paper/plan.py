@@ -17,7 +17,7 @@ PARTITIONS = {
 DIGITS_RATES = {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "dominant": 0.3}
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
-FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.1}
+FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.05}
 CENTRAL_RATES = ("0.02", "0.05", "0.1")
 INITS = ("shared", "per-silo")
 

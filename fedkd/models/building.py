@@ -35,14 +35,17 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
         UserError: the architecture cannot be found or does not fit these images.
     """
     function = _find(arch)
-    generator = torch.Generator().manual_seed(seed)
+    with DrawFrom(torch.Generator().manual_seed(seed)):
+        return _build(function, arch, shape)
+
+
+def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
     try:
-        with DrawFrom(generator):
-            model = function(
-                num_classes=shape.num_classes,
-                in_channels=shape.in_channels,
-                image_size=shape.image_size,
-            )
+        model = function(
+            num_classes=shape.num_classes,
+            in_channels=shape.in_channels,
+            image_size=shape.image_size,
+        )
     except Exception as error:
         raise UserError(
             f"model.arch: {arch} cannot be built for {shape.in_channels} x {shape.image_size} x "
@@ -77,6 +80,19 @@ def check_model(arch: str, shape: Shape) -> None:
         raise UserError(
             f"model.arch: {arch} gives {found} for two images where {expected} is expected"
         )
+
+
+def count_bytes(arch: str, shape: Shape) -> int:
+    """Return how many bytes the parameters of ``arch`` take, without taking them.
+
+    For built-in and torchvision's architectures, whose shape an untrusted file may tell.
+
+    Raises:
+        UserError: the architecture cannot be found or does not fit these images.
+    """
+    with torch.device("meta"):
+        model = _build(_find(arch), arch, shape)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def arch_fingerprint(arch: str) -> str:

@@ -1,7 +1,7 @@
 """``report.html``: one file with everything in it, that asks nothing of any network.
 
 What silos and studies said reaches the page in three ways, each made harmless: as HTML through
-Jinja's autoescape, as Plotly text through ``figures.plain``, as data through :func:`_embed`. The
+Jinja's autoescape, as Plotly text through ``figure.plain``, as data through :func:`_embed`. The
 page's content security policy then allows no script but the two whose hashes it names, and no
 request at all.
 """
@@ -18,9 +18,9 @@ from typing import Any
 
 from fedkd import __version__
 from fedkd.files import write_text
-from fedkd.report import figures, knowledge, tables
+from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
-from fedkd.report.figures import Figure
+from fedkd.report.figure import Figure
 from fedkd.report.results import REPORT_FILE, Results, find_run
 from fedkd.report.theme import MARKERS, OKABE_ITO
 from fedkd.report.verdict import Verdict, judge
@@ -90,14 +90,14 @@ def all_figures(results: Results, verdict: Verdict) -> list[Figure]:
     """Return every figure for which there is data, in the order of the page."""
     arm = verdict.row["arm"] if verdict.row else None
     found = [
-        figures.savings(results, verdict.row),
-        figures.accuracy(results, "exchanges") if results.summary["runs"] else None,
-        figures.accuracy(results, "megabytes") if results.summary["runs"] else None,
-        knowledge.class_map(results),
-        knowledge.teachers(results, arm),
-        knowledge.before_and_after(results, arm),
-        knowledge.gain_and_forgetting(results, arm),
-        knowledge.tuning(results),
+        costs.savings(results, verdict.row),
+        costs.accuracy(results, "exchanges") if results.summary["runs"] else None,
+        costs.accuracy(results, "megabytes") if results.summary["runs"] else None,
+        silos.class_map(results),
+        silos.teachers(results, arm),
+        silos.before_and_after(results, arm),
+        learning.gain_and_forgetting(results, arm),
+        learning.tuning(results),
     ]
     return [figure for figure in found if figure is not None]
 

@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 
 SUMMARY_FILE = "summary.json"
 STUDY_FILE = "study.yaml"
-TUNING_FILE = "tuning.json"
+TUNING_FILES = "tune-*.json"
 REPORT_FILE = "report.html"
 SCHEMA = 1
 
@@ -23,7 +23,8 @@ class Results:
     """One study's results.
 
     Attributes:
-        summary: what ``summary.json`` holds; ``tuning`` is added from ``tuning.json`` if there.
+        summary: what ``summary.json`` holds, and as ``tuning`` what fedkd tune has left beside the
+            folder: one search for each arm that it tuned.
         label: tells these results from others: the study's name and the folder's.
     """
 
@@ -49,8 +50,9 @@ class Results:
             raise UserError(f"{path} is no summary of schema {SCHEMA}, which this fedkd reads")
         if missing := [key for key in _KEYS if key not in summary]:
             raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
-        if (folder / TUNING_FILE).is_file():
-            summary["tuning"] = _read_json(folder / TUNING_FILE)
+        searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
+        if found := [each for each in searches if each.get("study") == summary["study"]]:
+            summary["tuning"] = found
         return cls(summary, f"{summary['study']} {folder.absolute().name}")
 
     @property
@@ -88,6 +90,18 @@ class Results:
         return percent(target) + (
             f" of {self.baselines[0]}'s best accuracy" if self.relative else " accuracy"
         )
+
+
+def instruments(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured on a run after its end; empty where nothing was."""
+    found = run.get("instruments")
+    return found if isinstance(found, dict) else {}
+
+
+def class_names(results: Results, number: int) -> list[str]:
+    """Return the names of the classes, or their numbers where names are not known."""
+    names = [str(name) for name in results.summary.get("classes") or []]
+    return names if len(names) == number else [str(index) for index in range(number)]
 
 
 def find_run(folder: Path) -> Path:

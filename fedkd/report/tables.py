@@ -179,6 +179,13 @@ def arms_table(all_results: Sequence[Results]) -> Table:
     return Table(["study", "target", "against", *arms], rows)
 
 
+def clip(head: list[str], rows: list[list[str]]) -> Table:
+    """Return a table of the first rows, and a note on how many were left out."""
+    more = len(rows) - MAX_ROWS
+    note = f"The first {MAX_ROWS} rows; {more} more are in summary.json." if more > 0 else ""
+    return Table(head, rows[:MAX_ROWS], note=note)
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for key, value in values.items():

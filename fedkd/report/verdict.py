@@ -123,16 +123,17 @@ def _sentence(results: Results, row: Row) -> tuple[str, str]:
     spread = _spread(row)
     low, high = row["range"] or (value, value)
     if value <= 0 and row["bound"] != "at_least" and not low <= 0 <= high:
-        text = f"No arm saves exchanges: the best, {arm}, needs {counts} to {goal} against"
-        return f"{text} {baseline}, which saves {saved(row)}{spread}.", "bad"
+        more = LOSSES[row["bound"]] + percent(-value / 100)
+        text = f"No arm saves exchanges: to {goal} the best, {arm}, costs {more} more than"
+        return f"{text} {baseline}, {counts}{spread}.", "bad"
     if low > 0 and row["bound"] == "at_most":
         text = f"{arm} saves {saved(row)} of the exchanges that {baseline} needs to {goal}, as it"
         return f"{text} did not always get there: {counts}{spread}.", "open"
     if low > 0:
         text = f"{arm} saves {saved(row)} of the exchanges that {baseline} needs to {goal}:"
         return f"{text} {counts}{spread}.", "good"
-    text = f"No clear saving: to {goal}, {arm} needs {counts} exchanges against {baseline}, which"
-    return f"{text} saves {saved(row)}{spread}.", "open"
+    text = f"No clear saving: to {goal} {arm} saves {saved(row)} of the exchanges of {baseline},"
+    return f"{text} {counts}{spread}.", "open"
 
 
 def _spread(row: Row) -> str:
@@ -265,13 +266,13 @@ def _about_runs(results: Results) -> list[str]:
     cut = sum(run["stopped"] == "interrupted" for run in runs)
     if missing or cut:
         remarks.append(
-            f"The study was interrupted: {missing + cut} of its runs did not end; the same command "
+            f"The study was interrupted, and runs did not end: {missing + cut}. The same command "
             "goes on from those that did."
         )
     if failures:
-        remarks.append(f"{len(failures)} of its runs failed, listed under Runs.")
+        remarks.append(f"Runs that failed: {len(failures)}, listed under Runs.")
     if lost := sum(len(run["quarantined"]) for run in runs):
-        remarks.append(f"{lost} replies of silos were refused or missing, listed under Refused.")
+        remarks.append(f"Replies of silos refused or missing: {lost}, listed under Refused.")
     if fallbacks := sorted({run["arm"] for run in runs if run["notes"].get("fallback")}):
         remarks.append(f"Another weighting stood in for the one asked for in {_list(fallbacks)}.")
     if any(run["accuracy_source"] == "silos" for run in runs):

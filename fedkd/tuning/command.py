@@ -16,7 +16,7 @@ from fedkd.registry import suggest
 from fedkd.study import Study
 from fedkd.study_file import check_files
 from fedkd.training import intra_op_threads
-from fedkd.tuning import search
+from fedkd.tuning import search, store
 from fedkd.tuning.exams import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome
 
@@ -45,7 +45,7 @@ def tune(
     out: Path,
     pool: Executor,
     progress: Progress,
-    kind: search.Kind = "tpe",
+    kind: store.Kind = "tpe",
     trials: int | None = None,
     proxy: bool = False,
     fresh: bool = False,
@@ -76,18 +76,18 @@ def tune(
     federations[0].check()
     folder = out / study.name
     path = folder / f"tune-{name}.db"
-    key = search.search_key(study, name, federations, kind, judge)
+    key = store.search_key(study, name, federations, kind, judge)
     interrupted = False
-    with search.opened(path, study, name, kind, key, fresh=fresh) as found:
+    with store.opened(path, study, name, kind, key, fresh=fresh) as found:
+        _pretrain(federations, pool, progress)
+        with intra_op_threads(study.engine.server_threads):
+            desks = [search.Desk.of(federation, name, judge) for federation in federations]
         try:
-            _pretrain(federations, pool, progress)
-            with intra_op_threads(study.engine.server_threads):
-                desks = [search.Desk.of(federation, name, judge) for federation in federations]
             search.run(
                 found, desks, arm=name, kind=kind, judge=judge, trials=trials, progress=progress
             )
         except KeyboardInterrupt:
-            if not found.get_trials(deepcopy=False, states=search.ENDED):
+            if not found.get_trials(deepcopy=False, states=store.ENDED):
                 raise
             interrupted = True
         space = search.make_space(desks[0].room, judge)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd.correlation import spearman
 from fedkd.errors import UserError
 from fedkd.seeding import torch_generator
 from fedkd.study import Study
@@ -137,21 +137,11 @@ def agreement(marks: Sequence[float], accuracies: Sequence[float]) -> dict[str, 
     if not marks:
         return {"trials": 0, "spearman": None, "regret": None}
     chosen = max(range(len(marks)), key=lambda index: (marks[index], -index))
-    spearman = None
-    if len(marks) >= 3 and len(set(marks)) > 1 and len(set(accuracies)) > 1:
-        spearman = round(float(np.corrcoef(_ranks(marks), _ranks(accuracies))[0, 1]), 6)
     return {
         "trials": len(marks),
-        "spearman": spearman,
+        "spearman": spearman(marks, accuracies),
         "regret": round(max(accuracies) - accuracies[chosen], 6),
     }
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return ranks from 1; equals share the mean of theirs."""
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    return np.asarray(mean_rank[inverse], dtype=np.float64)
 
 
 def _certain(labels: Tensor, room: Classroom) -> Tensor:

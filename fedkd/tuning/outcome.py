@@ -15,8 +15,9 @@ from fedkd.files import write_json, write_text
 from fedkd.study import Consolidation, Study
 from fedkd.study_file import dump_study, parse_study
 from fedkd.tuning.exams import SAYS, Judge, agreement
-from fedkd.tuning.search import ACCURACIES, POINT, PROBLEM, SCORES, Kind, best_trial
+from fedkd.tuning.search import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
 from fedkd.tuning.space import Space
+from fedkd.tuning.store import Kind
 
 SCHEMA = 1
 TUNED_FILE = "tuned.yaml"

@@ -1,4 +1,4 @@
-"""The search: one trial after another, each on all seeds, kept in a SQLite file.
+"""The search: one trial after another, each on all seeds.
 
 A search that was killed goes on where it stopped and ends as if it had not been: what the sampler
 draws depends on the trials that have ended, not on how often the search was started.
@@ -6,45 +6,33 @@ draws depends on the trials that have ended, not on how often the search was sta
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DatabaseError
 from torch import nn
 
-from fedkd.cache import cache_key
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation import Federation
 from fedkd.models.building import build_model
 from fedkd.seeding import derive_seed
-from fedkd.study import Consolidation, Study
+from fedkd.study import Consolidation
 from fedkd.training import intra_op_threads
 from fedkd.tuning.classroom import Classroom
 from fedkd.tuning.exams import Exam, Judge, label_free_weightings, make_exam
 from fedkd.tuning.space import Space, Value
-
-Kind = Literal["grid", "tpe"]
+from fedkd.tuning.store import ENDED, Kind
 
 TRIALS = 30
 """Of a TPE search, where nothing else is said."""
 LOOKS = 4
 """How often in each seed the pruner sees how a trial does: after each quarter of its epochs."""
-STARTUP_TRIALS = 5
-"""Trials before the pruner begins."""
-
 POINT, SCORES, ACCURACIES, PROBLEM = "point", "scores", "validation", "problem"
 """Attributes of a trial: its parameters as used, its mark by seed, the accuracy by seed of the same
 students on validation data where another exam decides, and why it has no result."""
-
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Progress(Protocol):
@@ -80,75 +68,6 @@ class Desk:
         return cls(room, make_exam(room, judge), check)
 
 
-@contextlib.contextmanager
-def opened(
-    path: Path, study: Study, arm: str, kind: Kind, key: str, *, fresh: bool = False
-) -> Iterator[optuna.Study]:
-    """Open the search kept in ``path``, or begin one, and let nobody else write to it meanwhile.
-
-    Trials that were under way when an earlier start was killed are marked as failed; they never
-    count as ended.
-
-    Raises:
-        UserError: the file holds another search, or is in use.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if fresh:
-            path.unlink(missing_ok=True)
-        try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
-            names = [found.study_name for found in storage.get_all_studies()]
-            name = f"{study.name}/{arm}"
-            if names and names != [name]:
-                raise UserError(
-                    f"{path}: holds the search for {names[0]}, not for {name}; use another --out"
-                )
-            search = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS)
-                if kind == "tpe"
-                else optuna.pruners.NopPruner(),
-            )
-            if search.user_attrs.get("key", key) != key:
-                raise UserError(
-                    f"{path}: holds a search under other data, settings, judge or kind of search, "
-                    "or of another version of fedkd; use another --out, or --fresh to begin anew"
-                )
-            search.set_user_attr("key", key)
-            for trial in search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                search.tell(trial.number, state=TrialState.FAIL)
-        except DatabaseError as error:
-            raise UserError(
-                f"{path}: is no database of a search; move it away, or use --fresh"
-            ) from error
-        try:
-            yield search
-        finally:
-            storage.engine.dispose()
-
-
-def search_key(
-    study: Study, arm: str, federations: Sequence[Federation], kind: Kind, judge: Judge
-) -> str:
-    """Hash all that a trial's result depends on, beside its parameters."""
-    return cache_key(
-        {
-            "kind": f"tuning by {kind} on {judge}",
-            "federations": [federation.fingerprint() for federation in federations],
-            "transfer": study.data.transfer.model_dump(),
-            "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
-            "arch": study.global_arch(arm),
-            "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
-        }
-    )
-
-
 def run(
     search: optuna.Study,
     desks: Sequence[Desk],
@@ -162,7 +81,7 @@ def run(
     """Search until ``trials`` have ended, those of earlier starts included, or the grid has.
 
     Args:
-        search: from :func:`opened`.
+        search: from :func:`fedkd.tuning.store.opened`.
         desks: one a seed.
         arm: name of the arm.
         kind: ``grid`` or ``tpe``.
@@ -297,14 +216,3 @@ def best_trial(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
 def _best(trials: Iterable[FrozenTrial]) -> float | None:
     found = best_trial(trials)
     return None if found is None else found.value
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Keep a second search from the same file; the lock goes when this process goes."""
-    with path.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another search is writing to it; wait for its end") from None
-        yield

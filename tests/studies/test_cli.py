@@ -256,3 +256,57 @@ def test_checking_a_study_imports_nothing_heavy(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+@pytest.fixture
+def finished(fedkd: Any, make_data: Any) -> Path:
+    """Run the tiny study and return its results folder."""
+    Path("study.yaml").write_text(yaml.safe_dump(make_data({"rounds/max": 1})))
+    assert fedkd("compare", "study.yaml")[0] == 0
+    return next(Path("runs/tiny").iterdir())
+
+
+def test_compare_leaves_a_report(finished: Path) -> None:
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "tiny" in text
+
+
+def test_report_writes_what_is_asked(fedkd: Any, finished: Path) -> None:
+    (finished / "report.html").unlink()
+    code, out, err = fedkd("report", "runs/tiny")
+    assert (code, out, err) == (0, f"{finished}/report.html\n", "")
+    code, out, _ = fedkd("report", "runs/tiny", "--format", "svg,csv", "--out", "paper")
+    assert code == 0
+    assert Path("paper/figures/accuracy-exchanges.svg").is_file()
+    assert Path("paper/tables/curves.csv").is_file()
+    assert not Path("paper/report.html").exists()
+    assert [Path(line).is_file() for line in out.split()] == [True] * len(out.split())
+    code, out, _ = fedkd("report", str(finished), str(finished), "--format", "html,csv")
+    assert code == 0
+    assert out.split()[0] == "report.html"
+    assert Path("tables/2-tiny/curves.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "nowhere"], "nowhere is no results folder"),
+        (["report", "runs/tiny", "--format", "pdf"], "'pdf' is none of html, png, svg and csv"),
+        (["watch", "nowhere"], "nowhere is no results folder"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments: list[str], words: str, fedkd: Any) -> None:
+    code, out, err = fedkd(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_watch_shows_how_far_a_study_is(fedkd: Any, finished: Path) -> None:
+    code, out, _ = fedkd("watch", "runs/tiny", "--once")
+    assert code == 0
+    assert "2 of 2 runs have ended" in out
+    (finished / "summary.json").unlink()
+    code, _, err = fedkd("report", "runs/tiny")
+    assert code == 2
+    assert "has not ended" in err

@@ -1,16 +1,12 @@
-"""Plots of accuracy and savings, as plain Plotly dictionaries; the page draws and colours them.
-
-A colour such as ``$ink`` is a name of the page's own, resolved for the scheme in use. Names that
-came from a study or a silo reach Plotly through :func:`plain` alone.
-"""
+"""Plots of what accuracy costs, and of what each arm saves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.curves import MAX_POINTS, Curve, band, thin
+from fedkd.report.figure import Figure, Variant, plain
 from fedkd.report.results import Results, percent
 from fedkd.report.tables import Table, curve_table, saving_rows
 from fedkd.report.theme import Look, looks
@@ -18,50 +14,6 @@ from fedkd.report.verdict import Row, is_known, saved
 
 MIN_POINTS_OF_RUN = 8
 AXIS_TITLES = {"exchanges": "exchanges", "megabytes": "megabytes, both ways"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One view of a figure; ``label`` is what the reader chooses it by."""
-
-    label: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with everything that stands for it.
-
-    Attributes:
-        name: short, unique on a page of one study.
-        title: a heading.
-        alt: what the plot shows, for those who do not see it.
-        caption: how to read it.
-        variants: at least one view.
-        table: the numbers behind it.
-        height: in pixels.
-        arms: names and looks of the arms, where the reader may switch them on and off.
-        choice: what the views differ in, such as ``seed``.
-        start: index of the view shown first.
-    """
-
-    name: str
-    title: str
-    alt: str
-    caption: str
-    variants: list[Variant]
-    table: Table
-    height: int = 420
-    arms: dict[str, Look] = field(default_factory=dict)
-    choice: str = ""
-    start: int = 0
-
-
-def plain(text: object) -> str:
-    """Return text that Plotly shows as it is: its markup and templates are switched off."""
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace("%{", "%&#123;")
 
 
 def accuracy(results: Results, axis: str) -> Figure:
@@ -167,14 +119,24 @@ def _arm_traces(
         edge = [*middle.low, *reversed(middle.high)]
         style = {"mode": "lines", "fill": "toself", "fillcolor": colour, "opacity": 0.16}
         add("band", outline, edge, line={"width": 0}, hoverinfo="skip", **style)
-    x, y, text = _seed_lines(curves, axis, limit)
-    thin_line = {"color": colour, "width": 1, "dash": look.dash}
-    hover = "%{text}<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
-    add("seeds", x, y, text=text, mode="lines", line=thin_line, hovertemplate=hover, opacity=0.55)
+    x, y, seeds = _seed_lines(curves, axis, limit)
+    alone = len(curves) == 1
+    own_line = {"color": colour, "width": 2.6 if alone else 1, "dash": look.dash}
+    place = "<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
+    hover = f"{plain(arm)}, seed %{{customdata}}{place}"
+    add(
+        "seeds",
+        x,
+        y,
+        customdata=seeds,
+        mode="lines",
+        line=own_line,
+        hovertemplate=hover,
+        opacity=1 if alone else 0.55,
+    )
     if middle is not None and len(curves) > 1:
         thick = {"color": colour, "width": 2.6, "dash": look.dash}
-        name = f"{plain(arm)}, mean<br>"
-        template = name + "%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
+        template = f"{plain(arm)}, mean{place}"
         # A start that all seeds share may be the only point of the mean: a line would not show.
         mode = "lines" if len(middle.costs) > 1 else "markers"
         marker = {"color": colour, "symbol": look.marker, "size": 9}
@@ -199,7 +161,7 @@ def _arm_traces(
                     "size": 10,
                     "line": {"color": "$paper", "width": 1},
                 },
-                hovertemplate="%{text}<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>",
+                hovertemplate="%{text}" + place,
             )
     return traces
 
@@ -210,14 +172,13 @@ def _seed_lines(
     """All seeds of an arm as one line with gaps: a plot of few traces stays quick."""
     x: list[Any] = []
     y: list[Any] = []
-    text: list[Any] = []
+    seeds: list[Any] = []
     for curve in curves:
         chosen = thin(curve.accuracy, limit, curve.reached())
         x += [*(round(curve.costs(axis)[index], 4) for index in chosen), None]
         y += [*(round(curve.accuracy[index], 5) for index in chosen), None]
-        label = f"{plain(curve.run['arm'])}, seed {curve.run['seed']}"
-        text += [label] * (len(chosen) + 1)
-    return x, y, text
+        seeds += [curve.run["seed"]] * (len(chosen) + 1)
+    return x, y, seeds
 
 
 def _target_lines(results: Results) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Write the reference of the command line from the commands themselves."""
+
+from __future__ import annotations
+
+import html
+import inspect
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from fedkd.cli import app
+
+PAGE = "reference/command-line.md"
+INTRODUCTION = """# Command line
+
+Errors of the user are told in one sentence. The exit code is 0, or 2 where something impossible
+was asked for (nothing has run or been written then), 1 where a run failed, 130 after Ctrl-C.
+"""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page to the site."""
+    files.append(File.generated(config, PAGE, content=render()))
+    return files
+
+
+def render() -> str:
+    """Return the page as Markdown."""
+    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    return "\n".join([INTRODUCTION, *(_section(name, it) for name, it in commands.items())])
+
+
+def _section(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = " ".join(["fedkd", name, "[OPTIONS]", *(_metavar(p) for p in arguments)])
+    rows = [(_metavar(p), p) for p in arguments if p.help]
+    for option in options:
+        value = "" if option.is_flag else f" {_metavar(option)}"
+        rows.append((", ".join(option.opts) + value, option))
+    table = [f"| `{text}` | {html.escape(p.help or '')} |" for text, p in rows]
+    return "\n".join(
+        [
+            f"\n## `fedkd {name}`\n\n```text\n{usage}\n```\n",
+            html.escape(inspect.cleandoc(command.help or ""), quote=False),
+            *(["\n| | meaning |", "|---|---|", *table] if table else []),
+        ]
+    )
+
+
+def _metavar(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name).strip()

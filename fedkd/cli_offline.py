@@ -1,0 +1,288 @@
+"""The commands that need no federation: ``fedkd consolidate`` and ``fedkd export``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from fedkd.errors import UserError
+
+if TYPE_CHECKING:
+    import click
+
+TEACHERS = "--teachers"
+_SAFETENSORS = ".safetensors"
+
+Classes = Annotated[
+    int | None,
+    typer.Option("--classes", min=2, max=10_000, help="Number of classes of the models."),
+]
+Channels = Annotated[
+    int | None, typer.Option("--channels", min=1, max=16, help="Channels of their images.")
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", min=4, max=1024, help="Height and width of their images."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    app.command(cls=_ManyTeachers)(consolidate)
+    app.command()(export)
+
+
+class _ManyTeachers(TyperCommand):
+    """A command whose ``--teachers`` takes all values up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, repeat_option(args, TEACHERS))
+
+
+def repeat_option(arguments: Sequence[str], option: str) -> list[str]:
+    """Write an option with several values as the same option repeated, which click understands.
+
+    ``--teachers a b --arch cnn`` becomes ``--teachers a --teachers b --arch cnn``: what follows
+    the option up to whatever begins with a hyphen is its values.
+    """
+    repeated: list[str] = []
+    first = following = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            first = argument == option
+            following = first or argument.startswith(f"{option}=")
+            repeated.append(argument)
+        else:
+            repeated += [option, argument] if following and not first else [argument]
+            first = False
+    return repeated
+
+
+def consolidate(
+    teachers: Annotated[
+        list[str],
+        typer.Option(
+            TEACHERS,
+            metavar="[ARCH=]PATH ...",
+            help="Checkpoints (.safetensors), one or more; ARCH=PATH for one whose architecture "
+            "differs from --arch.",
+        ),
+    ],
+    transfer: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Images to distil on: folder:PATH (one folder a class), npz:PATH, digits, "
+            "fashion-mnist, ...",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write the student (.safetensors).")
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Architecture of the student, and of teachers for which neither ARCH=PATH nor "
+            "the file itself names another.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Distil on so many of the images; by default on all."),
+    ] = None,
+    labelled: Annotated[
+        bool, typer.Option("--labelled", help="Labels of these images may be used.")
+    ] = False,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE|FRACTION",
+            help="Labelled images that judge teachers and student: a source (its test set, if it "
+            "has one), or a fraction of the transfer source that is set apart.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="kd, dml, dp-kd, fine-tune, or your own.")
+    ] = "kd",
+    weighting: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How teachers count: equal, confidence, consensus, size (with --examples), "
+            "accuracy (with --validation), or your own.",
+        ),
+    ] = "equal",
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What the student starts as: average, best, worst, random, fresh."
+        ),
+    ] = "average",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of a study's section consolidation, such as temperature=4; may be "
+            "repeated.",
+        ),
+    ] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="How many images each teacher was trained on."),
+    ] = None,
+    classes: Classes = None,
+    channels: Channels = None,
+    image_size: ImageSize = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random choice.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make one model of several checkpoints by knowledge distillation, with no federation.
+
+    The same files and settings give the same student, bit for bit. Number of classes, channels
+    and size of the images are those the checkpoints name (fedkd's own do) or the images have.
+
+    For example: fedkd consolidate --teachers a.safetensors mlp=b.safetensors --arch cnn
+    --transfer folder:scans --validation 0.2 --set temperature=4 --out student.safetensors
+    """
+    from fedkd.study_file import parse_consolidation
+
+    chosen = {"method": method, "weighting": weighting, "student": student}
+    settings = parse_consolidation(chosen, overrides or ())
+    numbers = _parse_numbers(examples)
+    _check_out(out, _SAFETENSORS)
+
+    from rich.console import Console
+
+    from fedkd.classroom import Wanted
+    from fedkd.model_card import save_model
+    from fedkd.offline import Offline, TeacherFile, consolidate_files
+    from fedkd.offline_report import render
+    from fedkd.progress import EpochBar
+
+    offline = Offline(
+        teachers=tuple(TeacherFile.parse(text) for text in teachers),
+        images=Wanted(transfer, size, labelled, validation, classes, channels, image_size),
+        arch=_check_arch(arch),
+        settings=settings,
+        examples=numbers,
+        seed=seed,
+    )
+    if out.resolve() in {teacher.path.resolve() for teacher in offline.teachers}:
+        raise UserError(f"--out: {out} is one of the teachers; choose another name")
+    with EpochBar(Console(stderr=True)) as bar:
+        made = consolidate_files(offline, bar.on_epoch)
+    save_model(out, made.state, made.card)
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **made.report}, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(render(made.report))
+    console.print(f"Student: {out}", soft_wrap=True, highlight=False, markup=False)
+
+
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT",
+            help="A run's folder, <out>/<study>/<timestamp>/<arm>/seed-<n>, or a checkpoint.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="What to write: .safetensors or .pt2.")],
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="safetensors or torch-export; by default what FILE's ending says.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Architecture, where the file does not name it or it is your code."
+        ),
+    ] = None,
+    classes: Classes = None,
+    channels: Channels = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the final model of a run, or of a checkpoint, for use outside fedkd.
+
+    safetensors holds the weights; torch-export (.pt2) a whole program for torch.export.load that
+    takes any number of images, float32 [N, C, H, W] in [0, 1], to logits. FILE.json beside it
+    names classes, preprocessing, study, seed and accuracy.
+
+    For example: fedkd export runs/quickstart/20260101T120000Z/fedkd-equal/seed-0 --out model.pt2
+    """
+    chosen = _choose_format(out, file_format)
+
+    from fedkd.export import SUFFIXES, Described, export_model, sidecar
+
+    _check_out(out, SUFFIXES[chosen])
+    described = Described(_check_arch(arch), classes, channels, image_size)
+    told = export_model(source, out, chosen, described)
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    shape = f"{told['in_channels']} x {told['image_size']} x {told['image_size']}"
+    typer.echo(
+        f"{told['arch']}, {told['num_parameters']} parameters, {shape} images, "
+        f"{told['num_classes']} classes\nModel: {out}\nNotes: {sidecar(out)}"
+    )
+
+
+def _choose_format(out: Path, name: str | None) -> str:
+    from fedkd.registry import suggest
+
+    formats = {"safetensors": _SAFETENSORS, "torch-export": ".pt2"}
+    if name is None:
+        found = [known for known, suffix in formats.items() if suffix == out.suffix]
+        if not found:
+            raise UserError(f"--out: {out} must end in .safetensors or .pt2, or give --format")
+        return found[0]
+    if name not in formats:
+        raise UserError(
+            f"--format: unknown format {name!r}{suggest(name, list(formats))}; known are "
+            f"{', '.join(formats)}"
+        )
+    return name
+
+
+def _check_out(out: Path, suffix: str) -> None:
+    """Refuse a place that cannot be written before anything is computed."""
+    if out.suffix != suffix:
+        raise UserError(f"--out: the name of {out} must end in {suffix}")
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file in it")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"--out: {parent} is a file, not a folder")
+
+
+def _check_arch(arch: str | None) -> str | None:
+    from fedkd.models import check_architecture
+
+    try:
+        return None if arch is None else check_architecture(arch)
+    except ValueError as error:
+        raise UserError(f"--arch: {error}") from None
+
+
+def _parse_numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        return () if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--examples: {text!r} is no list of whole numbers such as 100,200"
+        ) from None

@@ -1,0 +1,297 @@
+"""What this machine can do, and what to do about what is missing.
+
+Every check stands alone: one that raises becomes a finding of its own and hides no other.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from fedkd import __version__
+from fedkd.cache import cache_root, check_cache_root, processor
+from fedkd.data import TORCHVISION_SETS
+from fedkd.data.fetch import data_directory
+from fedkd.errors import UserError
+
+Level = Literal["ok", "note", "broken"]
+
+LITTLE_DISK = 2 << 30
+MOST_FILES = 100_000
+"""Files of the cache that are counted before the rest is left to guesswork."""
+
+OPTIONAL = ("tensorboard", "mlflow", "wandb")
+DEBIAN_DATA = Path("/usr/share/datasets")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: what was looked at.
+        level: ``ok``; ``note``, for what may be missed; ``broken``, for what every study needs.
+        value: what is there, in a phrase.
+        advice: what to do, or empty.
+        details: the same for programs.
+    """
+
+    name: str
+    level: Level
+    value: str
+    advice: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what every check finds, in an order for reading."""
+    for name, check in CHECKS.items():
+        try:
+            yield check()
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            yield Finding(name, "note", f"could not be checked: {reason}")
+
+
+def check_python() -> Finding:
+    """Python itself, and fedkd."""
+    found = platform.python_version()
+    details = {"python": found, "fedkd": __version__, "executable": sys.executable}
+    return Finding("python", "ok", f"{found}, fedkd {__version__}", details=details)
+
+
+def check_packages() -> Finding:
+    """The packages that fedkd says it needs, by its own metadata."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, str | None] = {}
+    wrong: list[str] = []
+    for line in importlib.metadata.requires("fedkd") or []:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found[requirement.name] = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            found[requirement.name] = None
+        version = found[requirement.name]
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            requirement.marker = None
+            wrong.append(f"'{requirement}'")
+    shown = ("torch", "torchvision", "flwr", "ray")
+    value = ", ".join(f"{name} {found.get(name) or 'missing'}" for name in shown)
+    if wrong:
+        return Finding("packages", "broken", value, f"pip install {' '.join(wrong)}", found)
+    return Finding("packages", "ok", value, details=found)
+
+
+def check_optional() -> Finding:
+    """Packages of which a study needs none."""
+    found = {name: find_spec(name) is not None for name in OPTIONAL}
+    there = ", ".join(name for name, is_there in found.items() if is_there) or "none"
+    missing = ",".join(name for name, is_there in found.items() if not is_there)
+    advice = f"to track runs there too: pip install 'fedkd[{missing}]'" if missing else ""
+    return Finding("trackers", "note" if missing else "ok", there, advice, found)
+
+
+def check_processor() -> Finding:
+    """Cores that this process may use, and the instructions that matter for training."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cpu_quota()
+    flags = _cpu_flags()
+    value = f"{processor()}, {allowed} of {os.cpu_count()} cores"
+    if flags:
+        value += f", {' '.join(flags)}"
+    details = {"name": processor(), "cores": allowed, "quota": quota, "instructions": flags}
+    if quota is not None and quota < (allowed or 1):
+        advice = (
+            f"this container may use {quota:g} of them; set engine.workers to {int(quota) or 1}"
+        )
+        return Finding("processor", "note", value, advice, details)
+    return Finding("processor", "ok", value, details=details)
+
+
+def check_torch() -> Finding:
+    """Devices that PyTorch sees, and whether bf16 is worth it."""
+    try:
+        import torch
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Finding(
+            "devices", "broken", f"PyTorch cannot be imported: {reason}", "install torch again"
+        )
+    count = torch.cuda.device_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(count)]
+    mps = torch.backends.mps.is_available()
+    cpu_bf16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_cpu_flags()))
+    gpu_bf16 = bool(gpus) and torch.cuda.is_bf16_supported()
+    details = {"cuda": gpus, "mps": mps, "bf16": {"cpu": cpu_bf16, "cuda": gpu_bf16}}
+    value = ", ".join(["cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(gpus))])
+    value += f"; bf16 in hardware: {'yes' if cpu_bf16 or gpu_bf16 else 'no'}"
+    advice = ""
+    if Path("/proc/driver/nvidia/version").exists() and not gpus:
+        advice = (
+            "there is an NVIDIA driver but this PyTorch sees no GPU; install its CUDA build, or "
+            "a newer driver"
+        )
+    elif gpus:
+        advice = "set engine.device: cuda to use the GPU"
+    elif mps:
+        advice = "PyTorch could use Apple's GPU, but fedkd computes on cpu and cuda only"
+    return Finding("devices", "note" if advice else "ok", value, advice, details)
+
+
+def check_memory() -> Finding:
+    """Main memory."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    free = os.sysconf("SC_AVPHYS_PAGES") * page
+    return Finding(
+        "memory",
+        "ok",
+        f"{_size(total)}, {_size(free)} free",
+        details={"total": total, "free": free},
+    )
+
+
+def check_cache() -> Finding:
+    """The cache: where, how large, whether it can be written to."""
+    root = cache_root()
+    try:
+        check_cache_root()
+    except UserError as error:
+        return Finding("cache", "broken", str(root), str(error), {"path": str(root)})
+    total = files = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            files += 1
+            total += _bytes_of(os.path.join(folder, name))  # noqa: PTH118 -- many files
+        if files > MOST_FILES:
+            break
+    more = "more than " if files > MOST_FILES else ""
+    details = {"path": str(root), "bytes": total, "files": files}
+    return Finding("cache", "ok", f"{root}, {more}{_size(total)}", details=details)
+
+
+def check_disk() -> Finding:
+    """Room for results, here, and for the cache."""
+    places = {"here": Path.cwd(), "cache": _existing(cache_root())}
+    free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    value = ", ".join(
+        f"{_size(room)} free {'here' if n == 'here' else 'for the cache'}"
+        for n, room in free.items()
+    )
+    if min(free.values()) < LITTLE_DISK:
+        advice = "make room, or set FEDKD_CACHE_DIR and --out to another disk"
+        return Finding("disk", "note", value, advice, free)
+    return Finding("disk", "ok", value, details=free)
+
+
+def check_data() -> Finding:
+    """Public data sets that are on this machine already."""
+    here = data_directory()
+    found = ["digits"]
+    for name, torchvision_name in TORCHVISION_SETS.items():
+        folders = (here / name, here / torchvision_name / "raw", DEBIAN_DATA / name)
+        if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+            found.append(name)
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "datasets"
+    found += sorted(f"hf:{entry.name.replace('___', '/')}" for entry in hub.glob("*___*"))
+    advice = (
+        ""
+        if len(found) > 1
+        else (
+            f"others are downloaded to {here} when a study asks for them; FEDKD_DATA_DIR names "
+            "another place"
+        )
+    )
+    return Finding("data sets", "ok", ", ".join(found), advice, {"found": found, "path": str(here)})
+
+
+def check_flower() -> Finding:
+    """Connections that Flower's own tools know."""
+    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
+    if not path.is_file():
+        return Finding(
+            "flower",
+            "ok",
+            f"no connections: there is no {path}",
+            "flwr run makes it; local studies need none",
+            {"path": str(path), "connections": {}},
+        )
+    links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    connections = {
+        name: str(entry.get("address", ""))
+        for name, entry in links.items()
+        if isinstance(entry, dict)
+    }
+    default = links.get("default")
+    shown = ", ".join(
+        f"{name} ({address}{', default' if name == default else ''})"
+        for name, address in connections.items()
+    )
+    details = {"path": str(path), "connections": connections, "default": default}
+    return Finding("flower", "ok", shown or f"no connections in {path}", details=details)
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "python": check_python,
+    "packages": check_packages,
+    "trackers": check_optional,
+    "processor": check_processor,
+    "devices": check_torch,
+    "memory": check_memory,
+    "disk": check_disk,
+    "cache": check_cache,
+    "data sets": check_data,
+    "flower": check_flower,
+}
+
+
+def _cpu_flags() -> list[str]:
+    """Instructions of the processor that matter here; none where there is no ``/proc``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    words = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return [name for name in INSTRUCTIONS if name in words.partition(":")[2].split()]
+
+
+def _cpu_quota() -> float | None:
+    """Processors that a container's limit allows, or None without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) / int(period)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 -- many files
+    except OSError:
+        return 0
+
+
+def _size(count: float) -> str:
+    units = ["TiB", "GiB", "MiB", "KiB", "bytes"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop()
+    return f"{count:.{0 if count >= 100 or units[-1] == 'bytes' else 1}f} {units[-1]}"

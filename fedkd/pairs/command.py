@@ -1,0 +1,257 @@
+"""One call from a study to the table of all its pairs: what ``fedkd pairs`` runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedkd.cache import cache_key, cache_root, check_cache_root
+from fedkd.distillation import METHODS, NEEDS_LABELS
+from fedkd.errors import FedKDError, UserError
+from fedkd.federation import Federation
+from fedkd.files import write_json, write_text
+from fedkd.pairs.log import LOG_FILE, Log
+from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
+from fedkd.pairs.outcome import summarise
+from fedkd.registry import suggest
+from fedkd.study import Consolidation, Study
+from fedkd.study_file import check_files
+
+_SETTINGS = ("epochs", "batch_size", "lr", "momentum")
+
+
+class Progress(Protocol):
+    """Shows how far the table is; see :class:`fedkd.progress.PairsProgress`."""
+
+    def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
+        """Return a context that yields a function to call for every silo."""
+
+    def on_row(self, ended: int, total: int) -> None:
+        """So many rows of the table are there."""
+
+    def warn(self, sentence: str) -> None:
+        """Something is left out."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The table, and the files that hold it."""
+
+    results: dict[str, Any]
+    data: Path
+    table: Path
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C cut it short."""
+        return bool(self.results["interrupted"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    pair: Pair
+    method: str
+    key: str
+
+
+def measure_pairs(
+    study: Study,
+    *,
+    out: Path,
+    pool: Executor,
+    progress: Progress,
+    methods: Sequence[str] | None = None,
+    epochs: int | None = None,
+    fresh: bool = False,
+) -> Measured:
+    """Measure all ordered pairs of silos under all methods, on every seed.
+
+    Rows that an earlier call left in the log are used again as far as nothing that determines
+    them has changed. The order of the rows, and all of them but ``seconds``, are the same for any
+    number of threads.
+
+    Args:
+        study: the study; of its arms only the optimiser of the first that consolidates counts.
+        out: root of all results; files go to ``<out>/<study>/``.
+        pool: threads on which models train, one intra-op thread each.
+        progress: told of every step.
+        methods: names of methods; by default all that can be measured here.
+        epochs: used instead of the study's.
+        fresh: forget the rows of earlier calls, and pre-train anew.
+
+    Raises:
+        UserError: the study has no pairs, or a method is not to be had.
+        FedKDError: fewer than two silos of a seed have a model that can be used.
+    """
+    chosen = choose_methods(study, methods)
+    settings = choose_settings(study, epochs)
+    if study.partition.silos < 2:
+        raise UserError("partition.silos: a pair needs two silos, but the study has one")
+    check_files(study)
+    check_cache_root()
+    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
+    federations[0].check()
+    for federation in federations:
+        total = study.partition.silos - len(study.pretraining.checkpoints)
+        with progress.pretraining(federation.seed, total) as on_silo:
+            federation.pretrain(pool, fresh=fresh, on_silo=on_silo)
+    jobs = [
+        job for federation in federations for job in _jobs(federation, chosen, settings, progress)
+    ]
+    folder = out / study.name
+    log = Log(folder / LOG_FILE, fresh=fresh)
+    rows, interrupted = _work(jobs, settings, pool, log, progress)
+    results = {
+        "study": study.name,
+        "seeds": list(study.seeds),
+        "methods": chosen,
+        "settings": settings.model_dump(include=set(_SETTINGS)),
+        "grid": grid(labelled=_labelled(study)) if KD_TUNED in chosen else [],
+        "columns": COLUMNS,
+        "summary": summarise(rows),
+        "rows": rows,
+        "missing": len(jobs) - len(rows),
+        "interrupted": interrupted,
+        "resolved": study.to_dict(),
+    }
+    data, table = folder / "pairs.json", folder / "pairs.csv"
+    write_json(data, results)
+    write_text(table, _csv(rows))
+    return Measured(results, data, table)
+
+
+def choose_methods(study: Study, wanted: Sequence[str] | None) -> list[str]:
+    """Return the methods to measure, by default all that can be.
+
+    Raises:
+        UserError: one is unknown, named twice, or needs what the study does not have.
+    """
+    labelled = _labelled(study)
+    known = ["kd", KD_TUNED, *(name for name in METHODS if name != "kd")]
+    if wanted is None:
+        lacking = set() if labelled else set(NEEDS_LABELS)
+        lacking |= set() if study.data.validation else {KD_TUNED}
+        return [name for name in known if name not in lacking]
+    for name in wanted:
+        if name != KD_TUNED:
+            _check_method(name, known)
+        if name in NEEDS_LABELS and not labelled:
+            raise UserError(
+                f"--methods: {name} learns from labels, but data.transfer.labelled is false"
+            )
+        if name == KD_TUNED and not study.data.validation:
+            raise UserError(
+                f"--methods: {name} chooses by validation data, but data.validation is 0"
+            )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UserError(f"--methods: {','.join(wanted)!r} names none, or one twice")
+    return list(wanted)
+
+
+def choose_settings(study: Study, epochs: int | None) -> Consolidation:
+    """Return the optimiser's settings: the first consolidating arm's, or the defaults."""
+    found = [arm.consolidation for arm in study.arms.values() if arm.consolidation is not None]
+    own = found[0] if found else Consolidation()
+    kept = {key: getattr(own, key) for key in _SETTINGS}
+    return Consolidation(**kept | ({} if epochs is None else {"epochs": epochs}))
+
+
+def _labelled(study: Study) -> bool:
+    return study.data.transfer.labelled or study.data.transfer.at_silo
+
+
+def _check_method(name: str, known: list[str]) -> None:
+    try:
+        METHODS.check(name)
+    except ValueError:
+        raise UserError(
+            f"--methods: no method is named {name!r}{suggest(name, known)}; known are "
+            f"{', '.join(known)}, package.module:function"
+        ) from None
+    METHODS.load(name)
+
+
+def _jobs(
+    federation: Federation, methods: list[str], settings: Consolidation, progress: Progress
+) -> Iterator[_Job]:
+    for silo in federation.study.silo_names:
+        if problem := federation.pretrained(silo).problem:
+            progress.warn(f"seed {federation.seed}: {silo} is left out: {problem}")
+    pairs = make_pairs(federation)
+    if not pairs:
+        raise FedKDError(f"seed {federation.seed}: fewer than two silos have a model of use")
+    study = federation.study
+    common = {
+        "kind": "pair",
+        "federation": federation.fingerprint(),
+        "transfer": study.data.transfer.model_dump(),
+        "engine": study.engine.model_dump(include={"precision", "device"}),
+        "settings": settings.model_dump(include=set(_SETTINGS)),
+    }
+    for pair in pairs:
+        for method in methods:
+            name = method if method == KD_TUNED else METHODS.fingerprint(method)
+            names = [pair.teacher.silo, pair.student.silo, name]
+            yield _Job(pair, method, cache_key({**common, "names": names}))
+
+
+def _work(
+    jobs: Sequence[_Job],
+    settings: Consolidation,
+    pool: Executor,
+    log: Log,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the rows that are there, in the order of the jobs, and whether Ctrl-C ended it."""
+    found = {job.key: log.rows[job.key] for job in jobs if job.key in log.rows}
+    stop, interrupted = threading.Event(), False
+
+    def check() -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    def keep(job: _Job, row: dict[str, Any]) -> None:
+        log.append(job.key, row)
+        found[job.key] = row
+
+    progress.on_row(len(found), len(jobs))
+    futures = {
+        pool.submit(measure, job.pair, job.method, settings, on_epoch=check): job
+        for job in jobs
+        if job.key not in found
+    }
+    try:
+        for future in as_completed(futures):
+            keep(futures[future], future.result())
+            progress.on_row(len(found), len(jobs))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        stop.set()
+        for future in futures:
+            future.cancel()
+        wait(futures)
+    for future, job in futures.items():
+        ended = not future.cancelled() and future.exception() is None
+        if ended and job.key not in found:
+            keep(job, future.result())
+    return [found[job.key] for job in jobs if job.key in found], interrupted
+
+
+class _StoppedError(Exception):
+    """Ends a job at its next epoch."""
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

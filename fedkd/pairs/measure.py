@@ -1,0 +1,286 @@
+"""One pair of silos under one method: let the student learn, see what it gained and forgot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.images import Images
+from fedkd.description import label_distance, simulated_teachers
+from fedkd.distillation import METHODS
+from fedkd.distillation.lesson import Lesson
+from fedkd.federation import Federation
+from fedkd.instruments import DIGITS, complementary_knowledge, flips
+from fedkd.models.building import Shape, build_model
+from fedkd.seeding import torch_generator
+from fedkd.study import Consolidation
+from fedkd.training import Compute, intra_op_threads, is_finite, predict
+
+KD_TUNED = "kd-tuned"
+"""Method kd with the temperature and weight that serve the pair best on validation data."""
+
+TEMPERATURES = (1.0, 4.0, 16.0)
+WEIGHTS = (0.1, 0.5, 0.9)
+"""The grid of ``kd-tuned``, ours: every other point of each axis of ``fedkd tune``."""
+
+COLUMNS = {
+    "seed": "the repetition",
+    "teacher": "silo whose pre-trained model teaches",
+    "student": "silo whose pre-trained model learns",
+    "method": "of distillation; kd-tuned: kd with the best of a grid on validation data",
+    "temperature": "T; empty where the method heeds none",
+    "weight": "of the teacher against labels, 1 without labels; empty where the method heeds none",
+    "before": "test accuracy of the student before, in [0, 1]",
+    "after": "test accuracy of the student after",
+    "teacher_accuracy": "test accuracy of the teacher",
+    "gap": "teacher_accuracy - before",
+    "gain": "share of the test images that the student got wrong before and right after",
+    "forgetting": "share that it got right before and wrong after",
+    "delta": "gain - forgetting, which is after - before",
+    "delta_own": "delta over the test images of classes that the student's silo holds",
+    "delta_others": "delta over those of all other classes; empty where it holds every class",
+    "complementary": "share of the test images that the student got wrong and the teacher right",
+    "label_distance": "Jensen-Shannon distance of the two silos' label mixes, base 2, in [0, 1]",
+    "seconds": "of wall-clock time for learning, the search included; other jobs run beside it",
+    "problem": "why there is no student; the figures that need one are then empty",
+}
+"""The table's columns and what they mean; only ``seconds`` is not the same in every run."""
+
+_HEEDED = {
+    "kd": ("temperature", "weight"),
+    KD_TUNED: ("temperature", "weight"),
+    "dp-kd": ("temperature",),
+    "dml": (),
+    "fine-tune": (),
+}
+"""Which of the two settings a method heeds; a user's own may heed both."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A silo whose model takes part.
+
+    Attributes:
+        silo: its name.
+        arch: architecture of its model.
+        state: the pre-trained model.
+        class_counts: its images of each class, ``[K]``.
+        on_test: the model's logits on the test images, ``[N, K]``.
+    """
+
+    silo: str
+    arch: str
+    state: dict[str, Tensor]
+    class_counts: Tensor
+    on_test: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A teacher, a student, and what both may see.
+
+    Attributes:
+        teacher: the silo that teaches.
+        student: the silo that learns.
+        transfer: images on which it learns.
+        labelled: whether their labels may be used.
+        validation: labelled images by which ``kd-tuned`` chooses.
+        test: images on which both are judged.
+        shape: what models are built for.
+        compute: device and precision.
+        seed: of the study's repetition.
+    """
+
+    teacher: Member
+    student: Member
+    transfer: Images
+    labelled: bool
+    validation: Images
+    test: Images
+    shape: Shape
+    compute: Compute
+    seed: int
+
+
+def make_pairs(federation: Federation) -> list[Pair]:
+    """Return all ordered pairs of silos whose models can be used, by teacher, then student."""
+    study, cut = federation.study, federation.cut
+    teachers = simulated_teachers(federation).members
+    members = [_meet(federation, each.silo, each.state) for each in teachers if each.state]
+    return [
+        Pair(
+            teacher=teacher,
+            student=student,
+            transfer=federation.data_of(student.silo) if cut.transfer is None else cut.transfer,
+            labelled=study.data.transfer.labelled or study.data.transfer.at_silo,
+            validation=cut.validation,
+            test=cut.test,
+            shape=federation.shape,
+            compute=federation.compute,
+            seed=federation.seed,
+        )
+        for teacher in members
+        for student in members
+        if teacher is not student
+    ]
+
+
+def measure(
+    pair: Pair,
+    method: str,
+    settings: Consolidation,
+    *,
+    on_epoch: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Let the pair's student learn by a method and return a row with the keys of ``COLUMNS``.
+
+    All methods of a pair draw the same order of samples, so that they differ in nothing else.
+
+    Args:
+        pair: who learns from whom.
+        method: of :data:`fedkd.distillation.METHODS`, or :data:`KD_TUNED`.
+        settings: epochs, batch size, learning rate and momentum; method, temperature and weight
+            are set here: 1 and 0.5 but for ``kd-tuned``.
+        on_epoch: called after every epoch; what it raises ends the job.
+    """
+    with intra_op_threads(1):
+        began = time.perf_counter()
+        learn = _tune if method == KD_TUNED else _learn_plainly
+        model, chosen = learn(pair, method, settings, on_epoch)
+        seconds = round(time.perf_counter() - began, 3)
+        after = None if model is None else predict(model, pair.test.images, compute=pair.compute)
+    return {
+        "seed": pair.seed,
+        "teacher": pair.teacher.silo,
+        "student": pair.student.silo,
+        "method": method,
+        **_heeded(chosen, method, labelled=pair.labelled),
+        **compare(pair, after),
+        "seconds": seconds,
+        "problem": None if model is not None else f"diverged at learning rate {settings.lr:g}",
+    }
+
+
+def compare(pair: Pair, after: Tensor | None) -> dict[str, float | None]:
+    """Return the figures of a row, by the student's logits ``[N, K]`` after learning, if any."""
+    labels, before = pair.test.labels, pair.student.on_test
+    accuracy, teacher = _accuracy(before, labels), _accuracy(pair.teacher.on_test, labels)
+    figures: dict[str, float | None] = {
+        "before": accuracy,
+        "after": None,
+        "teacher_accuracy": teacher,
+        "gap": round(teacher - accuracy, DIGITS),
+        **dict.fromkeys(("gain", "forgetting", "delta", "delta_own", "delta_others")),
+        "complementary": complementary_knowledge(before, pair.teacher.on_test, labels),
+        "label_distance": round(
+            label_distance(pair.teacher.class_counts, pair.student.class_counts), DIGITS
+        ),
+    }
+    if after is None:
+        return figures
+    found = flips(before, after, labels, pair.shape.num_classes)
+    own = pair.student.class_counts[labels] > 0
+    figures["after"] = _accuracy(after, labels)
+    figures |= {key: found[key] for key in ("gain", "forgetting", "delta")}
+    for key, rows in (("delta_own", own), ("delta_others", ~own)):
+        if rows.any():
+            part = flips(before[rows], after[rows], labels[rows], pair.shape.num_classes)
+            figures[key] = part["delta"]
+    return figures
+
+
+def grid(*, labelled: bool) -> list[tuple[float, float]]:
+    """Return the points (temperature, weight) of ``kd-tuned``, vanilla kd first.
+
+    Without labels the weight has no effect: the grid then has one axis.
+    """
+    vanilla = (1.0, 0.5)
+    weights = WEIGHTS if labelled else vanilla[1:]
+    points = [(temperature, weight) for temperature in TEMPERATURES for weight in weights]
+    return [vanilla, *(point for point in points if point != vanilla)]
+
+
+def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member:
+    arch = federation.study.arch_of(silo)
+    model = _build(arch, state, federation.shape, federation.compute)
+    with intra_op_threads(1):
+        logits = predict(model, federation.cut.test.images, compute=federation.compute)
+    labels = federation.data_of(silo).labels
+    counts = torch.bincount(labels, minlength=federation.shape.num_classes)
+    return Member(silo, arch, state, counts, logits)
+
+
+def _learn_plainly(
+    pair: Pair, method: str, settings: Consolidation, on_epoch: Callable[[], None] | None
+) -> tuple[nn.Module | None, Consolidation]:
+    own = settings.model_copy(update={"method": method, "temperature": 1.0, "weight": 0.5})
+    return _learn(pair, own, on_epoch), own
+
+
+def _tune(
+    pair: Pair,
+    method: str,  # noqa: ARG001 -- of one form with _learn_plainly
+    settings: Consolidation,
+    on_epoch: Callable[[], None] | None,
+) -> tuple[nn.Module | None, Consolidation]:
+    """Return the student that is best on validation data; of equals the first of the grid."""
+    best: tuple[nn.Module | None, Consolidation, float] = (None, settings, -1.0)
+    for temperature, weight in grid(labelled=pair.labelled):
+        point = {"method": "kd", "temperature": temperature, "weight": weight}
+        own = settings.model_copy(update=point)
+        model = _learn(pair, own, on_epoch)
+        if model is None:
+            continue
+        logits = predict(model, pair.validation.images, compute=pair.compute)
+        score = _accuracy(logits, pair.validation.labels)
+        if score > best[2]:
+            best = (model, own, score)
+    return best[:2]
+
+
+def _learn(
+    pair: Pair, settings: Consolidation, on_epoch: Callable[[], None] | None
+) -> nn.Module | None:
+    """Return the student after its lesson, None where it diverged."""
+    teacher, images = pair.teacher, pair.transfer.images
+    model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)
+    logits = predict(model, images, compute=pair.compute)
+    lesson = Lesson(
+        images=images,
+        labels=pair.transfer.labels if pair.labelled else None,
+        target=torch.softmax(logits.double() / settings.temperature, dim=1).float(),
+        logits=logits[None],
+        weights=torch.ones(1, len(images), dtype=torch.float64),
+        models=(model,),
+    )
+    student = _build(pair.student.arch, pair.student.state, pair.shape, pair.compute)
+    METHODS.load(settings.method)(
+        student,
+        lesson,
+        settings,
+        generator=torch_generator(pair.seed, "pair", f"{teacher.silo} to {pair.student.silo}"),
+        compute=pair.compute,
+        on_epoch=on_epoch,
+    )
+    return student if is_finite(student.state_dict()) else None
+
+
+def _heeded(settings: Consolidation, method: str, *, labelled: bool) -> dict[str, float | None]:
+    values = {"temperature": settings.temperature, "weight": settings.weight if labelled else 1.0}
+    heeded = _HEEDED.get(method, tuple(values))
+    return {key: value if key in heeded else None for key, value in values.items()}
+
+
+def _build(arch: str, state: dict[str, Tensor], shape: Shape, compute: Compute) -> nn.Module:
+    model = build_model(arch, shape, seed=0)
+    model.load_state_dict(state)
+    return model.to(compute.device)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return round(float((logits.argmax(1) == labels).double().mean()), DIGITS)

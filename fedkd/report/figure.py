@@ -1,0 +1,110 @@
+"""A plot as a plain Plotly dictionary, with everything that stands for it; the page draws it.
+
+A colour such as ``$ink`` is a name of the page's own, resolved for the scheme in use. Names that
+came from a study or a silo reach Plotly through :func:`plain` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedkd.report.tables import Table
+from fedkd.report.theme import Look
+
+MAX_LABELLED_CELLS = 200
+HEAT = [[0, "$heat-low"], [1, "$heat-high"]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One view of a figure; ``label`` is what the reader chooses it by."""
+
+    label: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot with everything that stands for it.
+
+    Attributes:
+        name: short, unique on a page of one study.
+        title: a heading.
+        alt: what the plot shows, for those who do not see it.
+        caption: how to read it.
+        variants: at least one view.
+        table: the numbers behind it.
+        height: in pixels.
+        arms: names and looks of the arms, where the reader may switch them on and off.
+        choice: what the views differ in, such as ``seed``.
+        start: index of the view shown first.
+    """
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    variants: list[Variant]
+    table: Table
+    height: int = 420
+    arms: dict[str, Look] = field(default_factory=dict)
+    choice: str = ""
+    start: int = 0
+
+
+def plain(text: object) -> str:
+    """Return text that Plotly shows as it is: its markup and templates are switched off."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("%{", "%&#123;")
+
+
+def heat_map(
+    label: str,
+    values: Sequence[Sequence[Any]],
+    *,
+    x: list[str],
+    y: list[str],
+    hover: str,
+    titles: tuple[str, str],
+    template: str = "%{z}",
+) -> Variant:
+    """Return a view of values ``[rows][columns]`` as coloured cells.
+
+    Args:
+        label: of the view.
+        values: a row for each of ``y``; None leaves a cell empty.
+        x: labels of columns.
+        y: labels of rows; from the top down unless the axis has a title and so is a scale.
+        hover: Plotly's template of what the pointer tells.
+        titles: of the x axis and the y axis.
+        template: Plotly's template of a cell's value, shown where there are few cells.
+    """
+    labelled = len(x) * len(y) <= MAX_LABELLED_CELLS
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": values,
+        "x": x,
+        "y": y,
+        "colorscale": HEAT,
+        "hovertemplate": hover,
+        "xgap": 1,
+        "ygap": 1,
+        "showscale": not labelled,
+    }
+    if labelled:
+        trace |= {"texttemplate": template, "textfont": {"size": 10}}
+    layout = {
+        "xaxis": {"title": {"text": titles[0]}, "type": "category", "showgrid": False},
+        "yaxis": {
+            "title": {"text": titles[1]},
+            "type": "category",
+            "showgrid": False,
+            "automargin": True,
+            # Silos read from the top as they do in a table; numbers of a scale grow upwards.
+            **({} if titles[1] else {"autorange": "reversed"}),
+        },
+    }
+    return Variant(label, [trace], layout)

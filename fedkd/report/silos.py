@@ -1,0 +1,231 @@
+"""Plots of the silos: who holds which classes, what teachers know, what each silo gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from fedkd.report.figure import Figure, Variant, heat_map, plain
+from fedkd.report.results import Results, class_names, instruments, percent
+from fedkd.report.tables import NONE, clip
+from fedkd.report.theme import looks
+
+
+def class_map(results: Results) -> Figure | None:
+    """Plot how many images of each class every silo holds, a view for every seed."""
+    rows = results.summary.get("silos") or []
+    if not rows:
+        return None
+    classes = class_names(results, max(len(row["class_counts"]) for row in rows))
+    variants = []
+    for seed, group in groupby(rows, key=lambda row: row["seed"]):
+        silos = list(group)
+        counts = [row["class_counts"] for row in silos]
+        variants.append(
+            heat_map(
+                f"seed {seed}",
+                counts,
+                x=[plain(name) for name in classes],
+                y=[plain(row["silo"]) for row in silos],
+                hover="%{y}, class %{x}: %{z} images<extra></extra>",
+                titles=("class", ""),
+            )
+        )
+    tall = max(len(view.data[0]["y"]) for view in variants)
+    return Figure(
+        name="classes",
+        title="Who holds which classes",
+        alt=(
+            f"Heat map of images by silo and class: {tall} silos, {len(classes)} classes. The "
+            "table holds the numbers."
+        ),
+        caption="Images in each silo of each class; a darker or brighter cell holds more.",
+        variants=variants,
+        table=clip(
+            ["seed", "silo", "images", *classes],
+            [
+                [str(r["seed"]), r["silo"], str(r["num_examples"]), *map(str, r["class_counts"])]
+                for r in rows
+            ],
+        ),
+        height=min(900, 110 + 26 * tall),
+        choice="seed",
+    )
+
+
+def teachers(results: Results, arm: str | None) -> Figure | None:
+    """Plot every teacher's accuracy and what it knows that the student did not.
+
+    Args:
+        results: the study's.
+        arm: whose student is meant; the first arm with teachers where None or without.
+    """
+    having = [run for run in results.summary["runs"] if instruments(run).get("teachers")]
+    if not having:
+        return None
+    chosen = [run for run in having if run["arm"] == arm] or [
+        run for run in having if run["arm"] == having[0]["arm"]
+    ]
+    variants = [_teacher_view(run) for run in chosen]
+    rows = [
+        [
+            run["arm"],
+            str(run["seed"]),
+            str(found["silo"]),
+            percent(found["accuracy"]),
+            NONE if found.get("complementary") is None else percent(found["complementary"]),
+            _weight(run, found["silo"]),
+            NONE
+            if instruments(run).get("agreement") is None
+            else percent(instruments(run)["agreement"]),
+        ]
+        for run in having
+        for found in instruments(run)["teachers"]
+    ]
+    tall = max(len(view.data[0]["y"]) for view in variants)
+    return Figure(
+        name="teachers",
+        title="What the teachers know",
+        alt=(
+            f"Dot plot of {tall} teachers: accuracy on the test images, and the share that a "
+            f"teacher gets right and the student of {chosen[0]['arm']} at first got wrong."
+        ),
+        caption=(
+            f"Teachers of {chosen[0]['arm']}, on all test images. Rings: accuracy. Diamonds: "
+            "complementary knowledge, the share of images that the student got wrong before it "
+            "learnt and this teacher gets right. Teachers agree on "
+            f"{_agreements(chosen)} of the images, over pairs."
+        ),
+        variants=variants,
+        table=clip(
+            ["arm", "seed", "silo", "accuracy", "complementary", "weight", "agreement"], rows
+        ),
+        height=min(900, 120 + 26 * tall),
+        choice="seed",
+    )
+
+
+def before_and_after(results: Results, arm: str | None) -> Figure | None:
+    """Plot each silo's accuracy on its own classes, with its own model and with the final one."""
+    own = _own_models(results.summary["runs"])
+    views: list[Variant] = []
+    rows, start, losses = [], 0, {}
+    for name in results.arms:
+        points = [
+            (run["seed"], silo["silo"], own[run["seed"], silo["silo"]], silo["after"])
+            for run in results.runs(name)
+            for silo in instruments(run).get("silos") or []
+            if silo.get("after") is not None and (run["seed"], silo["silo"]) in own
+        ]
+        if not points:
+            continue
+        if name == arm:
+            start = len(views)
+        losses[name] = sum(after < before for _, _, before, after in points)
+        views.append(_scatter_view(name, points, results))
+        rows += [
+            [name, str(seed), silo, percent(before), percent(after)]
+            for seed, silo, before, after in points
+        ]
+    if not views:
+        return None
+    return Figure(
+        name="silos",
+        title="What each silo gets",
+        alt=(
+            "Scatter plot of silos: accuracy of its own model against accuracy of the final "
+            "global model, both on the silo's own mix of classes."
+        ),
+        caption=(
+            "Above the diagonal a silo is better served by the final global model than by its own "
+            "on its own mix of classes, below it worse. Silos below, over all seeds: "
+            + ", ".join(f"{name} {lost}" for name, lost in losses.items())
+            + "."
+        ),
+        variants=views,
+        table=clip(["arm", "seed", "silo", "own model", "global model"], rows),
+        height=460,
+        choice="arm",
+        start=start,
+    )
+
+
+def _teacher_view(run: dict[str, Any]) -> Variant:
+    found = instruments(run)["teachers"]
+    names = [plain(each["silo"]) for each in found]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "x": [each.get(key) for each in found],
+            "y": names,
+            "marker": {"color": colour, "symbol": symbol, "size": size, **_ring(colour)},
+            "hovertemplate": "%{y}: " + name + " %{x:.1%}<extra></extra>",
+        }
+        # An open ring around a small diamond: both are seen where they are equal.
+        for key, name, colour, symbol, size in (
+            ("accuracy", "accuracy", "$blue", "circle-open", 13),
+            ("complementary", "complementary", "$orange", "diamond", 6),
+        )
+    ]
+    layout = {
+        "xaxis": {"tickformat": ".0%", "rangemode": "tozero"},
+        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
+        "showlegend": True,
+    }
+    return Variant(f"seed {run['seed']}", data, layout)
+
+
+def _ring(colour: str) -> dict[str, Any]:
+    return {"line": {"width": 2, "color": colour}}
+
+
+def _scatter_view(
+    arm: str, points: Sequence[tuple[int, str, float, float]], results: Results
+) -> Variant:
+    look = looks(results.arms, results.baselines)[arm]
+    least = min(min(before, after) for _, _, before, after in points)
+    low = max(0.0, least - 0.05)
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [before for _, _, before, _ in points],
+        "y": [after for _, _, _, after in points],
+        "text": [f"{plain(silo)}, seed {seed}" for seed, silo, _, _ in points],
+        "marker": {"color": look.plotly_colour, "symbol": look.marker, "size": 9},
+        "hovertemplate": "%{text}<br>own model %{x:.1%}<br>global model %{y:.1%}<extra></extra>",
+        "cliponaxis": False,
+    }
+    span = [low, 1.0]
+    line = {"type": "line", "x0": low, "y0": low, "x1": 1, "y1": 1, "layer": "below"}
+    layout = {
+        "xaxis": {"title": {"text": "own model"}, "tickformat": ".0%", "range": span},
+        "yaxis": {"title": {"text": "final global model"}, "tickformat": ".0%", "range": span},
+        "shapes": [{**line, "line": {"color": "$muted", "width": 1.2, "dash": "dot"}}],
+    }
+    return Variant(arm, [trace], layout)
+
+
+def _own_models(runs: Iterable[dict[str, Any]]) -> dict[tuple[int, str], float]:
+    """Accuracy of each silo's own model, which all arms of a seed share."""
+    return {
+        (run["seed"], silo["silo"]): silo["before"]
+        for run in runs
+        for silo in instruments(run).get("silos") or []
+        if silo.get("before") is not None
+    }
+
+
+def _weight(run: dict[str, Any], silo: str) -> str:
+    weight = (run["notes"].get("mean_weights") or {}).get(silo)
+    return NONE if weight is None else percent(weight)
+
+
+def _agreements(runs: Sequence[dict[str, Any]]) -> str:
+    known = [a for run in runs if (a := instruments(run).get("agreement")) is not None]
+    if not known:
+        return "an unknown share"
+    low, high = percent(min(known)), percent(max(known))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,84 @@
+"""FedDF: every round's models teach their own average, on the server's transfer set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedkd.checkpoint import State, copy_state
+from fedkd.data.images import as_float
+from fedkd.distillation.losses import kd_loss
+from fedkd.errors import FedKDError, UserError
+from fedkd.seeding import torch_generator
+from fedkd.training import Sgd, fit, is_finite, predict
+from strategies.setting import Setting
+from strategies.updates import RoundModels
+
+
+class FedDF:
+    """Ensemble distillation after averaging: Lin et al. 2006.07242, algorithm 1.
+
+    The target is the softmax of the plain mean of the models' logits (AVGLOGITS), whatever their
+    silos' sizes. Images need no labels and none are used. The paper distils by Adam with
+    annealing; here it is SGD with the settings of ``fusion``, our choice.
+
+    Args:
+        setting: the run.
+
+    Raises:
+        UserError: the server holds no transfer set.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        if setting.transfer is None:
+            raise UserError(
+                f"arms.{setting.arm_name}.strategy: feddf distils on the server, which holds no "
+                "transfer set; give it one by data.transfer, or use another strategy"
+            )
+        self._setting = setting
+        self._transfer = setting.transfer
+        self._model = setting.model("server-update")
+
+    def __call__(self, models: RoundModels) -> State:
+        """Return the average after it has learned from the round's models.
+
+        Raises:
+            FedKDError: the distillation diverged.
+        """
+        setting, settings = self._setting, self._setting.arm.fusion
+        target = self._target(models.trained)
+
+        def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
+            return kd_loss(logits, batch[0], temperature=settings.temperature)
+
+        self._model.load_state_dict(models.average)
+        fit(
+            self._model,
+            as_float(self._transfer.images),
+            (target,),
+            loss,
+            sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+            generator=torch_generator(setting.seed, "feddf", round_number=models.number),
+            compute=setting.compute,
+        )
+        state = copy_state(self._model)
+        if not is_finite(state):
+            raise FedKDError(
+                f"arms.{setting.arm_name}: the distillation of round {models.number} diverged; "
+                f"lower fusion.lr (now {settings.lr:g}) or rounds.lr (now {setting.rounds.lr:g})"
+            )
+        return state
+
+    def _target(self, trained: Sequence[State]) -> Tensor:
+        """Return the ensemble's probabilities at the study's temperature, fp32 ``[N, C]``."""
+        total: Tensor | None = None
+        for state in trained:
+            self._model.load_state_dict(state)
+            logits = predict(self._model, self._transfer.images, compute=self._setting.compute)
+            total = logits.double() if total is None else total + logits.double()
+        if total is None:
+            raise ValueError("a round without models has no ensemble")
+        mean = total / len(trained)
+        return torch.softmax(mean / self._setting.arm.fusion.temperature, dim=1).float()

@@ -1,0 +1,127 @@
+"""Flower's server optimisers: they step from the global model along the mean of its changes.
+
+The step is Flower's own code. Flower's strategies also sample nodes and average replies, which
+``SiloFedAvg`` has done by then; a small base class stands where they expect that, and hands them
+the average. Trainable parameters alone are stepped: running statistics and counters are no
+directions to move in (a variance could turn negative, a counter loses its type), so they take the
+average as in FedAvg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+
+from fedkd.checkpoint import State
+from fedkd.errors import FedKDError
+from fedkd.training import is_finite
+from strategies.setting import Setting
+from strategies.updates import RoundModels
+
+FEDAVGM_LR, FEDADAM_LR = 1.0, 0.01
+
+
+class _GivenAverage(FedAvg):
+    """Stands below Flower's optimisers in place of the sampling and averaging of FedAvg."""
+
+    average: ArrayRecord
+
+    def configure_train(
+        self,
+        server_round: int,  # noqa: ARG002 -- the signature is Flower's
+        arrays: ArrayRecord,  # noqa: ARG002
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Ask nobody."""
+        return []
+
+    def aggregate_train(
+        self,
+        server_round: int,  # noqa: ARG002 -- the signature is Flower's
+        replies: Iterable[Message],  # noqa: ARG002
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the average that was given."""
+        return self.average, None
+
+
+class _Momentum(FedAvgM, _GivenAverage):
+    """Hsu et al. 1909.06335."""
+
+
+class _Adam(FedAdam, _GivenAverage):
+    """Reddi et al. 2003.00295, with the bias correction that Flower adds."""
+
+
+class FlowerOptimiser:
+    """Applies one of Flower's server optimisers to the parameters of every round's average.
+
+    Its arithmetic runs in float64, as the average's does, and is rounded once.
+
+    Args:
+        optimiser: of this run alone; it keeps its moments between rounds.
+        setting: the run.
+    """
+
+    def __init__(self, optimiser: _GivenAverage, setting: Setting) -> None:
+        self._optimiser = optimiser
+        self._arm = setting.arm_name
+        model = setting.model("server-update")
+        # Tied parameters have several names in a state dict, and all of them move.
+        named = model.named_parameters(remove_duplicate=False)
+        self._parameters = [name for name, tensor in named if tensor.is_floating_point()]
+
+    def __call__(self, models: RoundModels) -> State:
+        """Return the stepped parameters beside the average's buffers.
+
+        Raises:
+            FedKDError: the step led to numbers that are not finite.
+        """
+        nowhere: Any = None  # the way to the nodes, of which none is asked
+        sent = self._record(models.sent)
+        self._optimiser.configure_train(models.number, sent, ConfigRecord(), nowhere)
+        self._optimiser.average = self._record(models.average)
+        stepped, _ = self._optimiser.aggregate_train(models.number, [])
+        state = dict(models.average)
+        for name, array in (stepped or {}).items():
+            state[name] = torch.from_numpy(array.numpy()).to(state[name].dtype)
+        if not is_finite(state):
+            raise FedKDError(
+                f"arms.{self._arm}: the server's step of round {models.number} diverged; lower "
+                "server.lr"
+            )
+        return state
+
+    def _record(self, state: State) -> ArrayRecord:
+        return ArrayRecord({name: Array(state[name].double().numpy()) for name in self._parameters})
+
+
+def fedavgm(setting: Setting) -> FlowerOptimiser:
+    """Flower's FedAvgM: the server's steps have momentum."""
+    settings = setting.arm.server
+    return FlowerOptimiser(
+        _Momentum(
+            server_learning_rate=FEDAVGM_LR if settings.lr is None else settings.lr,
+            server_momentum=settings.momentum,
+        ),
+        setting,
+    )
+
+
+def fedadam(setting: Setting) -> FlowerOptimiser:
+    """Flower's FedAdam: every parameter's step is divided by the size of its past changes."""
+    settings = setting.arm.server
+    return FlowerOptimiser(
+        _Adam(
+            eta=FEDADAM_LR if settings.lr is None else settings.lr,
+            beta_1=settings.momentum,
+            beta_2=settings.beta_2,
+            tau=settings.tau,
+        ),
+        setting,
+    )

@@ -1,0 +1,67 @@
+"""What the server does with the average of a round's models before it is the new global model.
+
+``SiloFedAvg.combine`` makes the average; the arm's ``strategy`` names the update that follows.
+An update belongs to one run and may remember earlier rounds. How the global model started is none
+of its business: any start goes with any update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedkd.checkpoint import State
+from fedkd.registry import Registry
+from strategies.setting import Setting
+
+
+@dataclass(frozen=True)
+class RoundModels:
+    """The models of one round.
+
+    Attributes:
+        number: the round, from 1.
+        sent: the global model that the silos received.
+        trained: what they made of it, in natural order of their names; at least one.
+        average: what ``combine`` made of those.
+    """
+
+    number: int
+    sent: State
+    trained: Sequence[State]
+    average: State
+
+
+class ServerUpdate(Protocol):
+    """Turns a round's models into the new global model."""
+
+    def __call__(self, models: RoundModels) -> State:
+        """Return a state with the keys, shapes and types of ``models.sent``."""
+
+
+SERVER_UPDATES = Registry(
+    "strategy",
+    {
+        "fedavg": "strategies.updates:keep_average",
+        "fedavgm": "strategies.optimisers:fedavgm",
+        "fedadam": "strategies.optimisers:fedadam",
+        "feddf": "strategies.feddf:FedDF",
+    },
+)
+"""Strategies of the study file; each entry takes the run's setting to its update."""
+
+
+def server_update(setting: Setting) -> ServerUpdate:
+    """Return the update of the arm's strategy, which remembers nothing yet.
+
+    Raises:
+        UserError: the server lacks what the strategy needs.
+    """
+    update: ServerUpdate = SERVER_UPDATES.load(setting.arm.strategy)(setting)
+    return update
+
+
+def keep_average(setting: Setting) -> ServerUpdate:  # noqa: ARG001 -- one signature for all
+    """FedAvg: the average is the new global model."""
+    return lambda models: models.average

@@ -1,0 +1,146 @@
+"""The verdict of a report: one honest sentence, whoever won."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedkd.report.results import Results, percent
+from fedkd.report.verdict import judge
+
+SLOW = [0.1, 0.2, 0.3, 0.4, 0.6]
+"""Reaches one half in round 4."""
+NEVER = [0.1, 0.2, 0.3, 0.4, 0.4]
+
+
+def verdict(summary: dict[str, Any]) -> Any:
+    return judge(Results(summary, "tiny"))
+
+
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ").replace("\u2212", "-")
+
+
+def test_a_clear_saving_is_told_with_its_range_and_ceiling(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [SLOW, SLOW], "fedkd": [[0.6], [0.4, 0.6]]}))
+    assert found.tone == "good"
+    assert plain(found.sentence) == (
+        "fedkd saves 62.5 % of the exchanges that fedavg needs to 50 % accuracy: 3 instead of 8 "
+        "over 2 seeds (by seed 50 to 75 %; reaching it at the start would save 75 %)."
+    )
+    assert [plain(value) for _, value, _ in found.tiles] == ["62.5 %", "70 %", "70 %", "50 %"]
+    assert any("no confidence interval" in remark for remark in found.remarks)
+
+
+def test_from_five_seeds_on_there_is_an_interval(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [SLOW] * 5, "fedkd": [[0.6]] * 5}))
+    assert "(95 % interval 75 to 75 %" in plain(found.sentence)
+    assert not any("no confidence interval" in remark for remark in found.remarks)
+
+
+def test_a_baseline_that_missed_the_target_bounds_from_below(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [SLOW, NEVER], "fedkd": [[0.6], [0.6]]}))
+    assert "saves at least 75 %" in plain(found.sentence)
+    assert "2 instead of more than 8" in found.sentence
+    assert found.tiles[0][1].startswith("\u2265")
+
+
+def test_an_arm_that_missed_the_target_is_no_clear_success(make_summary: Any) -> None:
+    late = [0.1, 0.2]
+    found = verdict(make_summary({"fedavg": [SLOW, SLOW], "fedkd": [late, late]}))
+    assert "at most 50 %" in plain(found.sentence)
+    assert "did not always get there" in found.sentence
+    assert found.tone == "open"
+
+
+def test_a_loss_is_called_a_loss(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [[0.1, 0.6]] * 2, "fedkd": [SLOW, SLOW]}))
+    assert found.tone == "bad"
+    assert plain(found.sentence).startswith(
+        "No arm saves exchanges: to 50 % accuracy the best, fedkd, costs 400 % more than fedavg, "
+        "10 instead of 2"
+    )
+    assert any("Later than fedavg" in r and "400 % more" in plain(r) for r in found.remarks)
+
+
+def test_a_range_around_zero_is_no_saving(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [SLOW, [0.1, 0.6]], "fedkd": [[0.6], [0.1, 0.6]]}))
+    assert found.tone == "open"
+    assert found.sentence.startswith("No clear saving")
+
+
+def test_where_both_missed_nothing_is_claimed(make_summary: Any) -> None:
+    found = verdict(make_summary({"fedavg": [NEVER], "fedkd": [NEVER]}))
+    assert found.row is None
+    assert found.sentence.startswith("No verdict")
+    assert not found.tiles
+
+
+def test_a_lower_target_answers_where_the_highest_cannot(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW], "fedkd": [[0.6]]}
+    found = verdict(make_summary(curves, (0.5, 0.9)))
+    assert "to 50 % accuracy" in plain(found.sentence)
+    assert plain(found.remarks[0]).startswith("Nothing can be told of 90 %")
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [([0.6], "owes its success here to something other"), (SLOW, "without teachers' models")],
+)
+def test_a_control_never_wins_but_is_always_told(
+    control: list[float], words: str, make_summary: Any
+) -> None:
+    curves = {"fedavg": [SLOW], "fedkd": [[0.6]], "control-densities": [control]}
+    found = verdict(make_summary(curves))
+    assert found.row["arm"] == "fedkd"
+    assert any("control-densities" in r and words in r for r in found.remarks)
+
+
+def test_the_best_of_several_is_called_so(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW], "fedkd-a": [[0.4, 0.6]], "fedkd-b": [[0.6]], "fedkd-c": [SLOW]}
+    found = verdict(make_summary(curves))
+    assert found.row["arm"] == "fedkd-b"
+    assert any("best of 3 arms, chosen after seeing" in remark for remark in found.remarks)
+
+
+def test_the_stronger_baseline_is_the_one_to_beat(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW], "fedkd": [[0.6]], "fedkd-weak": [[0.1, 0.2, 0.6]]}
+    summary = make_summary(curves)
+    weak = next(r for r in summary["comparison"] if r["arm"] == "fedkd")
+    strong = {**weak, "baseline": "fedkd-weak", "exchanges": {"arm": 1, "baseline": 3}}
+    summary["comparison"].append({**strong, "exchanges_saved_pct": 66.6667})
+    summary["resolved"]["baselines"].append("fedkd-weak")
+    assert verdict(summary).row["baseline"] == "fedkd-weak"
+
+
+def test_more_seconds_are_not_hidden(make_summary: Any) -> None:
+    summary = make_summary({"fedavg": [SLOW], "fedkd": [[0.6]]})
+    summary["comparison"][0]["seconds_saved_pct"] = -120.0
+    assert any("In seconds it costs 120 % more" in plain(r) for r in verdict(summary).remarks)
+    summary["comparison"][0]["seconds_saved_pct"] = None
+    assert verdict(summary).tiles[2][1] == "\u2013"
+
+
+def test_what_went_wrong_is_remarked(make_summary: Any) -> None:
+    summary = make_summary({"fedavg": [SLOW, SLOW], "fedkd": [[0.6], [0.6]]})
+    del summary["runs"][-1]
+    summary["failures"] = [{"arm": "fedkd", "seed": 1, "reason": "diverged"}]
+    summary["runs"][0]["quarantined"] = [{"silo": "silo-1", "round": 1, "reason": "late"}]
+    summary["runs"][0]["stopped"] = "interrupted"
+    text = " ".join(verdict(summary).remarks)
+    for words in ("Runs that failed: 1", "refused or missing: 1", "did not end: 1."):
+        assert words in text
+
+
+def test_without_a_baseline_no_saving_is_claimed(make_summary: Any) -> None:
+    summary = make_summary({"fedkd": [[0.6]], "fedavg": [SLOW]}, changes={"comparison": []})
+    summary["resolved"]["baselines"] = []
+    assert "names no baseline" in verdict(summary).sentence
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.5, "50 %"), (0.966, "96.6 %"), (-0.069, "-6.9 %"), (-0.0001, "0 %")]
+)
+def test_percentages(share: float, text: str) -> None:
+    assert plain(percent(share)) == text

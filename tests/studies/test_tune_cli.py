@@ -1,0 +1,210 @@
+"""``fedkd tune`` from the command line: killed and begun again, its files, its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from experiments.runner import run_study
+from fedkd.cli import main
+from fedkd.federation import Federation
+from fedkd.models.building import build_model
+from fedkd.progress import StudyProgress
+from fedkd.study import Study
+from fedkd.training import evaluate, intra_op_threads
+from fedkd.tuning.classroom import Classroom
+
+PATIENCE = 400.0
+"""Seconds in which a killed search must have ended some trials; never reached when all is well."""
+
+
+@pytest.fixture
+def fedkd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command and gives its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def write_study(tmp_path: Path, make_data: Any) -> Callable[..., str]:
+    def write(changes: dict[str, Any] | None = None) -> str:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(make_data(changes), sort_keys=False))
+        return str(path)
+
+    return write
+
+
+def ended(path: Path) -> dict[int, str]:
+    """Read the trials that have ended, with when they began, past Optuna."""
+    if not path.exists():
+        return {}
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        try:
+            rows = database.execute(
+                "SELECT number, datetime_start FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+            ).fetchall()
+        except sqlite3.OperationalError:
+            return {}  # its tables are being made
+    return dict(rows)
+
+
+def test_killed_in_the_middle_it_repeats_no_finished_trial(
+    write_study: Any, tmp_path: Path
+) -> None:
+    study = write_study({"arms/fedkd/consolidation/epochs": 20})
+    command = [sys.executable, "-m", "fedkd.cli", "tune", study, "--search", "grid", "--json"]
+    database = tmp_path / "runs" / "tiny" / "tune-fedkd.db"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while len(ended(database)) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    before = ended(database)
+    assert 3 <= len(before) < 25
+    again = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    after = ended(database)
+    assert {number: after[number] for number in before} == before, "a finished trial began anew"
+    results = json.loads(again.stdout)
+    states = Counter(trial["state"] for trial in results["trials"])
+    assert states["finished"] == 25
+    assert states["killed"] <= 1
+    points = [str(t["settings"]) for t in results["trials"] if t["state"] == "finished"]
+    assert len(set(points)) == 25, "a point of the grid was tried twice"
+
+
+def test_the_winner_is_a_study_that_runs(fedkd: Any, write_study: Any, tmp_path: Path) -> None:
+    study = write_study({"arms/fedkd/consolidation/epochs": 3})
+    code, out, err = fedkd("tune", study, "--trials", "3", "--out", "here")
+    assert (code, err) == (0, "")
+    assert "0 (own)" in out
+    assert "mean accuracy on the labelled validation data" in out
+    tuned = Path("here/tiny/tuned.yaml")
+    assert str(tuned) in out
+    results = json.loads(Path("here/tiny/tune-fedkd.json").read_text())
+    assert len(results["trials"]) == 3
+    assert results["interrupted"] is False
+    code, out, _ = fedkd("compare", str(tuned), "--json", "--out", "there")
+    assert code == 0
+    resolved = json.loads(out)["resolved"]["arms"]["fedkd"]["consolidation"]
+    assert resolved == results["consolidation"]
+
+
+def test_the_proxy_says_how_well_it_agrees(fedkd: Any, write_study: Any) -> None:
+    study = write_study({"arms/fedkd/consolidation": {"weighting": "equal", "epochs": 3}})
+    code, out, _ = fedkd("tune", study, "--trials", "4", "--proxy", "--json")
+    assert code == 0
+    results = json.loads(out)
+    assert results["judge"] == "committee"
+    assert results["agreement"]["trials"] == 4
+    assert results["agreement"]["regret"] >= 0
+    code, out, _ = fedkd("tune", study, "--trials", "4", "--proxy")
+    assert code == 0
+    assert "rank correlation (Spearman)" in out
+    assert "if all label-free weightings of the teachers" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arm", "fedavg"], "fedavg does not consolidate"),
+        (["--search", "random"], "'random' is neither tpe nor grid"),
+        (["--seeds", "x"], "'x' is no list of whole numbers"),
+        (["--set", "data.validation=0", "--set", "data.transfer.size=20"], "too few to hold out"),
+    ],
+)
+def test_the_impossible_is_refused_in_a_sentence(
+    arguments: list[str], sentence: str, fedkd: Any, write_study: Any
+) -> None:
+    code, out, err = fedkd("tune", write_study(), *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not list(Path().glob("runs/*/tuned.yaml"))
+
+
+def test_ctrl_c_keeps_what_was_found(
+    fedkd: Any, write_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Classroom.consolidate
+    calls = []
+
+    def impatient(self: Classroom, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return honest(self, *arguments, **options)
+
+    monkeypatch.setattr(Classroom, "consolidate", impatient)
+    study = write_study({"arms/fedkd/consolidation/epochs": 2})
+    code, out, _ = fedkd("tune", study, "--trials", "4")
+    assert code == 130
+    assert "the same command goes on" in out
+    code, out, _ = fedkd("tune", study, "--trials", "4", "--json")
+    assert code == 0
+    states = [trial["state"] for trial in json.loads(out)["trials"]]
+    assert states.count("finished") + states.count("pruned") == 4
+    assert states.count("killed") == 1
+
+
+def test_what_is_tuned_is_what_compare_runs(
+    make_study: Any, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Round 0 of the engine's run, and its notes, are those of the student that was marked."""
+    study: Study = make_study({"engine/server_threads": 2, "arms/fedkd/consolidation/epochs": 3})
+    quiet = StudyProgress(Console(quiet=True), 1)
+    run = next(
+        run
+        for run in run_study(study, out=tmp_path, fresh=True, progress=quiet).summary["runs"]
+        if run["arm"] == "fedkd"
+    )
+    federation = Federation.load(study, 0, Path(os.environ["FEDKD_CACHE_DIR"]))
+    with intra_op_threads(2):
+        room = Classroom(federation, "fedkd")
+        learnt = room.consolidate(room.own)
+        model = build_model("mlp", federation.shape, seed=0)
+        model.load_state_dict(learnt.state)
+        found = evaluate(model, federation.cut.test, compute=federation.compute)
+    assert run["curve"][0]["accuracy"] == found.accuracy
+    assert run["curve"][0]["loss"] == found.loss
+    assert {key: run["notes"][key] for key in learnt.notes} == learnt.notes
+
+
+def test_importing_the_command_line_imports_neither_torch_nor_optuna() -> None:
+    check = "import sys, fedkd.cli; print([m for m in ('torch', 'optuna') if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
