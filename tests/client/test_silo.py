@@ -26,7 +26,23 @@ CHANGES = {
         "start": "consolidated",
         "consolidation": {"weighting": "familiarity", "teachers": "densities", "epochs": 1},
     },
+    "arms/fedkd-features": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "familiarity": {"basis": "features"},
+            "epochs": 1,
+        },
+    },
     "arms/avg": {"start": "average"},
+}
+
+AT_SILO = {
+    "data/transfer": {"source": "student-silo"},
+    "arms": {
+        "fedavg": {"start": "random"},
+        "fedkd": {"start": "consolidated", "consolidation": {"student": "best", "epochs": 1}},
+    },
 }
 
 
@@ -41,7 +57,9 @@ def listen(run_arm: Any, make_study: Any) -> Any:
             heard.append((silo, question, reply))
             return reply
 
-        study = make_study({**CHANGES, **(changes or {})})
+        study = make_study(
+            changes if changes and "arms" in changes else {**CHANGES, **(changes or {})}
+        )
         ran = run_arm(study, arm, tamper=note, test=False)
         assert ran.refused == []
         return ran, heard
@@ -104,7 +122,9 @@ def test_replies_echo_silo_run_and_round(listen: Any) -> None:
 def test_wire_names_are_what_other_programs_speak() -> None:
     """The contract is spoken outside the project: a renamed key breaks strangers."""
     found = {value for key, value in vars(wire).items() if key.isupper() and isinstance(value, str)}
-    assert {"query.describe", "query.teacher", "train", "evaluate"} <= found
+    assert {"query.describe", "query.teacher", "query.distil", "train", "evaluate"} <= found
+    assert {"basis-model", "architectures", "accuracies", "student", "none"} <= found
+    assert wire.teacher_record(3) == "teacher-3"
     assert {"arrays", "config", "metrics", "info", "teacher", "familiarity"} <= found
     assert {"transfer", "basis", "run-id", "transfer-hash", "num-examples"} <= found
     assert {"class-counts", "checkpoint-hash", "mode", "density", "weights", "logits"} <= found
@@ -160,10 +180,17 @@ def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any)
             assert set(reply.content) == {wire.TEACHER_RECORD, wire.INFO}
 
 
-@pytest.mark.parametrize("arm", ["fedavg", "avg", "fedkd", "fedkd-logits", "control-densities"])
-def test_no_reply_holds_private_images(arm: str, listen: Any) -> None:
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        *((arm, {}) for arm in ("fedavg", "avg", "fedkd", "fedkd-logits", "fedkd-features")),
+        ("control-densities", {}),
+        ("fedkd", AT_SILO),
+    ],
+)
+def test_no_reply_holds_private_images(arm: str, changes: dict[str, Any], listen: Any) -> None:
     """Neither as bytes nor as floats, neither whole nor one image, nor anything of their shape."""
-    ran, heard = listen(arm)
+    ran, heard = listen(arm, changes)
     for name, _, reply in heard:
         (silo,) = (s for s in ran.silos if s.name == name)
         arrays = [a for record in reply.content.array_records.values() for a in record.values()]

@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 from fedkd.data.images import Images
 from fedkd.distillation.familiarity import (
     LEAST_DISTANCE,
+    FeatureBasis,
     PixelBasis,
     background_log_density,
     density_bound,
@@ -22,7 +23,11 @@ from fedkd.distillation.familiarity import (
     knn_log_density,
     log_densities,
     make_basis,
+    make_feature_basis,
 )
+from fedkd.models.building import Shape, build_model
+from fedkd.models.features import penultimate_features
+from fedkd.training import Compute
 from fedkd.wire import NOTHING_KNOWN
 
 DIGITS = load_digits()
@@ -213,3 +218,71 @@ def test_a_silo_of_under_five_images_has_no_density(kind: str) -> None:
     assert joint is not None
     assert joint.shape == (10, 10)
     assert joint.dtype == torch.float64
+
+
+# The basis of features.
+
+
+def feature_basis(dims: int = 12, size: int = 200) -> FeatureBasis | None:
+    model = build_model("cnn", Shape(10, 1, 8), seed=5)
+    return make_feature_basis(digits(0, size).images, model, dims=dims, compute=Compute())
+
+
+@pytest.mark.parametrize("dims", [1, 12, 500])
+def test_the_basis_of_features_whitens_what_the_model_sees(dims: int) -> None:
+    basis = feature_basis(dims)
+    assert basis is not None
+    images = digits(0, 200).images
+    points = basis.project(images)
+    kept = len(basis.components)
+    assert points.shape == (200, kept)
+    assert points.dtype == torch.float64
+    assert basis.mean.shape == (128,)
+    torch.testing.assert_close(points.mean(0), torch.zeros(kept).double(), atol=1e-4, rtol=0)
+    covariance = torch.cov(points.T).reshape(kept, kept)
+    torch.testing.assert_close(covariance, torch.eye(kept).double(), atol=2e-3, rtol=0)
+
+
+def test_the_components_of_features_are_their_principal_axes() -> None:
+    """Against the eigenvectors of the covariance, found in another way."""
+    basis = feature_basis(3)
+    assert basis is not None
+    features = penultimate_features(basis.model, digits(0, 200).images, compute=Compute()).double()
+    values, vectors = torch.linalg.eigh(torch.cov(features.T))
+    for row, value, axis in zip(
+        basis.components.double(), values.flip(0), vectors.T.flip(0), strict=False
+    ):
+        assert row.norm().item() == pytest.approx(float(value) ** -0.5, rel=1e-4)
+        assert abs(float(row / row.norm() @ axis)) == pytest.approx(1, abs=1e-5)
+        assert float(row[row.abs().argmax()]) > 0
+
+
+def test_no_basis_of_features_without_enough_images_or_any_difference() -> None:
+    assert feature_basis(size=19) is None
+    assert feature_basis(size=20) is not None
+    dead = build_model("cnn", Shape(10, 1, 8), seed=5)
+    with torch.no_grad():
+        dead[7].bias.fill_(-1e3)  # no unit before the last layer ever fires
+    images = digits(0, 50).images
+    assert make_feature_basis(images, dead, dims=5, compute=Compute()) is None
+    with torch.no_grad():
+        dead[7].bias.fill_(math.inf)
+    assert make_feature_basis(images, dead, dims=5, compute=Compute()) is None
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "knn"])
+def test_densities_in_features_keep_the_bound_and_know_their_own(kind: str) -> None:
+    basis, pool, images = feature_basis(20), digits(200, 900), digits(900, 1000)
+    assert basis is not None
+    bound = density_bound(kind, len(basis.components))
+    own = []
+    for k in (3, 8):
+        silo = pool.take(torch.nonzero(pool.labels == k)[:, 0])
+        joint = log_densities(silo, images.images, basis, kind=kind, neighbours=5, num_classes=10)
+        assert joint is not None
+        assert float(joint.logsumexp(1).max()) <= bound
+        own.append(joint.logsumexp(1))
+    assert float((own[0] > own[1])[images.labels == 3].double().mean()) > 0.8
+    assert float((own[0] > own[1])[images.labels == 8].double().mean()) < 0.2
+    background = background_log_density(basis.project(images.images))
+    assert background.shape == (100,)

@@ -268,6 +268,28 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "s.yaml: arms.fedkd.consolidation.weighting: familiarity shows the transfer images",
     ),
+    "validation labels on a silo": (
+        {
+            "data/transfer": {"source": "student-silo"},
+            "arms/fedkd/consolidation": {
+                "teachers": "validation",
+                "method": "fine-tune",
+                "student": "best",
+            },
+        },
+        "s.yaml: arms.fedkd.consolidation.teachers: validation data is the server's",
+    ),
+    "features of an architecture that no silo has": (
+        {
+            "arms/fedkd/arch": "lenet5",
+            "arms/fedkd/consolidation": {
+                "weighting": "familiarity",
+                "student": "fresh",
+                "familiarity": {"basis": "features"},
+            },
+        },
+        "s.yaml: arms.fedkd.consolidation.familiarity.basis: features averages silos' models",
+    ),
     "fusion without a transfer set on the server": (
         {
             "data/transfer": {"source": "student-silo"},
@@ -418,3 +440,37 @@ def test_validating_changes_nothing_of_the_data() -> None:
     before = yaml.safe_dump(data)
     Study.model_validate(data)
     assert yaml.safe_dump(data) == before
+
+
+FEATURES = {"weighting": "familiarity", "familiarity": {"basis": "features"}}
+
+
+@pytest.mark.parametrize(
+    ("arm", "transfer", "exchanges"),
+    [
+        ({"start": "random"}, {}, 0),
+        ({"start": "average"}, {}, 1),
+        ({"start": "best"}, {"source": "student-silo"}, 1),
+        ({"consolidation": {}}, {}, 1),
+        ({"consolidation": {"weighting": "familiarity"}}, {}, 1),
+        ({"consolidation": FEATURES}, {}, 2),
+        ({"consolidation": FEATURES}, {"size": 20}, 2),
+        ({"consolidation": FEATURES}, {"size": 19}, 1),
+        ({"consolidation": {**FEATURES, "weighting": "equal"}}, {}, 1),
+        ({"consolidation": {"student": "best"}}, {"source": "student-silo"}, 2),
+    ],
+)
+def test_what_a_start_costs(arm: dict[str, Any], transfer: dict[str, Any], exchanges: int) -> None:
+    name = "fedkd" if "consolidation" in arm else "new"
+    arms = {"fedavg": {"start": "random"}, name: {"start": "consolidated", **arm}}
+    data = make_data({"arms": arms, "data/transfer": transfer})
+    assert parse_study(yaml.safe_dump(data)).exchanges_before_round_1(name) == exchanges
+
+
+def test_architectures_are_those_of_silos_and_arms() -> None:
+    changes = {
+        "model/per_silo": {"silo-1": "lenet5"},
+        "arms/new": {"start": "random", "arch": "mlp"},
+    }
+    study = parse_study(yaml.safe_dump(make_data(changes)))
+    assert study.architectures == ("cnn", "lenet5", "mlp")

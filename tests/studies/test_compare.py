@@ -321,6 +321,21 @@ def test_an_interrupted_study_keeps_what_it_measured(run: Any, make_study: Any) 
     assert curves(again)["fedkd", 0][:2] == curves(outcome)["fedkd", 0]
 
 
+def test_an_interrupted_run_says_what_its_start_cost(run: Any, make_study: Any) -> None:
+    settings = {"weighting": "familiarity", "familiarity": {"basis": "features"}, "epochs": 1}
+    changes = {
+        "rounds/max": 2,
+        "arms/fedkd/consolidation": settings,
+        "arms/avg": {"start": "average"},
+    }
+    interrupted = run(make_study(changes), progress=Impatient("fedkd", 0))
+    whole = run(make_study({**changes, "name": "whole"}))
+    cost = {r["arm"]: r["exchanges_before_round_1"] for r in interrupted.summary["runs"]}
+    assert cost == {"fedavg": 0, "fedkd": 2}
+    for entry in whole.summary["runs"]:
+        assert entry["exchanges_before_round_1"] == {**cost, "avg": 1}[entry["arm"]]
+
+
 def test_one_failed_run_leaves_the_others(run: Any, make_study: Any) -> None:
     study = make_study(DIVERGING)
     outcome = run(study)

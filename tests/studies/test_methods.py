@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.runner import Outcome, run_study
 from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.errors import UserError
 from fedkd.progress import StudyProgress
 
 LABELLED = {"data/transfer": {"size": 60, "labelled": True}}
@@ -20,11 +21,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_study: Any) -> Any
     """Return a function that runs the test study with one more arm, ``fedkd-new``."""
     monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
 
-    def run(consolidation: dict[str, Any], changes: dict[str, Any] | None = None) -> Outcome:
+    def run(
+        consolidation: dict[str, Any],
+        changes: dict[str, Any] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Outcome:
         arm = {"start": "consolidated", "consolidation": {"epochs": 3, **consolidation}}
         study = make_study({"arms/fedkd-new": arm, "rounds/max": 1, **(changes or {})})
         quiet = StudyProgress(Console(quiet=True), 10)
-        return run_study(study, out=tmp_path / "runs", fresh=False, progress=quiet)
+        return run_study(study, out=tmp_path / "runs", fresh=fresh, progress=quiet)
 
     return run
 
@@ -116,6 +122,82 @@ def test_a_subset_of_the_transfer_set_changes_what_is_learnt(run: Any, by: str) 
 def test_noise_can_carry_knowledge_or_not_but_it_runs(run: Any) -> None:
     entry = new(run({}, {"data/transfer": {"size": 60, "source": "noise"}}))
     assert 0 <= entry["curve"][0]["accuracy"] <= 1
+
+
+FEATURES = {"weighting": "familiarity", "familiarity": {"basis": "features"}}
+AT_SILO = {
+    "data/transfer": {"source": "student-silo"},
+    "arms/fedkd/consolidation": {"student": "best", "epochs": 3},
+}
+
+
+@pytest.mark.parametrize("density", ["gaussian", "knn"])
+def test_densities_in_features_teach_better_than_none(run: Any, density: str) -> None:
+    settings = {**FEATURES["familiarity"], "density": density}  # type: ignore[dict-item]
+    entry = new(run({**FEATURES, "familiarity": settings, "epochs": 15}))
+    equal = new(run({"epochs": 15}))
+    assert entry["exchanges_before_round_1"] == 2
+    assert entry["curve"][0]["accuracy"] > equal["curve"][0]["accuracy"]
+    assert entry["curve"][0]["bytes_down"] > equal["curve"][0]["bytes_down"]
+    for target in entry["targets"]:
+        assert target["exchanges"] is None or target["exchanges"] == target["round"] + 2
+
+
+def test_features_of_the_students_architecture_among_others(run: Any) -> None:
+    changes = {"model/per_silo": {"silo-1": "cnn"}}
+    notes = new(run({**FEATURES, "student": "fresh"}, changes))["notes"]
+    assert set(notes["mean_weights"]) == {"silo-0", "silo-1", "silo-2"}
+
+
+def test_a_model_without_features_is_refused_before_anything_runs(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_convolution.py").write_text(
+        "from torch import nn\n\n"
+        "def net(num_classes, in_channels, image_size):\n"
+        "    layer = nn.Conv2d(in_channels, num_classes, image_size)\n"
+        "    return nn.Sequential(layer, nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = r"^arms\.fedkd-new\.consolidation\.familiarity\.basis: features .* use basis: pixels$"
+    with pytest.raises(UserError, match=said):
+        run(FEATURES, {"model/arch": "my_convolution:net"})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_student_learns_on_its_own_silo(run: Any) -> None:
+    entry = new(run({"student": "best", "epochs": 10}, AT_SILO))
+    assert entry["exchanges_before_round_1"] == 2
+    assert entry["instruments"]["student"]["gain"] > 0
+    names = [teacher["silo"] for teacher in entry["instruments"]["teachers"]]
+    assert entry["notes"]["student"] in names
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("consolidation", "changes"),
+    [(FEATURES, {}), ({"student": "best", "method": "dml"}, AT_SILO)],
+    ids=["features", "student-silo"],
+)
+def test_starts_of_two_exchanges_are_the_same_to_the_bit(
+    consolidation: dict[str, Any], changes: dict[str, Any], run: Any
+) -> None:
+    """With one worker and two, and in studies of different names, so that no cache helps."""
+    outcomes = [
+        run(
+            consolidation,
+            {**changes, "engine/workers": workers, "name": f"study-{workers}"},
+            fresh=True,
+        )
+        for workers in (1, 2)
+    ]
+    entries = [new(outcome) for outcome in outcomes]
+    assert not any(entry["cached"] for entry in entries)
+    strip = [[{**point, "seconds": 0} for point in entry["curve"]] for entry in entries]
+    assert strip[0] == strip[1]
+    place = "fedkd-new/seed-0/checkpoint.safetensors"
+    first, second = ((outcome.folder / place).read_bytes() for outcome in outcomes)
+    assert first == second
 
 
 def test_the_same_study_gives_the_same_curve(run: Any) -> None:
