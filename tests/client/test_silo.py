@@ -57,9 +57,7 @@ def listen(run_arm: Any, make_study: Any) -> Any:
             heard.append((silo, question, reply))
             return reply
 
-        study = make_study(
-            changes if changes and "arms" in changes else {**CHANGES, **(changes or {})}
-        )
+        study = make_study(changes or CHANGES)
         ran = run_arm(study, arm, tamper=note, test=False)
         assert ran.refused == []
         return ran, heard
