@@ -10,11 +10,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.questions import read_basis, read_teachers
 from clients.silo import Silo, state_hash
 from fedkd import wire
 from fedkd.cache import cache_root
 from fedkd.data.images import content_hash
-from fedkd.distillation.familiarity import Basis
 from fedkd.federation import Federation
 from fedkd.study import Study
 from fedkd.study_file import parse_study
@@ -39,6 +39,12 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
         silo, _ = find_silo(context)
         with intra_op_threads(1):
             return _reply(message, silo, teach(silo, message.content))
+
+    @app.query("distil")
+    def distil(message: Message, context: Context) -> Message:
+        silo, study = find_silo(context)
+        with intra_op_threads(1):
+            return _reply(message, silo, learn(silo, study, _arm(context), message.content))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -99,16 +105,17 @@ def teach(silo: Silo, content: RecordDict) -> RecordDict:
     if wire.TRANSFER in content.array_records:
         images = torch.from_numpy(content.array_records[wire.TRANSFER][wire.IMAGES].numpy())
         info[wire.TRANSFER_HASH] = content_hash(images)
-    own = silo.own_model()
-    if own.state is None:
-        info[wire.PROBLEM] = own.problem
-    elif mode == wire.MODE_WEIGHTS:
-        reply[wire.TEACHER_RECORD] = ArrayRecord(own.state)
-    else:
-        logits = silo.predict(own.state, _needed(images))
-        reply[wire.TEACHER_RECORD] = ArrayRecord({wire.LOGITS: logits})
+    if mode != wire.MODE_NONE:
+        own = silo.own_model()
+        if own.state is None:
+            info[wire.PROBLEM] = own.problem
+        elif mode == wire.MODE_WEIGHTS:
+            reply[wire.TEACHER_RECORD] = ArrayRecord(own.state)
+        else:
+            logits = silo.predict(own.state, _needed(images))
+            reply[wire.TEACHER_RECORD] = ArrayRecord({wire.LOGITS: logits})
     if density != wire.DENSITY_NONE:
-        basis = read_basis(content.array_records[wire.BASIS])
+        basis = read_basis(silo, content)
         found = silo.familiarity(
             _needed(images),
             basis,
@@ -122,13 +129,15 @@ def teach(silo: Silo, content: RecordDict) -> RecordDict:
     return reply
 
 
-def read_basis(record: ArrayRecord) -> Basis:
-    """Read the feature basis that the server sent."""
-    return Basis(
-        mean=torch.from_numpy(record[wire.BASIS_MEAN].numpy()),
-        components=torch.from_numpy(record[wire.BASIS_COMPONENTS].numpy()),
-        side=int(record[wire.BASIS_SIDE].numpy()),
-    )
+def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``query.distil``: the silo's model, taught by those that the server sent."""
+    settings = study.arms[arm].consolidation
+    if settings is None or not study.data.transfer.at_silo:
+        raise ValueError(f"the study has no silo distil in arm {arm}")
+    teachers, student = read_teachers(silo, study, content)
+    state, loss = silo.distil(teachers, student, settings)
+    metrics = MetricRecord({wire.NUM_EXAMPLES: len(silo.data), wire.LOSS: loss})
+    return RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
 
 
 def _needed(images: torch.Tensor | None) -> torch.Tensor:

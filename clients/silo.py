@@ -12,12 +12,15 @@ from torch import Tensor
 from fedkd import wire
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
+from fedkd.distillation.consolidation import School, distil
 from fedkd.distillation.familiarity import Basis, log_densities
+from fedkd.distillation.teachers import Teachers
+from fedkd.errors import FedKDError
 from fedkd.federation import Federation, Pretrained
 from fedkd.local_training import LocalTask, train_locally
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import torch_generator
-from fedkd.study import Rounds
+from fedkd.study import Consolidation, Rounds
 from fedkd.training import Compute, Metrics, evaluate, predict
 
 
@@ -110,6 +113,37 @@ class Silo:
             return None
         density = joint if per_class else joint.logsumexp(1)
         return density.clamp_min(wire.NOTHING_KNOWN).float()
+
+    def distil(
+        self, teachers: Teachers, student: int | None, settings: Consolidation
+    ) -> tuple[State, float]:
+        """Let the silo's own model learn from others on the silo's own images and labels.
+
+        Args:
+            teachers: those that the server chose.
+            student: which of them is the silo's own model, or None.
+            settings: of the consolidation.
+
+        Returns:
+            The student's state and the mean loss of the last epoch.
+
+        Raises:
+            FedKDError: distillation diverged, or the silo's own model did before.
+        """
+        own = self.own_model()
+        if own.state is None:
+            raise FedKDError(own.problem)
+        school = School(
+            transfer=self.data,
+            labelled=True,
+            validation=self.data.take(torch.tensor([], dtype=torch.int64)),
+            arch=self.arch,
+            shape=self.shape,
+            compute=self.compute,
+            seed=self.seed,
+        )
+        learnt = distil(own.state, teachers, student, settings, school)
+        return learnt.state, learnt.loss
 
 
 def state_hash(state: State) -> str:

@@ -209,14 +209,13 @@ class _Runner:
         curve = read_points(task.folder)
         if not curve:
             return
-        arm = self._study.arms[task.arm]
         record = RunRecord(
             arm=task.arm,
             seed=task.federation.seed,
             engine=self._study.engine.name,
             curve=curve,
             stopped="interrupted",
-            exchanges_before_round_1=0 if arm.start == "random" else 1,
+            exchanges_before_round_1=self._study.exchanges_before_round_1(task.arm),
             max_rounds=self._study.rounds_of(task.arm).max,
             targets=task.targets,
         )

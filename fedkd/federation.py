@@ -16,6 +16,7 @@ from fedkd.data.cut import Cut, load_cut
 from fedkd.data.images import Images
 from fedkd.errors import UserError
 from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
+from fedkd.models.features import penultimate_features
 from fedkd.seeding import derive_seed, torch_generator
 from fedkd.study import Study
 from fedkd.training import Compute, Sgd, intra_op_threads, is_finite, train_supervised
@@ -129,10 +130,23 @@ class Federation:
             UserError: one of them does not fit.
         """
         self.compute.check()
-        for arch in sorted({self.study.model.arch, *self.study.model.per_silo.values()}):
+        for arch in self.study.architectures:
             check_model(arch, self.shape)
+        for name, arm in self.study.arms.items():
+            if arm.consolidation and arm.consolidation.uses_features:
+                self._check_features(name)
         for silo in self.study.pretraining.checkpoints:
             self.pretrained(silo)
+
+    def _check_features(self, arm: str) -> None:
+        """Look once for the features on which an arm's densities would rest."""
+        model = build_model(self.study.global_arch(arm), self.shape, seed=0)
+        side = self.shape.image_size
+        images = torch.zeros(2, self.shape.in_channels, side, side, dtype=torch.uint8)
+        try:
+            penultimate_features(model, images, compute=Compute())
+        except UserError as error:
+            raise UserError(f"arms.{arm}.consolidation.{error}") from error
 
     def _fresh_model(self, silo: str) -> State:
         owner = silo if self.study.pretraining.init == "per-silo" else ""

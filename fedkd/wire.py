@@ -7,7 +7,10 @@ message type       sent                                        answered
 =================  ==========================================  =================================
 ``query.describe`` ``config``: run id, transfer-set hash       ``info``: who the silo is
 ``query.teacher``  ``config``: mode, density, ...;             ``teacher``: state dict or logits;
-                   ``transfer``, ``basis``: arrays             ``familiarity``; ``info``
+                   ``transfer``, ``basis``,                    ``familiarity``; ``info``
+                   ``basis-model``: arrays
+``query.distil``   ``config``; ``teacher-0``, ...:             ``arrays``, ``metrics``, ``info``
+                   state dicts
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
 ``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
 =================  ==========================================  =================================
@@ -19,6 +22,7 @@ from typing import Final
 
 DESCRIBE: Final = "query.describe"
 TEACHER: Final = "query.teacher"
+DISTIL: Final = "query.distil"
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 
@@ -31,6 +35,7 @@ TEACHER_RECORD: Final = "teacher"
 FAMILIARITY: Final = "familiarity"
 TRANSFER: Final = "transfer"
 BASIS: Final = "basis"
+BASIS_MODEL: Final = "basis-model"
 
 # Keys of config and info.
 RUN_ID: Final = "run-id"
@@ -49,6 +54,11 @@ CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
 PROBLEM: Final = "problem"
 
+# Keys of query.distil's config: lists with one entry a teacher, but for the student.
+ARCHITECTURES: Final = "architectures"
+ACCURACIES: Final = "accuracies"
+STUDENT: Final = "student"
+
 # Keys of arrays.
 LOGITS: Final = "logits"
 LOG_DENSITY: Final = "log-density"
@@ -60,6 +70,7 @@ BASIS_SIDE: Final = "side"
 # Values.
 MODE_WEIGHTS: Final = "weights"
 MODE_LOGITS: Final = "logits"
+MODE_NONE: Final = "none"
 DENSITY_NONE: Final = "none"
 DENSITY_SAMPLE: Final = "sample"
 DENSITY_CLASS: Final = "class"
@@ -79,3 +90,11 @@ CONFIG_CACHE_DIR: Final = "cache-dir"
 
 # A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
 NOTHING_KNOWN: Final = -1e9
+
+NO_TEACHER: Final = -1
+"""The ``student`` of ``query.distil`` whose model is none of the teachers."""
+
+
+def teacher_record(index: int) -> str:
+    """Name the record of ``query.distil`` that holds a teacher's model."""
+    return f"{TEACHER_RECORD}-{index}"

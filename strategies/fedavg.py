@@ -23,7 +23,7 @@ from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
 from fedkd.training import evaluate
 from strategies.exchange import Ledger, Member, exchange, natural_key
-from strategies.gate import RefusedError, read_info, read_num_examples, read_state
+from strategies.gate import RefusedError, read_info, read_num_examples, read_update
 from strategies.roster import call_roster
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
@@ -167,7 +167,13 @@ class SiloFedAvg(FedAvg):
                 reply = by_node.get(member.node_id)
                 if reply is None:
                     raise RefusedError("it did not answer in time")
-                state, size, loss = self._read_reply(reply, member, server_round)
+                state, size, loss = read_update(
+                    reply,
+                    self._expected,
+                    silo=member.name,
+                    run_id=self.run_id,
+                    round_number=server_round,
+                )
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)
                 continue
@@ -181,18 +187,6 @@ class SiloFedAvg(FedAvg):
         average = self.combine(states, sizes)
         state = self.update(RoundModels(server_round, self._expected, states, average))
         return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
-
-    def _read_reply(
-        self, reply: Message, member: Member, server_round: int
-    ) -> tuple[State, int, float]:
-        info = read_info(reply, run_id=self.run_id, round_number=server_round)
-        if info.get(wire.SILO) != member.name:
-            raise RefusedError("its reply bears another silo's name")
-        record = reply.content.metric_records.get(wire.METRICS)
-        size = read_num_examples(record)
-        loss = record.get(wire.LOSS) if record is not None else None
-        state = read_state(reply.content.array_records.get(wire.ARRAYS), self._expected)
-        return state, size, loss if isinstance(loss, float) and math.isfinite(loss) else 0.0
 
     def _measure(
         self,

@@ -7,36 +7,46 @@ from flwr.serverapp import Grid
 
 from fedkd.checkpoint import State
 from fedkd.data.images import Images
+from fedkd.distillation import LEAST_TRANSFER_IMAGES
+from fedkd.distillation.choice import choose
 from fedkd.distillation.consolidation import Consolidated, School, consolidate
-from fedkd.distillation.familiarity import Basis, make_basis
+from fedkd.distillation.familiarity import Basis, make_basis, make_feature_basis
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
+from fedkd.training import evaluate
+from strategies.at_silo import distil_at_silo
 from strategies.fedavg import SiloFedAvg
-from strategies.teachers import collect_teachers
+from strategies.teachers import collect_densities, collect_teachers
 
 
 class FedKD(SiloFedAvg):
     """One exchange collects teachers and a student learns from them; then FedAvg rounds.
 
-    Alballa et al. 2402.14922. Subclass and override ``consolidate`` for another way from teachers
-    to a student.
+    A second exchange is needed where densities are told in features of the averaged model, or
+    where the student learns on its own silo. Alballa et al. 2402.14922. Subclass and override
+    ``consolidate`` for another way from teachers to a student.
     """
 
     def begin(self, grid: Grid, initial_arrays: ArrayRecord) -> State:  # noqa: ARG002 -- the student may need none
         """Consolidate the silos' models into the global model."""
-        basis = self._basis()
+        settings, setting = self._settings(), self.setting
+        members = list(self.roster.values())
+        basis = self._pixel_basis()
         self.teachers = collect_teachers(
-            grid,
-            list(self.roster.values()),
-            self.setting,
-            self.ledger,
-            self.run_id,
-            self._settings(),
-            basis,
+            grid, members, setting, self.ledger, self.run_id, settings, basis
         )
         self.exchanges_before_round_1 = 1
-        self.consolidated = self.consolidate(self.teachers, basis)
+        if settings.uses_features and (basis := self._feature_basis(self.teachers)) is not None:
+            self.teachers = collect_densities(
+                grid, members, self.teachers, setting, self.ledger, self.run_id, settings, basis
+            )
+            self.exchanges_before_round_1 = 2
+        if setting.study.data.transfer.at_silo:
+            self.consolidated = self._consolidate_at_silo(grid, self.teachers)
+            self.exchanges_before_round_1 = 2
+        else:
+            self.consolidated = self.consolidate(self.teachers, basis)
         self.notes |= self.consolidated.notes
         return self.consolidated.state
 
@@ -59,18 +69,61 @@ class FedKD(SiloFedAvg):
         except FedKDError as error:
             raise type(error)(f"arms.{setting.arm_name}: {error}") from error
 
-    def _basis(self) -> Basis | None:
-        """Fit the basis in which silos tell densities, if the arm asks for any."""
-        settings, transfer = self._settings(), self._transfer()
-        if not settings.uses_densities:
+    def _consolidate_at_silo(self, grid: Grid, teachers: Teachers) -> Consolidated:
+        """Choose by the server's validation data, and let the student's silo distil."""
+        setting = self.setting
+        choice = choose(
+            teachers,
+            self._settings(),
+            validation=setting.validation,
+            arch=setting.arch,
+            seed=setting.seed,
+        )
+        if choice.silo is None:
+            raise ValueError("a student that is no silo's model cannot learn on a silo")
+        state, loss = distil_at_silo(
+            grid, self.roster[choice.silo], choice, setting, self.ledger, self.run_id
+        )
+        notes = choice.notes | {"distillation_loss": round(loss, 6)}
+        if len(setting.validation):
+            model = setting.model("examination")
+            model.load_state_dict(state)
+            found = evaluate(model, setting.validation, compute=setting.compute)
+            notes["validation_accuracy"] = round(found.accuracy, 6)
+        return Consolidated(state, choice.start, choice.teachers, notes, loss)
+
+    def _pixel_basis(self) -> Basis | None:
+        """Fit the basis in which silos tell densities with their models, if the arm asks for it."""
+        settings = self._settings()
+        if not settings.uses_densities or settings.uses_features:
             return None
-        basis = make_basis(transfer.images, dims=settings.familiarity.dims)
+        images = self._transfer().images
+        return self._usable(make_basis(images, dims=settings.familiarity.dims))
+
+    def _feature_basis(self, teachers: Teachers) -> Basis | None:
+        """Fit the basis to what the average of the silos' models sees of the transfer set."""
+        setting, images = self.setting, self._transfer().images
+        if len(images) < LEAST_TRANSFER_IMAGES:
+            return self._usable(None)
+        try:
+            average = teachers.average(setting.arch)
+            model = setting.model("basis")
+            model.load_state_dict(average)
+            basis = make_feature_basis(
+                images, model, dims=self._settings().familiarity.dims, compute=setting.compute
+            )
+        except FedKDError as error:
+            raise type(error)(f"arms.{setting.arm_name}: {error}") from error
+        return self._usable(basis)
+
+    def _usable(self, basis: Basis | None) -> Basis | None:
+        """Return the basis, and say what follows if there is none."""
         if basis is None:
             self.notes["fallback"] = "equal: the transfer set is too small for a basis"
-            if settings.teachers == "densities":
+            if self._settings().teachers == "densities":
                 raise FedKDError(
-                    f"arms.{self.setting.arm_name}: a transfer set of {len(transfer)} images is "
-                    "too small for densities to teach; 20 distinct ones are needed"
+                    f"arms.{self.setting.arm_name}: a transfer set of {len(self._transfer())} "
+                    "images is too small for densities to teach; 20 distinct ones are needed"
                 )
         return basis
 

@@ -7,6 +7,7 @@ been asked. Sizes are read from headers before anything is decoded.
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
@@ -89,6 +90,20 @@ def read_state(record: ArrayRecord | None, like: State) -> State:
         key: read_array(record[key], key, tuple(tensor.shape), tensor.dtype)
         for key, tensor in like.items()
     }
+
+
+def read_update(
+    reply: Message, like: State, *, silo: str, run_id: str, round_number: int
+) -> tuple[State, int, float]:
+    """Return a trained model, its number of examples, and its loss: 0 where that is not finite."""
+    info = read_info(reply, run_id=run_id, round_number=round_number)
+    if info.get(wire.SILO) != silo:
+        raise RefusedError("its reply bears another silo's name")
+    record = reply.content.metric_records.get(wire.METRICS)
+    size = read_num_examples(record)
+    loss = record.get(wire.LOSS) if record is not None else None
+    state = read_state(reply.content.array_records.get(wire.ARRAYS), like)
+    return state, size, loss if isinstance(loss, float) and math.isfinite(loss) else 0.0
 
 
 def read_logits(record: ArrayRecord | None, samples: int, classes: int) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedkd import wire
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import content_hash
-from fedkd.distillation.familiarity import Basis, density_bound
+from fedkd.distillation.familiarity import Basis, FeatureBasis, PixelBasis, density_bound
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
@@ -51,41 +53,96 @@ def collect_teachers(
     Raises:
         FedKDError: no silo gave anything usable.
     """
-    content, density = _question(setting, run_id, settings, basis)
-    messages = [Message(content, member.node_id, wire.TEACHER) for member in members]
-    replies = exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
+    mode = settings.mode if settings else wire.MODE_WEIGHTS
+    question = _question(setting, run_id, mode, settings, basis)
+    replies = _ask(grid, members, question, setting, ledger)
     teachers = []
     for member in members:
         try:
-            if member.node_id not in replies:
-                raise RefusedError("it did not answer in time")
-            reply = replies[member.node_id]
-            teachers.append(_read_teacher(reply, member, setting, run_id, content, density, basis))
+            info = _read_echo(replies, member, run_id, question)
+            teachers.append(_read_teacher(replies, info, member, setting, question, basis))
             ledger.traffic.ok += 1
         except RefusedError as error:
             ledger.refuse(member.name, error)
+    return Teachers(_some(teachers, setting, ledger), setting.shape, setting.compute)
+
+
+def collect_densities(
+    grid: Grid,
+    members: Sequence[Member],
+    teachers: Teachers,
+    setting: Setting,
+    ledger: Ledger,
+    run_id: str,
+    settings: Consolidation,
+    basis: Basis,
+) -> Teachers:
+    """Ask the silos whose models were used for densities in a basis made of them: one exchange.
+
+    A silo whose reply is refused has no density, like one that is too small, so that its model
+    teaches with an equal share; where densities alone teach, it is left out. It then counts among
+    the round's failed silos, not among those that answered well.
+
+    Args:
+        grid: the way to the nodes.
+        members: all silos.
+        teachers: their models.
+        setting: the run.
+        ledger: the books.
+        run_id: what replies must echo.
+        settings: of the consolidation.
+        basis: what densities are told in.
+
+    Raises:
+        FedKDError: densities alone should teach and no silo told any.
+    """
+    by_name = {member.name: member for member in members}
+    asked = [by_name[teacher.silo] for teacher in teachers.members]
+    question = _question(setting, run_id, wire.MODE_NONE, settings, basis)
+    replies = _ask(grid, asked, question, setting, ledger)
+    told = []
+    for member, teacher in zip(asked, teachers.members, strict=True):
+        try:
+            _read_echo(replies, member, run_id, question)
+            density = _read_density(replies[member.node_id], setting, question, basis)
+            told.append(replace(teacher, log_density=density))
+        except RefusedError as error:
+            ledger.traffic.ok -= 1
+            ledger.refuse(member.name, error)
+            if settings.teachers != "densities":
+                told.append(teacher)
+    return Teachers(_some(told, setting, ledger), setting.shape, setting.compute)
+
+
+def _some(teachers: list[Teacher], setting: Setting, ledger: Ledger) -> list[Teacher]:
     if not teachers:
         reasons = "; ".join(sorted({f"{q.silo}: {q.reason}" for q in ledger.quarantined})[:3])
         raise FedKDError(
             f"arms.{setting.arm_name}: no silo's pre-trained model can be used ({reasons})"
         )
-    return Teachers(teachers, setting.shape, setting.compute)
+    return teachers
+
+
+def _ask(
+    grid: Grid, members: Sequence[Member], question: RecordDict, setting: Setting, ledger: Ledger
+) -> dict[int, Message]:
+    messages = [Message(question, member.node_id, wire.TEACHER) for member in members]
+    return exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
 
 
 def _question(
-    setting: Setting, run_id: str, settings: Consolidation | None, basis: Basis | None
-) -> tuple[RecordDict, str]:
+    setting: Setting,
+    run_id: str,
+    mode: str,
+    settings: Consolidation | None,
+    basis: Basis | None,
+) -> RecordDict:
     """Write ``query.teacher``; images go along only where a silo must look at them."""
-    mode = settings.mode if settings else wire.MODE_WEIGHTS
-    density = wire.DENSITY_NONE
-    if settings and basis is not None:
-        per_class = settings.teachers == "densities"
-        density = wire.DENSITY_CLASS if per_class else wire.DENSITY_SAMPLE
     config: dict[str, str | int] = {
         wire.RUN_ID: run_id,
         wire.ROUND: 0,
         wire.MODE: mode,
-        wire.DENSITY: density,
+        wire.DENSITY: wire.DENSITY_NONE,
     }
     records: dict[str, ArrayRecord | ConfigRecord] = {}
     if setting.transfer is not None and (mode == wire.MODE_LOGITS or basis is not None):
@@ -93,49 +150,77 @@ def _question(
         config[wire.TRANSFER_HASH] = content_hash(images)
         records[wire.TRANSFER] = ArrayRecord({wire.IMAGES: Array(images.numpy())})
     if settings and basis is not None:
+        per_class = settings.teachers == "densities"
+        config[wire.DENSITY] = wire.DENSITY_CLASS if per_class else wire.DENSITY_SAMPLE
         config[wire.DENSITY_KIND] = settings.familiarity.density
         config[wire.NEIGHBOURS] = settings.familiarity.neighbours
         records[wire.BASIS] = ArrayRecord(
             {
                 wire.BASIS_MEAN: Array(basis.mean.numpy()),
                 wire.BASIS_COMPONENTS: Array(basis.components.numpy()),
-                wire.BASIS_SIDE: Array(torch.tensor(basis.side).numpy()),
+                wire.BASIS_SIDE: Array(torch.tensor(_side(basis)).numpy()),
             }
         )
+    if isinstance(basis, FeatureBasis):
+        config[wire.ARCHITECTURE] = setting.arch
+        records[wire.BASIS_MODEL] = ArrayRecord(copy_state(basis.model))
     records[wire.CONFIG] = ConfigRecord(dict(config))
-    return RecordDict(dict(records)), density
+    return RecordDict(dict(records))
 
 
-def _read_teacher(
-    reply: Message,
-    member: Member,
-    setting: Setting,
-    run_id: str,
-    question: RecordDict,
-    density: str,
-    basis: Basis | None,
-) -> Teacher:
-    info = read_info(reply, run_id=run_id, round_number=0)
+def _side(basis: Basis) -> int:
+    """Return the side to which images are pooled; 0 says that a model sees them instead."""
+    return basis.side if isinstance(basis, PixelBasis) else 0
+
+
+def _read_echo(
+    replies: Mapping[int, Message], member: Member, run_id: str, question: RecordDict
+) -> ConfigRecord:
+    """Return the ``info`` of a silo's reply once it is known to answer this very question."""
+    if member.node_id not in replies:
+        raise RefusedError("it did not answer in time")
+    info = read_info(replies[member.node_id], run_id=run_id, round_number=0)
     if info.get(wire.SILO) != member.name:
         raise RefusedError("its reply bears another silo's name")
     asked = question.config_records[wire.CONFIG]
     if wire.TRANSFER_HASH in asked and info.get(wire.TRANSFER_HASH) != asked[wire.TRANSFER_HASH]:
         raise RefusedError("it answered for another transfer set")
+    return info
+
+
+def _read_teacher(
+    replies: Mapping[int, Message],
+    info: ConfigRecord,
+    member: Member,
+    setting: Setting,
+    question: RecordDict,
+    basis: Basis | None,
+) -> Teacher:
+    reply = replies[member.node_id]
     size = read_num_examples(info)
     arch = str(member.info[wire.ARCHITECTURE])
     record = reply.content.array_records.get(wire.TEACHER_RECORD)
-    num_samples = len(setting.transfer) if setting.transfer is not None else 0
-    state = logits = log_density = None
-    if asked[wire.MODE] == wire.MODE_WEIGHTS:
+    state = logits = None
+    if question.config_records[wire.CONFIG][wire.MODE] == wire.MODE_WEIGHTS:
         state = read_state(record, copy_state(setting.model("teacher", arch)))
     else:
+        num_samples = len(setting.transfer) if setting.transfer is not None else 0
         logits = read_logits(record, num_samples, setting.shape.num_classes)
-    familiarity = reply.content.array_records.get(wire.FAMILIARITY)
-    if familiarity is not None and basis is not None:
-        shape: tuple[int, ...] = (num_samples,)
-        if density == wire.DENSITY_CLASS:
-            shape = (num_samples, setting.shape.num_classes)
-        bound = density_bound(str(asked[wire.DENSITY_KIND]), len(basis.components))
-        log_density = read_density(familiarity, shape, bound)
+    log_density = None if basis is None else _read_density(reply, setting, question, basis)
     counts = read_class_counts(member.info, setting.shape.num_classes)
     return Teacher(member.name, arch, size, state, logits, log_density, counts)
+
+
+def _read_density(
+    reply: Message, setting: Setting, question: RecordDict, basis: Basis
+) -> Tensor | None:
+    """Return the densities of a reply, or None where an honest silo is too small for any."""
+    record = reply.content.array_records.get(wire.FAMILIARITY)
+    if record is None:
+        return None
+    asked = question.config_records[wire.CONFIG]
+    shape: tuple[int, ...] = (len(setting.transfer) if setting.transfer is not None else 0,)
+    if asked[wire.DENSITY] == wire.DENSITY_CLASS:
+        shape = (*shape, setting.shape.num_classes)
+    bound = density_bound(str(asked[wire.DENSITY_KIND]), len(basis.components))
+    return read_density(record, shape, bound)

@@ -242,7 +242,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         targets: tuple[float, ...] = (),
     ) -> Ran:
         federation = Federation.load(study, study.seeds[0], cache_dir)
-        silos = [Silo.of(federation, name) for name in study.silo_names]
+        silos = [Silo.of(federation, name, arm) for name in study.silo_names]
         setting = Setting.of(federation, arm, targets)
         contexts = {
             2 + index: Context(

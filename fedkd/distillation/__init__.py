@@ -13,6 +13,9 @@ METHODS = Registry(
     own=True,
 )
 
+LEAST_TRANSFER_IMAGES = 20
+"""Fewer transfer images make no basis in which silos could tell densities."""
+
 NEEDS_LABELS = frozenset({"fine-tune"})
 """Methods that learn from labels of the transfer set."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
 from fedkd.distillation import METHODS
+from fedkd.distillation.choice import choose
 from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.familiarity import Basis, background_log_density
 from fedkd.distillation.lesson import Lesson
@@ -20,9 +21,9 @@ from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weightings import Evidence
 from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
-from fedkd.seeding import derive_seed, numpy_generator, torch_generator
+from fedkd.seeding import numpy_generator, torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, evaluate, is_finite, predict
+from fedkd.training import Compute, evaluate, is_finite
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Consolidated:
         start: its weights before.
         teachers: those that taught.
         notes: figures for the record: mean weight of each teacher, last loss, who was chosen.
+        loss: mean of the last epoch.
     """
 
     state: State
     start: State
     teachers: Teachers
     notes: dict[str, Any] = field(default_factory=dict)
+    loss: float = math.nan
 
 
 def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> Consolidated:
@@ -78,34 +81,48 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
-    notes: dict[str, Any] = {}
-    start, chosen = _student(teachers, settings, school)
-    if chosen is not None:
-        notes["student"] = teachers.members[chosen].silo
+    choice = choose(
+        teachers, settings, validation=school.validation, arch=school.arch, seed=school.seed
+    )
+    learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
+    return replace(learnt, notes=choice.notes | learnt.notes)
+
+
+def distil(
+    start: State,
+    teachers: Teachers,
+    student: int | None,
+    settings: Consolidation,
+    school: School,
+) -> Consolidated:
+    """Combine what the teachers say, and let the student that begins at ``start`` learn.
+
+    Args:
+        start: the student's weights before.
+        teachers: all of them teach.
+        student: which of them the student is a copy of, or None.
+        settings: of the consolidation; who learns and who teaches is settled.
+        school: its validation data may be empty if the teachers' accuracies are told.
+
+    Raises:
+        FedKDError: distillation diverged, or nothing usable is there to learn from.
+    """
     model = build_model(school.arch, school.shape, seed=0).to(school.compute.device)
     model.load_state_dict(start)
-    before = None
-    if settings.select.needs_validation:
-        before = predict(model, school.validation.images, compute=school.compute)
-    selected = teachers.select(settings.select, school.validation, before)
-    if len(selected) < len(teachers):
-        notes["teachers"] = [teachers.members[index].silo for index in selected]
-    chosen = selected.index(chosen) if chosen in selected else None
-    teachers = teachers.only(selected)
     ensemble = make_ensemble(teachers, settings, school)
     if settings.teachers == "validation":
         lesson = _control_lesson(school)
     else:
-        lesson = _lesson(teachers, settings, school, ensemble, chosen)
+        lesson = _lesson(teachers, settings, school, ensemble, student)
     loss = _learn(model, lesson, settings, school)
     state = copy_state(model)
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
-    notes |= _describe(teachers, ensemble, loss)
+    notes = _describe(teachers, ensemble, loss)
     if len(school.validation):
         found = evaluate(model, school.validation, compute=school.compute)
         notes["validation_accuracy"] = round(found.accuracy, 6)
-    return Consolidated(state, start, teachers, notes)
+    return Consolidated(state, start, teachers, notes, loss)
 
 
 def make_ensemble(teachers: Teachers, settings: Consolidation, school: School) -> Ensemble:
@@ -121,13 +138,12 @@ def make_ensemble(teachers: Teachers, settings: Consolidation, school: School) -
         logits = _joint_densities(teachers)
     else:
         logits = teachers.predict(images)
-    needs_accuracy = settings.weighting == "accuracy" or ":" in settings.weighting
     return combine(
         Evidence(
             logits=logits,
             num_examples=torch.tensor([t.num_examples for t in teachers.members]),
             accuracy=teachers.accuracy(school.validation)
-            if needs_accuracy and len(school.validation) and teachers.have_models
+            if settings.uses_accuracy and teachers.can_be_judged(school.validation)
             else None,
             class_counts=teachers.class_counts(),
             log_density=densities,
@@ -135,19 +151,6 @@ def make_ensemble(teachers: Teachers, settings: Consolidation, school: School) -
         ),
         settings,
     )
-
-
-def _student(
-    teachers: Teachers, settings: Consolidation, school: School
-) -> tuple[State, int | None]:
-    """Return the state in which the student begins, and which teacher it is, if one."""
-    if settings.student == "fresh":
-        seed = derive_seed(school.seed, "fresh-student")
-        return copy_state(build_model(school.arch, school.shape, seed=seed)), None
-    if settings.student == "average":
-        return teachers.average(school.arch), None
-    index = teachers.pick(settings.student, school.arch, school.validation, school.seed)
-    return copy_state(teachers.model(index)), index
 
 
 def _lesson(

@@ -1,22 +1,26 @@
 """How likely an image is under a silo's own data, without sharing that data.
 
-Silos and server agree on a basis made from the transfer set alone; each silo fits a density to
-its own images in that basis and tells its logarithm at every transfer image.
+Silos and server agree on a basis: the transfer images, or their features in a model that all hold,
+whitened. Each silo fits a density to its own images in that basis and tells its logarithm at every
+transfer image.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
+from fedkd.distillation import LEAST_TRANSFER_IMAGES
+from fedkd.models.features import penultimate_features
+from fedkd.training import Compute
 from fedkd.wire import NOTHING_KNOWN
 
-LEAST_TRANSFER_IMAGES = 20
 LEAST_SILO_IMAGES = 5
 LEAST_SHRINKAGE = 0.1
 LEAST_EIGENVALUE = 1e-3
@@ -26,46 +30,95 @@ LEAST_DISTANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Basis:
-    """Whitened principal components of the transfer images.
+class Basis(ABC):
+    """Whitened principal components of what is seen of the transfer images.
 
     Attributes:
-        mean: float32 ``[D]``, D pixels of an image pooled to ``side`` x ``side``.
+        mean: float32 ``[D]``.
         components: float32 ``[d, D]``, rows divided by their standard deviation.
-        side: height and width to which images are area-pooled first.
     """
 
     mean: Tensor
     components: Tensor
-    side: int
 
     def project(self, images: Tensor) -> Tensor:
         """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, d]``."""
-        pooled = _pool(images, self.side)
-        return (pooled - self.mean.double()) @ self.components.double().T
+        return (self.see(images) - self.mean.double()) @ self.components.double().T
+
+    @abstractmethod
+    def see(self, images: Tensor) -> Tensor:
+        """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, D]``, before whitening."""
 
 
-def make_basis(images: Tensor, *, dims: int) -> Basis | None:
-    """Fit the basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
+@dataclass(frozen=True)
+class PixelBasis(Basis):
+    """Pixels of images that are area-pooled to ``side`` x ``side`` first."""
+
+    side: int
+
+    def see(self, images: Tensor) -> Tensor:
+        """Return the pooled pixels."""
+        return _pool(images, self.side)
+
+
+@dataclass(frozen=True)
+class FeatureBasis(Basis):
+    """What goes into the last linear layer of ``model``, the same for server and silos.
+
+    Teachers' own features would not do: densities in different spaces cannot be compared.
+    """
+
+    model: nn.Module
+    compute: Compute
+
+    def see(self, images: Tensor) -> Tensor:
+        """Return the features."""
+        return penultimate_features(self.model, images, compute=self.compute).double()
+
+
+def make_basis(images: Tensor, *, dims: int) -> PixelBasis | None:
+    """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
 
     d = min(dims, N - 1, eigenvalues above 0.001 of the largest); of each component the entry
     of largest magnitude is positive, so that signs do not depend on the solver.
     """
-    if len(images) < LEAST_TRANSFER_IMAGES:
-        return None
     side = min(images.shape[-1], LARGEST_SIDE)
-    pooled = _pool(images, side)
-    mean = pooled.mean(0)
-    _, singular, rows = torch.linalg.svd(pooled - mean, full_matrices=False)
-    eigenvalues = singular**2 / (len(images) - 1)
+    fitted = _fit(_pool(images, side), dims)
+    return None if fitted is None else PixelBasis(*fitted, side)
+
+
+def make_feature_basis(
+    images: Tensor, model: nn.Module, *, dims: int, compute: Compute
+) -> FeatureBasis | None:
+    """Fit a basis to the images' features in ``model`` as :func:`make_basis` does to pixels.
+
+    None also where the features are all alike or not finite.
+
+    Raises:
+        UserError: the model has no linear layer.
+    """
+    features = penultimate_features(model, images, compute=compute).double()
+    if not torch.isfinite(features).all():
+        return None
+    fitted = _fit(features, dims)
+    return None if fitted is None else FeatureBasis(*fitted, model, compute)
+
+
+def _fit(points: Tensor, dims: int) -> tuple[Tensor, Tensor] | None:
+    """Return mean ``[D]`` and whitened components ``[d, D]`` of float64 points ``[N, D]``."""
+    if len(points) < LEAST_TRANSFER_IMAGES:
+        return None
+    mean = points.mean(0)
+    _, singular, rows = torch.linalg.svd(points - mean, full_matrices=False)
+    eigenvalues = singular**2 / (len(points) - 1)
     if float(eigenvalues[0]) <= 0:
         return None
     kept = int((eigenvalues > LEAST_EIGENVALUE * eigenvalues[0]).sum())
-    kept = min(dims, len(images) - 1, kept)
+    kept = min(dims, len(points) - 1, kept)
     rows = rows[:kept]
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     components = rows * largest.sign() / eigenvalues[:kept].sqrt()[:, None]
-    return Basis(mean.float(), components.float(), side)
+    return mean.float(), components.float()
 
 
 def _pool(images: Tensor, side: int) -> Tensor:

@@ -29,6 +29,7 @@ class Teacher:
         logits: its predictions on the transfer set, fp32 ``[N, K]``, if it sent them.
         log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if asked for and to be had.
         class_counts: images of each class, or empty where the silo keeps them to itself.
+        accuracy: on validation data, where another party that holds some has told it.
     """
 
     silo: str
@@ -38,6 +39,7 @@ class Teacher:
     logits: Tensor | None = None
     log_density: Tensor | None = None
     class_counts: tuple[int, ...] = ()
+    accuracy: float | None = None
 
 
 class Teachers:
@@ -103,8 +105,18 @@ class Teachers:
             return sent
         return predict(self.model(index), images, compute=self.compute)
 
+    def can_be_judged(self, data: Images) -> bool:
+        """Whether :meth:`accuracy` can tell anything."""
+        return self._told() is not None or (len(data) > 0 and self.have_models)
+
+    def _told(self) -> list[float] | None:
+        told = [teacher.accuracy for teacher in self.members if teacher.accuracy is not None]
+        return told if len(told) == len(self) else None
+
     def accuracy(self, data: Images) -> Tensor:
-        """Return every teacher's accuracy on labelled images, float64 ``[M]``."""
+        """Return every teacher's accuracy, float64 ``[M]``: as told, or on labelled images."""
+        if (told := self._told()) is not None:
+            return torch.tensor(told, dtype=torch.float64)
         hits = self.predict(data.images).argmax(2) == data.labels
         return hits.double().mean(1)
 
@@ -139,8 +151,7 @@ class Teachers:
     def _check_alike(self, alike: Sequence[object], arch: str) -> None:
         if not alike:
             raise FedKDError(
-                f"no silo whose model can be used has the architecture {arch}, which the student "
-                "starts from"
+                f"no silo whose model can be used has the student's architecture, {arch}"
             )
 
     def select(self, selection: Selection, validation: Images, student: Tensor | None) -> list[int]:

@@ -141,3 +141,15 @@ class Consolidation(Section):
     def uses_densities(self) -> bool:
         """Whether silos are asked how familiar the transfer images are."""
         return self.weighting == "familiarity"
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether they tell so in features of the averaged model, which they must be sent."""
+        return self.uses_densities and self.familiarity.basis == "features"
+
+    @property
+    def uses_accuracy(self) -> bool:
+        """Whether teachers count or speak by validation accuracy; a user's weighting may."""
+        by_accuracy = self.weighting == "accuracy" or ":" in self.weighting
+        in_order = self.sequence == "sequential" and self.order not in ("silos", "random")
+        return by_accuracy or in_order

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from fedkd.distillation import NEEDS_LABELS
+from fedkd.distillation import LEAST_TRANSFER_IMAGES, NEEDS_LABELS
 from fedkd.registry import suggest
 from fedkd.study.arm import Arm
 from fedkd.study.consolidation import Consolidation
@@ -127,6 +127,25 @@ class Study(Section):
             overrides["stop"] = "budget"
         return self.rounds.model_copy(update=overrides)
 
+    def exchanges_before_round_1(self, arm: str) -> int:
+        """Exchanges that an arm's start costs: one collects models, a second sends some out.
+
+        A transfer set whose images are all alike, found out only in the run, spares the second.
+        """
+        if self.arms[arm].start == "random":
+            return 0
+        settings, transfer = self.arms[arm].consolidation, self.data.transfer
+        if settings is None:
+            return 1
+        by_features = settings.uses_features and transfer.size >= LEAST_TRANSFER_IMAGES
+        return 2 if transfer.at_silo or by_features else 1
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Every architecture that the study names, of silos' and of global models."""
+        own = [arm.arch for arm in self.arms.values() if arm.arch]
+        return tuple(sorted({self.model.arch, *self.model.per_silo.values(), *own}))
+
     @property
     def needs_pretrained(self) -> bool:
         """Whether any arm uses the silos' own models."""
@@ -221,6 +240,12 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
             f"{', '.join(others)}; use "
             + ("student: fresh" if study.arms[name].consolidation else "start: random")
         )
+    settings = study.arms[name].consolidation
+    if settings and settings.uses_features and arch not in others:
+        raise ValueError(
+            f"arms.{name}.consolidation.familiarity.basis: features averages silos' models of the "
+            f"architecture {arch}, but they are {', '.join(others)}; use basis: pixels"
+        )
 
 
 def _check_at_silo(settings: Consolidation, path: str) -> None:
@@ -235,6 +260,8 @@ def _check_at_silo(settings: Consolidation, path: str) -> None:
         raise ValueError(
             f"{path}.weighting: familiarity shows the transfer images to all silos, {reason}"
         )
+    if settings.teachers == "validation":
+        raise ValueError(f"{path}.teachers: validation data is the server's, {reason}")
     if settings.mode == "logits":
         raise ValueError(f"{path}.mode: logits leaves no model to send to the student, {reason}")
     if settings.select.by == "complementary" or settings.subset:

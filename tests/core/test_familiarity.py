@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 from fedkd.data.images import Images
 from fedkd.distillation.familiarity import (
     LEAST_DISTANCE,
-    Basis,
+    PixelBasis,
     background_log_density,
     density_bound,
     gaussian_log_density,
@@ -38,7 +38,7 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def digit_basis(dims: int = 12, size: int = 200) -> Basis:
+def digit_basis(dims: int = 12, size: int = 200) -> PixelBasis:
     basis = make_basis(digits(0, size).images, dims=dims)
     assert basis is not None
     return basis
