@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedkd.version import VERSION
+
 if TYPE_CHECKING:
     from fedkd.api import Comparison, compare
     from fedkd.errors import FedKDError, UserError
     from fedkd.study import Study
     from fedkd.study_file import load_study
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study"]
 
 _HOMES = {

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedkd import __version__
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.checkpoint_header import find_checkpoint_problem, read_metadata
 from fedkd.data.sources import MAX_CLASSES
 from fedkd.errors import UserError
 from fedkd.models import ARCHITECTURES, TORCHVISION, check_architecture
 from fedkd.models.building import Shape, build_model, check_model, count_bytes
+from fedkd.version import VERSION
 
+_KEY = "fedkd"
 _BOUNDS = {
     "num_classes": (2, MAX_CLASSES),
     "in_channels": (1, 16),
@@ -42,7 +43,7 @@ class ModelCard:
     shape: Shape
     classes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    version: str = __version__
+    version: str = VERSION
 
     @property
     def is_own(self) -> bool:
@@ -50,15 +51,19 @@ class ModelCard:
         return self.arch not in ARCHITECTURES and not self.arch.startswith(TORCHVISION)
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the card as a safetensors header holds it, text to text."""
-        return {
-            "format": "pt",
-            "fedkd": self.version,
+        """Return the card as a safetensors header holds it, text to text.
+
+        It is a single entry: safetensors writes several in an order that changes from call to
+        call, and the same model must give the same bytes.
+        """
+        card = {
+            "version": self.version,
             "arch": self.arch,
-            **{key: str(value) for key, value in vars(self.shape).items()},
-            "classes": json.dumps(self.classes),
-            "facts": json.dumps(self.facts, sort_keys=True, allow_nan=False),
+            **vars(self.shape),
+            "classes": list(self.classes),
+            "facts": self.facts,
         }
+        return {_KEY: json.dumps(card, sort_keys=True, allow_nan=False)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelCard | None:
@@ -67,21 +72,21 @@ class ModelCard:
         Raises:
             ValueError: it is no card that fedkd wrote.
         """
-        if "fedkd" not in metadata:
+        if _KEY not in metadata:
             return None
-        missing = [key for key in ("arch", *_BOUNDS) if key not in metadata]
-        if missing:
-            raise ValueError(f"it lacks {missing[0]!r}")
-        sizes = {key: _bounded(key, metadata[key]) for key in _BOUNDS}
-        classes = _parse(metadata, "classes", list)
+        card = json.loads(metadata[_KEY], parse_constant=_refuse_constant)
+        if not isinstance(card, dict):
+            raise ValueError("it is no mapping")  # noqa: TRY004 -- all one kind
+        sizes = {key: _bounded(key, card.get(key)) for key in _BOUNDS}
+        classes = _typed("classes", card.get("classes"), list)
         if classes and len(classes) != sizes["num_classes"]:
             raise ValueError(f"it names {len(classes)} classes of {sizes['num_classes']}")
         return cls(
-            arch=check_architecture(metadata["arch"]),
+            arch=check_architecture(_typed("arch", card.get("arch"), str)),
             shape=Shape(**sizes),
             classes=tuple(str(name) for name in classes),
-            facts=_parse(metadata, "facts", dict),
-            version=metadata["fedkd"],
+            facts=_typed("facts", card.get("facts"), dict),
+            version=_typed("version", card.get("version"), str),
         )
 
 
@@ -129,18 +134,17 @@ def save_model(path: Path, state: State, card: ModelCard) -> None:
     save_state(path, state, card.to_metadata())
 
 
-def _bounded(key: str, text: str) -> int:
+def _bounded(key: str, value: object) -> int:
     least, most = _BOUNDS[key]
-    if not (text.isascii() and text.isdecimal() and len(text) < 9 and least <= int(text) <= most):
-        raise ValueError(f"{key} is {text[:40]!r}, but must be from {least} to {most}")
-    return int(text)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} must be a whole number from {least} to {most}")
+    return value
 
 
-def _parse(metadata: Mapping[str, str], key: str, kind: type) -> Any:
-    found = json.loads(metadata.get(key, "null"), parse_constant=_refuse_constant)
-    if found is not None and not isinstance(found, kind):
-        raise ValueError(f"{key} is no JSON {kind.__name__}")
-    return found or kind()
+def _typed(key: str, value: object, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} must be a JSON {kind.__name__}")  # noqa: TRY004 -- all one kind
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -141,7 +141,8 @@ def _legend(results: dict[str, Any]) -> list[str]:
             "validation data, for each pair; the other methods use 1 and 0.5."
         )
     if results["missing"]:
-        lines.append(f"{results['missing']} rows are missing: it was interrupted.")
+        missing = results["missing"]
+        lines.append(f"{missing} rows are missing; these figures are of the others alone.")
     return lines
 
 

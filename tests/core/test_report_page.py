@@ -100,6 +100,8 @@ def test_no_name_or_reason_becomes_markup(hostile: dict[str, Any]) -> None:
         for name in ("href", "src"):
             value = attributes.get(name) or "#"
             assert value.startswith("#") or (tag, value) == ("link", "data:,")
+    (data,) = re.findall(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert "<" not in data, "nothing in the data can end its element"
     shown = "".join(parsed.words)
     for attack in ATTACKS:
         assert attack in shown, "an attack is shown as the text that it is"

@@ -1,0 +1,324 @@
+"""Consolidation of files: the same as in a federation, and nothing that files cannot give."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from fedkd.classroom import Wanted
+from fedkd.errors import UserError
+from fedkd.model_card import ModelCard, load_model, read_card, save_model
+from fedkd.models.building import Shape, build_model, count_bytes
+from fedkd.offline import Made, Offline, TeacherFile, agreement, consolidate_files
+from fedkd.progress import EpochBar
+from fedkd.study import Engine
+from fedkd.study_file import parse_consolidation
+from fedkd.training import intra_op_threads
+
+SHAPE = Shape(10, 1, 8)
+FAST = {"epochs": 2}
+
+
+def write(folder: Path, name: str, arch: str = "mlp", seed: int = 0, shape: Shape = SHAPE) -> Path:
+    path = folder / f"{name}.safetensors"
+    save_file(dict(build_model(arch, shape, seed=seed).state_dict()), path)
+    return path
+
+
+@pytest.fixture
+def teach(tmp_path: Path) -> Callable[..., Made]:
+    """Return a function that consolidates an mlp and another, seeds 0 and 1, on 60 digits."""
+    files = (
+        TeacherFile(write(tmp_path, "a")),
+        TeacherFile(write(tmp_path, "b", seed=1)),
+    )
+
+    def run(
+        settings: dict[str, Any] | None = None,
+        wanted: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Made:
+        images = Wanted(**{"transfer": "digits", "size": 60, **(wanted or {})})
+        offline = Offline(files, images, "mlp", parse_consolidation({**FAST, **(settings or {})}))
+        return consolidate_files(replace(offline, **changes))
+
+    return run
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("method", ["kd", "dml", "dp-kd", "fine-tune"])
+@pytest.mark.parametrize("student", ["average", "best", "fresh"])
+def test_every_method_and_student_makes_a_finite_model_repeatably(
+    method: str, student: str, teach: Any
+) -> None:
+    def made() -> Made:
+        return teach(
+            {"method": method, "student": student}, {"labelled": True, "validation": "0.1"}
+        )
+
+    first, second = made(), made()
+    assert same(first.state, second.state)
+    assert first.report == second.report
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in first.state.values())
+    assert first.report["accuracy_on"] == "180 images of digits, set apart from the transfer set"
+    assert first.report["accuracy_used_to_choose"] is (student == "best")
+
+
+def test_another_seed_gives_another_student(teach: Any) -> None:
+    assert not same(teach().state, teach(seed=1).state)
+
+
+def test_teachers_and_student_may_all_differ_in_architecture(tmp_path: Path, teach: Any) -> None:
+    files = tuple(
+        TeacherFile(write(tmp_path, f"t-{arch}", arch), arch) for arch in ("cnn", "lenet5")
+    )
+    made = teach({"student": "fresh", "method": "dml"}, teachers=files, arch="resnet8")
+    assert made.state.keys() == build_model("resnet8", SHAPE, seed=0).state_dict().keys()
+    assert [entry["arch"] for entry in made.report["teachers"]] == ["cnn", "lenet5"]
+
+
+@pytest.mark.parametrize(
+    "consolidation",
+    [
+        {"method": "kd", "weighting": "size", "temperature": 3.0},
+        {"method": "dml", "student": "best"},
+        {"method": "dp-kd", "student": "fresh"},
+        {"method": "kd", "weighting": "accuracy", "select": {"top": 2}},
+    ],
+)
+def test_it_gives_what_fedkd_makes_of_the_same_models_on_the_same_images(
+    consolidation: dict[str, Any], run_arm: Any, make_study: Any, tmp_path: Path
+) -> None:
+    consolidation = {"epochs": 3, **consolidation}
+    study = make_study({"arms/fedkd/consolidation": consolidation, "rounds/max": 1})
+    with intra_op_threads(Engine().server_threads):
+        ran = run_arm(study, "fedkd")
+    transfer, validation = ran.setting.transfer, ran.setting.validation
+    named = {"transfer": transfer.images, "validation": validation.images}
+    labels = {"transfer": np.arange(len(transfer)) % 10, "validation": validation.labels.numpy()}
+    for name, images in named.items():
+        np.savez(tmp_path / f"{name}.npz", images=images.numpy(), labels=labels[name])
+    files = []
+    for silo in ran.silos:
+        path = tmp_path / f"{silo.name}.safetensors"
+        save_file(silo.own_model().state, path)
+        files.append(TeacherFile(path))
+    made = consolidate_files(
+        Offline(
+            tuple(files),
+            Wanted(f"npz:{tmp_path}/transfer.npz", validation=f"npz:{tmp_path}/validation.npz"),
+            "mlp",
+            parse_consolidation(consolidation),
+            tuple(len(silo.data) for silo in ran.silos),
+            seed=study.seeds[0],
+        )
+    )
+    expected = ran.strategy.consolidated.state
+    assert same(made.state, expected)
+    weights = list(ran.strategy.consolidated.notes["mean_weights"].values())
+    found = [entry["mean_weight"] for entry in made.report["teachers"] if entry["taught"]]
+    if consolidation["method"] != "dp-kd":
+        assert found == pytest.approx(weights, abs=1e-5)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    "densities": ({"weighting": "familiarity"}, {}, {}, "familiarity asks each silo"),
+    "class counts": ({"weighting": "class-prior"}, {}, {}, "class-prior needs"),
+    "sizes": ({"weighting": "size"}, {}, {}, "give --examples"),
+    "too few sizes": ({"weighting": "size"}, {}, {"examples": (3,)}, "1 numbers for 2 teachers"),
+    "a size of zero": ({}, {}, {"examples": (3, 0)}, "at least 1"),
+    "logits": ({"mode": "logits", "student": "fresh"}, {}, {}, "leave it out"),
+    "no labels": ({"method": "fine-tune"}, {}, {}, "give --labelled"),
+    "no judges": ({"weighting": "accuracy"}, {}, {}, "weighting: accuracy judges"),
+    "no judges of students": ({"student": "worst"}, {}, {}, "student: worst judges"),
+    "no teachers": ({}, {}, {"teachers": ()}, "at least one"),
+    "no architecture": ({}, {}, {"arch": None}, "give --arch"),
+    "an architecture that nobody has": ({}, {}, {"arch": "cnn"}, "does not fit the architecture"),
+    "other classes": ({}, {"num_classes": 7}, {}, "--classes"),
+    "other size": ({}, {"image_size": 16}, {}, "--image-size"),
+    "labels of other classes": ({}, {"num_classes": 7, "labelled": True}, {}, "has 10 classes"),
+    "a fraction above one": ({}, {"validation": "1.5"}, {}, "no fraction between 0 and 1"),
+    "judging on what is learnt": ({}, {"validation": "digits"}, {}, "learnt from"),
+    "more images than there are": ({}, {"size": 5000}, {}, "--size"),
+    "unknown source": ({}, {"transfer": "digit"}, {}, "did you mean 'digits'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_files_cannot_give_is_refused(name: str, teach: Any) -> None:
+    settings, wanted, changes, expected = REFUSALS[name]
+    with pytest.raises(UserError, match=expected):
+        teach(settings, wanted, **changes)
+
+
+def test_a_model_that_diverged_and_a_file_named_twice_are_refused(
+    tmp_path: Path, teach: Any
+) -> None:
+    state = build_model("mlp", SHAPE, seed=0).state_dict()
+    state["1.bias"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="finite"):
+        teach(teachers=(TeacherFile(tmp_path / "nan.safetensors"),))
+    with pytest.raises(UserError, match="twice"):
+        teach(teachers=(TeacherFile(tmp_path / "a.safetensors"),) * 2)
+
+
+def test_a_student_of_no_teachers_architecture_must_be_fresh(tmp_path: Path, teach: Any) -> None:
+    teachers = (TeacherFile(tmp_path / "a.safetensors", "mlp"),)
+    with pytest.raises(UserError, match="--student fresh"):
+        teach(teachers=teachers, arch="cnn")
+    assert teach({"student": "fresh"}, teachers=teachers, arch="cnn").card.arch == "cnn"
+
+
+def test_a_teacher_is_read_as_arch_and_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TeacherFile.parse("x.safetensors") == TeacherFile(Path("x.safetensors"))
+    assert TeacherFile.parse("cnn=d/x=1.safetensors") == TeacherFile(
+        Path("d/x=1.safetensors"), "cnn"
+    )
+    Path("lr=1.safetensors").touch()
+    assert TeacherFile.parse("lr=1.safetensors") == TeacherFile(Path("lr=1.safetensors"))
+    with pytest.raises(UserError, match="did you mean 'cnn'"):
+        TeacherFile.parse("cnm=x.safetensors")
+
+
+def test_agreement_is_the_mean_over_pairs() -> None:
+    predicted = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 2, 0]])
+    assert agreement(predicted) == pytest.approx((2 / 4 + 2 / 4 + 2 / 4) / 3, abs=1e-6)
+    assert agreement(predicted[:1]) is None
+
+
+def test_a_card_comes_back(tmp_path: Path) -> None:
+    model = build_model("cnn", Shape(3, 1, 8), seed=0)
+    card = ModelCard("cnn", Shape(3, 1, 8), ("ä", "b", "c"), {"accuracy": 0.5})
+    path = tmp_path / "m.safetensors"
+    save_model(path, dict(model.state_dict()), card)
+    assert read_card(path, what="x") == card
+    assert same(load_model(path, card, what="x"), dict(model.state_dict()))
+    assert read_card(write(tmp_path, "plain"), what="x") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_classes": -3},
+        {"num_classes": 10**400},
+        {"num_classes": True},
+        {"image_size": "8"},
+        {"in_channels": 17},
+        {"arch": "cnm"},
+        {"arch": None},
+        {"classes": ["a"]},
+        {"classes": "0123456789"},
+        {"facts": {"accuracy": float("nan")}},
+        {"facts": 3},
+        [],
+        "[" * 100_000,
+    ],
+)
+def test_a_card_that_makes_no_sense_is_refused(changes: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    (key, text), *others = ModelCard("mlp", SHAPE).to_metadata().items()
+    assert others == []
+    if isinstance(changes, dict):
+        changes = {**json.loads(text), **changes}
+    metadata = {key: changes if isinstance(changes, str) else json.dumps(changes)}
+    save_file(dict(build_model("mlp", SHAPE, seed=0).state_dict()), path, metadata)
+    with pytest.raises(UserError, match="damaged"):
+        read_card(path, what="x")
+
+
+def test_a_small_file_cannot_make_us_build_a_huge_model(tmp_path: Path) -> None:
+    huge = Shape(10, 16, 1024)
+    assert count_bytes("mlp", huge) > 13e9
+    path = tmp_path / "m.safetensors"
+    save_model(path, {"w": torch.zeros(3)}, ModelCard("mlp", huge))
+    card = read_card(path, what="x")
+    assert card is not None
+    with pytest.raises(UserError, match="too small for mlp"):
+        load_model(path, card, what="x")
+
+
+def test_code_is_never_imported_because_a_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: Any
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "planted.py").write_text(
+        "from pathlib import Path\nfrom fedkd.models.builtin import mlp as net\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    path = tmp_path / "own.safetensors"
+    state = dict(build_model("mlp", SHAPE, seed=0).state_dict())
+    save_model(path, state, ModelCard("planted:net", SHAPE))
+    with pytest.raises(UserError, match="if it is yours"):
+        teach(teachers=(TeacherFile(path),))
+    assert not (tmp_path / "ran").exists()
+    assert teach(teachers=(TeacherFile(path, "planted:net"),), arch=None).card.is_own
+    assert (tmp_path / "ran").exists()
+
+
+def test_files_that_contradict_each_other_are_refused(tmp_path: Path, teach: Any) -> None:
+    def teacher(name: str, shape: Shape, classes: tuple[str, ...] = ()) -> TeacherFile:
+        state = dict(build_model("mlp", shape, seed=0).state_dict())
+        save_model(tmp_path / name, state, ModelCard("mlp", shape, classes))
+        return TeacherFile(tmp_path / name)
+
+    ten, four = teacher("x.safetensors", SHAPE), teacher("y.safetensors", Shape(4, 1, 8))
+    with pytest.raises(UserError, match=r"num_classes 10 but .*y\.safetensors says 4"):
+        teach(teachers=(ten, four), arch=None)
+    two = (
+        teacher("p.safetensors", Shape(2, 1, 8), ("cat", "dog")),
+        teacher("q.safetensors", Shape(2, 1, 8), ("dog", "cat")),
+    )
+    with pytest.raises(UserError, match="another order"):
+        teach(teachers=two, arch=None)
+
+
+def test_images_are_brought_into_the_shape_that_the_teachers_files_name(
+    tmp_path: Path, teach: Any
+) -> None:
+    shape = Shape(4, 3, 12)
+    path = tmp_path / "rgb.safetensors"
+    names = ("w", "x", "y", "z")
+    state = dict(build_model("cnn", shape, seed=0).state_dict())
+    save_model(path, state, ModelCard("cnn", shape, names))
+    made = teach(teachers=(TeacherFile(path),), arch=None)
+    assert (made.card.arch, made.card.shape, made.card.classes) == ("cnn", shape, names)
+    assert json.loads(json.dumps(made.report))["shape"] == vars(shape)
+
+
+def test_the_bar_appears_only_after_a_while() -> None:
+    def drawn(patience: float, *, terminal: bool = True) -> str:
+        screen = io.StringIO()
+        bar = EpochBar(Console(file=screen, force_terminal=terminal), patience)
+        with bar:
+            if patience == 0:
+                bar._timer.join()
+            bar.on_epoch(1, 2)
+        return screen.getvalue()
+
+    assert "distilling" in drawn(0)
+    assert drawn(60) == ""
+    assert drawn(0, terminal=False).strip() == ""
+
+
+def test_the_file_written_is_what_was_made(tmp_path: Path, teach: Any) -> None:
+    made = teach()
+    save_model(tmp_path / "s.safetensors", made.state, made.card)
+    assert same(load_file(tmp_path / "s.safetensors"), made.state)
+    assert read_card(tmp_path / "s.safetensors", what="x") == made.card

@@ -1,0 +1,240 @@
+"""``fedkd consolidate`` and ``fedkd export``, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from fedkd.cli import main
+from fedkd.cli_offline import repeat_option
+from fedkd.models.building import Shape, build_model
+
+FAST = ("--transfer", "digits", "--size", "60", "--set", "epochs=2")
+
+
+@pytest.fixture
+def fedkd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command and gives its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    for name, arch, seed in (("a", "mlp", 0), ("b", "mlp", 1), ("c", "cnn", 2)):
+        state = build_model(arch, Shape(10, 1, 8), seed=seed).state_dict()
+        save_file(dict(state), f"{name}.safetensors")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def logits(path: Path, arch: str, images: torch.Tensor) -> torch.Tensor:
+    model = build_model(arch, Shape(10, 1, 8), seed=9).eval()
+    model.load_state_dict(load_file(path))
+    with torch.no_grad():
+        found: torch.Tensor = model(images)
+    return found
+
+
+def test_an_option_takes_all_values_up_to_the_next_option() -> None:
+    def repeat(text: str) -> str:
+        return " ".join(repeat_option(text.split(), "--t"))
+
+    assert repeat("--t a b c --arch x") == "--t a --t b --t c --arch x"
+    assert repeat("--t a --t b") == "--t a --t b"
+    assert repeat("--t=a b --x") == "--t=a --t b --x"
+    assert repeat("--arch x --t a --json") == "--arch x --t a --json"
+    assert repeat("--t a --json stray") == "--t a --json stray"
+    assert repeat("--t") == "--t"
+    assert repeat("--teach a b") == "--teach a b"
+
+
+@pytest.mark.parametrize(
+    "teachers",
+    [
+        ("--teachers", "a.safetensors", "b.safetensors"),
+        ("--teachers", "a.safetensors", "--teachers", "mlp=b.safetensors"),
+        ("--teachers=a.safetensors", "b.safetensors"),
+    ],
+)
+def test_every_spelling_of_teachers_makes_the_same_bytes(
+    teachers: tuple[str, ...], fedkd: Any
+) -> None:
+    plain = ("--teachers", "a.safetensors", "b.safetensors", "--arch", "mlp", *FAST)
+    assert fedkd("consolidate", *plain, "--out", "first.safetensors")[0] == 0
+    code, out, err = fedkd(
+        "consolidate", *teachers, "--arch", "mlp", *FAST, "--out", "deep/second.safetensors"
+    )
+    assert (code, err) == (0, "")
+    assert "student agrees with the teachers on" in out
+    assert "accuracy is unknown" in out
+    first, second = Path("first.safetensors"), Path("deep/second.safetensors")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_report_is_for_programs_too(fedkd: Any) -> None:
+    code, out, err = fedkd(
+        "consolidate",
+        *("--teachers", "a.safetensors", "cnn=c.safetensors", "--arch", "mlp", *FAST),
+        *("--validation", "0.25", "--weighting", "size", "--examples", "100,300"),
+        *("--out", "s.safetensors", "--json"),
+    )
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert [t["mean_weight"] for t in report["teachers"]] == [0.25, 0.75]
+    assert [t["arch"] for t in report["teachers"]] == ["mlp", "cnn"]
+    assert report["accuracy_on"] == "449 images of digits, set apart from the transfer set"
+    assert 0 <= report["accuracy"] <= 1
+    assert report["settings"]["epochs"] == 2
+
+
+REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
+    "missing file": (("--teachers", "a.safetensors", "nowhere.safetensors"), "there is no file"),
+    "wrong architecture": (("--teachers", "a.safetensors", "c.safetensors"), "does not fit"),
+    "pickled": (("--teachers", "p.pt"), "never unpickles"),
+    "pickled under another name": (("--teachers", "p.safetensors"), "never unpickles"),
+    "unknown architecture": (("--teachers", "cnm=c.safetensors"), "did you mean 'cnn'"),
+    "unknown method": (("--teachers", "a.safetensors", "--method", "dm"), "did you mean 'dml'"),
+    "unknown key": (("--teachers", "a.safetensors", "--set", "temprature=4"), "'temperature'"),
+    "bad value": (("--teachers", "a.safetensors", "--set", "lr=fast"), "'fast' is not a number"),
+    "no value": (("--teachers", "a.safetensors", "--set", "lr"), "such as temperature=4"),
+    "bad student": (("--teachers", "a.safetensors", "--student", "bset"), "did you mean 'best'"),
+    "labels missing": (("--teachers", "a.safetensors", "--method", "fine-tune"), "--labelled"),
+    "bad examples": (("--teachers", "a.safetensors", "--examples", "1,x"), "--examples"),
+    "overwrites a teacher": (("--teachers", "a.safetensors", "--out", "a.safetensors"), "--out"),
+    "no safetensors": (("--teachers", "a.safetensors", "--out", "s.pt"), "must end in"),
+    "out is a folder": (("--teachers", "a.safetensors", "--out", "d.safetensors"), "a folder"),
+    "out below a file": (("--teachers", "a.safetensors", "--out", "p.pt/s.safetensors"), "a file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_impossible_is_refused_in_a_sentence(name: str, fedkd: Any, tmp_path: Path) -> None:
+    arguments, expected = REFUSALS[name]
+    state = build_model("mlp", Shape(10, 1, 8), seed=0).state_dict()
+    torch.save(state, "p.pt")
+    torch.save(state, "p.safetensors")
+    Path("d.safetensors").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    out_option = () if "--out" in arguments else ("--out", "s.safetensors")
+    code, out, err = fedkd("consolidate", *arguments, "--arch", "mlp", *FAST, *out_option)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("fedkd: ")
+    assert err.strip().count("\n") == 0, err
+    assert expected in err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_is_exported_both_ways_with_notes(fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data({"rounds/max": 1})))
+    code, out, _ = fedkd("compare", "study.yaml", "--set", "arms.fedkd.arch=mlp")
+    assert code == 0
+    results = Path(out.strip().splitlines()[-1].removeprefix("Results: "))
+    run = results / "fedkd" / "seed-0"
+    images = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = logits(run / "checkpoint.safetensors", "mlp", images)
+
+    code, out, err = fedkd("export", str(run), "--out", "m.safetensors", "--json")
+    assert (code, err) == (0, "")
+    notes = json.loads(Path("m.safetensors.json").read_text())
+    assert notes == json.loads(out)
+    summary = json.loads((results / "summary.json").read_text())
+    final = {entry["arm"]: entry["final_accuracy"] for entry in summary["runs"]}
+    origin = notes["origin"]
+    assert (origin["study"], origin["arm"], origin["seed"]) == ("tiny", "fedkd", 0)
+    assert (origin["accuracy"], origin["accuracy_on"]) == (
+        final["fedkd"],
+        "the study's test images",
+    )
+    assert notes["classes"] == [str(digit) for digit in range(10)]
+    assert torch.equal(logits(Path("m.safetensors"), "mlp", images), expected)
+
+    code, _, err = fedkd(
+        "export", str(run / "checkpoint.safetensors"), "--out", "m.pt2", "--format", "torch-export"
+    )
+    assert (code, err) == (0, "")
+    program = torch.export.load("m.pt2").module()
+    for count in (1, 2, 7):
+        torch.testing.assert_close(program(images[:count]), expected[:count])
+    assert json.loads(Path("m.pt2.json").read_text())["origin"] == origin
+
+    code, _, err = fedkd("export", str(results), "--out", "m.safetensors")
+    assert code == 2
+    assert "no folder of a finished run" in err
+    assert "seed-0" in err
+    again = ("--teachers", "m.safetensors", str(run / "checkpoint.safetensors"), *FAST)
+    assert fedkd("consolidate", *again, "--out", "s.safetensors")[0] == 0
+
+
+@pytest.mark.parametrize("arch", ["mlp", "cnn", "lenet5", "resnet8"])
+def test_what_consolidate_wrote_is_exported_as_a_program(arch: str, fedkd: Any) -> None:
+    made = ("--teachers", "mlp=a.safetensors", "mlp=b.safetensors", *FAST, "--student", "fresh")
+    assert fedkd("consolidate", *made, "--arch", arch, "--out", "s.safetensors")[0] == 0
+    code, out, err = fedkd("export", "s.safetensors", "--out", "s.pt2")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{arch}, ")
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = torch.export.load("s.pt2").module()(images)
+    torch.testing.assert_close(found, logits(Path("s.safetensors"), arch, images))
+
+
+def test_a_plain_checkpoint_is_exported_once_it_is_described(fedkd: Any) -> None:
+    code, _, err = fedkd("export", "c.safetensors", "--out", "m.safetensors")
+    assert code == 2
+    assert "give --arch, --classes, --channels and --image-size" in err
+    described = ("--arch", "cnn", "--classes", "10", "--channels", "1", "--image-size", "8")
+    assert fedkd("export", "c.safetensors", "--out", "m.safetensors", *described)[0] == 0
+    assert fedkd("export", "m.safetensors", "--out", "n.safetensors")[0] == 0
+    code, _, err = fedkd("export", "m.safetensors", "--out", "o.safetensors", "--classes", "5")
+    assert code == 2
+    assert "says that its num_classes is 10, not 5" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("nowhere", "--out", "m.safetensors"), "there is no file nowhere"),
+        (("a.safetensors", "--out", "m.onnx"), "must end in .safetensors or .pt2"),
+        (("a.safetensors", "--out", "m.pt2", "--format", "safetensors"), "must end in"),
+        (("a.safetensors", "--out", "m.pt2", "--format", "torch"), "did you mean 'torch-export'"),
+        (("a.safetensors", "--out", "a.safetensors"), "choose another name"),
+    ],
+)
+def test_impossible_exports_are_refused(
+    arguments: tuple[str, ...], expected: str, fedkd: Any
+) -> None:
+    before = Path("a.safetensors").read_bytes()
+    code, out, err = fedkd("export", *arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert Path("a.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["consolidate", "export"])
+def test_help_teaches_by_an_example_and_imports_no_torch(command: str) -> None:
+    script = (
+        f"import sys; sys.argv = ['fedkd', {command!r}, '--help']\n"
+        "from fedkd.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "For example: fedkd " + command in " ".join(done.stdout.split())
