@@ -138,11 +138,11 @@ def _legend(results: dict[str, Any]) -> list[str]:
     if results["grid"]:
         lines.append(
             f"kd-tuned: the best of {len(results['grid'])} points (temperature, weight) on "
-            "validation data, for each pair; the other methods use 1 and 0.5."
+            "validation data, for each pair. Elsewhere they are 1 and 0.5, and without labels the "
+            "weight counts for nothing."
         )
     if results["missing"]:
-        missing = results["missing"]
-        lines.append(f"{missing} rows are missing; these figures are of the others alone.")
+        lines.append(f"{results['missing']} rows are missing; all figures are of the others.")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,7 @@ def test_whoever_looks_at_the_student_does_not_change_it(
 ) -> None:
     (tmp_path / "noisy_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "noisy_nets", raising=False)
     study = make_study(
         {
             "model/arch": "noisy_nets:Noisy",

@@ -20,7 +20,8 @@ STUDIES = sorted(EXPERIMENTS.rglob("*.yaml"))
 def test_a_shipped_study_loads_and_survives_a_round_trip(path: Path) -> None:
     study = load_study(path)
     assert parse_study(dump_study(study)) == study
-    assert study.baselines, "a study without a baseline shows no savings"
+    # Those behind the claims also ask what one exchange gives, which saves nothing.
+    assert study.baselines or path.parent.name == "paper", "it shows no savings"
 
 
 def test_the_quickstart_is_among_them() -> None:
@@ -33,9 +34,11 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
 def test_an_editor_finds_the_schema_and_accepts_the_study(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    named = first.removeprefix("# yaml-language-server: $schema=")
-    assert (path.parent / named).resolve() == SCHEMA
+    # The studies behind the claims are known by their text, which is not touched lightly.
+    if path.parent.name != "paper":
+        first = path.read_text().splitlines()[0]
+        named = first.removeprefix("# yaml-language-server: $schema=")
+        assert (path.parent / named).resolve() == SCHEMA
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(
         yaml.safe_load(path.read_text())
     )
