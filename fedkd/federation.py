@@ -14,6 +14,7 @@ from fedkd.cache import cache_key
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.data.cut import Cut, load_cut
 from fedkd.data.images import Images
+from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
 from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.features import penultimate_features
@@ -124,7 +125,7 @@ class Federation:
         }
 
     def check(self) -> None:
-        """Look for the device, build every architecture and read every checkpoint once.
+        """Look for the device and what names stand for; build every architecture, read checkpoints.
 
         Raises:
             UserError: one of them does not fit.
@@ -133,7 +134,11 @@ class Federation:
         for arch in self.study.architectures:
             check_model(arch, self.shape)
         for name, arm in self.study.arms.items():
-            if arm.consolidation and arm.consolidation.uses_features:
+            if arm.consolidation is None:
+                continue
+            METHODS.load(arm.consolidation.method)
+            WEIGHTINGS.load(arm.consolidation.weighting)
+            if arm.consolidation.uses_features:
                 self._check_features(name)
         for silo in self.study.pretraining.checkpoints:
             self.pretrained(silo)

@@ -82,6 +82,7 @@ class SiloFedAvg(FedAvg):
         with self.ledger.traffic.timed():
             state = self.begin(grid, initial_arrays)
         self.start_state = state
+        self._note_validation()
         arrays = ArrayRecord(state)
         self._measure(grid, 0, arrays, evaluate_fn, result)
         for round_number in range(1, num_rounds + 1):
@@ -106,6 +107,16 @@ class SiloFedAvg(FedAvg):
             self._may_stop()
         result.arrays = arrays
         return result
+
+    def _note_validation(self) -> None:
+        """Note how good a consolidated start is on validation data; its seconds do not count."""
+        setting = self.setting
+        if self.consolidated is None or not len(setting.validation):
+            return
+        model = setting.model("evaluation")
+        model.load_state_dict(self.start_state)
+        found = evaluate(model, setting.validation, compute=setting.compute)
+        self.notes["validation_accuracy"] = round(found.accuracy, 6)
 
     def begin(self, grid: Grid, initial_arrays: ArrayRecord) -> State:
         """Return the global model's state before round 1, at the cost of an exchange or none."""

@@ -14,7 +14,6 @@ from fedkd.distillation.familiarity import Basis, make_basis, make_feature_basis
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
-from fedkd.training import evaluate
 from strategies.at_silo import distil_at_silo
 from strategies.fedavg import SiloFedAvg
 from strategies.teachers import collect_densities, collect_teachers
@@ -85,11 +84,6 @@ class FedKD(SiloFedAvg):
             grid, self.roster[choice.silo], choice, setting, self.ledger, self.run_id
         )
         notes = choice.notes | {"distillation_loss": round(loss, 6)}
-        if len(setting.validation):
-            model = setting.model("examination")
-            model.load_state_dict(state)
-            found = evaluate(model, setting.validation, compute=setting.compute)
-            notes["validation_accuracy"] = round(found.accuracy, 6)
         return Consolidated(state, choice.start, choice.teachers, notes, loss)
 
     def _pixel_basis(self) -> Basis | None:

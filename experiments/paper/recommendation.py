@@ -128,8 +128,8 @@ def export(tree: DecisionTreeClassifier, rows: list[dict[str, Any]], medians: An
     return node(0)
 
 
-def main() -> None:
-    """Fit, judge by cross-validation, and write."""
+def fit_and_judge() -> dict[str, Any]:
+    """Fit the tree on all records and judge its kind by cross-validation."""
     rows = samples(Records())
     medians = {
         name: float(np.median([_value(row["figures"].get(name), 0.0) for row in rows]))
@@ -137,8 +137,14 @@ def main() -> None:
     }
     known = cross_validate(rows, medians)
     tree = export(fit(rows, medians), rows, medians)
-    write_json(OUT, {"known": known, "medians": medians, "root": tree})
-    print(f"written: {OUT}: {known}")  # noqa: T201 -- a script
+    return {"known": known, "medians": medians, "root": tree}
+
+
+def main() -> None:
+    """Fit, judge and write."""
+    found = fit_and_judge()
+    write_json(OUT, found)
+    print(f"written: {OUT}: {found['known']}")  # noqa: T201 -- a script
 
 
 def _value(value: Any, default: float) -> float:

@@ -23,7 +23,7 @@ from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import numpy_generator, torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, evaluate, is_finite
+from fedkd.training import Compute, is_finite
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,6 @@ def distil(
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes = _describe(teachers, ensemble, loss)
-    if len(school.validation):
-        found = evaluate(model, school.validation, compute=school.compute)
-        notes["validation_accuracy"] = round(found.accuracy, 6)
     return Consolidated(state, start, teachers, notes, loss)
 
 

@@ -101,6 +101,14 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
         changed(arms__fedkd__consolidation__weighting="familiar"),
         "familiarity",
     ),
+    "method that cannot be imported": (
+        changed(arms__fedkd__consolidation__method="no_such_module:learn"),
+        "distillation method no_such_module:learn cannot be imported",
+    ),
+    "weighting that cannot be imported": (
+        changed(arms__fedkd__consolidation__weighting="no_such_module:weigh"),
+        "weighting no_such_module:weigh cannot be imported",
+    ),
     "unknown engine": (changed(engine__name="no-such-engine"), "engine"),
     "a GPU that is not there": (changed(engine__device="cuda:99"), "engine.device"),
     "missing folder": (changed(data__source="folder:nowhere"), "nowhere"),

@@ -1,0 +1,32 @@
+"""The page of claims is what the records say, and they are of the studies that stand here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments.paper.claims import write_results
+from experiments.paper.plan import FOLDER, plan
+from experiments.paper.recommendation import OUT, fit_and_judge
+from experiments.paper.record import is_recorded
+from fedkd.study_file import load_study
+
+
+def test_the_page_is_rebuilt_from_the_records(tmp_path: Path) -> None:
+    write_results(tmp_path / "RESULTS.md")
+    built = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert built == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_shipped_tree_is_fitted_on_the_records() -> None:
+    assert json.loads(OUT.read_text(encoding="utf-8")) == json.loads(json.dumps(fit_and_judge()))
+
+
+def test_every_variant_of_the_plan_is_a_valid_study() -> None:
+    for run in plan():
+        load_study(run.path, run.overrides)
+
+
+def test_no_record_is_of_another_study_than_stands_here() -> None:
+    kept = set((FOLDER / "results").glob("*.json"))
+    assert kept == {run.record for run in plan() if is_recorded(run)}
