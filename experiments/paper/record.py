@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from experiments.paper.plan import Run
@@ -21,8 +22,12 @@ from fedkd.study_file import load_study
 
 
 def fingerprint(run: Run) -> str:
-    """Identify the study file and its overrides: a record of another study is out of date."""
-    text = "\n".join([run.path.read_text(encoding="utf-8"), *run.overrides])
+    """Identify the study file, but for its comments, and its overrides.
+
+    A record of another study is out of date.
+    """
+    study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
+    text = json.dumps([study, *run.overrides], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
