@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.paper.figures import Records, Spread, mean
 from experiments.paper.findings import Finding, cell, render
+from experiments.paper.pair_claims import good_teacher, when_tuning_matters
 from experiments.paper.plan import PARTITIONS
 from experiments.paper.rounds import cross_device, one_exchange, rounds_saved, silos_that_lose
 from fedkd.files import write_text
@@ -336,6 +337,8 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (silos_that_lose, ("main-digits", "main-fashion")),
     (methods, ("labelled-digits",)),
     (tuned_against_default, ("labelled-digits", "start-digits")),
+    (when_tuning_matters, ("pairs-digits",)),
+    (good_teacher, ("pairs-digits",)),
     (supervised_dp, ("labelled-digits", "start-digits")),
     (mutual, ("start-digits",)),
     (learning_and_forgetting, ("labelled-digits", "start-digits")),

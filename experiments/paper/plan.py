@@ -63,6 +63,11 @@ def partition(name: str) -> str:
     return f"partition={PARTITIONS[name]}"
 
 
+def pair_partition(name: str) -> str:
+    """Return the override that sets a partition among six silos: pairs grow with the square."""
+    return partition(name).replace("silos: 10", "silos: 6")
+
+
 def overrides(arm: str, settings: Mapping[str, Any]) -> list[str]:
     """Return the overrides that give an arm its settings."""
     return [f"arms.{arm}.{key}={value}" for key, value in settings.items()]
@@ -94,6 +99,7 @@ def plan() -> list[Run]:
     """Return all runs, the cheap ones first."""
     runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [Run("pairs-digits", (name,), (pair_partition(name),)) for name in PARTITIONS]
     runs += [Run("start-fashion", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [
         Run("transfer-digits", ("size", str(size)), (f"data.transfer.size={size}",))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from experiments.paper import pairs
 from experiments.paper.plan import Run
 from experiments.runner import run_study
 from fedkd.cache import cache_root
@@ -38,6 +39,11 @@ def is_recorded(run: Run) -> bool:
 
 def record(run: Run) -> None:
     """Run one variant on every seed and write its record."""
+    found = pairs.measure(run) if run.study == pairs.STUDY else _compare(run)
+    write_json(run.record, {"study": fingerprint(run), **found})
+
+
+def _compare(run: Run) -> dict[str, Any]:
     study = load_study(run.path, run.overrides)
     console = Console(stderr=True)
     with (
@@ -45,22 +51,18 @@ def record(run: Run) -> None:
         StudyProgress(console, len(study.arms) * len(study.seeds)) as progress,
     ):
         summary = run_study(study, out=Path(scratch), fresh=False, progress=progress).summary
-    write_json(
-        run.record,
-        {
-            "study": fingerprint(run),
-            "versions": summary["versions"],
-            "processor": summary["machine"]["processor"],
-            "targets": study.target_values,
-            "federations": [
-                {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
-                for seed in study.seeds
-            ],
-            "failures": summary["failures"],
-            "comparison": summary["comparison"],
-            "runs": [_small(entry) for entry in summary["runs"]],
-        },
-    )
+    return {
+        "versions": summary["versions"],
+        "processor": summary["machine"]["processor"],
+        "targets": study.target_values,
+        "federations": [
+            {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
+            for seed in study.seeds
+        ],
+        "failures": summary["failures"],
+        "comparison": summary["comparison"],
+        "runs": [_small(entry) for entry in summary["runs"]],
+    }
 
 
 def load(run: Run) -> dict[str, Any]:
