@@ -14,10 +14,10 @@ from fedkd.errors import FedKDError, UserError
 from fedkd.seeding import torch_generator
 from fedkd.training import Sgd, fit, is_finite, predict
 from strategies.setting import Setting
-from strategies.updates import RoundModels
+from strategies.updates import RoundModels, ServerUpdate
 
 
-class FedDF:
+class FedDF(ServerUpdate):
     """Ensemble distillation after averaging: Lin et al. 2006.07242, algorithm 1.
 
     The target is the softmax of the plain mean of the models' logits (AVGLOGITS), whatever their
