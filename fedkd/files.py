@@ -33,8 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        # A full disk is found out by writing, where Python does not know the file's name.
-        error.filename = str(path)
+        if error.filename is None and error.errno in DISK_ERRORS:
+            # A full disk is found out by writing, where Python does not know the file's name.
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkd import wire
-from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.aggregation import aggregate
+from fedkd.checkpoint import State, copy_state
 from fedkd.distillation.consolidation import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
@@ -125,6 +126,8 @@ class SiloFedAvg(FedAvg):
             self._measure(grid, round_number, arrays, evaluate_fn, result)
         else:
             self._may_stop()
+        if barred := self.ledger.barred(self.setting.rounds.max_failures):
+            self.notes["quarantined_after"] = barred
         result.arrays = arrays
         return result
 
@@ -181,10 +184,17 @@ class SiloFedAvg(FedAvg):
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
         """Make one model of a round's models, given in natural order of the silos' names."""
-        return average_states(list(states), [float(n) for n in num_examples])
+        rounds = self.setting.rounds
+        return aggregate(
+            states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
+        )
 
     def cohort(self, round_number: int) -> list[Member]:
-        """Draw the silos of a round, in natural order; at least one."""
+        """Draw the silos of a round, in natural order; at least one.
+
+        Those that are quarantined are drawn too, so that the others' turns do not depend on them;
+        they are not asked, and lack when the quorum is counted.
+        """
         members = sorted(self.roster.values(), key=lambda member: natural_key(member.name))
         size = max(1, round(self.setting.rounds.fraction * len(members)))
         generator = numpy_generator(self.setting.seed, "cohort", "", round_number)
@@ -204,8 +214,7 @@ class SiloFedAvg(FedAvg):
         config[wire.RUN_ID] = self.run_id
         self._expected = arrays.to_torch_state_dict()
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        asked = [member for member in self._cohort if member.node_id != ABSENT]
-        return [Message(content, member.node_id, wire.TRAIN) for member in asked]
+        return self._address(self._cohort, content, wire.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -220,6 +229,8 @@ class SiloFedAvg(FedAvg):
         sizes: list[int] = []
         losses: list[float] = []
         for member in self._cohort:
+            if self._is_quarantined(member):
+                continue
             try:
                 reply = by_node.get(member.node_id)
                 if reply is None:
@@ -230,6 +241,7 @@ class SiloFedAvg(FedAvg):
                     silo=member.name,
                     run_id=self.run_id,
                     round_number=server_round,
+                    max_examples=self.setting.rounds.max_examples,
                 )
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)
@@ -244,6 +256,20 @@ class SiloFedAvg(FedAvg):
         average = self.combine(states, sizes)
         state = self.update(RoundModels(server_round, self._expected, states, average))
         return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
+
+    def _address(
+        self, members: Iterable[Member], content: RecordDict, message_type: str
+    ) -> list[Message]:
+        """Return a message for every silo that is there and not quarantined."""
+        return [
+            Message(content, member.node_id, message_type)
+            for member in members
+            if member.node_id != ABSENT and not self._is_quarantined(member)
+        ]
+
+    def _is_quarantined(self, member: Member) -> bool:
+        """Whether a silo has failed so often that it is not asked any more."""
+        return member.name in self.ledger.barred(self.setting.rounds.max_failures)
 
     def _measure(
         self,
@@ -295,9 +321,8 @@ class SiloFedAvg(FedAvg):
         """Where the server has no test data: accuracy on the silos', weighted by examples."""
         config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        members = list(self.roster.values())
-        asked = [member for member in members if member.node_id != ABSENT]
-        messages = [Message(content, member.node_id, wire.EVALUATE) for member in asked]
+        members = [m for m in self.roster.values() if not self._is_quarantined(m)]
+        messages = self._address(members, content, wire.EVALUATE)
         replies = exchange(
             grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
         )
@@ -312,7 +337,7 @@ class SiloFedAvg(FedAvg):
                 if info.get(wire.SILO) != member.name:
                     raise RefusedError("its reply bears another silo's name")
                 record = reply.content.metric_records.get(wire.METRICS)
-                size = read_num_examples(record)
+                size = read_num_examples(record, self.setting.rounds.max_examples)
                 values = {key: record.get(key) if record else None for key in totals}
                 for key, value in values.items():
                     top = sys.float_info.max if key == wire.LOSS else 1.0
