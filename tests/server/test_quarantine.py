@@ -97,7 +97,7 @@ def test_a_claim_above_the_studys_cap_is_refused(run_arm: Any, make_study: Any) 
 
 
 def poisoned(silo: str, question: Message, reply: Message) -> Message:
-    """Return what silo-1 sends: its model turned round and enlarged, which is finite and of the right form."""
+    """Return what silo-1 sends: its model turned round and enlarged, of the right form."""
     if silo != "silo-1" or question.metadata.message_type != wire.TRAIN:
         return reply
     arrays = reply.content.array_records[wire.ARRAYS]
