@@ -28,12 +28,12 @@ def agreement(votes: Tensor, verdict: Tensor) -> Tensor:
 
 
 def trust(votes: Tensor, weights: Tensor) -> Tensor:
-    """Return how far each teacher is believed, float64 ``[M]`` in (0, 1], the greatest 1.
+    """Return how far each teacher is believed, float64 ``[M]`` in (0, 1].
 
-    On an image two teachers meet as far as both weigh there, w_m w_j. Trust is the part of a
-    teacher's meetings in which both say the same class, others counting by their own trust; some
-    agreement is granted in advance, so that who meets nobody is believed. It is iterated to where
-    it stays, as in Dawid and Skene (1979), where a single liar is found out by all whom it meets.
+    Two teachers meet on an image as far as both weigh there, w_m w_j. A teacher is believed as
+    far as those whom it meets say the same, each heard by its own trust; some agreement is granted
+    in advance, so that who meets nobody is believed. As in Dawid and Skene (1979) this is iterated,
+    so that a liar is found out by all and drags nobody down.
 
     Args:
         votes: classes ``[M, N]``.
@@ -41,16 +41,15 @@ def trust(votes: Tensor, weights: Tensor) -> Tensor:
     """
     teachers, samples = votes.shape
     prior = PRIOR_SHARE * samples / teachers
+    met = weights * (weights.sum(0) - weights).clamp_min(0)
     believed = torch.ones(teachers, dtype=torch.float64)
-    classes = int(votes.max()) + 1
     for _ in range(PASSES):
-        heard = believed[:, None] * weights
-        mass = torch.zeros(classes, samples, dtype=torch.float64).scatter_add_(0, votes, heard)
-        alike = mass.gather(0, votes) - heard
-        others = heard.sum(0) - heard
-        agreed, met = (weights * alike).sum(1), (weights * others).sum(1)
-        found = (agreed + prior) / (met + prior)
-        believed = found / found.max()
+        heard = believed[:, None] ** SHARPNESS * weights
+        alike = heard.new_zeros(int(votes.max()) + 1, samples).scatter_add_(0, votes, heard)
+        alike = (alike.gather(0, votes) - heard).clamp_min(0)
+        others = (heard.sum(0) - heard).clamp_min(torch.finfo(torch.float64).tiny)
+        agreed = met * (alike / others).clamp_max(1)
+        believed = (agreed.sum(1) + prior) / (met.sum(1) + prior)
     return believed
 
 
