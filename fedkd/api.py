@@ -6,7 +6,7 @@ Like the command line this stands above all rooms, and imports them only when a 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ def compare(
     *,
     out: str | Path = "runs",
     fresh: bool = False,
+    track: Sequence[str] = (),
     resume: str | Path | None = None,
 ) -> Comparison:
     """Run every arm of a study on every seed and compare the exchanges to each target.
@@ -34,6 +35,8 @@ def compare(
             Relative paths in a dictionary are relative to the working folder.
         out: root of all results.
         fresh: ignore and rewrite what the cache holds.
+        track: names of trackers that are told of every round: ``tensorboard``, ``mlflow``,
+            ``wandb``. They change no result.
         resume: a results folder whose study was cut short, to go on with in place of ``study``;
             whether it is fresh is noted there.
 
@@ -42,8 +45,8 @@ def compare(
         ``compare(resume=results.folder)`` goes on.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give, or there is nothing
-            that could be resumed.
+        UserError: the study asks for what the data or the files do not give, a tracker's package
+            is not installed, or there is nothing that could be resumed.
     """
     from rich.console import Console
 
@@ -62,9 +65,11 @@ def compare(
     runs = len(loaded.arms) * len(loaded.seeds)
     with StudyProgress(Console(stderr=True), runs) as progress:
         if folder is not None:
-            outcome = resume_study(folder, progress=progress)
+            outcome = resume_study(folder, progress=progress, track=tuple(track))
         else:
-            outcome = run_study(loaded, out=Path(out), fresh=fresh, progress=progress)
+            outcome = run_study(
+                loaded, out=Path(out), fresh=fresh, progress=progress, track=tuple(track)
+            )
     return Comparison(outcome.folder, outcome.summary, interrupted=outcome.interrupted)
 
 
