@@ -1,7 +1,7 @@
 """What one bad teacher of ten costs consolidation, and what the robust options cost an honest one.
 
-``python -m experiments.robustness`` writes ``experiments/robustness.json`` and prints the table of
-``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil. Options
+``python -m experiments.robustness --write`` writes ``experiments/robustness.json`` and prints the table
+of ``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil. Options
 were chosen by ``--validation``, which never looks at a test image.
 """
 
@@ -252,7 +252,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--partitions", default=",".join(PARTITIONS))
     parser.add_argument("--weightings", default=",".join(WEIGHTINGS))
-    parser.add_argument("--validation", action="store_true", help="choose options; write nothing")
+    parser.add_argument("--validation", action="store_true", help="look at no test image")
+    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RECORD.name}")
     asked = parser.parse_args()
     rows = []
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -267,7 +268,7 @@ def main() -> None:
                     rows.append({**where, "found": found})
                     sys.stderr.write(f"{json.dumps(rows[-1])}\n")
     table = summarise(rows)
-    if not asked.validation:
+    if asked.write:
         write_json(RECORD, {"runs": rows, "lost": table})
     sys.stdout.write(render(table) + "\n")
 
