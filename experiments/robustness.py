@@ -1,8 +1,8 @@
 """What one bad teacher of ten costs consolidation, and what the robust options cost an honest one.
 
-``python -m experiments.robustness --write`` writes ``experiments/robustness.json`` and prints the table
-of ``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil. Options
-were chosen by ``--validation``, which never looks at a test image.
+``python -m experiments.robustness --write`` keeps the figures in ``robustness.json`` beside it and
+prints the table of ``docs/robustness.md``. The bad silo is the largest of its seed, which has most
+to spoil. Options were chosen by ``--validation``, which never looks at a test image.
 """
 
 from __future__ import annotations
