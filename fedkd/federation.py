@@ -18,6 +18,7 @@ from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
 from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.features import penultimate_features
+from fedkd.models.shelf import ModelShelf
 from fedkd.seeding import derive_seed, torch_generator
 from fedkd.study import Study
 from fedkd.training import Compute, Sgd, intra_op_threads, is_finite, train_supervised
@@ -48,12 +49,13 @@ class Federation:
         self.cache = cache
         self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
         self.compute = Compute(study.engine.device, study.engine.precision)
+        self.shelf = ModelShelf()
         self._silos = dict(zip(study.silo_names, cut.silos, strict=True))
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
         """Read the study's data and cut it."""
-        return cls(study, seed, load_cut(study, seed), cache)
+        return cls(study, seed, load_cut(study, seed, cache), cache)
 
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
