@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -148,12 +147,3 @@ class Silo:
         )
         learnt = distil(own.state, teachers, student, settings, school)
         return learnt.state, learnt.loss
-
-
-def state_hash(state: State) -> str:
-    """Hash a model's tensors, names included."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(f"{key}{state[key].dtype}{tuple(state[key].shape)}".encode())
-        digest.update(state[key].contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -115,7 +115,10 @@ def fit(
     for _ in range(sgd.epochs):
         order = torch.randperm(len(images), generator=generator)
         mixed = images[order] if images.is_floating_point() else as_float(images[order])
-        shuffled = [mixed.to(compute.device), *(other[order].to(compute.device) for other in others)]
+        shuffled = [
+            mixed.to(compute.device),
+            *(other[order].to(compute.device) for other in others),
+        ]
         total = torch.zeros((), device=compute.device)
         for start, end in batch_bounds(len(images), sgd.batch_size):
             batch, *rest = (tensor[start:end] for tensor in shuffled)

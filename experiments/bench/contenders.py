@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.bench.process import Taken, watch
@@ -15,7 +15,7 @@ from experiments.engines.processes import free_port
 
 RIVALS = HERE / "rivals"
 BEST_LOOP = RIVALS / "best_loop.py"
-BEST_LOOP_SHA256 = "0"
+BEST_LOOP_SHA256 = "dfe64327195b10ef1f30e0b5b1b0ca9a9c1516a927511ec396cb239810a23e80"
 """Of the hand-written loop as it was when the engine was first measured against it."""
 
 PROGRAMS = Path(sys.executable).parent
@@ -36,19 +36,17 @@ class Contender:
     run: Callable[[Path, Path, int], Taken]
 
 
-def contenders() -> list[Contender]:
-    """Return all of them, in the order of a turn."""
+def contenders(cache: Path | None = None) -> list[Contender]:
+    """Return all of them, in the order of a turn; fedkd keeps decoded images in ``cache``."""
     return [
-        Contender("fedkd inline", "`fedkd compare --fresh`, one process", _fedkd()),
+        Contender("fedkd inline", "`fedkd compare --fresh`, one process", _fedkd(cache)),
         Contender(
             "fedkd inline bf16",
             "the same with `engine.precision=bf16`",
-            _fedkd("--set", "engine.precision=bf16"),
+            _fedkd(cache, "--set", "engine.precision=bf16"),
         ),
-        Contender("fedkd ray", "the same with `--engine ray`", _fedkd("--engine", "ray")),
-        Contender(
-            "Flower on Ray", "Flower's quickstart for PyTorch, by `flwr run`", _run_flower
-        ),
+        Contender("fedkd ray", "the same with `--engine ray`", _fedkd(cache, "--engine", "ray")),
+        Contender("Flower on Ray", "Flower's quickstart for PyTorch, by `flwr run`", _run_flower),
         Contender(
             "bare loop", "plain PyTorch, silo after silo, two threads, DataLoader", _loop("bare")
         ),
@@ -72,9 +70,7 @@ def check_frozen() -> None:
         )
 
 
-def fedkd(
-    *arguments: str | Path, folder: Path, cache: Path | None = None, **options: object
-) -> Taken:
+def fedkd(*arguments: str | Path, folder: Path, cache: Path | None = None) -> Taken:
     """Run a command of fedkd under watch, with a cache of its own."""
     environment = {"FEDKD_CACHE_DIR": str(cache or folder / "cache")}
     return watch(
@@ -82,15 +78,20 @@ def fedkd(
         folder=folder,
         environment=environment,
         rounds=lambda: next(folder.glob("runs/*/*/*/seed-*/rounds.jsonl"), None),
-        **options,  # type: ignore[arg-type]  # passed on as they are
     )
 
 
-def _fedkd(*more: str) -> Callable[[Path, Path, int], Taken]:
+def _fedkd(cache: Path | None, *more: str) -> Callable[[Path, Path, int], Taken]:
     def run(folder: Path, workload: Path, num_rounds: int) -> Taken:  # noqa: ARG001 -- as all
         return fedkd(
-            *("compare", STUDY, "--fresh", "--set", f"rounds.max={num_rounds}", *more),
+            "compare",
+            STUDY,
+            "--fresh",
+            "--set",
+            f"rounds.max={num_rounds}",
+            *more,
             folder=folder,
+            cache=cache,
         )
 
     return run
@@ -99,7 +100,13 @@ def _fedkd(*more: str) -> Callable[[Path, Path, int], Taken]:
 def _loop(name: str) -> Callable[[Path, Path, int], Taken]:
     def run(folder: Path, workload: Path, num_rounds: int) -> Taken:
         log = folder / "rounds.jsonl"
-        command = [sys.executable, RIVALS / f"{name}_loop.py", workload, log, str(num_rounds)]
+        command: list[str | Path] = [
+            sys.executable,
+            RIVALS / f"{name}_loop.py",
+            workload,
+            log,
+            str(num_rounds),
+        ]
         return watch(command, folder=folder, rounds=lambda: log)
 
     return run
@@ -110,9 +117,7 @@ def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Taken:
     app, home, log = folder / "tutorial", folder / "home", folder / "rounds.jsonl"
     shutil.copytree(RIVALS / "flower-app", app)
     home.mkdir()
-    config = (
-        f"workload='{workload}' rounds-file='{log}' num-server-rounds={num_rounds}"
-    )
+    config = f"workload='{workload}' rounds-file='{log}' num-server-rounds={num_rounds}"
     environment = {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -123,8 +128,7 @@ def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Taken:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{PROGRAMS}:/usr/local/bin:/usr/bin:/bin",
     }
-    command: Sequence[str | Path] = [
-        *(PROGRAMS / "flwr", "run", app, "local", "--stream", "--run-config", config),
-        *("--federation-config", "num-supernodes=10 client-resources-num-cpus=1"),
-    ]
+    simulation = "num-supernodes=10 client-resources-num-cpus=1"
+    command: list[str | Path] = [PROGRAMS / "flwr", "run", app, "local", "--stream"]
+    command += ["--run-config", config, "--federation-config", simulation]
     return watch(command, folder=folder, environment=environment, rounds=lambda: log)

@@ -92,7 +92,9 @@ def watch(
             ledger.look()
             memory.look()
             if time.perf_counter() - begin > timeout:
-                raise CommandFailedError(f"{command[0]} took more than {timeout:.0f} s; {_end(log)}")
+                raise CommandFailedError(
+                    f"{command[0]} took more than {timeout:.0f} s; {_end(log)}"
+                )
             time.sleep(_PAUSE)
         seconds = time.perf_counter() - begin
         ledger.look()

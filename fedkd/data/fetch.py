@@ -166,7 +166,8 @@ def read_files(folder: Path, wanted: Mapping[str, int]) -> dict[str, bytes] | No
     Raises:
         UserError: a file is too large or cannot be read.
     """
-    if not all([_is_file(folder / name) for name in wanted]):
+    there = [_is_file(folder / name) for name in wanted]  # all are looked for, and so noted
+    if not all(there):
         return None
     contents = {}
     for name, most in wanted.items():

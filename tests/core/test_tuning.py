@@ -190,9 +190,9 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
     asked: Counter[tuple[str, str]] = Counter()
     honest = Teachers._predict
 
-    def counted(self: Teachers, index: int, images: torch.Tensor) -> torch.Tensor:
+    def counted(self: Teachers, index: int, images: torch.Tensor, found: str) -> torch.Tensor:
         asked[self.members[index].silo, content_hash(images)] += 1
-        return honest(self, index, images)
+        return honest(self, index, images, found)
 
     monkeypatch.setattr(Teachers, "_predict", counted)
     found = run_tune(study, kind="grid")

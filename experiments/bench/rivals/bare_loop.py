@@ -65,9 +65,7 @@ def main() -> None:
         DataLoader(dataset(images, labels), batch_size=BATCH, shuffle=True)
         for images, labels in zip(workload["images"], workload["labels"], strict=True)
     ]
-    judge = DataLoader(
-        dataset(workload["test_images"], workload["test_labels"]), batch_size=1000
-    )
+    judge = DataLoader(dataset(workload["test_images"], workload["test_labels"]), batch_size=1000)
     model = build()
     model.load_state_dict(
         {key: torch.from_numpy(workload[f"start.{key}"]) for key in model.state_dict()}

@@ -1,4 +1,4 @@
-"""The best loop for FedAvg that its authors could write by hand: no framework, no checks, no messages.
+"""The best loop for FedAvg that could be written by hand: no framework, no checks, no messages.
 
 One thread a processor, one silo at a time on each with one intra-op thread, models built once,
 channels-last layout, images turned to floats once, foreach SGD, float64 sums in silo order.
@@ -42,6 +42,13 @@ def build() -> nn.Module:
 
 def floats(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).float() / 255).contiguous(memory_format=LAYOUT)
+
+
+def average(share: list[float], tensors: tuple[Tensor, ...]) -> Tensor:
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for weight, tensor in zip(share, tensors, strict=True):
+        total.add_(tensor, alpha=weight)
+    return total.float()
 
 
 def main() -> None:
@@ -99,11 +106,7 @@ def main() -> None:
         for number in range(1, num_rounds + 1):
             trained = list(pool.map(train, [(number, silo) for silo in range(len(silos))]))
             share = [len(each) / sum(map(len, labels)) for each in labels]
-            state = [
-                sum((w * t.double() for w, t in zip(share, each, strict=True)), start=torch.zeros(()))
-                .float()
-                for each in zip(*trained, strict=True)
-            ]
+            state = [average(share, tensors) for tensors in zip(*trained, strict=True)]
             measure(number)
 
 

@@ -34,7 +34,7 @@ workload = None  # Cache the data, as the tutorial caches its FederatedDataset
 
 def open_workload(path):
     """Read the data once a process."""
-    global workload  # noqa: PLW0603 -- the tutorial's way
+    global workload
     if workload is None:
         workload = {key: value for key, value in np.load(path).items()}  # noqa: C416 -- reads
     return workload
