@@ -105,12 +105,15 @@ def environment() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """Hash the text of the method and of both Flower sides, so that an edit misses the cache."""
+    """Hash the text of the method and of both Flower sides, so that an edit misses the cache.
+
+    The command line and the report are left out: no result depends on them.
+    """
     digest = hashlib.sha256()
     top = Path(__file__).parent.parent
     for room in ROOMS:
         for path in sorted((top / room).rglob("*.py")):
-            if path.name != "cli.py":
+            if not path.name.startswith("cli") and path.parent.name != "report":
                 digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

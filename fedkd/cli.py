@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkd import cli_offline
+from fedkd import cli_cache, cli_offline
 from fedkd.errors import FedKDError, UserError
 
 if TYPE_CHECKING:
@@ -373,6 +373,7 @@ def doctor(
 
 
 cli_offline.add_commands(app)
+cli_cache.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it
