@@ -204,6 +204,19 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
     assert len(points) == len(set(points)) == 25
 
 
+def test_a_grid_gives_the_same_on_any_number_of_threads(make_study: Any, run_tune: Any) -> None:
+    found = []
+    for threads in (1, 2, 4):
+        study = make_study(
+            {
+                "engine/server_threads": threads,
+                "arms/fedkd/consolidation": {"weighting": "familiarity", "epochs": 2},
+            }
+        )
+        found.append(run_tune(study, kind="grid", trials=6, out=f"on-{threads}").results)
+    assert found[0] == found[1] == found[2]
+
+
 def test_test_data_have_no_say(
     make_study: Any, run_tune: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
