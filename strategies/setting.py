@@ -42,7 +42,7 @@ class Setting:
         transfer: images to distil on, or None.
         targets: accuracies at which the run may stop.
         classes: names of the classes, or empty where the server does not know them.
-        cache: where teachers' predictions are kept, or None.
+        cache: where predictions that no run is charged for are kept, or None.
     """
 
     study: Study

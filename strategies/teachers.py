@@ -14,7 +14,6 @@ from fedkd import wire
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import content_hash
 from fedkd.distillation.familiarity import Basis, FeatureBasis, PixelBasis, density_bound
-from fedkd.distillation.predictions import Predictions
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
@@ -65,8 +64,7 @@ def collect_teachers(
             ledger.traffic.ok += 1
         except RefusedError as error:
             ledger.refuse(member.name, error)
-    known = Predictions(setting.cache)
-    return Teachers(_some(teachers, setting, ledger), setting.shape, setting.compute, known)
+    return Teachers(_some(teachers, setting, ledger), setting.shape, setting.compute)
 
 
 def collect_densities(
@@ -113,8 +111,7 @@ def collect_densities(
             ledger.refuse(member.name, error)
             if settings.teachers != "densities":
                 told.append(teacher)
-    known = Predictions(setting.cache)
-    return Teachers(_some(told, setting, ledger), setting.shape, setting.compute, known)
+    return Teachers(_some(told, setting, ledger), setting.shape, setting.compute)
 
 
 def _some(teachers: list[Teacher], setting: Setting, ledger: Ledger) -> list[Teacher]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,10 @@ class Teachers:
     def have_models(self) -> bool:
         """Whether every teacher sent its model."""
         return all(teacher.state is not None for teacher in self.members)
+
+    def kept_in(self, cache: Path | None) -> Teachers:
+        """Return the same teachers, whose predictions are kept in a cache from now on."""
+        return Teachers(self.members, self.shape, self.compute, self._known.kept_in(cache))
 
     def only(self, indices: Sequence[int]) -> Teachers:
         """Return the teachers at ``indices``."""

@@ -22,6 +22,7 @@ from fedkd.data import fetch
 from fedkd.data.cut import load_cut
 from fedkd.data.kept import load_kept_source, share_out
 from fedkd.data.sources import load_source
+from fedkd.distillation import teachers as teachers_module
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import UserError
 from fedkd.models.building import Shape, build_model
@@ -173,6 +174,34 @@ def test_predictions_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
         )
         assert found is bad
     assert not (tmp_path / "predictions").exists()
+
+
+def test_a_run_is_charged_for_its_own_predictions(
+    make_study: Any, run_arm: Any, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seconds of a start must not depend on what another arm left in the cache."""
+    study = make_study({"partition/silos": 4})
+    computed: list[int] = []
+    honest = teachers_module.predict
+
+    def counted(model: Any, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        computed.append(len(images))
+        return honest(model, images, **options)
+
+    monkeypatch.setattr(teachers_module, "predict", counted)
+    for _ in "ab":
+        run_arm(study, "fedkd")
+    assert computed == [60] * 8, "four teachers on the transfer set, in either run"
+    found = run_arm(study, "fedkd")
+    for _ in "ab":
+        computed.clear()
+        kept = Predictions().kept_in(cache_dir)
+        members, setting = found.strategy.teachers.members, found.setting
+        everyone = teachers_module.Teachers(members, setting.shape, setting.compute, kept)
+        said = everyone.predict(setting.test.images)
+    assert computed == []
+    plain = teachers_module.Teachers(members, setting.shape, setting.compute)
+    assert torch.equal(said, plain.predict(setting.test.images))
 
 
 def test_a_decoded_source_is_read_from_the_cache_and_equal(
