@@ -6,7 +6,7 @@ Like the command line this stands above all rooms, and imports them only when a 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ def compare(
     *,
     out: str | Path = "runs",
     fresh: bool = False,
+    track: Sequence[str] = (),
 ) -> Comparison:
     """Run every arm of a study on every seed and compare the exchanges to each target.
 
@@ -32,13 +33,16 @@ def compare(
             Relative paths in a dictionary are relative to the working folder.
         out: root of all results.
         fresh: ignore and rewrite what the cache holds.
+        track: names of trackers that are told of every round: ``tensorboard``, ``mlflow``,
+            ``wandb``. They change no result.
 
     Returns:
         The results. Where Ctrl-C cut the study short, ``interrupted`` is true; the same call goes
         on from the runs that had ended.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give.
+        UserError: the study asks for what the data or the files do not give, or a tracker's
+            package is not installed.
     """
     from rich.console import Console
 
@@ -49,7 +53,9 @@ def compare(
     loaded = _load(study)
     runs = len(loaded.arms) * len(loaded.seeds)
     with StudyProgress(Console(stderr=True), runs) as progress:
-        outcome = run_study(loaded, out=Path(out), fresh=fresh, progress=progress)
+        outcome = run_study(
+            loaded, out=Path(out), fresh=fresh, progress=progress, track=tuple(track)
+        )
     return Comparison(outcome.folder, outcome.summary, interrupted=outcome.interrupted)
 
 
