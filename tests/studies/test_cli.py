@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from fedkd.checkpoint import copy_state
 from fedkd.cli import main
 from fedkd.models.building import Shape, build_model
 
@@ -51,7 +52,7 @@ def fedkd(
 
 def write_checkpoint(name: str, arch: str = "mlp") -> Path:
     path = Path(name).absolute()
-    save_file(dict(build_model(arch, Shape(10, 1, 8), seed=0).state_dict()), path)
+    save_file(copy_state(build_model(arch, Shape(10, 1, 8), seed=0)), path)
     return path
 
 
