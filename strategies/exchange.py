@@ -64,6 +64,16 @@ class Ledger:
         self.traffic.failed += 1
         self.quarantined.append(Quarantined(silo, self.round, str(error)))
 
+    def barred(self, max_failures: int) -> dict[str, int]:
+        """Return the silos with so many refused replies, and the round of the last that counted."""
+        failures: dict[str, int] = {}
+        barred: dict[str, int] = {}
+        for entry in self.quarantined:
+            failures[entry.silo] = failures.get(entry.silo, 0) + 1
+            if failures[entry.silo] == max_failures:
+                barred[entry.silo] = entry.round
+        return barred
+
 
 def count_bytes(content: RecordDict) -> int:
     """Return the bytes of all records by Flower's own count."""

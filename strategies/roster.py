@@ -36,7 +36,7 @@ def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> di
                 raise RefusedError("it did not introduce itself in time")
             info = read_info(replies[node], run_id=run_id, round_number=0)
             name = read_name(info)
-            read_num_examples(info)
+            read_num_examples(info, setting.rounds.max_examples)
             read_class_counts(info, setting.shape.num_classes)
             _check_architecture(info, setting)
             if name in members:

@@ -14,17 +14,27 @@ from fedkd import wire
 from fedkd.cache import cache_root
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
-from fedkd.files import write_text
+from fedkd.files import remove_unfinished, write_text
+from fedkd.lease import lease
 from fedkd.model_card import ModelCard, save_model
-from fedkd.results import CHECKPOINT_FILE, Point, RunRecord, append_point, write_state
+from fedkd.results import (
+    CHECKPOINT_FILE,
+    Point,
+    RunRecord,
+    append_point,
+    write_points,
+    write_state,
+)
 from fedkd.study_file import parse_study
 from fedkd.training import intra_op_threads
 from strategies.examine import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
+from strategies.savepoint import Keeper
 from strategies.setting import Observer, Setting
 
 ERROR_FILE = "error.txt"
+LEASE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -79,21 +89,43 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
 
 
 def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
-    """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``."""
+    """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``.
+
+    A run that was cut short in the same folder goes on from its last whole round, to the same
+    record as if nothing had happened, but for seconds.
+
+    Raises:
+        UserError: another process writes to the folder.
+        FedKDError: what lies there belongs to another run, or the run cannot go on.
+    """
+    # An engine that was killed takes a moment to end the server that it had started.
+    with lease(serving.folder, wait=LEASE_SECONDS):
+        _serve(grid, serving, run_id)
+
+
+def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     setting, folder = serving.setting, serving.folder
-    recorder = _Recorder(folder, serving.observer)
-    strategy_type = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
-    strategy = strategy_type(setting, recorder, run_id)
+    remove_unfinished(folder)
+    keeper = Keeper(folder, setting)
     with intra_op_threads(setting.study.engine.server_threads):
+        initial = initial_arrays(setting)
+        saved = keeper.read(dict(initial.to_torch_state_dict()))
+        # The save point is what counts: a line may have been cut short or be missing.
+        write_points(folder, saved.curve if saved else ())
+        for point in saved.curve if saved else ():
+            serving.observer.on_point(point)
+        strategy_type = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
+        recorder = _Recorder(folder, serving.observer)
+        strategy = strategy_type(setting, recorder, run_id, keeper=keeper, saved=saved)
         result = strategy.start(
             grid,
-            initial_arrays(setting),
+            initial,
             num_rounds=setting.rounds.max,
             timeout=setting.rounds.timeout,
             evaluate_fn=central_evaluation(setting),
         )
         final = dict(result.arrays.to_torch_state_dict())
-        instruments = examine(strategy, final)
+        instruments = examine(setting, strategy.beginning, strategy.roster.values(), final)
     card = ModelCard(setting.arch, setting.shape, setting.classes)
     save_model(folder / CHECKPOINT_FILE, final, card)
     write_state(
@@ -113,6 +145,9 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
             instruments=instruments,
         ),
     )
+    if strategy.stopped != "quorum":
+        # A run that lacked silos can still go on once they are back.
+        keeper.remove()
 
 
 def simulated_run(context: Context) -> Serving:
