@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.bench import distillation, everyday, federated, machine, many_silos
 from experiments.bench.goals import Goal
+from experiments.bench.process import end_tidily
 from experiments.bench.publish import RESULTS, publish
 from experiments.bench.workload import HERE
 from fedkd.files import write_json
@@ -22,6 +23,7 @@ PARTS = ("federated", "distillation", "everyday", "many-silos")
 def main() -> int:
     """Run the parts asked for; whatever fails, write down the rest, and say so by the exit code."""
     asked = _parse()
+    end_tidily()
     bench = _Bench(asked.out, turns=asked.turns, num_rounds=asked.rounds)
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
         for part in asked.parts.split(","):
@@ -128,4 +130,7 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,7 +58,7 @@ def watch(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     rounds: Callable[[], Path | None] | None = None,
-    timeout: float = 600.0,
+    timeout: float = 900.0,
 ) -> Taken:
     """Run a command to its end and return what it took; nothing that it started stays.
 
@@ -106,6 +107,11 @@ def watch(
     after = os.times()
     cpu = after.children_user + after.children_system - usage.children_user - usage.children_system
     return Taken(seconds, cpu, memory.peak, ledger.median(), tuple(ledger.accuracies))
+
+
+def end_tidily() -> None:
+    """Let a request to end this process end its commands too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def end_all(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from experiments.bench import machine
 from experiments.bench.contenders import fedkd
 from experiments.bench.federated import Say
-from experiments.bench.process import CommandFailedError
+from experiments.bench.process import CommandFailedError, end_tidily
 from experiments.bench.workload import HERE, STUDY
 from fedkd.files import replacing, write_json, write_text
 
@@ -224,6 +224,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
     parser.add_argument("--smaller", type=int, default=1, metavar="N", help="to try it out")
     asked = parser.parse_args()
+    end_tidily()
     results: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine.describe(),
