@@ -50,6 +50,7 @@ class Federation:
         self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.shelf = ModelShelf()
+        self._fingerprint: dict[str, object] | None = None
         self._silos = dict(zip(study.silo_names, cut.silos, strict=True))
 
     @classmethod
@@ -109,7 +110,12 @@ class Federation:
         return Pretrained(state)
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what determines the seed's data and models, for cache keys."""
+        """Return what determines the seed's data and models, for cache keys; hashed once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._find_fingerprint()
+        return self._fingerprint
+
+    def _find_fingerprint(self) -> dict[str, object]:
         parts = [self.cut.test, self.cut.validation, *self.cut.silos]
         parts += [self.cut.transfer] if self.cut.transfer is not None else []
         checkpoints = {
