@@ -77,13 +77,13 @@ def recipe(study: str, name: str, init: str) -> list[str]:
     """Return the overrides that were chosen on validation data; none before ``recipe.py`` has run.
 
     Controls of FedKD consolidate and train as it does; ``fedavg-same-rounds`` trains as it does
-    from a random start.
+    from a random start. What was chosen under shared initialisations alone serves for both.
     """
     path = FOLDER / "recipes" / f"{study}.json"
     cells = json.loads(path.read_text()) if path.is_file() else {}
-    if f"{name}.{init}" not in cells:
+    cell = cells.get(f"{name}.{init}") or cells.get(f"{name}.shared")
+    if cell is None:
         return []
-    cell = cells[f"{name}.{init}"]
     settings = cell["fedkd"]["chosen"]
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
     return [
@@ -100,7 +100,6 @@ def plan() -> list[Run]:
     runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("pairs-digits", (name,), (pair_partition(name),)) for name in PARTITIONS]
-    runs += [Run("start-fashion", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [
         Run("transfer-digits", ("size", str(size)), (f"data.transfer.size={size}",))
         for size in (30, 100, 300, 600)

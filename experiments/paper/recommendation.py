@@ -33,7 +33,7 @@ ARMS = {
     "control-fine-tune": "fine-tune",
     "fedkd-familiarity": "kd-familiarity",
 }
-STUDIES = ("start-digits", "labelled-digits", "transfer-digits", "start-fashion")
+STUDIES = ("start-digits", "labelled-digits", "transfer-digits")
 
 
 def samples(records: Records) -> list[dict[str, Any]]:
