@@ -11,7 +11,7 @@ from experiments.bench.goals import Goal, Spread
 from experiments.bench.workload import STUDY
 
 # All 60,000 images but one, which a transfer set must have.
-_COMMON = ("data.validation=0", "data.transfer.size=1")
+_COMMON = ("data.validation=0", "data.transfer.size=1", "data.train_size=60000")
 
 
 def run(folder: Path, *, num_rounds: int, say: Say, silos: int = 1000) -> dict[str, Any]:
