@@ -82,6 +82,6 @@ def goals(rows: list[dict[str, Any]]) -> list[Goal]:
         Goal(
             "accuracies of the grid's points, greatest difference between the two",
             TOLERANCE,
-            measured=Spread.of(apart) if apart else None,
+            measured=Spread.of([max(apart)]) if apart else None,
         ),
     ]

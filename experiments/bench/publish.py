@@ -39,7 +39,7 @@ def _machine(results: dict[str, Any]) -> str:
     machine = results["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
-        f"Measured {results['date']} in {results['turns']} turns on {machine['cores']} cores of "
+        f"Measured {results['date']}, turns: {results['turns']}, on {machine['cores']} cores of "
         f"{machine['processor']} ({', '.join(machine['flags']) or 'no vector extensions'}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['platform']}; Python "
         f"{machine['python']}, {packages}. Load average before the first turn: "
