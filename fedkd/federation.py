@@ -102,7 +102,7 @@ class Federation:
         """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
         if checkpoint := self.study.pretraining.checkpoints.get(silo):
             what = f"pretraining.checkpoints.{silo}"
-            state = load_state(Path(checkpoint), self._fresh_model(silo), what=what)
+            state = load_state(Path(checkpoint), self.initial_model(silo), what=what)
         else:
             state = self._read_model(silo) or self._train_model(silo)
         if not is_finite(state):
@@ -161,7 +161,8 @@ class Federation:
         except UserError as error:
             raise UserError(f"arms.{arm}.consolidation.{error}") from error
 
-    def _fresh_model(self, silo: str) -> State:
+    def initial_model(self, silo: str) -> State:
+        """Return the weights from which a silo's own model is trained."""
         owner = silo if self.study.pretraining.init == "per-silo" else ""
         seed = derive_seed(self.seed, "initial-model", owner)
         return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
@@ -169,14 +170,14 @@ class Federation:
     def _read_model(self, silo: str) -> State | None:
         """Read a silo's model from the cache; None where it is absent or damaged."""
         try:
-            return load_state(self._cached_model(silo), self._fresh_model(silo))
+            return load_state(self._cached_model(silo), self.initial_model(silo))
         except UserError:
             return None
 
     def _train_model(self, silo: str) -> State:
         settings = self.study.pretraining
         model = build_model(self.study.arch_of(silo), self.shape, seed=0)
-        model.load_state_dict(self._fresh_model(silo))
+        model.load_state_dict(self.initial_model(silo))
         model.to(self.compute.device)
         with intra_op_threads(1):
             train_supervised(

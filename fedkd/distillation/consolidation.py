@@ -222,15 +222,21 @@ def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: Sc
 
 
 def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, Any]:
-    means = ensemble.weights.mean(1).tolist()
     names = [teacher.silo for teacher in teachers.members]
     notes: dict[str, Any] = {
         "distillation_loss": round(loss, 6) if math.isfinite(loss) else None,
-        "mean_weights": {n: round(w, 6) for n, w in zip(names, means, strict=True)},
+        "mean_weights": _by_name(names, ensemble.weights.mean(1)),
+        "agreement": _by_name(names, ensemble.agreement),
     }
+    if ensemble.trust is not None:
+        notes["trust"] = _by_name(names, ensemble.trust)
     if ensemble.foreign is not None:
         notes["foreign_share"] = round(ensemble.foreign, 6)
     return notes
+
+
+def _by_name(names: list[str], values: Tensor) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in zip(names, values.tolist(), strict=True)}
 
 
 def _densities(teachers: Teachers, samples: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.distillation import WEIGHTINGS
+from fedkd.distillation.trust import agreement, cap, discount, trust
 from fedkd.distillation.weightings import Evidence, entropy, foreign_share, pool
 from fedkd.errors import UserError
 from fedkd.seeding import torch_generator
@@ -22,11 +23,15 @@ class Ensemble:
         target: probabilities at the study's temperature, float32 ``[N, K]``.
         weights: of each teacher on each sample, float64 ``[M, N]``.
         foreign: mean share of the samples that no silo knows, or None without densities.
+        agreement: share of samples on which each teacher's class is the target's, ``[M]``.
+        trust: how far each teacher is believed, ``[M]``; None where all are alike.
     """
 
     target: Tensor
     weights: Tensor
     foreign: float | None
+    agreement: Tensor
+    trust: Tensor | None = None
 
 
 def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
@@ -38,14 +43,33 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     weights = WEIGHTINGS.load(settings.weighting)(evidence, settings)
     if settings.weighting not in WEIGHTINGS:
         _check(weights, evidence, settings.weighting)
+    votes = evidence.logits.argmax(2)
+    if settings.max_weight is not None:
+        weights = cap(weights, settings.max_weight)
+    believed = None
+    if settings.trust == "agreement":
+        believed = trust(votes, weights.mean(2) if weights.dim() == 3 else weights)
+        weights = discount(weights, believed)
+        if settings.max_weight is not None:
+            weights = cap(weights, settings.max_weight)
     target = pool(
-        evidence.logits, weights, temperature=settings.temperature, pooling=settings.pooling
+        evidence.logits,
+        weights,
+        temperature=settings.temperature,
+        pooling=settings.pooling,
+        trim=settings.trim,
     )
     foreign = None
     if evidence.log_density is not None and evidence.log_background is not None:
         known = ~torch.isnan(evidence.log_density).any(dim=1)
         foreign = float(foreign_share(evidence, settings).mean()) if known.any() else None
-    return Ensemble(target, weights.mean(2) if weights.dim() == 3 else weights, foreign)
+    return Ensemble(
+        target,
+        weights.mean(2) if weights.dim() == 3 else weights,
+        foreign,
+        agreement(votes, target.argmax(1)),
+        believed,
+    )
 
 
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:

@@ -16,6 +16,10 @@ from torch import Tensor
 from fedkd.errors import UserError
 from fedkd.study import Consolidation
 
+MEDIAN_TRIM = 0.5 - 1e-6
+"""Cutting off all but the middle leaves the median, which is the mean of the two middle values."""
+LEAST_TOTAL = 1e-9
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -146,7 +150,9 @@ def foreign_share(evidence: Evidence, settings: Consolidation) -> Tensor:
     return torch.softmax(both, dim=0)[-1]
 
 
-def pool(logits: Tensor, weights: Tensor, *, temperature: float, pooling: str) -> Tensor:
+def pool(
+    logits: Tensor, weights: Tensor, *, temperature: float, pooling: str, trim: float = 0.2
+) -> Tensor:
     """Combine teachers into one target distribution.
 
     Args:
@@ -154,7 +160,9 @@ def pool(logits: Tensor, weights: Tensor, *, temperature: float, pooling: str) -
         weights: ``[M, N]`` or ``[M, N, K]``, summing to one over M.
         temperature: T, applied to the teachers' logits.
         pooling: ``probs`` for sum_m w_m softmax(t_m / T), ``logits`` for
-            softmax(sum_m w_m t_m / T).
+            softmax(sum_m w_m t_m / T); ``median`` and ``trimmed-mean`` take the weighted median or
+            trimmed mean of each class's probabilities, renormalised over K.
+        trim: weight that ``trimmed-mean`` cuts off at either end.
 
     Returns:
         float32 probabilities ``[N, K]``.
@@ -163,7 +171,24 @@ def pool(logits: Tensor, weights: Tensor, *, temperature: float, pooling: str) -
     each = weights if weights.dim() == 3 else weights[:, :, None]
     if pooling == "logits":
         return torch.softmax((each * scaled).sum(0), dim=1).float()
-    pooled = (each * torch.softmax(scaled, dim=2)).sum(0)
+    probs = torch.softmax(scaled, dim=2)
+    pooled = (each * probs).sum(0)
+    if pooling in ("median", "trimmed-mean"):
+        share = MEDIAN_TRIM if pooling == "median" else trim
+        middle = _trimmed(probs, each.expand_as(probs), share)
+        total = middle.sum(1, keepdim=True)
+        # Where no class has half of the weight behind it, nothing is in the middle but zeros.
+        pooled = torch.where(total > LEAST_TOTAL, middle / total.clamp_min(LEAST_TOTAL), pooled)
     if weights.dim() == 3:
         pooled = pooled / pooled.sum(1, keepdim=True)
     return pooled.float()
+
+
+def _trimmed(values: Tensor, weights: Tensor, trim: float) -> Tensor:
+    """Weighted mean of ``[M, N, K]`` over M, without the weight ``trim`` at either end."""
+    ordered, order = values.sort(dim=0)
+    upper = weights.gather(0, order).cumsum(0)
+    lower = torch.cat([torch.zeros_like(upper[:1]), upper[:-1]])
+    kept = (upper.clamp(trim, 1 - trim) - lower.clamp(trim, 1 - trim)).clamp_min(0)
+    found: Tensor = (kept * ordered).sum(0) / (1 - 2 * trim)
+    return found

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.distillation import METHODS, NEEDS_MODELS, WEIGHTINGS
-from fedkd.study.sections import Count, Momentum, Rate, Section
+from fedkd.study.sections import Count, Fraction, Momentum, Rate, Section
 
 
 class Familiarity(Section):
@@ -68,7 +68,22 @@ class Consolidation(Section):
         AfterValidator(WEIGHTINGS.check),
         Field(json_schema_extra={"examples": list(WEIGHTINGS)}),
     ] = "equal"
-    pooling: Literal["probs", "logits"] = "probs"
+    pooling: Literal["probs", "logits", "median", "trimmed-mean"] = Field(
+        "probs",
+        description="weighted means of probabilities or logits, or robust ones of each class's "
+        "probabilities",
+    )
+    trim: float = Field(
+        0.2, gt=0, lt=0.5, description="weight cut off at either end; of pooling trimmed-mean"
+    )
+    max_weight: Fraction | None = Field(
+        None, description="most that any teacher may weigh on average over the transfer images"
+    )
+    trust: Literal["equal", "agreement"] = Field(
+        "equal",
+        description="agreement: a teacher counts less the more it is contradicted by those that "
+        "know the same images",
+    )
     teachers: Literal["models", "densities", "validation"] = Field(
         "models",
         description="controls that use no teacher model: densities alone, or with method fine-tune "

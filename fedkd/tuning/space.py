@@ -71,7 +71,9 @@ class Space:
         if "weight" in self._heard:
             point["weight"] = _short(trial.suggest_float("weight", 0, 1), own.weight)
         if "pooling" in self._heard:
-            point["pooling"] = trial.suggest_categorical("pooling", ["probs", "logits"])
+            point["pooling"] = trial.suggest_categorical(
+                "pooling", list(dict.fromkeys(["probs", "logits", own.pooling]))
+            )
         if "weighting" not in self._heard:
             return point
         point["weighting"] = trial.suggest_categorical("weighting", self._weightings)

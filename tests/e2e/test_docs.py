@@ -53,6 +53,7 @@ SHORTER = {
     "fedkd compare ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.sweep ": "--lr 0.1",
+    "python -m experiments.robustness ": "--partitions iid --weightings equal",
 }
 
 # Pages that go on from the files of another.

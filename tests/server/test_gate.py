@@ -177,7 +177,8 @@ BAD_REPLIES: dict[str, Callable[[RecordDict], RecordDict]] = {
     "examples: zero": change_examples(0),
     "examples: 1e300": change_examples(1e300),
     "examples: a half": change_examples(1.5),
-    "examples: over the limit": change_examples(gate.MAX_EXAMPLES + 1),
+    "examples: over the study's cap": change_examples(10_000_001),
+    "examples: over any limit": change_examples(gate.MAX_EXAMPLES + 1),
     "examples: a list": change_examples([5, 5]),
     "examples: none": change_examples(None),
     "examples: boolean": boolean_examples,
@@ -269,6 +270,45 @@ def test_a_loss_of_nan_harms_no_model(run_arm: Any, make_study: Any) -> None:
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(lie))
     assert ran.refused == []
     assert_same(ran.state, average_without(ran, hostile=""))
+
+
+def test_of_two_replies_the_first_counts(run_arm: Any, make_study: Any) -> None:
+    """And a second can neither mend nor spoil it, nor stand for a silo that has not answered."""
+    study = make_study({"rounds/max": 1})
+
+    def twice(first: Any, second: Any) -> Any:
+        def tamper(silo: str, question: Message, reply: Message) -> Any:
+            if silo != HOSTILE or question.metadata.message_type != wire.TRAIN:
+                return reply
+            contents = (first(reply.content), second(reply.content))
+            return [Message(content, reply_to=question) for content in contents]
+
+        return tamper
+
+    def honest(content: RecordDict) -> RecordDict:
+        return content
+
+    poison = BAD_REPLIES["arrays: nan"]
+    ran = run_arm(study, "fedavg", tamper=twice(honest, poison))
+    assert ran.refused == []
+    assert_same(ran.state, average_without(ran, hostile=""))
+    ran = run_arm(study, "fedavg", tamper=twice(poison, honest))
+    assert ran.refused == [(HOSTILE, 1)]
+    assert_same(ran.state, average_without(ran))
+
+
+def test_a_reply_in_another_silos_place_is_that_silos_failure(
+    run_arm: Any, make_study: Any
+) -> None:
+    """What is sent from one node is judged as that node's, whatever it says of itself."""
+
+    def swap(content: RecordDict) -> RecordDict:
+        return change_info(silo="silo-2", run_id="this-run")(content)
+
+    ran = run_arm(make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(swap))
+    assert ran.refused == [(HOSTILE, 1)]
+    assert "another silo's name" in ran.reasons
+    assert_same(ran.state, average_without(ran))
 
 
 # The teachers' exchange: logits, densities, hashes.
@@ -386,6 +426,34 @@ def test_a_hostile_model_is_no_teacher(run_arm: Any, make_study: Any) -> None:
     assert all(bool(torch.isfinite(tensor).all()) for tensor in ran.state.values())
 
 
+@pytest.fixture
+def without_the_model(run_arm: Any, make_study: Any) -> Any:
+    """The run in which the hostile silo's model was not to be had."""
+    tamper = tamper_with(change_info(problem="away"), wire.TEACHER)
+    return run_arm(make_study(WEIGHTS_ARM), "fedkd", tamper=tamper)
+
+
+WEIGHTS_ARM = {"rounds/max": 1, "pretraining/epochs": 1, "arms/fedkd/consolidation/epochs": 1}
+
+
+def change_teacher(change: Callable[[Arrays], Arrays]) -> Callable[[RecordDict], RecordDict]:
+    def apply(content: RecordDict) -> RecordDict:
+        record = content.array_records[wire.TEACHER_RECORD]
+        return rebuilt(content, teacher=ArrayRecord(change(dict(record))))
+
+    return apply
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_a_hostile_teachers_model_is_as_if_not_asked(
+    name: str, run_arm: Any, make_study: Any, without_the_model: Any
+) -> None:
+    tamper = tamper_with(change_teacher(BAD_ARRAYS[name]), wire.TEACHER)
+    ran = run_arm(make_study(WEIGHTS_ARM), "fedkd", tamper=tamper)
+    assert ran.refused == [(HOSTILE, 0)]
+    assert_same(ran.state, without_the_model.state)
+
+
 # Introductions and evaluation.
 
 BAD_INTRODUCTIONS = {
@@ -396,7 +464,13 @@ BAD_INTRODUCTIONS = {
     "a number for a name": change_info(silo=7),
     "an unknown architecture": change_info(architecture="torchvision:resnet152"),
     "no examples": change_info(num_examples=0),
+    "examples over the study's cap": change_info(num_examples=10_000_001),
+    "negative class counts": change_info(class_counts=[-1] * 10),
+    "class counts of another number": change_info(class_counts=[1] * 9),
+    "class counts of floats": change_info(class_counts=[0.5] * 10),
+    "class counts beyond measure": change_info(class_counts=[10**12] * 10),
     "another run": change_info(run_id="x"),
+    "another round": change_info(server_round=3),
 }
 
 

@@ -232,6 +232,44 @@ def test_compare_prints_tables_or_json(fedkd: Any, make_data: Any) -> None:
     assert summary["resolved"]["seeds"] == [3]
 
 
+def test_a_run_that_lacked_silos_is_told_by_the_exit_code(fedkd: Any, make_data: Any) -> None:
+    """Every silo's model diverges, and is refused; the run keeps what it needs to go on."""
+    arms = {"fedavg": {"start": "random", "rounds": {"lr": 1000, "local_epochs": 9}}}
+    Path("study.yaml").write_text(yaml.safe_dump(make_data({"arms": arms})))
+    code, out, err = fedkd("compare", "study.yaml")
+    assert code == 1, err
+    assert "too few silos answered: fedavg, seed 0, after round 0" in " ".join(out.split())
+    (state,) = Path("runs/tiny").glob("*/fedavg/seed-0/state.json")
+    assert json.loads(state.read_text())["stopped"] == "quorum"
+    assert (state.parent / "progress.safetensors").is_file()
+    assert (state.parent / "checkpoint.safetensors").is_file()
+    code, _, err = fedkd("compare", "--resume", "runs/tiny")
+    assert code == 1, err
+    cache = Path.cwd().parent / "cache"
+    assert cache.is_dir()
+    assert not list(cache.glob("arms/*")), "what lacked silos is not reused"
+
+
+RESUME_REFUSALS = {
+    "nothing at all": ((), "name a study file, or a results folder by --resume"),
+    "both": (("study.yaml", "--resume", "runs"), "leave out STUDY"),
+    "settings": (("--resume", "runs", "--set", "rounds.max=3"), "leave out STUDY, --set"),
+    "seeds": (("--resume", "runs", "--seeds", "1"), "leave out STUDY, --set, --seeds"),
+    "a fresh start": (("--resume", "runs", "--fresh"), "and --fresh"),
+    "no folder": (("--resume", "nowhere"), "nowhere is no results folder"),
+}
+
+
+@pytest.mark.parametrize("name", RESUME_REFUSALS)
+def test_what_cannot_be_resumed_is_refused(name: str, fedkd: Any, make_data: Any) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(make_data()))
+    arguments, expected = RESUME_REFUSALS[name]
+    code, out, err = fedkd("compare", *arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
 def test_a_failed_run_is_told_by_the_exit_code(fedkd: Any, make_data: Any) -> None:
     data = make_data(DIVERGING)
     Path("study.yaml").write_text(yaml.safe_dump(data))

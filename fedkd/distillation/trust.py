@@ -1,0 +1,89 @@
+"""Bearing a minority of bad teachers: how far each is believed, and the most that any may weigh.
+
+A federation under label skew is no crowd of equals: most teachers are wrong about most images, and
+the one that knows an image may stand alone. So a teacher is not judged by how often it is in the
+minority, but by whether those contradict it that know the same images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PASSES = 20
+PRIOR_SHARE = 0.05
+"""Benefit of the doubt: agreement on this part of a teacher's equal share of the images."""
+SHARPNESS = 4.0
+"""Power to which trust counts; chosen on validation data, as ``docs/robustness.md`` shows."""
+
+
+def agreement(votes: Tensor, verdict: Tensor) -> Tensor:
+    """Return each teacher's share of images on which it says what the ensemble says, ``[M]``.
+
+    Args:
+        votes: classes ``[M, N]``.
+        verdict: the ensemble's classes ``[N]``.
+    """
+    return (votes == verdict).double().mean(1)
+
+
+def trust(votes: Tensor, weights: Tensor) -> Tensor:
+    """Return how far each teacher is believed, float64 ``[M]`` in (0, 1].
+
+    Two teachers meet on an image as far as both weigh there, w_m w_j. A teacher is believed as
+    far as those whom it meets say the same, each heard by its own trust; some agreement is granted
+    in advance, so that who meets nobody is believed. As in Dawid and Skene (1979) this is iterated,
+    so that a liar is found out by all and drags nobody down.
+
+    Args:
+        votes: classes ``[M, N]``.
+        weights: float64 ``[M, N]``, summing to one over teachers.
+    """
+    teachers, samples = votes.shape
+    prior = PRIOR_SHARE * samples / teachers
+    met = weights * (weights.sum(0) - weights).clamp_min(0)
+    believed = torch.ones(teachers, dtype=torch.float64)
+    for _ in range(PASSES):
+        heard = believed[:, None] ** SHARPNESS * weights
+        alike = heard.new_zeros(int(votes.max()) + 1, samples).scatter_add_(0, votes, heard)
+        alike = (alike.gather(0, votes) - heard).clamp_min(0)
+        others = (heard.sum(0) - heard).clamp_min(torch.finfo(torch.float64).tiny)
+        agreed = met * (alike / others).clamp_max(1)
+        believed = (agreed.sum(1) + prior) / (met.sum(1) + prior)
+    return believed
+
+
+def discount(weights: Tensor, believed: Tensor) -> Tensor:
+    """Scale teachers' weights ``[M, N]`` or ``[M, N, K]`` by their trust to a power."""
+    return _scale(weights, believed**SHARPNESS)
+
+
+def cap(weights: Tensor, most: float) -> Tensor:
+    """Scale teachers down until the mean weight of none exceeds ``most``, or 1/M if that is more.
+
+    Each is scaled by one factor on all images, and what it loses goes to the others in proportion
+    to their weights. A factor shifts a log-density: who claims to know all images equally well is
+    brought back to ``most`` on each, and the others weigh against each other as before.
+
+    Args:
+        weights: float64 ``[M, N]`` or ``[M, N, K]``, summing to one over teachers.
+        most: in (0, 1].
+    """
+    teachers = len(weights)
+    most = max(most, 1 / teachers)
+    logs = weights.clamp_min(torch.finfo(torch.float64).tiny).log()
+    shift = torch.zeros(teachers, dtype=torch.float64)
+    for _ in range(1000):
+        shaped = shift.reshape(-1, *[1] * (weights.dim() - 1))
+        weights = torch.softmax(logs + shaped, dim=0)
+        means = weights.flatten(1).mean(1)
+        over = means > most * (1 + 1e-9)
+        if not bool(over.any()):
+            break
+        shift = shift - torch.where(over, (means / most).log(), 0.0)
+    return weights
+
+
+def _scale(weights: Tensor, factors: Tensor) -> Tensor:
+    scaled = weights * factors.reshape(-1, *[1] * (weights.dim() - 1))
+    return scaled / scaled.sum(0)

@@ -1,0 +1,176 @@
+"""Bad teachers: who is believed, how much anyone may weigh, and what robust pooling makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedkd.distillation.ensemble import combine
+from fedkd.distillation.trust import agreement, cap, discount, trust
+from fedkd.distillation.weightings import Evidence, pool
+from fedkd.study import Consolidation
+
+
+def rows(*values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def even(teachers: int, samples: int) -> Tensor:
+    return torch.full((teachers, samples), 1 / teachers, dtype=torch.float64)
+
+
+# Trust.
+
+
+def test_a_liar_among_those_that_know_the_same_is_not_believed() -> None:
+    truth = torch.arange(60) % 3
+    votes = torch.stack([truth, truth, truth, truth, (truth + 1) % 3])
+    believed = trust(votes, even(5, 60))
+    assert believed[:4].min() > 0.99
+    assert believed[4] < 0.1
+    weights = discount(even(5, 60), believed)
+    assert float(weights[4].max()) < 1e-3
+    torch.testing.assert_close(weights.sum(0), torch.ones(60).double())
+
+
+def test_who_stands_alone_in_what_it_knows_is_believed() -> None:
+    """Two silos, each of a class that the other has never seen: both are right where they weigh."""
+    votes = torch.stack([torch.zeros(40), torch.ones(40)]).long()
+    known = torch.tensor([0.999] * 20 + [0.001] * 20, dtype=torch.float64)
+    believed = trust(votes, torch.stack([known, 1 - known]))
+    assert believed.min() > 0.95
+
+
+def test_a_loud_liar_does_not_drag_down_those_it_contradicts() -> None:
+    """Half of all weight is its own; nobody else meets anyone but it and one other."""
+    truth = torch.arange(80) % 4
+    votes = torch.stack([truth] * 8 + [torch.zeros(80, dtype=torch.int64)])
+    weights = torch.zeros(9, 80, dtype=torch.float64)
+    for m in range(8):
+        weights[m, truth == m // 2] = 0.25
+    weights[8] = 0.5
+    believed = trust(votes, weights)
+    assert believed[:8].min() > 0.9
+    assert believed[8] < 0.5
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**31 - 1))
+def test_trust_is_a_share_and_knows_no_order(teachers: int, samples: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    votes = torch.randint(0, 4, (teachers, samples), generator=generator)
+    raw = torch.rand((teachers, samples), dtype=torch.float64, generator=generator) + 1e-3
+    weights = raw / raw.sum(0)
+    believed = trust(votes, weights)
+    assert bool((believed > 0).all() and (believed <= 1).all())
+    order = torch.randperm(teachers, generator=generator)
+    torch.testing.assert_close(trust(votes[order], weights[order]), believed[order])
+
+
+def test_agreement_is_a_share_of_images() -> None:
+    votes = torch.tensor([[1, 1, 2, 2], [1, 0, 0, 0]])
+    assert agreement(votes, torch.tensor([1, 1, 2, 0])).tolist() == [0.75, 0.5]
+
+
+# The cap.
+
+
+@given(
+    st.integers(1, 8),
+    st.integers(1, 12),
+    st.floats(0.01, 1.0),
+    st.booleans(),
+    st.integers(0, 2**31 - 1),
+)
+def test_no_teacher_weighs_more_on_average_than_it_may(
+    teachers: int, samples: int, most: float, per_class: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (teachers, samples, 3) if per_class else (teachers, samples)
+    weights = torch.softmax(9 * torch.randn(shape, dtype=torch.float64, generator=generator), dim=0)
+    capped = cap(weights, most)
+    # At a cap of very nearly 1/M the factors are found to one part in a hundred only.
+    assert float(capped.flatten(1).mean(1).max()) <= max(most, 1 / teachers) * 1.01
+    torch.testing.assert_close(capped.sum(0), torch.ones(shape[1:]).double())
+    assert bool((capped >= 0).all())
+
+
+def test_a_cap_that_nobody_reaches_changes_nothing() -> None:
+    weights = rows([0.5, 0.2], [0.3, 0.3], [0.2, 0.5])
+    torch.testing.assert_close(cap(weights, 0.4), weights)
+
+
+def test_a_claim_to_know_everything_leaves_the_others_as_they_were() -> None:
+    """A constant on all log-densities is taken away again, but for the cap."""
+    honest = torch.softmax(3 * torch.randn(4, 50, dtype=torch.float64), dim=0)
+    loud = torch.cat([honest * 1e-12, torch.ones(1, 50, dtype=torch.float64)])
+    capped = cap(loud / loud.sum(0), 0.25)
+    torch.testing.assert_close(capped[4].mean(), torch.tensor(0.25).double())
+    torch.testing.assert_close(capped[:4] / capped[:4].sum(0), honest)
+
+
+# Robust pooling.
+
+
+def test_the_weighted_median_by_hand() -> None:
+    """Three teachers, two classes: the middle of each class's probabilities, renormalised."""
+    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]).double()
+    logits = probs.log()[:, None, :]
+    found = pool(logits, even(3, 1), temperature=1.0, pooling="median")
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.4]]))
+    heavy = rows([0.7], [0.2], [0.1])
+    found = pool(logits, heavy, temperature=1.0, pooling="median")
+    torch.testing.assert_close(found, torch.tensor([[0.9, 0.1]]))
+
+
+def test_the_trimmed_mean_of_equal_weights_is_that_of_the_middle_teachers() -> None:
+    logits = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = pool(logits, even(5, 7), temperature=2.0, pooling="trimmed-mean", trim=0.2)
+    middle = torch.softmax(logits / 2, dim=2).sort(dim=0).values[1:4].mean(0)
+    torch.testing.assert_close(found, (middle / middle.sum(1, keepdim=True)).float())
+
+
+@pytest.mark.parametrize("pooling", ["median", "trimmed-mean"])
+def test_where_all_disagree_the_mean_is_left(pooling: str) -> None:
+    logits = (200 * torch.eye(3)).double()[:, None, :]
+    found = pool(logits, even(3, 1), temperature=1.0, pooling=pooling, trim=0.4)
+    torch.testing.assert_close(found, torch.full((1, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("pooling", ["probs", "median", "trimmed-mean"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_targets_are_distributions(pooling: str, per_class: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 5 * torch.randn(4, 9, 3, dtype=torch.float64, generator=generator)
+    shape = (4, 9, 3) if per_class else (4, 9)
+    weights = torch.softmax(torch.randn(shape, dtype=torch.float64, generator=generator), dim=0)
+    found = pool(logits, weights, temperature=1.0, pooling=pooling, trim=0.2)
+    torch.testing.assert_close(found.sum(1), torch.ones(9))
+    assert bool((found >= 0).all())
+
+
+# All together.
+
+
+def test_the_options_are_heard_and_change_nothing_by_default() -> None:
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.randint(0, 3, (50,), generator=generator)
+    honest = 6 * torch.nn.functional.one_hot(truth, 3).float()
+    logits = torch.stack([honest, honest, honest, 9 * torch.eye(3)[0].expand(50, 3)])
+    densities = torch.zeros(4, 50, dtype=torch.float64)
+    densities[3] = 400.0
+    evidence = Evidence(logits, torch.tensor([10, 10, 10, 10]), log_density=densities)
+
+    def right(**settings: object) -> float:
+        made = Consolidation(weighting="familiarity", **settings)  # type: ignore[arg-type]
+        return float((combine(evidence, made).target.argmax(1) == truth).float().mean())
+
+    assert right() < 0.6
+    assert right(max_weight=0.3) == 1.0
+    made = combine(evidence, Consolidation(weighting="equal", trust="agreement"))
+    assert made.trust is not None
+    assert float(made.trust[3]) < 0.6
+    assert made.agreement[:3].tolist() == [1.0, 1.0, 1.0]
+    assert combine(evidence, Consolidation(weighting="equal")).trust is None
