@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps paper bundle clean
+.PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,12 @@ check: lint types borders test ## all of the above
 sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about half an hour)
 	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
 	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
+
+bench: $(STAMP) ## measure fedkd against other ways to do the same work (about 20 minutes, on a quiet machine)
+	$(BIN)/python -m experiments.bench
+
+bench-scale: $(STAMP) ## measure how time and memory grow (about 10 minutes)
+	$(BIN)/python -m experiments.bench.scale
 
 paper: $(STAMP) ## run the studies behind the claims as far as not recorded; rebuild RESULTS.md
 	$(BIN)/python -m experiments.paper

@@ -11,9 +11,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from clients.questions import read_basis, read_teachers
-from clients.silo import Silo, state_hash
+from clients.silo import Silo
 from fedkd import wire
 from fedkd.cache import cache_root
+from fedkd.checkpoint import state_hash
 from fedkd.data.images import content_hash
 from fedkd.federation import Federation
 from fedkd.study import Study

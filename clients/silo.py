@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd import wire
 from fedkd.checkpoint import State, copy_state
@@ -18,7 +18,8 @@ from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation, Pretrained
 from fedkd.local_training import LocalTask, train_locally
-from fedkd.models.building import Shape, build_model
+from fedkd.models.building import Shape
+from fedkd.models.shelf import ModelShelf
 from fedkd.seeding import torch_generator
 from fedkd.study import Consolidation, Rounds
 from fedkd.training import Compute, Metrics, evaluate, predict
@@ -37,6 +38,7 @@ class Silo:
         own_model: returns the silo's pre-trained model.
         seed: the study's seed, of which every random choice is derived.
         compute: device and precision.
+        shelf: models to be used again; silos of one process may share it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Silo:
     own_model: Callable[[], Pretrained]
     seed: int
     compute: Compute
+    shelf: ModelShelf = field(default_factory=ModelShelf)
 
     @classmethod
     def of(cls, federation: Federation, name: str, arm: str | None = None) -> Silo:
@@ -60,6 +63,7 @@ class Silo:
             own_model=lambda: federation.pretrained(name),
             seed=federation.seed,
             compute=federation.compute,
+            shelf=federation.shelf,
         )
 
     @property
@@ -73,26 +77,25 @@ class Silo:
         Returns:
             The trained state and the mean local loss of the last local epoch.
         """
-        model = build_model(self.global_arch, self.shape, seed=0)
-        model.load_state_dict(state)
-        model.to(self.compute.device)
-        loss = train_locally(
-            LocalTask(model, self.data, self.shape.num_classes, settings, self.compute),
-            generator=torch_generator(self.seed, "local-training", self.name, round_number),
-        )
-        return copy_state(model), loss
+        with self._model(self.global_arch, state) as model:
+            loss = train_locally(
+                LocalTask(model, self.data, self.shape.num_classes, settings, self.compute),
+                generator=torch_generator(self.seed, "local-training", self.name, round_number),
+            )
+            return copy_state(model), loss
 
     def evaluate(self, state: State) -> Metrics:
         """Measure the global model on the silo's own data."""
-        model = build_model(self.global_arch, self.shape, seed=0)
-        model.load_state_dict(state)
-        return evaluate(model.to(self.compute.device), self.data, compute=self.compute)
+        with self._model(self.global_arch, state) as model:
+            return evaluate(model, self.data, compute=self.compute)
 
     def predict(self, own: State, images: Tensor) -> Tensor:
         """Return the own model's logits ``[N, C]`` for uint8 images ``[N, C, H, W]``."""
-        model = build_model(self.arch, self.shape, seed=0)
-        model.load_state_dict(own)
-        return predict(model.to(self.compute.device), images, compute=self.compute)
+        with self._model(self.arch, own) as model:
+            return predict(model, images, compute=self.compute)
+
+    def _model(self, arch: str, state: State) -> AbstractContextManager[nn.Module]:
+        return self.shelf.lend(arch, self.shape, state, self.compute.device)
 
     def familiarity(
         self, images: Tensor, basis: Basis, *, per_class: bool, kind: str, neighbours: int
@@ -144,12 +147,3 @@ class Silo:
         )
         learnt = distil(own.state, teachers, student, settings, school)
         return learnt.state, learnt.loss
-
-
-def state_hash(state: State) -> str:
-    """Hash a model's tensors, names included."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(f"{key}{state[key].dtype}{tuple(state[key].shape)}".encode())
-        digest.update(state[key].contiguous().numpy().tobytes())
-    return digest.hexdigest()

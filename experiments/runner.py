@@ -23,7 +23,14 @@ from experiments.engines.inline import available_cores, silo_pool
 from experiments.trackers import make_trackers
 from experiments.trackers.tracking import Tracking
 from fedkd import __version__
-from fedkd.cache import cache_key, cache_root, check_cache_root, processor
+from fedkd.cache import (
+    cache_key,
+    cache_root,
+    check_cache_root,
+    drop_entry,
+    new_entry,
+    processor,
+)
 from fedkd.comparison import compare
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
@@ -293,12 +300,13 @@ class _Runner:
         cached = self._cached_run(task)
         if self._fresh or task.folder.exists() or not cached.is_dir():
             return None
-        try:
-            record = replace(RunRecord.read(cached), cached=True)
-        except FedKDError:
-            return None
         with _scratch(task.folder) as scratch:
-            shutil.copytree(cached, scratch, dirs_exist_ok=True)
+            try:
+                # Copied first: another process may take the entry away at any time.
+                shutil.copytree(cached, scratch, dirs_exist_ok=True)
+                record = replace(RunRecord.read(scratch), cached=True)
+            except (FedKDError, OSError):
+                return None
             write_state(scratch, record)
             scratch.rename(task.folder)
         self._progress.reused(task.arm, task.federation.seed)
@@ -400,16 +408,10 @@ def _results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
 
 
 def _store(folder: Path, cached: Path) -> None:
-    """Put a finished run into the cache; whoever comes second to the same entry loses nothing."""
-    with _scratch(cached) as scratch:
-        shutil.copytree(folder, scratch, dirs_exist_ok=True)
-        if cached.exists():
-            shutil.rmtree(cached)
-        try:
-            scratch.rename(cached)
-        except OSError:
-            if not cached.is_dir():
-                raise
+    """Put a finished run into the cache, in place of one that is there."""
+    drop_entry(cached)
+    with new_entry(cached) as entry:
+        shutil.copytree(folder, entry, dirs_exist_ok=True)
 
 
 @contextmanager

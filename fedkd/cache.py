@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +47,42 @@ def check_cache_root() -> None:
         ) from error
 
 
+@contextmanager
+def new_entry(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes the entry ``path`` when the block succeeds.
+
+    An entry is whole or absent. Of two processes that make the same one, whoever comes second
+    finds it there and loses nothing: the key says that both are equal.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield scratch
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def drop_entry(path: Path) -> None:
+    """Remove an entry: first under another name, so that nobody finds half of it."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            grave = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+            path.rename(grave / path.name)
+            shutil.rmtree(grave, ignore_errors=True)
+        else:
+            path.unlink()
+
+
 def cache_key(parts: Mapping[str, Any]) -> str:
     """Return a hash of ``parts`` (JSON values), of this code and of what it computes with."""
     everything = {**parts, "environment": environment()}
@@ -66,12 +105,15 @@ def environment() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """Hash the text of the method and of both Flower sides, so that an edit misses the cache."""
+    """Hash the text of the method and of both Flower sides, so that an edit misses the cache.
+
+    The command line and the report are left out: no result depends on them.
+    """
     digest = hashlib.sha256()
     top = Path(__file__).parent.parent
     for room in ROOMS:
         for path in sorted((top / room).rglob("*.py")):
-            if path.name != "cli.py":
+            if not path.name.startswith("cli") and path.parent.name != "report":
                 digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def copy_state(model: nn.Module) -> State:
         key: tensor.detach().to("cpu", copy=True).contiguous()
         for key, tensor in model.state_dict().items()
     }
+
+
+def state_hash(state: State) -> str:
+    """Hash a model's tensors, names included."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(f"{key}{state[key].dtype}{tuple(state[key].shape)}".encode())
+        digest.update(state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkd import cli_offline
+from fedkd import cli_cache, cli_offline
 from fedkd.errors import FedKDError, UserError
 from fedkd.files import DISK_ERRORS
 
@@ -404,6 +404,7 @@ def doctor(
 
 
 cli_offline.add_commands(app)
+cli_cache.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it

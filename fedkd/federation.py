@@ -18,6 +18,7 @@ from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
 from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.features import penultimate_features
+from fedkd.models.shelf import ModelShelf
 from fedkd.seeding import derive_seed, torch_generator
 from fedkd.study import Study
 from fedkd.training import Compute, Sgd, intra_op_threads, is_finite, train_supervised
@@ -48,12 +49,14 @@ class Federation:
         self.cache = cache
         self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
         self.compute = Compute(study.engine.device, study.engine.precision)
+        self.shelf = ModelShelf()
+        self._fingerprint: dict[str, object] | None = None
         self._silos = dict(zip(study.silo_names, cut.silos, strict=True))
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
         """Read the study's data and cut it."""
-        return cls(study, seed, load_cut(study, seed), cache)
+        return cls(study, seed, load_cut(study, seed, cache), cache)
 
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
@@ -107,7 +110,12 @@ class Federation:
         return Pretrained(state)
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what determines the seed's data and models, for cache keys."""
+        """Return what determines the seed's data and models, for cache keys; hashed once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._find_fingerprint()
+        return self._fingerprint
+
+    def _find_fingerprint(self) -> dict[str, object]:
         parts = [self.cut.test, self.cut.validation, *self.cut.silos]
         parts += [self.cut.transfer] if self.cut.transfer is not None else []
         checkpoints = {

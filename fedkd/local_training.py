@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.data.images import Images, as_float
+from fedkd.data.images import Images
 from fedkd.distillation.losses import kd_loss
 from fedkd.local_losses import LOCAL_LOSSES
 from fedkd.study import Rounds
@@ -65,7 +65,7 @@ def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
     objective: Objective = LOCAL_LOSSES.load(settings.local_loss)(task)
     return fit(
         task.model,
-        as_float(task.data.images),
+        task.data.images,
         (task.data.labels, *objective.extras),
         objective.loss,
         sgd=Sgd(

@@ -43,6 +43,15 @@ class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's
     and put back afterwards.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether PyTorch should hide the mode from its compiler, for which it imports it.
+
+        Nothing is compiled under this mode, and importing the compiler takes longer than all else
+        that a study from the cache does.
+        """
+        return False
+
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._generator = generator

@@ -131,7 +131,7 @@ def read_density(record: ArrayRecord, shape: tuple[int, ...], bound: float) -> T
 def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Decode one array after its header has been compared with what is expected."""
     expected = torch.empty(0, dtype=dtype).numpy().dtype
-    found_shape, found_dtype, offset = _read_header(array, key)
+    found_shape, fortran, found_dtype, offset = _read_header(array, key)
     if found_dtype != expected:
         raise RefusedError(f"{key!r} is {found_dtype} where {expected} is expected")
     if found_shape != shape:
@@ -139,17 +139,19 @@ def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtyp
     size = int(np.prod(shape, dtype=np.int64)) * expected.itemsize
     if len(array.data) - offset != size:
         raise RefusedError(f"{key!r} holds {len(array.data) - offset} bytes where {size} are due")
-    try:
-        tensor = torch.from_numpy(np.load(io.BytesIO(array.data), allow_pickle=False))
-    except ValueError as error:
-        raise RefusedError(f"{key!r} cannot be decoded") from error
-    if not bool(torch.isfinite(tensor).all()):
+    # The header has been checked, so that the numbers need not be read through a stream.
+    flat = np.frombuffer(array.data, expected, offset=offset)
+    values = np.array(flat.reshape(shape, order="F" if fortran else "C"), order="C")
+    if not bool(np.isfinite(values).all()):
         raise RefusedError(f"{key!r} has values that are not finite")
-    return tensor
+    return torch.from_numpy(values)
 
 
-def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Read shape, type and the header's length; the fields of ``array`` itself may lie."""
+def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read shape, whether columns come first, type, and the header's length.
+
+    The fields of ``array`` itself may lie.
+    """
     if array.stype != "numpy.ndarray":
         raise RefusedError(f"{key!r} is encoded as {_printable(array.stype)}")
     stream = io.BytesIO(array.data)
@@ -159,10 +161,10 @@ def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], np.dtype[Any]
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, _, dtype = read(stream, max_header_size=MAX_HEADER)
+        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
     except Exception as error:  # NumPy's parser may raise TokenError, MemoryError and many more
         raise RefusedError(f"{key!r} has no readable header") from error
-    return shape, dtype, stream.tell()
+    return shape, fortran, dtype, stream.tell()
 
 
 def _printable(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -41,6 +42,7 @@ class Setting:
         transfer: images to distil on, or None.
         targets: accuracies at which the run may stop.
         classes: names of the classes, or empty where the server does not know them.
+        cache: where predictions that no run is charged for are kept, or None.
     """
 
     study: Study
@@ -53,6 +55,7 @@ class Setting:
     transfer: Images | None
     targets: tuple[float, ...]
     classes: tuple[str, ...] = ()
+    cache: Path | None = None
 
     @classmethod
     def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
@@ -68,6 +71,7 @@ class Setting:
             transfer=federation.cut.transfer,
             targets=targets,
             classes=federation.cut.classes,
+            cache=federation.cache,
         )
 
     @property

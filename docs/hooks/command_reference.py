@@ -34,6 +34,7 @@ def render() -> str:
 
 
 def _section(name: str, command: Any) -> str:
+    below: dict[str, Any] = getattr(command, "commands", {})
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
     usage = " ".join(["fedkd", name, "[OPTIONS]", *(_metavar(p) for p in arguments)])
@@ -47,6 +48,7 @@ def _section(name: str, command: Any) -> str:
             f"\n## `fedkd {name}`\n\n```text\n{usage}\n```\n",
             html.escape(inspect.cleandoc(command.help or ""), quote=False),
             *(["\n| | meaning |", "|---|---|", *table] if table else []),
+            *(_section(f"{name} {own}", it) for own, it in below.items()),
         ]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 
 from fedkd.data import NOISE, STUDENT_SILO
 from fedkd.data.images import Images
-from fedkd.data.partition import partition
-from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.data.kept import load_kept_source, share_out
+from fedkd.data.sources import Source, convert_like
 from fedkd.errors import UserError
 from fedkd.seeding import derive_seed, numpy_generator
 
@@ -48,20 +49,33 @@ class Cut:
     image_size: int
 
 
-def load_cut(study: Study, seed: int) -> Cut:
+def load_cut(study: Study, seed: int, cache: Path | None = None) -> Cut:
     """Read the data that a study names and cut it.
+
+    Args:
+        study: its ``data`` and ``partition`` say what and how.
+        seed: of the study's repetition.
+        cache: root of a cache that may hold the data decoded and shared out before.
 
     Raises:
         UserError: a source cannot be read, or has too few images for what is asked.
     """
-    source = load_source(study.data.source, image_size=study.data.image_size)
+    source = load_kept_source(study.data.source, image_size=study.data.image_size, cache=cache)
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
-        return cut(source, study, seed, None)
-    elsewhere = load_source(study.data.transfer.source, image_size=source.image_size)
-    return cut(source, study, seed, elsewhere)
+        return cut(source, study, seed, None, cache)
+    elsewhere = load_kept_source(
+        study.data.transfer.source, image_size=source.image_size, cache=cache
+    )
+    return cut(source, study, seed, elsewhere, cache)
 
 
-def cut(source: Source, study: Study, seed: int, transfer_source: Source | None) -> Cut:
+def cut(
+    source: Source,
+    study: Study,
+    seed: int,
+    transfer_source: Source | None,
+    cache: Path | None = None,
+) -> Cut:
     """Cut a source: test, validation, transfer set, then the silos.
 
     Each step draws by a seed of its own, so that, say, another transfer set leaves test and
@@ -73,6 +87,7 @@ def cut(source: Source, study: Study, seed: int, transfer_source: Source | None)
         seed: of the study's repetition.
         transfer_source: where transfer images come from if ``data.transfer.source`` is set; if it
             is set and this is None, the cut has no transfer set.
+        cache: root of a cache that may hold what the partition scheme drew before.
 
     Raises:
         UserError: too few images for what is asked, or a transfer set that does not fit.
@@ -105,7 +120,7 @@ def cut(source: Source, study: Study, seed: int, transfer_source: Source | None)
     if data.train_size is not None and data.train_size < len(remaining):
         remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
     labels = source.train.labels.numpy()[remaining]
-    parts = partition(labels, study.partition, derive_seed(seed, "partition"))
+    parts = share_out(labels, study, derive_seed(seed, "partition"), cache)
     return Cut(
         test=test,
         validation=validation,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tarfile
 import urllib.request
 import zlib
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -17,12 +20,46 @@ from fedkd.errors import UserError
 from fedkd.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _BLOCK = 1 << 20
 _MAX_DOWNLOAD = 4 << 30
 _TIMEOUT = 60.0
 """Seconds without an answer after which a server is given up."""
+
+
+Seen = dict[str, tuple[int, int] | None]
+"""Size in bytes and time of change in nanoseconds of every file looked for; None: not there."""
+
+_SEEN: ContextVar[Seen | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[Seen]:
+    """Yield a note of all files that the block looks for: while it holds, so does what was read."""
+    seen: Seen = {}
+    token = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(token)
+
+
+def look_at(path: Path) -> tuple[int, int] | None:
+    """Return a file's size and time of change, or None where there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Look for a file, and note what was found."""
+    found = look_at(path)
+    if (seen := _SEEN.get()) is not None:
+        seen[str(path.absolute())] = found
+    return found is not None
 
 
 @dataclass(frozen=True)
@@ -71,7 +108,7 @@ def find_file(
     """
     names = [file.name, file.name.removesuffix(".gz")] if unpacked else [file.name]
     for path in (folder / name for folder in folders for name in names):
-        if path.is_file():
+        if _is_file(path):
             if verify and (found := _md5_of(path)) != file.md5:
                 raise UserError(
                     f"{path} is not the published file: its MD5 is {found}, not {file.md5}; "
@@ -87,6 +124,7 @@ def find_file(
             f"({problem}); put it into one of them, or set FEDKD_DATA_DIR to where your data sets "
             f"are{advice and f'; {advice}'}"
         )
+    _is_file(target)
     return target
 
 
@@ -128,7 +166,8 @@ def read_files(folder: Path, wanted: Mapping[str, int]) -> dict[str, bytes] | No
     Raises:
         UserError: a file is too large or cannot be read.
     """
-    if not all((folder / name).is_file() for name in wanted):
+    there = [_is_file(folder / name) for name in wanted]  # all are looked for, and so noted
+    if not all(there):
         return None
     contents = {}
     for name, most in wanted.items():

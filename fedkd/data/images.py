@@ -82,7 +82,7 @@ def content_hash(images: torch.Tensor) -> str:
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images ``[N, C, H, W]`` as float32 of the same shape, in [0, 1]."""
-    return images.to(torch.float32) / 255
+    return images.to(torch.float32, copy=True).div_(255)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

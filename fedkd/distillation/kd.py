@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.images import as_float
 from fedkd.distillation.lesson import Lesson
 from fedkd.distillation.losses import kd_loss
 from fedkd.study import Consolidation
@@ -42,7 +41,7 @@ def kd(
 
     return fit(
         student,
-        as_float(lesson.images),
+        lesson.images,
         (lesson.target, *labels),
         loss,
         sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fedkd.checkpoint import State, average_states
 from fedkd.data.images import Images, content_hash
+from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import numpy_generator
@@ -49,8 +52,7 @@ class Teachers:
         members: the teachers.
         shape: what their models are built for.
         compute: device and precision.
-        known: predictions made before, by the images' hash and the teacher's name; shared with
-            every selection of these teachers.
+        known: predictions made before, shared with every selection of these teachers.
     """
 
     def __init__(
@@ -58,12 +60,12 @@ class Teachers:
         members: Sequence[Teacher],
         shape: Shape,
         compute: Compute,
-        known: dict[tuple[str, str], Tensor] | None = None,
+        known: Predictions | None = None,
     ) -> None:
         self.members = tuple(members)
         self.shape = shape
         self.compute = compute
-        self._known = {} if known is None else known
+        self._known = Predictions() if known is None else known
 
     def __len__(self) -> int:
         return len(self.members)
@@ -72,6 +74,10 @@ class Teachers:
     def have_models(self) -> bool:
         """Whether every teacher sent its model."""
         return all(teacher.state is not None for teacher in self.members)
+
+    def kept_in(self, cache: Path | None) -> Teachers:
+        """Return the same teachers, whose predictions are kept in a cache from now on."""
+        return Teachers(self.members, self.shape, self.compute, self._known.kept_in(cache))
 
     def only(self, indices: Sequence[int]) -> Teachers:
         """Return the teachers at ``indices``."""
@@ -94,16 +100,28 @@ class Teachers:
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[M, N, K]`` on uint8 images ``[N, C, H, W]``, each computed once."""
         found = content_hash(images)
-        for index, teacher in enumerate(self.members):
-            if (found, teacher.silo) not in self._known:
-                self._known[found, teacher.silo] = self._predict(index, images)
-        return torch.stack([self._known[found, teacher.silo] for teacher in self.members])
+        return torch.stack(
+            [
+                self._known.get(found, teacher.silo, partial(self._predict, index, images, found))
+                for index, teacher in enumerate(self.members)
+            ]
+        )
 
-    def _predict(self, index: int, images: Tensor) -> Tensor:
-        sent = self.members[index].logits
-        if sent is not None:
-            return sent
-        return predict(self.model(index), images, compute=self.compute)
+    def _predict(self, index: int, images: Tensor, images_hash: str) -> Tensor:
+        teacher = self.members[index]
+        if teacher.logits is not None:
+            return teacher.logits
+        if teacher.state is None:
+            raise ValueError(f"{teacher.silo} sent neither its model nor predictions")
+        return self._known.of_model(
+            teacher.state,
+            teacher.arch,
+            self.shape,
+            images,
+            images_hash,
+            self.compute,
+            lambda: predict(self.model(index), images, compute=self.compute),
+        )
 
     def can_be_judged(self, data: Images) -> bool:
         """Whether :meth:`accuracy` can tell anything."""

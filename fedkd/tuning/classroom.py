@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from fedkd.data.images import Images, content_hash
 from fedkd.distillation.consolidation import Consolidated, School, consolidate, make_ensemble
 from fedkd.distillation.ensemble import Ensemble
 from fedkd.distillation.familiarity import Basis, log_densities, make_basis
+from fedkd.distillation.predictions import Predictions
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation import Federation
@@ -26,7 +29,7 @@ class Classroom:
 
     A student is the one that ``FedKD`` makes of the same study, seed and settings, bit for bit
     under the same number of intra-op threads. Every teacher predicts an image set once, however
-    many students it has.
+    many students it has. Several threads may make students at once.
 
     Args:
         federation: data and models of the seed.
@@ -50,7 +53,8 @@ class Classroom:
         self.own = settings
         self.transfer: Images = federation.cut.transfer
         self.arch = federation.study.global_arch(arm)
-        self._known: dict[tuple[str, str], Tensor] = {}
+        self._known = Predictions(federation.cache)
+        self._lock = threading.RLock()
         self._bases: dict[int, Basis | None] = {}
         self._densities: dict[tuple[int, str, int], list[Tensor | None]] = {}
         self._members = [
@@ -84,11 +88,20 @@ class Classroom:
         teachers, school = self._open(settings, None)
         return make_ensemble(teachers, settings, school)
 
+    def teachers(self) -> Teachers:
+        """Return all teachers, as a consolidation without densities meets them."""
+        federation = self.federation
+        return Teachers(self._members, federation.shape, federation.compute, self._known)
+
     def has_basis(self) -> bool:
         """Whether the transfer set is large enough for densities."""
         return self._basis(self.own.familiarity.dims) is not None
 
     def _open(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
+        with self._lock:
+            return self._gather(settings, rows)
+
+    def _gather(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
         basis = self._basis(settings.familiarity.dims) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
@@ -123,7 +136,7 @@ class Classroom:
         for member, logits in zip(
             self._members, everyone.predict(self.transfer.images), strict=True
         ):
-            self._known.setdefault((found, member.silo), logits[rows])
+            self._known.get(found, member.silo, partial(logits.__getitem__, rows))
 
     def _meet(self, silo: str) -> Teacher | None:
         federation = self.federation

@@ -1,4 +1,4 @@
-"""The search: one trial after another, each on all seeds.
+"""The search: trials on all seeds, one after another, or several points of a grid at once.
 
 A search that was killed goes on where it stopped and ends as if it had not been: what the sampler
 draws depends on the trials that have ended, not on how often the search was started.
@@ -6,8 +6,9 @@ draws depends on the trials that have ended, not on how often the search was sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import optuna
@@ -18,6 +19,7 @@ from torch import nn
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation import Federation
 from fedkd.models.building import build_model
+from fedkd.parallel import work_off
 from fedkd.seeding import derive_seed
 from fedkd.study import Consolidation
 from fedkd.training import intra_op_threads
@@ -96,21 +98,20 @@ def run(
     space = make_space(room, judge)
     points = space.grid_points() if kind == "grid" else []
     total = min(trials or len(points), len(points)) if kind == "grid" else trials or TRIALS
-    with intra_op_threads(room.federation.study.engine.server_threads):
+    threads = room.federation.study.engine.server_threads
+    if kind == "grid":
+        at_once = threads if room.federation.compute.device == "cpu" else 1
+        _run_grid(search, space, points[:total], desks, arm, at_once, progress)
+        return
+    with intra_op_threads(threads):
         while True:
             ended = search.get_trials(deepcopy=False, states=ENDED)
             progress.on_trial(len(ended), total, _best(ended))
             if len(ended) >= total:
                 return
-            fixed: Mapping[str, Value] | None = None
-            if kind == "tpe" and not ended:
-                fixed = space.own_point()
-            elif kind == "grid":
-                done = [trial.user_attrs[POINT] for trial in ended]
-                fixed = next(point for point in points if point not in done)
-            search.sampler = _sampler(arm, len(ended), fixed)
+            search.sampler = _sampler(arm, len(ended), None if ended else space.own_point())
             trial = search.ask()
-            point = space.suggest_grid(trial) if kind == "grid" else space.suggest(trial)
+            point = space.suggest(trial)
             trial.set_user_attr(POINT, point)
             _try(search, trial, space.settings(point), desks, progress)
 
@@ -158,8 +159,7 @@ def _try(
     except UserError:
         raise
     except FedKDError as error:
-        trial.set_user_attr(PROBLEM, str(error))
-        search.tell(trial, state=TrialState.PRUNED)
+        _give_up(search, trial, error)
     else:
         search.tell(trial, sum(marks) / len(marks))
 
@@ -181,30 +181,111 @@ def _teach(
         progress: told of every epoch.
     """
     federation = desk.room.federation
-    seed, compute = str(federation.seed), federation.compute
     looks = {-(-settings.epochs * k // LOOKS): k for k in range(1, LOOKS + 1)}
 
     def look(student: nn.Module, epoch: int, epochs: int) -> None:
         progress.on_epoch(federation.seed, epoch, epochs)
         if epoch in looks:
             # The mean so far, so that one easy seed does not make a trial look good.
-            so_far = (sum(before) + desk.exam.mark(student, compute)) / (len(before) + 1)
+            so_far = (sum(before) + desk.exam.mark(student, federation.compute)) / (len(before) + 1)
             trial.report(so_far, len(before) * LOOKS + looks[epoch])
             if trial.should_prune():
                 raise optuna.TrialPruned
 
+    marks = _make_student(settings, desk, look)
+    _note(trial, federation.seed, marks)
+    return marks.score
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Of one student: the exam's, and accuracy on validation data where another exam decides."""
+
+    score: float
+    accuracy: float | None
+
+
+def _make_student(
+    settings: Consolidation, desk: Desk, look: Callable[[nn.Module, int, int], None]
+) -> _Marks:
+    """Make one seed's student and mark it; ``look`` is shown it after every epoch."""
+    federation = desk.room.federation
     learnt = desk.room.consolidate(settings, rows=desk.exam.rows, on_student=look)
-    student = build_model(desk.room.arch, federation.shape, seed=0).to(compute.device)
+    student = build_model(desk.room.arch, federation.shape, seed=0).to(federation.compute.device)
     student.load_state_dict(learnt.state)
-    mark = desk.exam.mark(student, compute)
-    _note(trial, SCORES, seed, mark)
-    if desk.check is not None:
-        _note(trial, ACCURACIES, seed, desk.check.mark(student, compute))
-    return mark
+    score = desk.exam.mark(student, federation.compute)
+    check = desk.check
+    return _Marks(score, None if check is None else check.mark(student, federation.compute))
 
 
-def _note(trial: optuna.Trial, what: str, seed: str, value: float) -> None:
-    trial.set_user_attr(what, {**trial.user_attrs.get(what, {}), seed: value})
+def _run_grid(
+    search: optuna.Study,
+    space: Space,
+    points: Sequence[Mapping[str, Value]],
+    desks: Sequence[Desk],
+    arm: str,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Try every point that has not ended yet, several at once, each on one intra-op thread.
+
+    No point waits for another's result, so what they give depends neither on ``threads`` nor on
+    the order in which they end. Nothing is pruned, so nobody looks at half-taught students.
+    """
+    ended = search.get_trials(deepcopy=False, states=ENDED)
+    done = [trial.user_attrs[POINT] for trial in ended]
+
+    def asked() -> Iterator[tuple[optuna.Trial, Mapping[str, Value]]]:
+        for fixed in points:
+            if fixed not in done:
+                search.sampler = _sampler(arm, len(done), fixed)
+                trial = search.ask()
+                point = space.suggest_grid(trial)
+                trial.set_user_attr(POINT, point)
+                yield trial, point
+
+    def learn(
+        item: tuple[optuna.Trial, Mapping[str, Value]], check: Callable[[], None]
+    ) -> list[_Marks] | FedKDError:
+        settings = space.settings(item[1])
+
+        def look(seed: int, _: nn.Module, epoch: int, epochs: int) -> None:
+            check()
+            progress.on_epoch(seed, epoch, epochs)
+
+        try:
+            return [
+                _make_student(settings, desk, partial(look, desk.room.federation.seed))
+                for desk in desks
+            ]
+        except UserError:
+            raise
+        except FedKDError as error:
+            return error
+
+    progress.on_trial(len(ended), len(points), _best(ended))
+    for (trial, _), outcome in work_off(asked(), learn, threads=threads):
+        if isinstance(outcome, FedKDError):
+            _give_up(search, trial, outcome)
+        else:
+            for desk, marks in zip(desks, outcome, strict=True):
+                _note(trial, desk.room.federation.seed, marks)
+            search.tell(trial, sum(marks.score for marks in outcome) / len(outcome))
+        ended = search.get_trials(deepcopy=False, states=ENDED)
+        progress.on_trial(len(ended), len(points), _best(ended))
+
+
+def _give_up(search: optuna.Study, trial: optuna.Trial, error: FedKDError) -> None:
+    """End a trial without a result; it would diverge again."""
+    trial.set_user_attr(PROBLEM, str(error))
+    search.tell(trial, state=TrialState.PRUNED)
+
+
+def _note(trial: optuna.Trial, seed: int, marks: _Marks) -> None:
+    """Keep one seed's marks with the trial."""
+    for what, value in ((SCORES, marks.score), (ACCURACIES, marks.accuracy)):
+        if value is not None:
+            trial.set_user_attr(what, {**trial.user_attrs.get(what, {}), str(seed): value})
 
 
 def best_trial(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:

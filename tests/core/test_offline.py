@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from fedkd.checkpoint import copy_state
 from fedkd.classroom import Wanted
 from fedkd.errors import UserError
 from fedkd.model_card import ModelCard, load_model, read_card, save_model
@@ -31,7 +32,7 @@ FAST = {"epochs": 2}
 
 def write(folder: Path, name: str, arch: str = "mlp", seed: int = 0, shape: Shape = SHAPE) -> Path:
     path = folder / f"{name}.safetensors"
-    save_file(dict(build_model(arch, shape, seed=seed).state_dict()), path)
+    save_file(copy_state(build_model(arch, shape, seed=seed)), path)
     return path
 
 

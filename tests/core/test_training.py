@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 
+from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images, as_float
 from fedkd.models.building import Shape, build_model
 from fedkd.training import (
@@ -18,6 +19,7 @@ from fedkd.training import (
     Sgd,
     batch_bounds,
     evaluate,
+    fit,
     intra_op_threads,
     is_finite,
     metrics,
@@ -164,6 +166,35 @@ def test_predictions_do_not_depend_on_the_batch_size_and_leave_dropout_out() -> 
     found = predict(model.train(), images, compute=Compute(), batch_size=4)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, predict(model, images, compute=Compute()))
+
+
+@pytest.mark.parametrize("arch", ["cnn", "mlp", "resnet8"])
+def test_predictions_do_not_depend_on_the_number_of_threads(arch: str) -> None:
+    model, images = build_model(arch, Shape(4, 1, 8), seed=1), make_images(size=700).images
+    found = []
+    for threads in (1, 2, 3):
+        with intra_op_threads(threads):
+            found.append(predict(model, images, compute=Compute()))
+            assert torch.get_num_threads() == threads
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_floats_and_pixels_train_alike() -> None:
+    data, states = make_images(size=30), []
+    for images in (data.images, as_float(data.images)):
+        model = build_model("cnn", Shape(4, 1, 8), seed=1)
+        fit(
+            model,
+            images,
+            (data.labels,),
+            lambda logits, rest: nn.functional.cross_entropy(logits, rest[0]),
+            sgd=Sgd(2, 8, 0.1, 0.9),
+            generator=torch.Generator().manual_seed(0),
+            compute=Compute(),
+        )
+        states.append(copy_state(model))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_bf16_runs_the_forward_pass_in_bf16_and_gives_fp32_logits() -> None:

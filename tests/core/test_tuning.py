@@ -190,9 +190,9 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
     asked: Counter[tuple[str, str]] = Counter()
     honest = Teachers._predict
 
-    def counted(self: Teachers, index: int, images: torch.Tensor) -> torch.Tensor:
+    def counted(self: Teachers, index: int, images: torch.Tensor, found: str) -> torch.Tensor:
         asked[self.members[index].silo, content_hash(images)] += 1
-        return honest(self, index, images)
+        return honest(self, index, images, found)
 
     monkeypatch.setattr(Teachers, "_predict", counted)
     found = run_tune(study, kind="grid")
@@ -202,6 +202,19 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
     assert asked == {(silo, images): 1 for silo in study.silo_names for images in sets}
     points = [tuple(trial["settings"].values()) for trial in found.results["trials"]]
     assert len(points) == len(set(points)) == 25
+
+
+def test_a_grid_gives_the_same_on_any_number_of_threads(make_study: Any, run_tune: Any) -> None:
+    found = []
+    for threads in (1, 2, 4):
+        study = make_study(
+            {
+                "engine/server_threads": threads,
+                "arms/fedkd/consolidation": {"weighting": "familiarity", "epochs": 2},
+            }
+        )
+        found.append(run_tune(study, kind="grid", trials=6, out=f"on-{threads}").results)
+    assert found[0] == found[1] == found[2]
 
 
 def test_test_data_have_no_say(

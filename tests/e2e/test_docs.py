@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from fedkd.checkpoint import copy_state
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.local_losses import LOCAL_LOSSES
 from fedkd.models.building import Shape, build_model
@@ -105,8 +106,8 @@ def shrink(study: dict[str, Any]) -> dict[str, Any]:
 def prepare_readme(folder: Path) -> None:
     """Put there what the README's commands speak of: two checkpoints and a folder of pictures."""
     for name, arch in (("a", "cnn"), ("b", "mlp")):
-        state = build_model(arch, Shape(3, 1, 8), seed=0).state_dict()
-        save_file(dict(state), folder / f"{name}.safetensors")
+        state = copy_state(build_model(arch, Shape(3, 1, 8), seed=0))
+        save_file(state, folder / f"{name}.safetensors")
     for index in range(90):
         picture = Image.new("L", (8, 8), 80 * (index % 3) + index % 7)
         path = folder / "scans" / f"class-{index % 3}" / f"{index}.png"

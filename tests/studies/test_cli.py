@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from fedkd.checkpoint import copy_state
 from fedkd.cli import main
 from fedkd.models.building import Shape, build_model
 
@@ -50,7 +52,7 @@ def fedkd(
 
 def write_checkpoint(name: str, arch: str = "mlp") -> Path:
     path = Path(name).absolute()
-    save_file(dict(build_model(arch, Shape(10, 1, 8), seed=0).state_dict()), path)
+    save_file(copy_state(build_model(arch, Shape(10, 1, 8), seed=0)), path)
     return path
 
 
@@ -276,6 +278,61 @@ def test_a_failed_run_is_told_by_the_exit_code(fedkd: Any, make_data: Any) -> No
     assert "distillation diverged" in out
 
 
+STUDIES_NEED_NOT = ("torchvision", "flwr_datasets", "datasets", "sklearn", "ray", "optuna")
+"""Packages that a study of which nothing has changed does without, for they are slow to import."""
+
+LOADED = """
+import sys
+sys.argv = ["fedkd", "compare", "study.yaml"]
+from fedkd.cli import main
+main()
+named = {names!r}
+sys.exit(f"imported {{set(named) & set(sys.modules)}}" if set(named) & set(sys.modules) else 0)
+"""
+
+
+def test_a_study_that_has_not_changed_imports_only_what_it_needs(
+    tmp_path: Path, make_data: Any
+) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(make_data()))
+    environment = {**os.environ, "FEDKD_CACHE_DIR": str(tmp_path / "cache")}
+    names = (*STUDIES_NEED_NOT, "torch._dynamo", "plotly.graph_objects", "matplotlib", "pandas")
+    first, again = (
+        subprocess.run(
+            [sys.executable, "-c", LOADED.format(names=wanted)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        for wanted in ((), names)
+    )
+    assert first.returncode == 0, first.stderr
+    assert again.returncode == 0, again.stderr
+    assert "taken from the cache" in again.stdout
+
+
+@pytest.mark.parametrize("answer", [["--yes"], []])
+def test_the_cache_is_shown_and_cleared(
+    answer: list[str], fedkd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+    entry = tmp_path / "cache" / "arms" / ("a" * 40)
+    entry.mkdir(parents=True)
+    (entry / "file").write_bytes(bytes(2_000_000))
+    code, out, _ = fedkd("cache")
+    assert code == 0
+    assert [line.split()[:4] for line in out.splitlines() if line.startswith("arms")] == [
+        ["arms", "1", "2.0", "MB"]
+    ]
+    assert json.loads(fedkd("cache", "--json")[1])["kinds"][2]["entries"] == 1
+    code, out, err = fedkd("cache", "clear", "--kind", "arms", *answer)
+    assert entry.exists() == (not answer)
+    assert code == (0 if answer else 2)
+    assert "Removed 1 entry (2.0 MB)" in out if answer else "--yes" in err
+    assert fedkd("cache", "clear", "--kind", "arm", "--yes")[0] == 2
+
+
 CHECK = """
 import sys
 sys.argv = ["fedkd", *{arguments!r}]
@@ -289,7 +346,8 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["compare", "--help"], ["schema"], ["validate"]]
+    "arguments",
+    [["--help"], ["--version"], ["compare", "--help"], ["schema"], ["validate"], ["cache"]],
 )
 def test_checking_a_study_imports_nothing_heavy(
     arguments: list[str], tmp_path: Path, make_data: Any

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from fedkd.checkpoint import copy_state
 from fedkd.cli import main
 from fedkd.cli_offline import repeat_option
 from fedkd.models.building import Shape, build_model
@@ -29,8 +30,8 @@ def fedkd(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     for name, arch, seed in (("a", "mlp", 0), ("b", "mlp", 1), ("c", "cnn", 2)):
-        state = build_model(arch, Shape(10, 1, 8), seed=seed).state_dict()
-        save_file(dict(state), f"{name}.safetensors")
+        state = copy_state(build_model(arch, Shape(10, 1, 8), seed=seed))
+        save_file(state, f"{name}.safetensors")
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])

@@ -1,0 +1,136 @@
+"""Run the bench and write its page: ``make bench``, or ``python -m experiments.bench --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import distillation, everyday, federated, machine, many_silos
+from experiments.bench.goals import Goal
+from experiments.bench.process import end_tidily
+from experiments.bench.publish import RESULTS, publish
+from experiments.bench.workload import HERE
+from fedkd.files import write_json
+
+PARTS = ("federated", "distillation", "everyday", "many-silos")
+
+
+def main() -> int:
+    """Run the parts asked for; whatever fails, write down the rest, and say so by the exit code."""
+    asked = _parse()
+    end_tidily()
+    bench = _Bench(asked.out, turns=asked.turns, num_rounds=asked.rounds)
+    with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
+        for part in asked.parts.split(","):
+            bench.measure(part, Path(scratch) / part)
+    bench.show()
+    return 1 if bench.results["problems"] else 0
+
+
+class _Bench:
+    """Collects what the parts measured, and writes it down after each."""
+
+    def __init__(self, out: Path, *, turns: int, num_rounds: int) -> None:
+        self._out = out
+        self._turns, self._num_rounds = turns, num_rounds
+        self._goals: list[Goal] = []
+        self.results: dict[str, Any] = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "turns": turns,
+            "num_rounds": num_rounds,
+            "machine": machine.describe(),
+            "goals": [],
+            "problems": [],
+        }
+
+    def measure(self, part: str, folder: Path) -> None:
+        """Measure one part, and go on whatever happens to it."""
+        say(f"-- {part}")
+        begin = time.perf_counter()
+        try:
+            self.results[part], goals = self._measure(part, folder)
+            self._goals += goals
+        except Exception as error:  # the other parts are still to be measured
+            self._problem(f"{part}: {type(error).__name__}: {error}")
+        say(f"-- {part}: {time.perf_counter() - begin:.0f} s in all")
+        self.results["goals"] = [goal.to_dict() for goal in self._goals]
+        write_json(self._out / RESULTS, self.results)
+        publish(self._out, self.results)
+
+    def _measure(self, part: str, folder: Path) -> tuple[Any, list[Goal]]:
+        turns, num_rounds = self._turns, self._num_rounds
+        if part == "federated":
+            rows = federated.run(folder, turns=turns, num_rounds=num_rounds, say=say)
+            for row in rows:
+                if "error" in row:
+                    self._problem(f"turn {row['turn']}, {row['contender']}: {row['error']}")
+            if not federated.all_equal(rows):
+                self._problem(f"accuracies are not equal: {federated.differences(rows)}")
+            return rows, federated.goals(rows, has_amx=machine.has_amx())
+        if part == "distillation":
+            grids = distillation.run(folder, turns=turns, say=say)
+            worst = max(map(distillation.difference, grids))
+            if worst > distillation.TOLERANCE:
+                self._problem(f"the grids' accuracies are not equal: they differ by {worst:.4f}")
+            return grids, distillation.goals(grids)
+        if part == "everyday":
+            waits = everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say)
+            return waits, everyday.goals(waits)
+        if part == "many-silos":
+            sizes = many_silos.run(folder, num_rounds=num_rounds, say=say)
+            return sizes, many_silos.goals(sizes)
+        raise ValueError(f"there is no such part; known are {', '.join(PARTS)}")
+
+    def _problem(self, sentence: str) -> None:
+        self.results["problems"].append(sentence)
+        say(f"PROBLEM {sentence}")
+
+    def show(self) -> None:
+        """Print the goals, and where everything is."""
+        say("")
+        for goal in self._goals:
+            met = {True: "met", False: "MISSED", None: "-"}[goal.met]
+            bound = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
+            measured = goal.measured if goal.measured is not None else goal.note or "not measured"
+            say(f"{met:7} {bound:8} {measured!s:28} {goal.text}")
+        say(f"\nResults: {self._out}")
+
+
+def say(line: str) -> None:
+    """Tell how far the bench is."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench",
+        description="Measure fedkd against other ways to do the same work; about 20 minutes.",
+    )
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="by default 3")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="by default 20")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"of {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE, metavar="DIR", help="by default beside this program"
+    )
+    asked = parser.parse_args()
+    if asked.turns < 1 or not 1 <= asked.rounds <= 20:
+        parser.error("--turns must be at least 1, and --rounds from 1 to 20")
+    unknown = set(asked.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    return asked
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

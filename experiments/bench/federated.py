@@ -1,0 +1,148 @@
+"""The federated part: every contender runs once a turn, and only a turn's times are compared."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.contenders import Contender, check_frozen, contenders, fedkd
+from experiments.bench.goals import Goal, Spread
+from experiments.bench.process import CommandFailedError
+from experiments.bench.workload import STUDY, write_workload
+
+LAST_ROUNDS = 5
+TOLERANCE = 0.015
+"""Greatest difference of accuracies, as means over the last rounds, that passes for equal."""
+
+Say = Callable[[str], None]
+Rows = list[dict[str, Any]]
+
+
+def run(folder: Path, *, turns: int, num_rounds: int, say: Say) -> Rows:
+    """Let all contenders run in turn; return a row each, with what it took or its error."""
+    check_frozen()
+    workload = folder / "workload.npz"
+    write_workload(workload)
+    # Decodes the images once: the rivals find theirs decoded as well.
+    fedkd("compare", STUDY, "--set", "rounds.max=1", folder=folder / "warm", cache=folder / "cache")
+    rows: Rows = []
+    for turn in range(turns):
+        for contender in contenders(folder / "cache"):
+            place = folder / f"turn-{turn}" / contender.name.replace(" ", "-")
+            rows.append({"turn": turn, "contender": contender.name})
+            rows[-1] |= _take(contender, place, workload, num_rounds)
+            say(_line(rows[-1]))
+    return rows
+
+
+def _take(contender: Contender, place: Path, workload: Path, num_rounds: int) -> dict[str, Any]:
+    try:
+        taken = contender.run(place, workload, num_rounds)
+    except (CommandFailedError, OSError) as error:
+        return {"error": str(error)}
+    if len(taken.accuracies) != num_rounds + 1:
+        return {"error": f"{len(taken.accuracies)} rounds where {num_rounds + 1} are expected"}
+    return taken.to_dict()
+
+
+def accuracy(row: dict[str, Any]) -> float:
+    """Return the mean accuracy over a run's last rounds."""
+    return statistics.fmean(row["accuracies"][-LAST_ROUNDS:])
+
+
+def differences(rows: Rows) -> dict[str, float]:
+    """Return by how much each contender's accuracy differs from the bare loop's, at most.
+
+    Both are means over the last five rounds on the same 10,000 test images; a contender's
+    greatest difference over the turns is taken, against the bare loop's median.
+    """
+    reference = [accuracy(row) for row in rows if _is(row, "bare loop")]
+    if not reference:
+        return {}
+    middle = statistics.median(reference)
+    found: dict[str, float] = {}
+    for row in rows:
+        if "error" not in row:
+            name = str(row["contender"])
+            found[name] = max(found.get(name, 0.0), abs(accuracy(row) - middle))
+    return found
+
+
+def ratios(rows: Rows, one: str, other: str, key: str) -> Spread | None:
+    """Return the ratios of two contenders' figures, turn by turn; None without a whole pair."""
+    found = []
+    for turn in sorted({row["turn"] for row in rows}):
+        pair = [
+            next((row[key] for row in rows if row["turn"] == turn and _is(row, name)), None)
+            for name in (one, other)
+        ]
+        if pair[0] is not None and pair[1] is not None:
+            found.append(float(pair[0]) / float(pair[1]))
+    return Spread.of(found) if found else None
+
+
+def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
+    """Return the goals of this part."""
+
+    def against(text: str, limit: float, one: str, other: str, key: str) -> Goal:
+        return Goal(text, limit, measured=ratios(rows, one, other, key))
+
+    bf16 = ratios(rows, "fedkd inline bf16", "fedkd inline", "seconds")
+    apart = differences(rows)
+    return [
+        against(
+            "whole command, inline fp32 against Flower on Ray",
+            0.45,
+            *("fedkd inline", "Flower on Ray", "seconds"),
+        ),
+        against(
+            "whole command, inline fp32 against the bare loop",
+            0.65,
+            *("fedkd inline", "bare loop", "seconds"),
+        ),
+        against(
+            "a round, inline fp32 against the best loop by hand",
+            1.10,
+            *("fedkd inline", "best loop", "round_seconds"),
+        ),
+        Goal(
+            "whole command, bf16 against fp32",
+            0.75,
+            measured=bf16 if has_amx else None,
+            note=""
+            if has_amx
+            else "this processor has no AMX, for which the goal is set"
+            + (f"; here it is {bf16}" if bf16 else ""),
+        ),
+        Goal(
+            "accuracy, greatest difference of any contender from the bare loop",
+            TOLERANCE,
+            measured=Spread.of([max(apart.values())]) if apart else None,
+        ),
+    ]
+
+
+def all_equal(rows: Rows) -> bool:
+    """Whether every contender that ran ended with an accuracy that passes for equal."""
+    return all(each <= TOLERANCE for each in differences(rows).values())
+
+
+def _is(row: dict[str, Any], name: str) -> bool:
+    return bool(row["contender"] == name and "error" not in row)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"turn {row['turn']}  {row['contender']:18} FAILED: {row['error']}"
+    return (
+        f"turn {row['turn']}  {row['contender']:18} {row['seconds']:7.1f} s, a round "
+        f"{row['round_seconds']:.3f} s, {row['peak_bytes'] / 1e6:,.0f} MB, accuracy "
+        f"{accuracy(row):.4f}"
+    )
+
+
+def names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the contenders' names in the order in which they ran."""
+    return list(dict.fromkeys(str(row["contender"]) for row in rows))

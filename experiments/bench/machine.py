@@ -1,0 +1,42 @@
+"""The machine on which the bench ran, and what ran beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.engines.inline import available_cores
+from fedkd.cache import processor
+
+PACKAGES = ("torch", "flwr", "ray", "numpy")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe() -> dict[str, Any]:
+    """Return what decides how fast anything is here."""
+    flags = _processor_flags()
+    return {
+        "processor": processor(),
+        "cores": available_cores(),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware made for it."""
+    return "amx_bf16" in _processor_flags()
+
+
+def _processor_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()

@@ -1,0 +1,210 @@
+"""A whole command under watch: seconds, processor time, memory of all its processes, its rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MARK = "FEDKD_BENCH"
+"""Environment variable that all processes of a command inherit, detached ones included."""
+
+_PAUSE = 0.02
+_MEMORY_EVERY = 0.25
+_GROWTH = 1.02
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a command took.
+
+    Attributes:
+        seconds: from its start to its end, or to the end of the last process that did its work.
+        cpu_seconds: of the command and of its children that ended before it.
+        peak_bytes: greatest sum of proportional set sizes over all its processes.
+        round_seconds: median time from one line of its log of rounds to the next: sending,
+            training, aggregation and evaluation; None with fewer than two rounds.
+        accuracies: one a round, from round 0.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    round_seconds: float | None = None
+    accuracies: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+class CommandFailedError(Exception):
+    """A command of the bench ended with an error, or took too long; the message quotes its log."""
+
+
+def watch(
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    rounds: Callable[[], Path | None] | None = None,
+    timeout: float = 900.0,
+) -> Taken:
+    """Run a command to its end and return what it took; nothing that it started stays.
+
+    Args:
+        command: program and arguments.
+        folder: where its output goes, as ``log.txt``, and from which it is started.
+        environment: variables beside those of this process.
+        rounds: returns the file to which the command adds a line a round, once it is there.
+        timeout: seconds after which it is given up.
+
+    Raises:
+        CommandFailedError: it failed or was given up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    ledger = _Rounds(rounds)
+    memory = _Memory(folder)
+    usage = os.times()
+    begin = time.perf_counter()
+    with log.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 -- the bench's own commands
+            [str(part) for part in command],
+            cwd=folder,
+            env={**os.environ, **(environment or {}), MARK: str(folder), "SPT_NOENV": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        while process.poll() is None:
+            ledger.look()
+            memory.look()
+            if time.perf_counter() - begin > timeout:
+                raise CommandFailedError(
+                    f"{command[0]} took more than {timeout:.0f} s; {_end(log)}"
+                )
+            time.sleep(_PAUSE)
+        seconds = time.perf_counter() - begin
+        ledger.look()
+    finally:
+        end_all(folder)
+        process.wait()
+    if process.returncode:
+        raise CommandFailedError(f"{command[0]} ended with {process.returncode}; {_end(log)}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - usage.children_user - usage.children_system
+    return Taken(seconds, cpu, memory.peak, ledger.median(), tuple(ledger.accuracies))
+
+
+def end_tidily() -> None:
+    """Let a request to end this process end its commands too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def end_all(folder: Path) -> None:
+    """End every process that still bears the mark of a command, and wait until none does."""
+    for number in [signal.SIGTERM] * 20 + [signal.SIGKILL] * 20:
+        pids = marked(folder)
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        time.sleep(0.25)
+
+
+def marked(folder: Path) -> list[int]:
+    """Return the ids of all processes of the command that runs in ``folder``."""
+    wanted = f"{MARK}={folder}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        # Processes come and go meanwhile, and those of others cannot be read.
+        with contextlib.suppress(OSError):
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+class _Rounds:
+    """Notes when each line appears in a command's log of rounds."""
+
+    def __init__(self, find: Callable[[], Path | None] | None) -> None:
+        self._find = find
+        self._size = 0
+        self._times: list[float] = []
+        self.accuracies: list[float] = []
+
+    def look(self) -> None:
+        path = self._find() if self._find else None
+        if path is None or not path.is_file() or path.stat().st_size == self._size:
+            return
+        now = time.perf_counter()
+        text = path.read_text(encoding="utf-8")
+        self._size = len(text.encode())
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        for line in lines[len(self._times) :]:
+            self._times.append(now)
+            self.accuracies.append(float(json.loads(line)["accuracy"]))
+
+    def median(self) -> float | None:
+        if len(self._times) < 2:
+            return None
+        pairs = zip(self._times, self._times[1:], strict=False)
+        return statistics.median(after - before for before, after in pairs)
+
+
+class _Memory:
+    """Follows the memory of all processes of a command, at little cost to them.
+
+    What a page shared by several processes counts is known only from the kernel's long account,
+    which takes milliseconds a process: it is asked only when the short one has grown.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._looked = 0.0
+        self._seen = 0
+        self.peak = 0
+
+    def look(self) -> None:
+        now = time.perf_counter()
+        if now - self._looked < _MEMORY_EVERY:
+            return
+        self._looked = now
+        pids = marked(self._folder)
+        resident = sum(_resident(pid) for pid in pids)
+        if resident > self._seen * _GROWTH:
+            self._seen = resident
+            self.peak = max(self.peak, sum(_proportional(pid) for pid in pids))
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _end(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"its log {log} ends with:\n" + "\n".join(lines[-12:])

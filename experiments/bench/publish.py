@@ -1,0 +1,124 @@
+"""The bench's results for readers: README.md with tables of ratios, and a plot."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.contenders import contenders
+from experiments.bench.federated import TOLERANCE, accuracy, names, ratios
+from experiments.bench.workload import HERE
+from fedkd.files import replacing, write_text
+
+RESULTS, README, PLOT = "results.json", "README.md", "rounds.svg"
+
+INTRODUCTION = HERE / "introduction.md"
+
+
+def publish(folder: Path, results: dict[str, Any]) -> None:
+    """Write the page and, where there is something to draw, the plot."""
+    rows = results.get("federated") or []
+    parts = [
+        INTRODUCTION.read_text(encoding="utf-8").format(
+            plot=PLOT, results=RESULTS, rounds=results["num_rounds"], tolerance=TOLERANCE
+        ),
+        _machine(results),
+        _goals(results["goals"]),
+    ]
+    if rows:
+        parts += [_contenders(rows), f"![Seconds of a round, against fedkd inline]({PLOT})\n"]
+        _draw(folder / PLOT, rows)
+    if results["problems"]:
+        failed = [f"- {each.splitlines()[0]}" for each in results["problems"]]
+        parts.append("\n".join(["## What failed\n", *failed]))
+    write_text(folder / README, "\n".join(parts).rstrip() + "\n")
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    return (
+        f"Measured {results['date']}, turns: {results['turns']}, on {machine['cores']} cores of "
+        f"{machine['processor']} ({', '.join(machine['flags']) or 'no vector extensions'}), "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['platform']}; Python "
+        f"{machine['python']}, {packages}. Load average before the first turn: "
+        f"{machine['load_before']:.1f}.\n"
+    )
+
+
+def _goals(goals: list[dict[str, Any]]) -> str:
+    lines = ["## Goals\n", "| goal | bound | measured | met |", "|---|---|---|---|"]
+    for goal in goals:
+        sign = "≥" if goal["at_least"] else "≤"
+        measured = goal["measured"]
+        told = _spread(measured) if measured else goal["note"] or "not measured"
+        met = {True: "yes", False: "**no**", None: "-"}[goal["met"]]
+        lines.append(f"| {goal['text']} | {sign} {goal['limit']:g} | {told} | {met} |")
+    lines.append(
+        "\nMeasured: median (least to greatest) over turns; ratios unless a unit is named.\n"
+    )
+    return "\n".join(lines)
+
+
+def _contenders(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "## Contenders\n",
+        "Each against fedkd inline in the same turn.\n",
+        "| contender | what it is | whole command | a round | peak memory | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    described = {each.name: each.describes for each in contenders()}
+    for name in names(rows):
+        own = [row for row in rows if row["contender"] == name and "error" not in row]
+        if not own:
+            lines.append(f"| {name} | {described[name]} | failed | | | |")
+            continue
+        told = [
+            _spread(vars(found)) if (found := ratios(rows, name, "fedkd inline", key)) else "-"
+            for key in ("seconds", "round_seconds", "peak_bytes")
+        ]
+        mean = statistics.fmean(accuracy(row) for row in own)
+        lines.append(f"| {name} | {described[name]} | {' | '.join(told)} | {mean:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(spread: dict[str, float]) -> str:
+    if spread["least"] == spread["greatest"]:
+        return f"{spread['median']:.3g}"
+    return f"{spread['median']:.3g} ({spread['least']:.3g} to {spread['greatest']:.3g})"
+
+
+def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    # Otherwise every run of the same figures gives another file.
+    mpl.rcParams["svg.hashsalt"] = "bench"
+    from matplotlib import pyplot
+
+    shown = [name for name in names(rows) if ratios(rows, name, "fedkd inline", "seconds")]
+    if not shown:
+        return
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.5 * len(shown) + 1.2), sharey=True)
+    for axis, key, title in (
+        (axes[0], "seconds", "whole command"),
+        (axes[1], "round_seconds", "a round"),
+    ):
+        for index, name in enumerate(reversed(shown)):
+            found = ratios(rows, name, "fedkd inline", key)
+            if found is None:
+                continue
+            colour = "#0072B2" if name.startswith("fedkd") else "#999999"
+            axis.barh(index, found.median, color=colour)
+            axis.plot([found.least, found.greatest], [index, index], color="black", linewidth=2)
+            axis.text(found.greatest, index, f" {found.median:.2f}", va="center", fontsize=9)
+        axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(f"{title}, fedkd inline = 1", fontsize=10)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(shown)), reversed(shown))
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    pyplot.close(figure)

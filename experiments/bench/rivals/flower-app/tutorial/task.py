@@ -1,0 +1,89 @@
+"""Model, data, training and test, after the task.py of Flower's quickstart-pytorch."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(nn.Module):
+    """The bench's model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 7 * 7, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+    def forward(self, x):
+        """Return logits."""
+        return self.layers(x)
+
+
+workload = None  # Cache the data, as the tutorial caches its FederatedDataset
+
+
+def open_workload(path):
+    """Read the data once a process."""
+    global workload
+    if workload is None:
+        workload = {key: value for key, value in np.load(path).items()}  # noqa: C416 -- reads
+    return workload
+
+
+def load_data(path, partition_id, batch_size):
+    """Return a silo's DataLoader; tensors in memory, where the tutorial decodes pictures."""
+    data = open_workload(path)
+    images = torch.from_numpy(data["images"][partition_id]).float() / 255
+    labels = torch.from_numpy(data["labels"][partition_id])
+    return DataLoader(TensorDataset(images, labels), batch_size=batch_size, shuffle=True)
+
+
+def load_centralized_dataset(path):
+    """Return the DataLoader of the test set."""
+    data = open_workload(path)
+    images = torch.from_numpy(data["test_images"]).float() / 255
+    return DataLoader(TensorDataset(images, torch.from_numpy(data["test_labels"])), batch_size=128)
+
+
+def train(net, trainloader, epochs, lr, device):
+    """Train the model on the training set."""
+    net.to(device)
+    criterion = torch.nn.CrossEntropyLoss().to(device)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    net.train()
+    running_loss = 0.0
+    for _ in range(epochs):
+        for batch in trainloader:
+            images = batch[0].to(device)
+            labels = batch[1].to(device)
+            optimizer.zero_grad()
+            loss = criterion(net(images), labels)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+    return running_loss / (epochs * len(trainloader))
+
+
+def test(net, testloader, device):
+    """Return loss and accuracy on the test set."""
+    net.to(device)
+    criterion = torch.nn.CrossEntropyLoss()
+    correct, loss = 0, 0.0
+    with torch.no_grad():
+        for batch in testloader:
+            images = batch[0].to(device)
+            labels = batch[1].to(device)
+            outputs = net(images)
+            loss += criterion(outputs, labels).item()
+            correct += (torch.max(outputs.data, 1)[1] == labels).sum().item()
+    return loss / len(testloader), correct / len(testloader.dataset)

@@ -1,0 +1,103 @@
+"""The workload of the bench, and the file by which programs without fedkd get the same."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.files import replacing
+from fedkd.seeding import derive_seed
+from fedkd.study_file import load_study
+
+HERE = Path(__file__).parent
+STUDY = HERE / "fedavg.yaml"
+GRID = HERE / "grid.yaml"
+ARM = "fedkd"
+"""Of the grid's study: the arm that is tuned."""
+
+
+def write_workload(path: Path) -> None:
+    """Write the study's images, its start and the seeds of its batches as one npz file.
+
+    It holds ``images`` uint8 ``[silos, N, C, H, W]``, ``labels`` int64 ``[silos, N]``,
+    ``test_images``, ``test_labels``, ``seeds`` int64 ``[rounds, silos]``, and a ``start.KEY`` for
+    every tensor of the model.
+    """
+    from fedkd.federation import Federation
+    from strategies.fedavg import initial_arrays
+    from strategies.setting import Setting
+
+    study = load_study(STUDY)
+    with tempfile.TemporaryDirectory() as cache:
+        federation = Federation.load(study, study.seeds[0], Path(cache))
+    start = initial_arrays(Setting.of(federation, "fedavg", ())).to_torch_state_dict()
+    silos = [federation.data_of(name) for name in study.silo_names]
+    seeds = [
+        [derive_seed(federation.seed, "local-training", name, number) for name in study.silo_names]
+        for number in range(1, study.rounds.max + 1)
+    ]
+    _write(
+        path,
+        {
+            "images": np.stack([silo.images.numpy() for silo in silos]),
+            "labels": np.stack([silo.labels.numpy() for silo in silos]),
+            "test_images": federation.cut.test.images.numpy(),
+            "test_labels": federation.cut.test.labels.numpy(),
+            "seeds": np.array(seeds, dtype=np.int64),
+            **{f"start.{key}": tensor.numpy() for key, tensor in start.items()},
+        },
+    )
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float]]) -> None:
+    """Write what a search by hand needs as one npz file; silos are pre-trained as far as needed.
+
+    Args:
+        path: of the file. It holds ``images``, ``labels``, ``validation_images``,
+            ``validation_labels``, the ``points`` ``[P, 2]`` of temperature and weight, the
+            optimiser's settings, the ``seed`` of the order of samples, and tensors
+            ``start.KEY`` and ``teacher-0.KEY``, ``teacher-1.KEY``, ...
+        cache: of fedkd, where the teachers lie afterwards.
+        points: of the grid.
+    """
+    from experiments.engines.inline import silo_pool
+    from fedkd.federation import Federation
+    from fedkd.tuning.classroom import Classroom
+
+    study = load_study(GRID)
+    federation = Federation.load(study, study.seeds[0], cache)
+    with silo_pool(study) as pool:
+        federation.pretrain(pool)
+    room = Classroom(federation, ARM)
+    states = [federation.pretrained(name).state for name in study.silo_names]
+    arrays = {
+        f"teacher-{index}.{key}": tensor.numpy()
+        for index, state in enumerate(states)
+        for key, tensor in (state or {}).items()
+    }
+    start = room.teachers().average(room.arch)
+    arrays |= {f"start.{key}": tensor.numpy() for key, tensor in start.items()}
+    validation, own = federation.cut.validation, room.own
+    arrays |= {
+        "images": room.transfer.images.numpy(),
+        "labels": room.transfer.labels.numpy(),
+        "validation_images": validation.images.numpy(),
+        "validation_labels": validation.labels.numpy(),
+        "points": np.array([[point["temperature"], point["weight"]] for point in points]),
+        "teachers": np.array(len(states)),
+        "seed": np.array(derive_seed(federation.seed, "distillation")),
+        "epochs": np.array(own.epochs),
+        "batch": np.array(own.batch_size),
+        "lr": np.array(own.lr),
+        "momentum": np.array(own.momentum),
+    }
+    _write(path, arrays)

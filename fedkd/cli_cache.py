@@ -1,0 +1,118 @@
+"""``fedkd cache``: see what need not be computed again, and clear it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedkd.cache_contents import Entry
+
+app = typer.Typer(
+    help="Show what the cache holds, or clear it.\n\n"
+    "Pre-trained models, teachers' predictions, finished runs and decoded data lie under "
+    "$FEDKD_CACHE_DIR, by default ~/.cache/fedkd, each by a hash of what determines it. Whatever "
+    "is cleared is computed again when it is needed; results in runs/ stay.\n\n"
+    "For example: fedkd cache clear --kind arms --older-than 30d"
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for programs.")]
+
+
+def add_commands(main: typer.Typer) -> None:
+    """Add ``cache`` to the command line."""
+    main.add_typer(app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def show(context: typer.Context, as_json: AsJson = False) -> None:
+    """List what the cache holds by kind: entries, size, age."""
+    if context.invoked_subcommand is not None:
+        return
+    from fedkd.cache import cache_root
+    from fedkd.cache_contents import KINDS, find_entries
+
+    root = cache_root()
+    entries = find_entries(root)
+    rows = []
+    for kind, meaning in KINDS.items():
+        own = [entry for entry in entries if entry.kind == kind]
+        rows.append(
+            {
+                "kind": kind,
+                "holds": meaning,
+                "entries": len(own),
+                "bytes": sum(entry.size for entry in own),
+                "oldest_seconds": round(max((entry.age for entry in own), default=0.0)),
+                "newest_seconds": round(min((entry.age for entry in own), default=0.0)),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"folder": str(root), "kinds": rows}, indent=1))
+        return
+    typer.echo(f"{root}\n")
+    typer.echo(f"{'kind':12} {'entries':>8} {'size':>9}  {'age':17} holds")
+    for row in rows:
+        ages = "" if not row["entries"] else _ages(row["newest_seconds"], row["oldest_seconds"])
+        size = _megabytes(int(str(row["bytes"])))
+        typer.echo(f"{row['kind']:12} {row['entries']:>8} {size:>9}  {ages:17} {row['holds']}")
+
+
+@app.command()
+def clear(
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="pretrained, predictions, arms, sources or partitions; else all."
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Only entries older than 12h, 30d or 2w.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove entries from the cache; asks before it does."""
+    from fedkd.cache import cache_root
+    from fedkd.cache_contents import check_kind, find_entries, parse_age, select
+    from fedkd.cache_contents import clear as take_away
+    from fedkd.errors import UserError
+
+    check_kind(kind)
+    age, root = parse_age(older_than), cache_root()
+    found = select(find_entries(root), kind=kind, older_than=age)
+    if found and not yes:
+        if not sys.stdin.isatty():
+            raise UserError("cache clear asks before it removes anything; say --yes in a script")
+        typer.confirm(f"Remove {_told(found)} from {root}?", abort=True, err=True)
+    removed = take_away(root, kind=kind, older_than=age)
+    if as_json:
+        size = sum(entry.size for entry in removed)
+        typer.echo(json.dumps({"folder": str(root), "removed": len(removed), "bytes": size}))
+    else:
+        typer.echo(f"Removed {_told(removed)} from {root}.")
+
+
+def _told(entries: Sequence[Entry]) -> str:
+    noun = "entry" if len(entries) == 1 else "entries"
+    return f"{len(entries)} {noun} ({_megabytes(sum(entry.size for entry in entries))})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _ages(newest: object, oldest: object) -> str:
+    young, old = (_age(float(str(seconds))) for seconds in (newest, oldest))
+    return young if young == old else f"{young} to {old}"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"

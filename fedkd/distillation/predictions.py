@@ -1,0 +1,97 @@
+"""What teachers said of image sets: each predicts a set once, for all who ask again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedkd.cache import cache_key
+from fedkd.checkpoint import State, load_state, save_state, state_hash
+from fedkd.errors import UserError
+from fedkd.models.building import Shape, arch_fingerprint
+from fedkd.training import Compute, is_finite
+
+PREDICTIONS = "predictions"
+_LOGITS = "logits"
+
+
+class Predictions:
+    """Logits by image set and teacher, in memory and, where there is a cache, on disk.
+
+    Threads may share it: each prediction is made by one of them while the others wait.
+
+    Args:
+        cache: root of the cache, shared by arms, seeds and studies, or None for memory alone.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache
+        self._known: dict[tuple[str, str], Tensor] = {}
+        self._lock = threading.RLock()
+
+    def kept_in(self, cache: Path | None) -> Predictions:
+        """Return the same predictions; whatever is made from now on is kept in a cache as well.
+
+        Only where no time is taken: what is read from the cache takes none of the seconds that
+        a run reports.
+        """
+        other = Predictions(cache)
+        other._known, other._lock = self._known, self._lock
+        return other
+
+    def get(self, images: str, teacher: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return a teacher's logits ``[N, K]`` on the image set of that hash, made if unknown."""
+        with self._lock:
+            key = (images, teacher)
+            if key not in self._known:
+                self._known[key] = make()
+            return self._known[key]
+
+    def of_model(
+        self,
+        state: State,
+        arch: str,
+        shape: Shape,
+        images: Tensor,
+        images_hash: str,
+        compute: Compute,
+        make: Callable[[], Tensor],
+    ) -> Tensor:
+        """Return a model's logits ``[N, K]``, read from the cache or made and kept there.
+
+        Args:
+            state: the model's weights.
+            arch: its architecture.
+            shape: what it is built for.
+            images: uint8 ``[N, C, H, W]``.
+            images_hash: their :func:`fedkd.data.images.content_hash`.
+            compute: device and precision.
+            make: predicts.
+        """
+        if self._cache is None:
+            return make()
+        key = cache_key(
+            {
+                "kind": "predictions",
+                "state": state_hash(state),
+                "arch": arch_fingerprint(arch),
+                "shape": asdict(shape),
+                "images": images_hash,
+                "compute": asdict(compute),
+            }
+        )
+        path = self._cache / PREDICTIONS / f"{key}.safetensors"
+        like = {_LOGITS: torch.empty(len(images), shape.num_classes)}
+        try:
+            return load_state(path, like)[_LOGITS]
+        except UserError:
+            logits = make()
+        # What is not finite diverged; it is refused elsewhere, and not worth keeping.
+        if is_finite({_LOGITS: logits}):
+            save_state(path, {_LOGITS: logits})
+        return logits

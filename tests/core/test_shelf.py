@@ -1,0 +1,85 @@
+"""Models that are used again: nobody can tell them from new ones."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedkd.checkpoint import copy_state
+from fedkd.models.building import Shape, build_model
+from fedkd.models.shelf import ModelShelf, remembers_only_its_state
+
+SHAPE = Shape(4, 1, 8)
+STATE = copy_state(build_model("cnn", SHAPE, seed=1))
+
+
+class Counting(nn.Sequential):
+    """A user's class, which might keep anything."""
+
+
+def test_a_model_comes_back_with_the_state_asked_for_and_nothing_else() -> None:
+    shelf = ModelShelf()
+    with shelf.lend("cnn", SHAPE, STATE, "cpu") as first:
+        first.eval()
+        first(torch.ones(2, 1, 8, 8)).sum().backward()  # type: ignore[no-untyped-call]
+        torch.optim.SGD(first.parameters(), lr=1.0).step()
+    with shelf.lend("cnn", SHAPE, STATE, "cpu") as again:
+        assert again is first
+        assert again.training
+        assert all(parameter.grad is None for parameter in again.parameters())
+        assert all(torch.equal(t, STATE[key]) for key, t in again.state_dict().items())
+        with shelf.lend("cnn", SHAPE, STATE, "cpu") as other:
+            assert other is not again, "it is in use"
+    with shelf.lend("mlp", SHAPE, copy_state(build_model("mlp", SHAPE, seed=0)), "cpu") as model:
+        assert not isinstance(model[0], nn.Conv2d)
+
+
+def test_a_model_that_broke_is_not_lent_again() -> None:
+    shelf = ModelShelf()
+    with pytest.raises(RuntimeError), shelf.lend("cnn", SHAPE, STATE, "cpu") as broken:
+        raise RuntimeError
+    with shelf.lend("cnn", SHAPE, STATE, "cpu") as model:
+        assert model is not broken
+
+
+def buffered(persistent: bool) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    model.register_buffer("steps", torch.zeros(()), persistent=persistent)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "may_be_kept"),
+    [
+        (build_model("cnn", SHAPE, seed=0), True),
+        (build_model("resnet8", SHAPE, seed=0), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout()), False),
+        (Counting(nn.Linear(2, 2)), False),
+        (buffered(persistent=True), True),
+        (buffered(persistent=False), False),
+    ],
+    ids=["cnn", "resnet8", "batch norm", "dropout", "own class", "buffer", "hidden buffer"],
+)
+def test_only_a_model_that_is_its_state_is_kept(model: nn.Module, may_be_kept: bool) -> None:
+    assert remembers_only_its_state(model) == may_be_kept
+
+
+def test_threads_never_share_a_model() -> None:
+    shelf = ModelShelf()
+    in_use: set[int] = set()
+
+    def use(_: Any) -> None:
+        with shelf.lend("cnn", SHAPE, STATE, "cpu") as model:
+            assert id(model) not in in_use
+            in_use.add(id(model))
+            model(torch.ones(2, 1, 8, 8))
+            in_use.remove(id(model))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(40)))
+    assert len(shelf._free["cnn", SHAPE, "cpu"]) <= 4
