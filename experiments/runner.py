@@ -148,7 +148,7 @@ class _Runner:
         return arms
 
     def _pretrain(self, federation: Federation, pool: Executor) -> None:
-        if not self._study.needs_pretrained:
+        if not self._study.needs_pretrained or self._engine.remote:
             return
         total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
         with self._progress.pretraining(federation.seed, total) as on_silo:
@@ -201,7 +201,8 @@ class _Runner:
                 self._keep_interrupted(task)
                 raise
         record = RunRecord.read(task.folder)
-        _store(task.folder, self._cached_run(task))
+        if not self._engine.remote:
+            _store(task.folder, self._cached_run(task))
         return record
 
     def _keep_interrupted(self, task: Task) -> None:
@@ -225,6 +226,8 @@ class _Runner:
 
     def _reuse(self, task: Task) -> RunRecord | None:
         """Take a finished run from the cache, if it holds one that is whole."""
+        if self._engine.remote:
+            return None
         cached = self._cached_run(task)
         if self._fresh or not cached.is_dir():
             return None

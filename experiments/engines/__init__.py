@@ -5,8 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from fedkd.errors import UserError
-
 if TYPE_CHECKING:
     from experiments.engines.base import Engine
     from fedkd.study import Study
@@ -15,10 +13,10 @@ INLINE, RAY = "inline", "ray"
 
 
 def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
-    """Return the engine that the study names.
+    """Return the engine that the study names: one of ours, or a SuperLink connection of Flower's.
 
     Raises:
-        UserError: there is no such engine.
+        UserError: there is no such engine or connection.
     """
     name = study.engine.name
     if name == INLINE:
@@ -29,4 +27,6 @@ def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
         from experiments.engines.ray import RayEngine
 
         return RayEngine(study)
-    raise UserError(f"engine.name: there is no engine {name!r}; known are {INLINE} and {RAY}")
+    from experiments.engines.connection import ConnectionEngine
+
+    return ConnectionEngine(name)
