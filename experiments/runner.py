@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.engines import make_engine
+from experiments.engines import check_engine, make_engine
 from experiments.engines.base import Engine, Task
 from experiments.engines.inline import available_cores, silo_pool
 from experiments.trackers import make_trackers
@@ -94,9 +94,10 @@ def run_study(
             package is not installed.
     """
     trackers = make_trackers(track)
+    check_engine(study)
     check_files(study)
     cache = cache_root()
-    federations = [Federation.load(study, seed, cache) for seed in study.seeds]
+    federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
     federations[0].check()
     check_cache_root()
     with silo_pool(study) as pool, make_engine(study, pool) as engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,9 +104,3 @@ def exchange(
             pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
             time.sleep(pause)
     return replies
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key under which digits compare as numbers: silo-2 before silo-10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)

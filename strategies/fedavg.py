@@ -19,10 +19,11 @@ from fedkd.checkpoint import State, average_states, copy_state
 from fedkd.distillation.consolidation import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
+from fedkd.names import natural_key
 from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
 from fedkd.training import evaluate
-from strategies.exchange import Ledger, Member, exchange, natural_key
+from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import RefusedError, read_info, read_num_examples, read_update
 from strategies.roster import call_roster
 from strategies.setting import Observer, Setting

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.data.images import content_hash
 from fedkd.errors import FedKDError
-from strategies.exchange import Ledger, Member, exchange, natural_key
+from fedkd.names import natural_key
+from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import RefusedError, read_class_counts, read_info, read_name, read_num_examples
 from strategies.setting import Setting
 
@@ -24,7 +25,8 @@ def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> di
     """
     expected = setting.study.partition.silos
     nodes = _wait_for_nodes(grid, expected, setting.rounds.timeout)
-    transfer = content_hash(setting.transfer.images) if setting.transfer is not None else "none"
+    images = setting.transfer.images if setting.transfer is not None else None
+    transfer = wire.NO_HASH if images is None else content_hash(images)
     config = ConfigRecord({wire.RUN_ID: run_id, wire.ROUND: 0, wire.TRANSFER_HASH: transfer})
     content = RecordDict({wire.CONFIG: config})
     messages = [Message(content, node, wire.DESCRIBE) for node in nodes]
@@ -36,9 +38,13 @@ def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> di
                 raise RefusedError("it did not introduce itself in time")
             info = read_info(replies[node], run_id=run_id, round_number=0)
             name = read_name(info)
-            read_num_examples(info)
+            size, least = read_num_examples(info), setting.study.partition.min_size
+            if setting.study.in_field and size < least:
+                raise RefusedError(f"it has {size} images, fewer than partition.min_size, {least}")
             read_class_counts(info, setting.shape.num_classes)
             _check_architecture(info, setting)
+            if setting.study.in_field and name not in setting.study.silo_names:
+                raise RefusedError(f"it bears the name {name!r}, which partition.names has not")
             if name in members:
                 raise RefusedError(f"it claims the name {name!r}, which another node bears")
             members[name] = Member(name, node, info)

@@ -132,7 +132,7 @@ def read_run(context: Context) -> Serving:
         if arm not in study.arms:
             raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
         targets = json.loads(config[wire.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
-        setting = Setting.of(Federation.load(study, seed, cache), arm, tuple(targets))
+        setting = Setting.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
     except FedKDError as error:
         log.on_error(str(error))
         raise

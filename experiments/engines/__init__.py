@@ -5,11 +5,32 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from fedkd.errors import UserError
+
 if TYPE_CHECKING:
     from experiments.engines.base import Engine
     from fedkd.study import Study
 
 INLINE, RAY = "inline", "ray"
+
+
+def check_engine(study: Study) -> None:
+    """Refuse an engine that there is not, or that cannot reach the study's silos.
+
+    Raises:
+        UserError: says which engines there are.
+    """
+    name = study.engine.name
+    if name not in (INLINE, RAY):
+        from experiments.engines.connection import read_connection
+
+        read_connection(name)
+    elif study.in_field:
+        raise UserError(
+            f"engine.name: {name} simulates silos on this host, but partition.scheme is field: "
+            "these are on hosts of their own; use --engine CONNECTION, a SuperLink connection of "
+            "Flower's config.toml"
+        )
 
 
 def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:

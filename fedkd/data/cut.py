@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.data import NOISE, STUDENT_SILO
+from fedkd.data import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.data.images import Images
 from fedkd.data.partition import partition
 from fedkd.data.sources import Source, convert_like, load_source
 from fedkd.errors import UserError
 from fedkd.seeding import derive_seed, numpy_generator
+from fedkd.study.data import InField
 
 if TYPE_CHECKING:
     from fedkd.data.partition import Indices
@@ -52,8 +53,14 @@ def load_cut(study: Study, seed: int) -> Cut:
     """Read the data that a study names and cut it.
 
     Raises:
-        UserError: a source cannot be read, or has too few images for what is asked.
+        UserError: a source cannot be read, has too few images for what is asked, or is not here:
+            silos in the field keep theirs.
     """
+    if study.in_field:
+        raise UserError(
+            "partition.scheme: field: these silos and their images are on hosts of their own; only "
+            "fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
+        )
     source = load_source(study.data.source, image_size=study.data.image_size)
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return cut(source, study, seed, None)
@@ -97,15 +104,18 @@ def cut(source: Source, study: Study, seed: int, transfer_source: Source | None)
         transfer = _draw_elsewhere(source, study, seed, transfer_source)
     elif data.transfer.source == NOISE:
         transfer = _noise(source, data.transfer.size, seed)
-    elif data.transfer.source is None:
+    elif data.transfer.source is None and data.source != NO_SOURCE:
         _check_left(data.transfer.size, len(remaining), "are left after test and validation")
         chosen, remaining = _draw(remaining, data.transfer.size, seed, "cut-transfer")
         transfer = _hide_labels(source.train.take(chosen), study)
 
     if data.train_size is not None and data.train_size < len(remaining):
         remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
-    labels = source.train.labels.numpy()[remaining]
-    parts = partition(labels, study.partition, derive_seed(seed, "partition"))
+    if isinstance(study.partition, InField):
+        parts = []
+    else:
+        labels = source.train.labels.numpy()[remaining]
+        parts = partition(labels, study.partition, derive_seed(seed, "partition"))
     return Cut(
         test=test,
         validation=validation,
