@@ -85,7 +85,8 @@ def exchange(
     """
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
     asked = {message.metadata.dst_node_id for message in messages}
-    pending = set(grid.push_messages(messages))
+    # A SuperLink gives no id to a message for a node that it no longer knows.
+    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
     replies: dict[int, Message] = {}
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE

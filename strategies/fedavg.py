@@ -25,7 +25,7 @@ from fedkd.seeding import numpy_generator
 from fedkd.training import evaluate
 from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import RefusedError, read_info, read_num_examples, read_update
-from strategies.roster import call_roster
+from strategies.roster import Roster
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
 from strategies.updates import RoundModels, server_update
@@ -52,7 +52,7 @@ class SiloFedAvg(FedAvg):
         self.observer = observer
         self.run_id = run_id
         self.ledger = Ledger()
-        self.roster: dict[str, Member] = {}
+        self.roster = Roster()
         self.curve: list[Point] = []
         self.stopped: Stopped = "budget"
         self.exchanges_before_round_1 = 0
@@ -79,7 +79,7 @@ class SiloFedAvg(FedAvg):
         """
         result = Result()
         # The introduction is no exchange, and on Ray it waits for processes to start: not timed.
-        self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
+        self.roster.call(grid, self.setting, self.ledger, self.run_id)
         with self.ledger.traffic.timed():
             state = self.begin(grid, initial_arrays)
         self.start_state = state
@@ -90,6 +90,7 @@ class SiloFedAvg(FedAvg):
             if self._may_stop():
                 break
             self.ledger.open(round_number)
+            self.roster.look_again(grid, self.setting, self.ledger, self.run_id)
             with self.ledger.traffic.timed():
                 config = ConfigRecord(dict(train_config or {}))
                 messages = list(self.configure_train(round_number, arrays, config, grid))
@@ -160,7 +161,9 @@ class SiloFedAvg(FedAvg):
         config[wire.RUN_ID] = self.run_id
         self._expected = arrays.to_torch_state_dict()
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        return [Message(content, member.node_id, wire.TRAIN) for member in self._cohort]
+        # Nobody waits for a silo that is known to be gone; its place in the cohort stays empty.
+        present = [member for member in self._cohort if member.node_id in self.roster.connected]
+        return [Message(content, member.node_id, wire.TRAIN) for member in present]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -178,7 +181,10 @@ class SiloFedAvg(FedAvg):
             try:
                 reply = by_node.get(member.node_id)
                 if reply is None:
-                    raise RefusedError("it did not answer in time")
+                    gone = member.node_id not in self.roster.connected
+                    raise RefusedError(
+                        "it is not connected" if gone else "it did not answer in time"
+                    )
                 state, size, loss = read_update(
                     reply,
                     self._expected,
@@ -235,7 +241,7 @@ class SiloFedAvg(FedAvg):
         """Where the server has no test data: accuracy on the silos', weighted by examples."""
         config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        members = list(self.roster.values())
+        members = [m for m in self.roster.values() if m.node_id in self.roster.connected]
         messages = [Message(content, member.node_id, wire.EVALUATE) for member in members]
         replies = exchange(
             grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
