@@ -16,7 +16,7 @@ from fedkd.silo.audit import check_log
 from fedkd.silo.file import SiloFile
 from fedkd.silo.holdings import Holdings, read_holdings, read_own_model
 from fedkd.study import Study
-from fedkd.training import Compute, evaluate
+from fedkd.training import Compute, evaluate, intra_op_threads
 
 LITTLE_DISK = 1 << 30
 
@@ -108,7 +108,8 @@ class SiloCheck:
         model = build_model(arch, held.shape, seed=0)
         model.load_state_dict(state)
         judged = held.train if held.test is None else held.test
-        found = evaluate(model, judged, compute=Compute())
+        with intra_op_threads(1):  # as in a run
+            found = evaluate(model, judged, compute=Compute())
         which = "its images" if held.test is None else "its test images"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
         study = self._study
@@ -136,10 +137,9 @@ class SiloCheck:
 
     def _check_sharing(self) -> Finding:
         share = self._file.share
-        shared = [f"teacher: {share.teacher}"]
-        for key in ("rounds", "metrics", "densities", "class_counts"):
-            shared.append(f"{key}: {'yes' if getattr(share, key) else 'no'}")
-        value = ", ".join(shared)
+        switches = ("rounds", "metrics", "densities", "class_counts")
+        told = [f"{key}: {'yes' if getattr(share, key) else 'no'}" for key in switches]
+        value = ", ".join([f"teacher: {share.teacher}", *told])
         if self._study and (missing := missing_shares(self._file, self._study)):
             advice = "the silo will refuse these, and be left out where they are asked for"
             return Finding("sharing", "note", f"{value}; {'; '.join(missing)}", advice)
@@ -158,9 +158,7 @@ class SiloCheck:
         free = shutil.disk_usage(place).free
         value = f"{free / (1 << 30):.1f} GiB free at {place}"
         if free < LITTLE_DISK:
-            return Finding(
-                "disk", "note", value, "make room for the log and for Flower's own files"
-            )
+            return Finding("disk", "note", value, "make room for the log and Flower's files")
         return Finding("disk", "ok", value)
 
     def _holdings(self) -> Holdings:
