@@ -61,18 +61,16 @@ def keys_init(
 
     for path in make_server_keys(out, host, days=days, renew=renew):
         typer.echo(f"wrote {path}")
-    folder = out.absolute()
     typer.echo(
         "\nOn the server's host, start the SuperLink:\n\n"
-        "  FEDKD_STATE_DIR=/var/lib/fedkd flower-superlink --host 0.0.0.0 "
-        f"--port {port} \\\n"
-        f"    --ssl-certfile {folder / 'server.pem'} --ssl-keyfile {folder / 'server.key'} \\\n"
-        f"    --ssl-ca-certfile {folder / 'ca.pem'} --enable-supernode-auth \\\n"
+        f"  FEDKD_STATE_DIR=/var/lib/fedkd flower-superlink --host 0.0.0.0 --port {port} \\\n"
+        f"    --ssl-certfile {out / 'server.pem'} --ssl-keyfile {out / 'server.key'} \\\n"
+        f"    --ssl-ca-certfile {out / 'ca.pem'} --enable-supernode-auth \\\n"
         "    --database /var/lib/fedkd/superlink.db --disable-runtime-dependency-installation\n\n"
         "Where studies are started, name it in $FLWR_HOME/config.toml (~/.flwr/config.toml):\n\n"
         "  [superlink.field]\n"
         f'  address = "{host[0]}:{port}"\n'
-        f'  root-certificates = "{folder / "ca.pem"}"\n\n'
+        f'  root-certificates = "{(out / "ca.pem").absolute()}"\n\n'
         "Then make a key for each silo: fedkd keys add-silo NAME"
         + ("" if out == Path("keys") else f" --out {out}")
     )
