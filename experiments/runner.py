@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments import resumption
 from experiments.engines import check_engine, make_engine
 from experiments.engines.base import Engine, Task
 from experiments.engines.inline import available_cores, silo_pool
@@ -26,11 +28,12 @@ from fedkd.comparison import compare
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
-from fedkd.files import write_json, write_text
+from fedkd.files import DISK_ERRORS, remove_unfinished, write_json, write_text
+from fedkd.lease import lease
 from fedkd.models.building import arch_fingerprint
 from fedkd.report.page import write_run_report
-from fedkd.report.results import SCHEMA, SUMMARY_FILE
-from fedkd.results import RunRecord, read_points, write_state
+from fedkd.report.results import REPORT_FILE, SCHEMA, STUDY_FILE, SUMMARY_FILE, find_run
+from fedkd.results import CUT_SHORT, RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
 from fedkd.study_file import check_files, dump_study
 
@@ -94,17 +97,54 @@ def run_study(
             package is not installed.
     """
     trackers = make_trackers(track)
+    federations = _load(study)
+    with silo_pool(study) as pool, make_engine(study, pool) as engine:
+        folder = _results_folder(out, study, fresh=fresh)
+        with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
+            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+            return runner.run(federations, pool)
+
+
+def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
+    """Go on with a study that was cut short, in its own results folder.
+
+    Runs that had ended are kept, the one under way goes on from its last whole round, and the
+    others run as they would have: the results are those of a study that nothing had disturbed.
+
+    Args:
+        folder: a results folder, or that of a study: then the newest one in it.
+        progress: told of every step.
+        track: names of trackers, as in :func:`run_study`.
+
+    Raises:
+        UserError: there are no results, they are damaged or of another version of fedkd, or
+            another process writes to them.
+    """
+    trackers = make_trackers(track)
+    folder = find_run(folder)
+    with lease(folder):
+        study, fresh = resumption.read_beginning(folder)
+        federations = _load(study)
+        resumption.check_runs(folder, study)
+        remove_unfinished(folder)
+        with silo_pool(study) as pool, make_engine(study, pool) as engine:
+            # Whoever looks at the folder meanwhile shall not take it for ended.
+            for name in (SUMMARY_FILE, REPORT_FILE):
+                (folder / name).unlink(missing_ok=True)
+            with Tracking(trackers, study, folder, progress.warn) as tracking:
+                runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+                return runner.run(federations, pool)
+
+
+def _load(study: Study) -> list[Federation]:
+    """Return a federation a seed, after everything that the study asks for has been looked for."""
     check_engine(study)
     check_files(study)
     cache = cache_root()
     federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
     federations[0].check()
     check_cache_root()
-    with silo_pool(study) as pool, make_engine(study, pool) as engine:
-        folder = _results_folder(out, study)
-        with Tracking(trackers, study, folder, progress.warn) as tracking:
-            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
-            return runner.run(federations, pool)
+    return federations
 
 
 class _Runner:
@@ -136,6 +176,13 @@ class _Runner:
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
             interrupted = True
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise FedKDError(
+                f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
+                f"are kept: mend this, then {resumption.command(self._folder)}"
+            ) from error
         summary = self._summary(federations)
         write_json(self._folder / SUMMARY_FILE, summary)
         write_run_report(self._folder)
@@ -151,6 +198,9 @@ class _Runner:
     def _pretrain(self, federation: Federation, pool: Executor) -> None:
         if not self._study.needs_pretrained or self._engine.remote:
             return
+        runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
+        if all(resumption.read_ended(run) for run in runs):
+            return
         total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
         with self._progress.pretraining(federation.seed, total) as on_silo:
             federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
@@ -164,7 +214,7 @@ class _Runner:
         folder = self._folder / arm / f"seed-{federation.seed}"
         task = Task(federation, arm, tuple(targets or ()), folder)
         try:
-            record = self._reuse(task) or self._compute(task)
+            record = self._keep(task) or self._reuse(task) or self._compute(task)
         except FedKDError as error:
             self._fail(arm, federation.seed, str(error))
             return
@@ -192,6 +242,17 @@ class _Runner:
         self._tracking.fail(arm, seed)
         self._progress.failed(arm, seed, reason)
 
+    def _keep(self, task: Task) -> RunRecord | None:
+        """Return the record of a run that had ended in this folder; else make room for one."""
+        if not task.folder.exists():
+            return None
+        record = resumption.read_ended(task.folder)
+        if record is None:
+            resumption.clear(task.folder)
+            return None
+        self._progress.reused(task.arm, task.federation.seed)
+        return record
+
     def _compute(self, task: Task) -> RunRecord:
         rounds = self._study.rounds_of(task.arm)
         seed = task.federation.seed
@@ -202,8 +263,11 @@ class _Runner:
                 self._keep_interrupted(task)
                 raise
         record = RunRecord.read(task.folder)
-        if not self._engine.remote:
-            _store(task.folder, self._cached_run(task))
+        if record.stopped not in CUT_SHORT and not self._engine.remote:
+            try:
+                _store(task.folder, self._cached_run(task))
+            except OSError as error:  # the results are there; a full cache must not end a study
+                self._progress.warn(f"{task.arm}, seed {seed} is not kept in the cache: {error}")
         return record
 
     def _keep_interrupted(self, task: Task) -> None:
@@ -230,7 +294,7 @@ class _Runner:
         if self._engine.remote:
             return None
         cached = self._cached_run(task)
-        if self._fresh or not cached.is_dir():
+        if self._fresh or task.folder.exists() or not cached.is_dir():
             return None
         try:
             record = replace(RunRecord.read(cached), cached=True)
@@ -264,7 +328,7 @@ class _Runner:
         study = self._study
         order = [(arm, seed) for arm in study.arms for seed in study.seeds]
         records = [self._records[key] for key in order if key in self._records]
-        complete = [record for record in records if record.stopped != "interrupted"]
+        complete = [record for record in records if record.stopped not in CUT_SHORT]
         return {
             "schema": SCHEMA,
             "study": study.name,
@@ -309,22 +373,33 @@ def run_entry(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _results_folder(out: Path, study: Study) -> Path:
-    """Make ``<out>/<study>/<timestamp>`` and write the resolved study into it."""
+def _results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
+    """Make ``<out>/<study>/<timestamp>`` with the resolved study in it, both at once.
+
+    A folder that bears such a name can be resumed, whenever its process is killed.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    for attempt in range(1000):
-        folder = out / study.name / (f"{stamp}-{attempt}" if attempt else stamp)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise FedKDError(
-                f"{folder} cannot be made: {error.strerror}; choose another place by --out"
-            ) from error
-        write_text(folder / "study.yaml", dump_study(study))
-        return folder
-    raise FedKDError(f"{out / study.name} is full of results of this very second")
+    place = out / study.name
+    try:
+        with _scratch(place / stamp) as scratch:
+            write_text(scratch / STUDY_FILE, dump_study(study))
+            resumption.write_beginning(scratch, fresh=fresh)
+            for attempt in range(1000):
+                folder = place / (f"{stamp}-{attempt}" if attempt else stamp)
+                if folder.exists():
+                    continue
+                try:
+                    scratch.rename(folder)
+                except OSError as error:  # another process was a moment faster
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    continue
+                return folder
+    except OSError as error:
+        raise FedKDError(
+            f"{place} cannot be written to: {error.strerror}; choose another place by --out"
+        ) from error
+    raise FedKDError(f"{place} is full of results of this very second")
 
 
 def _store(folder: Path, cached: Path) -> None:

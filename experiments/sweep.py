@@ -30,7 +30,9 @@ from fedkd.study_file import load_study
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-class _Silent:
+class Silent:
+    """An observer that says nothing."""
+
     def on_point(self, point: Point) -> None:
         """Say nothing."""
 
@@ -50,7 +52,7 @@ def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) 
     check_cache_root()
     cache = cache_root()
     federations = [
-        _judged_on_validation(Federation.load(study, seed, cache)) for seed in study.seeds
+        judged_on_validation(Federation.load(study, seed, cache)) for seed in study.seeds
     ]
     entries = []
     for rate in rates:
@@ -71,7 +73,8 @@ def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) 
     }
 
 
-def _judged_on_validation(federation: Federation) -> Federation:
+def judged_on_validation(federation: Federation) -> Federation:
+    """Return the federation with its validation images in the place of its test images."""
     cut = replace(federation.cut, test=federation.cut.validation)
     return Federation(federation.study, federation.seed, cut, federation.cache)
 
@@ -86,7 +89,7 @@ def _runs(study: Study, federations: list[Federation], arm: str) -> list[RunReco
         for federation in federations:
             own = Federation(study, federation.seed, federation.cut, federation.cache)
             folder = Path(scratch) / str(federation.seed)
-            engine.run(Task(own, arm, tuple(study.target_values), folder), _Silent())
+            engine.run(Task(own, arm, tuple(study.target_values), folder), Silent())
             records.append(RunRecord.read(folder))
     return records
 

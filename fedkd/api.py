@@ -6,11 +6,12 @@ Like the command line this stands above all rooms, and imports them only when a 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.errors import UserError
 from fedkd.report.results import Results, find_run
 from fedkd.study import Study
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 
 def compare(
-    study: str | Path | Mapping[str, Any] | Study,
+    study: str | Path | Mapping[str, Any] | Study | None = None,
     *,
     out: str | Path = "runs",
     fresh: bool = False,
+    track: Sequence[str] = (),
+    resume: str | Path | None = None,
 ) -> Comparison:
     """Run every arm of a study on every seed and compare the exchanges to each target.
 
@@ -32,24 +35,41 @@ def compare(
             Relative paths in a dictionary are relative to the working folder.
         out: root of all results.
         fresh: ignore and rewrite what the cache holds.
+        track: names of trackers that are told of every round: ``tensorboard``, ``mlflow``,
+            ``wandb``. They change no result.
+        resume: a results folder whose study was cut short, to go on with in place of ``study``;
+            whether it is fresh is noted there.
 
     Returns:
-        The results. Where Ctrl-C cut the study short, ``interrupted`` is true; the same call goes
-        on from the runs that had ended.
+        The results. Where Ctrl-C cut the study short, ``interrupted`` is true;
+        ``compare(resume=results.folder)`` goes on.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give.
+        UserError: the study asks for what the data or the files do not give, a tracker's package
+            is not installed, or there is nothing that could be resumed.
     """
     from rich.console import Console
 
-    from experiments.runner import run_study
+    from experiments.runner import resume_study, run_study
     from fedkd.progress import StudyProgress
+    from fedkd.report.results import STUDY_FILE
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    loaded = _load(study)
+    folder = None if resume is None else find_run(Path(resume))
+    if folder is not None and study is None:
+        loaded = _load(folder / STUDY_FILE)
+    elif folder is None and study is not None:
+        loaded = _load(study)
+    else:
+        raise UserError("compare: give either a study, or a results folder as resume")
     runs = len(loaded.arms) * len(loaded.seeds)
     with StudyProgress(Console(stderr=True), runs) as progress:
-        outcome = run_study(loaded, out=Path(out), fresh=fresh, progress=progress)
+        if folder is not None:
+            outcome = resume_study(folder, progress=progress, track=tuple(track))
+        else:
+            outcome = run_study(
+                loaded, out=Path(out), fresh=fresh, progress=progress, track=tuple(track)
+            )
     return Comparison(outcome.folder, outcome.summary, interrupted=outcome.interrupted)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
@@ -29,7 +29,8 @@ def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = No
     with replacing(path) as temporary:
         # Tensors that share storage are refused by safetensors; clones share none.
         owned = {key: tensor.clone().contiguous() for key, tensor in state.items()}
-        save_file(owned, temporary, dict(metadata) if metadata else None)
+        # Written by Python: safetensors' own writer hides what is wrong with a disk.
+        temporary.write_bytes(save(owned, dict(metadata) if metadata else None))
 
 
 def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ import typer
 
 from fedkd import cli_hosts, cli_offline
 from fedkd.errors import FedKDError, UserError
+from fedkd.files import DISK_ERRORS
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
@@ -44,7 +44,10 @@ Overrides = Annotated[
 
 @app.command()
 def compare(
-    study: StudyPath,
+    study: Annotated[
+        Path | None,
+        typer.Argument(metavar="STUDY", help="The study file (YAML); not with --resume."),
+    ] = None,
     overrides: Overrides = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
@@ -61,6 +64,13 @@ def compare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore and rewrite what the cache holds.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with the study of this results folder, which was cut short.",
+        ),
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,16 +88,37 @@ def compare(
     for each run its curve (rounds.jsonl, a line a round), final model and state.
 
     For example: fedkd compare experiments/quickstart.yaml --set rounds.lr=0.1 --seeds 0,1,2,3,4
+
+    A study that was interrupted or killed goes on by --resume, from the last whole round of the
+    run that was under way, and ends with the curves of an undisturbed one. The study, and whether
+    it is --fresh, is then read from RUN.
+
+    The exit code is 1 where a run failed or ended because too few silos answered.
     """
-    loaded = _load(study, overrides, seeds=_parse_seeds(seeds), engine=engine)
-    outcome = _run(loaded, out=out, fresh=fresh, quiet=as_json, track=track or ())
+    if resume is not None:
+        if study is not None or overrides or seeds is not None or engine is not None or fresh:
+            raise UserError(
+                "--resume: the study is read from RUN; leave out STUDY, --set, --seeds, --engine "
+                "and --fresh"
+            )
+        loaded = _load(_study_of(resume), None)
+    elif study is not None:
+        loaded = _load(study, overrides, seeds=_parse_seeds(seeds), engine=engine)
+    else:
+        raise UserError("compare: name a study file, or a results folder by --resume")
+    names = track or ()
+    outcome = _run(loaded, out=out, fresh=fresh, resume=resume, quiet=as_json, track=names)
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:
         _show(outcome)
     if outcome.interrupted:
+        from experiments.resumption import command
+
+        typer.echo(f"Interrupted. Go on by: {command(outcome.folder, names)}", err=as_json)
         raise typer.Exit(130)
-    if outcome.summary["failures"]:
+    starved = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
+    if outcome.summary["failures"] or starved:
         raise typer.Exit(1)
 
 
@@ -413,7 +444,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         # The disk is the user's to mend; any other system error is ours and keeps its traceback.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in DISK_ERRORS:
             raise
         typer.echo(f"fedkd: {error.filename or 'the disk'}: {error.strerror}", err=True)
         sys.exit(1)
@@ -458,14 +489,30 @@ def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     return recommend(figures), figures
 
 
-def _run(study: Study, *, out: Path, fresh: bool, quiet: bool, track: Sequence[str]) -> Outcome:
+def _study_of(run: Path) -> Path:
+    from fedkd.report.results import STUDY_FILE, find_run
+
+    return find_run(run) / STUDY_FILE
+
+
+def _run(
+    study: Study,
+    *,
+    out: Path,
+    fresh: bool,
+    resume: Path | None,
+    quiet: bool,
+    track: Sequence[str],
+) -> Outcome:
     from rich.console import Console
 
-    from experiments.runner import run_study
+    from experiments.runner import resume_study, run_study
     from fedkd.progress import StudyProgress
 
     console = Console(stderr=True, quiet=quiet and not sys.stderr.isatty())
     with StudyProgress(console, len(study.arms) * len(study.seeds)) as progress:
+        if resume is not None:
+            return resume_study(resume, progress=progress, track=track)
         return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 
@@ -477,8 +524,6 @@ def _show(outcome: Outcome) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_summary(outcome.summary, console)
     console.print(f"Results: {outcome.folder}", soft_wrap=True)
-    if outcome.interrupted:
-        console.print("Interrupted: the same command goes on from the runs that had finished.")
 
 
 if __name__ == "__main__":

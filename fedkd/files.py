@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -9,6 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+)
+"""Errors of the operating system that are the user's to mend: a disk that is full, read-only or
+broken, a folder or size that is not allowed."""
 
 
 @contextmanager
@@ -24,6 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_ERRORS:
+            # A full disk is found out by writing, where Python does not know the file's name.
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,3 +79,14 @@ def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> N
             os.link(temporary, path)  # unlike a rename, it fails where the name is taken
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what :func:`replacing` left in ``folder`` and below where its process was killed.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.rglob(".*.part"):
+        if path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -89,9 +89,11 @@ class StudyProgress:
             where = f"{record.arm}, seed {record.seed}"
             rounds = ", ".join(str(entry.round) for entry in entries[:5])
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+            last = record.notes.get("quarantined_after", {}).get(silo)
+            end = "" if last is None else f"; not asked after round {last}"
             self._console.print(
                 f"[yellow]not used[/yellow] {where}: {silo} in round {rounds}{more}: "
-                f"{escape(entries[0].reason)}"
+                f"{escape(entries[0].reason)}{end}"
             )
         if fallback := record.notes.get("fallback"):
             self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")

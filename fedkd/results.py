@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fedkd.errors import FedKDError
-from fedkd.files import write_json
+from fedkd.files import write_json, write_text
 
 ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+PROGRESS_FILE = "progress.safetensors"
+"""Where a run that has not ended stands; see :mod:`strategies.savepoint`."""
 
 Stopped = Literal["targets", "budget", "quorum", "interrupted"]
+CUT_SHORT = frozenset({"quorum", "interrupted"})
+"""Ends of runs that had rounds left and targets unreached: such a run may yet go on."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,10 @@ class RunRecord:
                 targets=tuple(state.pop("targets")),
                 **state,
             )
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (
+            *(OSError, ValueError, TypeError),
+            *(KeyError, AttributeError, RecursionError),
+        ) as error:
             raise FedKDError(f"{folder} holds no finished run: {error}") from error
         whole = bool(curve) and len(curve) == num_points
         if not whole or [p.round for p in curve] != list(range(num_points)):
@@ -138,9 +146,26 @@ def write_state(folder: Path, record: RunRecord) -> None:
     write_json(folder / STATE_FILE, state)
 
 
+def write_points(folder: Path, points: Sequence[Point]) -> None:
+    """Make ``rounds.jsonl`` hold exactly these points, atomically; nothing is touched if it does.
+
+    An empty curve has no file.
+    """
+    path = folder / ROUNDS_FILE
+    if not points:
+        path.unlink(missing_ok=True)
+        return
+    text = "".join(_line(point) for point in points)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def append_point(folder: Path, point: Point) -> None:
     """Add one line to ``rounds.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(point), allow_nan=False) + "\n"
     with (folder / ROUNDS_FILE).open("a", encoding="utf-8") as file:
-        file.write(line)
+        file.write(_line(point))
+
+
+def _line(point: Point) -> str:
+    return json.dumps(asdict(point), allow_nan=False) + "\n"

@@ -108,6 +108,8 @@ def fit(
     model.train()
     optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
+    layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
+    images = images.contiguous(memory_format=layout)
     mean = float("nan")
     for _ in range(sgd.epochs):
         order = torch.randperm(len(images), generator=generator)
@@ -128,6 +130,15 @@ def fit(
         if not torch.isfinite(total):
             break
     return mean
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether the model's convolutions lie in memory channels last; images then should as well."""
+    return any(
+        weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        for weight in model.parameters()
+        if weight.dim() == 4
+    )
 
 
 def make_optimiser(

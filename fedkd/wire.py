@@ -86,6 +86,7 @@ CONFIG_ARM: Final = "arm"
 CONFIG_SEED: Final = "seed"
 CONFIG_TARGETS: Final = "targets"
 CONFIG_RUN_DIR: Final = "run-dir"
+CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
 
 # Key of a SuperNode's --node-config: where the silo's own file lies, if it is none of a simulation.

@@ -44,6 +44,7 @@ def distil_at_silo(
             silo=member.name,
             run_id=run_id,
             round_number=0,
+            max_examples=setting.rounds.max_examples,
         )
     except RefusedError as error:
         ledger.traffic.ok -= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,18 +11,64 @@ from torch import Tensor
 
 from fedkd.checkpoint import State
 from fedkd.data.images import Images
+from fedkd.distillation.consolidation import Consolidated
+from fedkd.distillation.teachers import Teachers
 from fedkd.instruments import accuracy_for_mix, complementary_knowledge, flips
 from fedkd.training import predict
-from strategies.fedavg import SiloFedAvg
+from strategies.exchange import Member
 from strategies.gate import read_class_counts
 from strategies.setting import Setting
 
 
-def examine(strategy: SiloFedAvg, final: State) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Beginning:
+    """What a run's end is judged by: the classes that models gave the server's test images.
+
+    Attributes:
+        begun: by the global model before round 1, int32 ``[N]``.
+        taught: by every teacher whose model the server has, by name of its silo, int32 ``[N]``.
+        student: by the student before it learnt; None where nobody did.
+    """
+
+    begun: Tensor
+    taught: Mapping[str, Tensor]
+    student: Tensor | None
+
+
+def look_at_start(
+    setting: Setting, start: State, teachers: Teachers | None, consolidated: Consolidated | None
+) -> Beginning | None:
+    """Remember what a run begins with; None where the server has no test images.
+
+    Args:
+        setting: the run.
+        start: the global model before round 1.
+        teachers: what was collected from the silos, if anything was.
+        consolidated: the student, if there is one.
+    """
+    test = setting.test
+    if test is None or not len(test):
+        return None
+    taught: dict[str, Tensor] = {}
+    if teachers is not None and teachers.have_models:
+        said = teachers.predict(test.images).argmax(2).int()
+        taught = {t.silo: classes for t, classes in zip(teachers.members, said, strict=True)}
+    return Beginning(
+        _classes(start, setting, test),
+        taught,
+        None if consolidated is None else _classes(consolidated.start, setting, test),
+    )
+
+
+def examine(
+    setting: Setting, beginning: Beginning | None, roster: Iterable[Member], final: State
+) -> dict[str, Any]:
     """Measure a run on the server's test images; empty where it has none.
 
     Args:
-        strategy: after its last round.
+        setting: the run.
+        beginning: what it began with.
+        roster: the silos that introduced themselves.
         final: the global model at the end.
 
     Returns:
@@ -31,53 +79,46 @@ def examine(strategy: SiloFedAvg, final: State) -> dict[str, Any]:
         of the global model at the end (``after``), and flips between the two on its own classes.
         What the run has no models or class counts for is left out or None.
     """
-    setting = strategy.setting
     test = setting.test
-    if test is None or not len(test):
+    if test is None or beginning is None:
         return {}
     classes = setting.shape.num_classes
-    begun = _logits(strategy.start_state, setting, test)
-    ended = _logits(final, setting, test)
+    begun, before, said = beginning.begun, beginning.student, beginning.taught
+    ended = _classes(final, setting, test)
     found: dict[str, Any] = {"rounds": flips(begun, ended, test.labels, classes)}
-    taught = strategy.teachers
-    said: dict[str, Tensor] = {}
-    if taught is not None and taught.have_models:
-        names = [teacher.silo for teacher in taught.members]
-        said = dict(zip(names, taught.predict(test.images), strict=True))
-    before = None
-    if strategy.consolidated is not None:
-        before = _logits(strategy.consolidated.start, setting, test)
+    if before is not None:
         found["student"] = flips(before, begun, test.labels, classes)
     if said:
         found["agreement"] = _agreement(torch.stack(list(said.values())))
         found["teachers"] = [
             {
                 "silo": name,
-                "accuracy": round(float((logits.argmax(1) == test.labels).double().mean()), 6),
+                "accuracy": round(float((predicted == test.labels).double().mean()), 6),
                 "complementary": None
                 if before is None
-                else complementary_knowledge(before, logits, test.labels),
+                else complementary_knowledge(before, predicted, test.labels),
             }
-            for name, logits in said.items()
+            for name, predicted in said.items()
         ]
     found["silos"] = [
         {
-            "silo": name,
-            "before": accuracy_for_mix(said[name], test.labels, counts) if name in said else None,
+            "silo": member.name,
+            "before": None if own is None else accuracy_for_mix(own, test.labels, counts),
             "after": accuracy_for_mix(ended, test.labels, counts),
             # Against the silo's own classes and model: what the federation took and gave.
-            "flips": _own_flips(said[name], ended, test, counts) if name in said else None,
+            "flips": None if own is None else _own_flips(own, ended, test, counts),
         }
-        for name, member in strategy.roster.items()
+        for member in roster
+        for own in [said.get(member.name)]
         if (counts := read_class_counts(member.info, classes))
     ]
     return found
 
 
-def _logits(state: State, setting: Setting, data: Images) -> Tensor:
+def _classes(state: State, setting: Setting, data: Images) -> Tensor:
     model = setting.model("examination")
     model.load_state_dict(state)
-    return predict(model, data.images, compute=setting.compute)
+    return predict(model, data.images, compute=setting.compute).argmax(1).int()
 
 
 def _own_flips(
@@ -91,9 +132,8 @@ def _own_flips(
     return {key: found[key] for key in ("gain", "forgetting", "delta")}
 
 
-def _agreement(logits: Tensor) -> float | None:
-    """Mean over pairs of teachers of the share of images to which both give the same class."""
-    votes = logits.argmax(2)
+def _agreement(votes: Tensor) -> float | None:
+    """Mean over pairs of teachers, ``[M, N]``, of the share of images given the same class."""
     teachers = len(votes)
     if teachers < 2:
         return None

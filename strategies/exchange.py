@@ -14,6 +14,8 @@ from fedkd.results import Quarantined
 from strategies.gate import RefusedError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+GONE = "it is not connected"
+"""Why a silo that nobody could ask was not in a round."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ class Ledger:
         """Note that a silo's reply was not used."""
         self.traffic.failed += 1
         self.quarantined.append(Quarantined(silo, self.round, str(error)))
+
+    def barred(self, max_failures: int) -> dict[str, int]:
+        """Return the silos with so many refused replies, and the round of the last that counted.
+
+        A silo that is gone has answered nothing wrong: it may come back.
+        """
+        failures: dict[str, int] = {}
+        barred: dict[str, int] = {}
+        for entry in self.quarantined:
+            if entry.reason == GONE:
+                continue
+            failures[entry.silo] = failures.get(entry.silo, 0) + 1
+            if failures[entry.silo] == max_failures:
+                barred[entry.silo] = entry.round
+        return barred
 
 
 def count_bytes(content: RecordDict) -> int:

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkd import wire
-from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.aggregation import aggregate
+from fedkd.checkpoint import State, copy_state
 from fedkd.distillation.consolidation import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
@@ -23,9 +24,11 @@ from fedkd.names import natural_key
 from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
 from fedkd.training import evaluate
-from strategies.exchange import Ledger, Member, exchange
+from strategies.examine import Beginning, look_at_start
+from strategies.exchange import GONE, Ledger, Member, exchange
 from strategies.gate import RefusedError, read_info, read_num_examples, read_update
 from strategies.roster import Roster
+from strategies.savepoint import Keeper, SavePoint
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
 from strategies.updates import RoundModels, server_update
@@ -44,9 +47,19 @@ class SiloFedAvg(FedAvg):
         setting: the arm, its seed and the server's data.
         observer: told of every round.
         run_id: what replies must echo.
+        keeper: is given the run's state after every round, before ``observer`` hears of it.
+        saved: the state from which to go on; None begins anew.
     """
 
-    def __init__(self, setting: Setting, observer: Observer, run_id: str) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        observer: Observer,
+        run_id: str,
+        *,
+        keeper: Keeper | None = None,
+        saved: SavePoint | None = None,
+    ) -> None:
         super().__init__(fraction_train=setting.rounds.fraction)
         self.setting = setting
         self.observer = observer
@@ -60,7 +73,10 @@ class SiloFedAvg(FedAvg):
         self.teachers: Teachers | None = None
         self.consolidated: Consolidated | None = None
         self.start_state: State = {}
+        self.beginning: Beginning | None = None
         self.update = server_update(setting)
+        self._keeper = keeper
+        self._saved = saved
 
     def start(
         self,
@@ -78,15 +94,19 @@ class SiloFedAvg(FedAvg):
             FedKDError: too few silos answered to begin.
         """
         result = Result()
-        # The introduction is no exchange, and on Ray it waits for processes to start: not timed.
-        self.roster.call(grid, self.setting, self.ledger, self.run_id)
-        with self.ledger.traffic.timed():
-            state = self.begin(grid, initial_arrays)
-        self.start_state = state
-        self._note_validation()
-        arrays = ArrayRecord(state)
-        self._measure(grid, 0, arrays, evaluate_fn, result)
-        for round_number in range(1, num_rounds + 1):
+        if self._saved is not None:
+            arrays = self._go_on(grid, self._saved)
+        else:
+            # The introduction is no exchange, and on Ray it waits for processes to start: untimed.
+            self.roster.call(grid, self.setting, self.ledger, self.run_id)
+            with self.ledger.traffic.timed():
+                state = self.begin(grid, initial_arrays)
+            self.start_state = state
+            self._note_validation()
+            self.beginning = look_at_start(self.setting, state, self.teachers, self.consolidated)
+            arrays = ArrayRecord(state)
+            self._measure(grid, 0, arrays, evaluate_fn, result)
+        for round_number in range(len(self.curve), num_rounds + 1):
             if self._may_stop():
                 break
             self.ledger.open(round_number)
@@ -107,8 +127,29 @@ class SiloFedAvg(FedAvg):
             self._measure(grid, round_number, arrays, evaluate_fn, result)
         else:
             self._may_stop()
+        if barred := self.ledger.barred(self.setting.rounds.max_failures):
+            self.notes["quarantined_after"] = barred
         result.arrays = arrays
         return result
+
+    def _go_on(self, grid: Grid, saved: SavePoint) -> ArrayRecord:
+        """Take up a run where it was saved, and return its global model.
+
+        Cohorts are drawn from the silos that the run began with. Those that have not come back
+        fail in their rounds, and those that are new to it are not asked.
+        """
+        self.roster.call(grid, self.setting, Ledger(), self.run_id)
+        self.roster.keep_to(saved.members)
+        self.curve = list(saved.curve)
+        self.ledger.quarantined = list(saved.quarantined)
+        self.notes = dict(saved.notes)
+        self.exchanges_before_round_1 = saved.exchanges_before_round_1
+        self.beginning = saved.beginning
+        try:
+            self.update.recall(saved.memory)
+        except ValueError as error:
+            raise FedKDError(f"the run's saved state cannot be taken up: {error}") from error
+        return ArrayRecord(saved.model)
 
     def _note_validation(self) -> None:
         """Note how good a consolidated start is on validation data; its seconds do not count."""
@@ -138,10 +179,17 @@ class SiloFedAvg(FedAvg):
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
         """Make one model of a round's models, given in natural order of the silos' names."""
-        return average_states(list(states), [float(n) for n in num_examples])
+        rounds = self.setting.rounds
+        return aggregate(
+            states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
+        )
 
     def cohort(self, round_number: int) -> list[Member]:
-        """Draw the silos of a round, in natural order; at least one."""
+        """Draw the silos of a round, in natural order; at least one.
+
+        Those that are quarantined are drawn too, so that the others' turns do not depend on them;
+        they are not asked, and lack when the quorum is counted.
+        """
         members = sorted(self.roster.values(), key=lambda member: natural_key(member.name))
         size = max(1, round(self.setting.rounds.fraction * len(members)))
         generator = numpy_generator(self.setting.seed, "cohort", "", round_number)
@@ -161,9 +209,7 @@ class SiloFedAvg(FedAvg):
         config[wire.RUN_ID] = self.run_id
         self._expected = arrays.to_torch_state_dict()
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        # Nobody waits for a silo that is known to be gone; its place in the cohort stays empty.
-        present = [member for member in self._cohort if member.node_id in self.roster.connected]
-        return [Message(content, member.node_id, wire.TRAIN) for member in present]
+        return self._address(self._cohort, content, wire.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -178,19 +224,19 @@ class SiloFedAvg(FedAvg):
         sizes: list[int] = []
         losses: list[float] = []
         for member in self._cohort:
+            if self._is_quarantined(member):
+                continue
             try:
                 reply = by_node.get(member.node_id)
                 if reply is None:
-                    gone = member.node_id not in self.roster.connected
-                    raise RefusedError(
-                        "it is not connected" if gone else "it did not answer in time"
-                    )
+                    raise RefusedError(self._why_silent(member))
                 state, size, loss = read_update(
                     reply,
                     self._expected,
                     silo=member.name,
                     run_id=self.run_id,
                     round_number=server_round,
+                    max_examples=self.setting.rounds.max_examples,
                 )
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)
@@ -205,6 +251,30 @@ class SiloFedAvg(FedAvg):
         average = self.combine(states, sizes)
         state = self.update(RoundModels(server_round, self._expected, states, average))
         return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
+
+    def _address(
+        self, members: Iterable[Member], content: RecordDict, message_type: str
+    ) -> list[Message]:
+        """Return a message for every silo that is there and not quarantined.
+
+        Nobody waits for one that is known to be gone; its place in the cohort stays empty.
+        """
+        return [
+            Message(content, member.node_id, message_type)
+            for member in members
+            if member.node_id in self.roster.connected and not self._is_quarantined(member)
+        ]
+
+    def _why_silent(self, member: Member) -> str:
+        """Say why there is no reply, and count the silo as gone until the next look."""
+        if member.node_id not in self.roster.connected:
+            return GONE
+        self.roster.connected.discard(member.node_id)
+        return "it did not answer in time"
+
+    def _is_quarantined(self, member: Member) -> bool:
+        """Whether a silo has failed so often that it is not asked any more."""
+        return member.name in self.ledger.barred(self.setting.rounds.max_failures)
 
     def _measure(
         self,
@@ -235,14 +305,34 @@ class SiloFedAvg(FedAvg):
             macro_f1=f1,
         )
         self.curve.append(point)
+        if self._keeper is not None:
+            # First of all: what anyone has been told of is never computed a second time.
+            self._keeper.write(self._save_point(arrays))
         self.observer.on_point(point)
+
+    def _save_point(self, arrays: ArrayRecord) -> SavePoint:
+        return SavePoint(
+            curve=tuple(self.curve),
+            model=dict(arrays.to_torch_state_dict()),
+            memory=self.update.memory(),
+            members=tuple(self.roster.values()),
+            quarantined=tuple(self.ledger.quarantined),
+            notes=self.notes,
+            exchanges_before_round_1=self.exchanges_before_round_1,
+            beginning=self.beginning,
+        )
 
     def _ask_silos(self, grid: Grid, round_number: int, arrays: ArrayRecord) -> MetricRecord:
         """Where the server has no test data: accuracy on the silos', weighted by examples."""
         config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        members = [m for m in self.roster.values() if m.node_id in self.roster.connected]
-        messages = [Message(content, member.node_id, wire.EVALUATE) for member in members]
+        # One that was gone or silent in this very round has been noted, and is not asked again.
+        members = [
+            member
+            for member in self.roster.values()
+            if member.node_id in self.roster.connected and not self._is_quarantined(member)
+        ]
+        messages = self._address(members, content, wire.EVALUATE)
         replies = exchange(
             grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
         )
@@ -251,13 +341,13 @@ class SiloFedAvg(FedAvg):
         for member in members:
             try:
                 if member.node_id not in replies:
-                    raise RefusedError("it did not answer the evaluation in time")
+                    raise RefusedError(self._why_silent(member))
                 reply = replies[member.node_id]
                 info = read_info(reply, run_id=self.run_id, round_number=round_number)
                 if info.get(wire.SILO) != member.name:
                     raise RefusedError("its reply bears another silo's name")
                 record = reply.content.metric_records.get(wire.METRICS)
-                size = read_num_examples(record)
+                size = read_num_examples(record, self.setting.rounds.max_examples)
                 values = {key: record.get(key) if record else None for key in totals}
                 for key, value in values.items():
                     top = sys.float_info.max if key == wire.LOSS else 1.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedkd.aggregation import reduce
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import as_float
 from fedkd.distillation.losses import kd_loss
@@ -14,15 +15,16 @@ from fedkd.errors import FedKDError, UserError
 from fedkd.seeding import torch_generator
 from fedkd.training import Sgd, fit, is_finite, predict
 from strategies.setting import Setting
-from strategies.updates import RoundModels
+from strategies.updates import RoundModels, ServerUpdate
 
 
-class FedDF:
+class FedDF(ServerUpdate):
     """Ensemble distillation after averaging: Lin et al. 2006.07242, algorithm 1.
 
     The target is the softmax of the plain mean of the models' logits (AVGLOGITS), whatever their
     silos' sizes. Images need no labels and none are used. The paper distils by Adam with
-    annealing; here it is SGD with the settings of ``fusion``, our choice.
+    annealing; here it is SGD with the settings of ``fusion``, our choice. Under a robust
+    ``rounds.aggregation`` the same rule takes the place of the mean over logits.
 
     Args:
         setting: the run.
@@ -73,12 +75,22 @@ class FedDF:
 
     def _target(self, trained: Sequence[State]) -> Tensor:
         """Return the ensemble's probabilities at the study's temperature, fp32 ``[N, C]``."""
+        rounds, temperature = self._setting.rounds, self._setting.arm.fusion.temperature
+        if rounds.aggregation != "mean":
+            logits = torch.stack([self._logits(state) for state in trained])
+            middle = reduce(logits, rounds.aggregation, rounds.trim)
+            return torch.softmax(middle / temperature, dim=1).float()
         total: Tensor | None = None
         for state in trained:
-            self._model.load_state_dict(state)
-            logits = predict(self._model, self._transfer.images, compute=self._setting.compute)
-            total = logits.double() if total is None else total + logits.double()
+            logits = self._logits(state)
+            total = logits if total is None else total + logits
         if total is None:
             raise ValueError("a round without models has no ensemble")
         mean = total / len(trained)
-        return torch.softmax(mean / self._setting.arm.fusion.temperature, dim=1).float()
+        return torch.softmax(mean / temperature, dim=1).float()
+
+    def _logits(self, state: State) -> Tensor:
+        """Return a model's logits on the transfer set, float64 ``[N, C]``."""
+        self._model.load_state_dict(state)
+        images = self._transfer.images
+        return predict(self._model, images, compute=self._setting.compute).double()

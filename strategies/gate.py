@@ -53,14 +53,14 @@ def read_name(info: ConfigRecord) -> str:
     return name
 
 
-def read_num_examples(record: Any) -> int:
-    """Return a positive and plausible number of examples."""
+def read_num_examples(record: Any, most: int) -> int:
+    """Return a positive number of examples, at most ``most``: it is the silo's weight."""
     value = None if record is None else record.get(wire.NUM_EXAMPLES)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_EXAMPLES:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise RefusedError(
-            f"{wire.NUM_EXAMPLES} is {_printable(value)} where 1 to {MAX_EXAMPLES} is expected"
+            f"{wire.NUM_EXAMPLES} is {_printable(value)} where 1 to {most} is expected"
         )
     return value
 
@@ -92,14 +92,14 @@ def read_state(record: ArrayRecord | None, like: State) -> State:
 
 
 def read_update(
-    reply: Message, like: State, *, silo: str, run_id: str, round_number: int
+    reply: Message, like: State, *, silo: str, run_id: str, round_number: int, max_examples: int
 ) -> tuple[State, int, float]:
     """Return a trained model, its number of examples, and its loss: 0 where that is not finite."""
     info = read_info(reply, run_id=run_id, round_number=round_number)
     if info.get(wire.SILO) != silo:
         raise RefusedError("its reply bears another silo's name")
     record = reply.content.metric_records.get(wire.METRICS)
-    size = read_num_examples(record)
+    size = read_num_examples(record, max_examples)
     loss = record.get(wire.LOSS) if record is not None else None
     state = read_state(reply.content.array_records.get(wire.ARRAYS), like)
     return state, size, loss if isinstance(loss, float) and math.isfinite(loss) else 0.0

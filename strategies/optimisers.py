@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -21,7 +22,7 @@ from fedkd.checkpoint import State
 from fedkd.errors import FedKDError
 from fedkd.training import is_finite
 from strategies.setting import Setting
-from strategies.updates import RoundModels
+from strategies.updates import RoundModels, ServerUpdate
 
 FEDAVGM_LR, FEDADAM_LR = 1.0, 0.01
 
@@ -30,6 +31,14 @@ class _GivenAverage(FedAvg):
     """Stands below Flower's optimisers in place of the sampling and averaging of FedAvg."""
 
     average: ArrayRecord
+
+    def remembered(self) -> dict[str, list[Any]]:
+        """Return what the next step depends on: arrays in the order of the parameters, by name."""
+        raise NotImplementedError
+
+    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
+        """Take what :meth:`remembered` gave; ``names`` are the parameters'."""
+        raise NotImplementedError
 
     def configure_train(
         self,
@@ -53,12 +62,32 @@ class _GivenAverage(FedAvg):
 class _Momentum(FedAvgM, _GivenAverage):
     """Hsu et al. 1909.06335."""
 
+    def remembered(self) -> dict[str, list[Any]]:
+        # Flower steps from its own unrounded model, not from the one that was sent.
+        current = self.current_arrays
+        model = [] if current is None else current.to_numpy_ndarrays()
+        return {"model": model, "momentum": self.momentum_vector or []}
+
+    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
+        if model := remembered.get("model"):
+            arrays = zip(names, model, strict=True)
+            self.current_arrays = ArrayRecord({name: Array(array) for name, array in arrays})
+        self.momentum_vector = remembered.get("momentum")
+
 
 class _Adam(FedAdam, _GivenAverage):
     """Reddi et al. 2003.00295, with the bias correction that Flower adds."""
 
+    def remembered(self) -> dict[str, list[Any]]:
+        return {"m": list((self.m_t or {}).values()), "v": list((self.v_t or {}).values())}
 
-class FlowerOptimiser:
+    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
+        first, second = remembered.get("m"), remembered.get("v")
+        self.m_t = dict(zip(names, first, strict=True)) if first else None
+        self.v_t = dict(zip(names, second, strict=True)) if second else None
+
+
+class FlowerOptimiser(ServerUpdate):
     """Applies one of Flower's server optimisers to the parameters of every round's average.
 
     Its arithmetic runs in float64, as the average's does, and is rounded once.
@@ -74,7 +103,8 @@ class FlowerOptimiser:
         model = setting.model("server-update")
         # Tied parameters have several names in a state dict, and all of them move.
         named = model.named_parameters(remove_duplicate=False)
-        self._parameters = [name for name, tensor in named if tensor.is_floating_point()]
+        self._shapes = {name: tensor.shape for name, tensor in named if tensor.is_floating_point()}
+        self._parameters = list(self._shapes)
 
     def __call__(self, models: RoundModels) -> State:
         """Return the stepped parameters beside the average's buffers.
@@ -96,6 +126,31 @@ class FlowerOptimiser:
                 "server.lr"
             )
         return state
+
+    def memory(self) -> State:
+        """Return the optimiser's moments, float64, named ``<moment>/<parameter>``."""
+        return {
+            f"{moment}/{name}": torch.from_numpy(np.asarray(array))
+            for moment, arrays in self._optimiser.remembered().items()
+            for name, array in zip(self._parameters, arrays, strict=bool(arrays))
+        }
+
+    def recall(self, memory: State) -> None:
+        """Set the optimiser's moments.
+
+        Raises:
+            ValueError: they are those of another optimiser or model.
+        """
+        moments = [
+            m for m in self._optimiser.remembered() if f"{m}/{self._parameters[0]}" in memory
+        ]
+        expected = {f"{m}/{name}": shape for m in moments for name, shape in self._shapes.items()}
+        if {key: tensor.shape for key, tensor in memory.items()} != expected:
+            raise ValueError("the server optimiser's state is of another optimiser or model")
+        self._optimiser.remember(
+            self._parameters,
+            {m: [memory[f"{m}/{name}"].numpy() for name in self._parameters] for m in moments},
+        )
 
     def _record(self, state: State) -> ArrayRecord:
         return ArrayRecord({name: Array(state[name].double().numpy()) for name in self._parameters})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +21,7 @@ from fedkd.errors import FedKDError
 from fedkd.names import natural_key
 from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import RefusedError, read_class_counts, read_info, read_name, read_num_examples
+from strategies.savepoint import ABSENT
 from strategies.setting import Setting
 
 LATECOMER_SECONDS = 60.0
@@ -38,6 +40,7 @@ class Roster(dict[str, Member]):
         self.connected: set[int] = set()
         self._asked: set[int] = set()
         self._claims: dict[int, Member] = {}
+        self._closed = False
 
     def call(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
         """Wait for the study's silos, and let them introduce themselves.
@@ -55,6 +58,18 @@ class Roster(dict[str, Member]):
                 f"{len(self)} of {expected} silos introduced themselves, and at least {least} are "
                 f"needed (rounds.quorum){': ' + reasons if reasons else ''}"
             )
+
+    def keep_to(self, members: Sequence[Member]) -> None:
+        """Keep to the silos that a run began with, on the nodes where they are now.
+
+        What they said of themselves then holds; those that are not back are on no node, and those
+        that are new to the run are not asked.
+        """
+        self._closed = True
+        nodes = {name: member.node_id for name, member in self.items()}
+        self.clear()
+        for member in members:
+            self[member.name] = replace(member, node_id=nodes.get(member.name, ABSENT))
 
     def look_again(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
         """Look who is connected before a round, and let nodes that are new introduce themselves."""
@@ -90,6 +105,8 @@ class Roster(dict[str, Member]):
                 if node not in replies:
                     raise RefusedError("it did not introduce itself in time")
                 member = _read_member(replies[node], node, setting, run_id)
+                if self._closed and member.name not in self:
+                    continue
                 if not self._bind(member):
                     self._claims[node] = member
                     raise RefusedError(
@@ -120,7 +137,7 @@ def _question(setting: Setting, run_id: str) -> RecordDict:
 
 def _read_member(reply: Message, node: int, setting: Setting, run_id: str) -> Member:
     info = read_info(reply, run_id=run_id, round_number=0)
-    name, size = read_name(info), read_num_examples(info)
+    name, size = read_name(info), read_num_examples(info, setting.rounds.max_examples)
     read_class_counts(info, setting.shape.num_classes)
     study = setting.study
     if info.get(wire.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:

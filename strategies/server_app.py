@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,28 @@ from fedkd import wire
 from fedkd.cache import cache_root
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
-from fedkd.files import write_text
+from fedkd.files import remove_unfinished, write_text
+from fedkd.lease import lease
 from fedkd.model_card import ModelCard, save_model
-from fedkd.results import CHECKPOINT_FILE, Point, RunRecord, append_point, write_state
+from fedkd.results import (
+    CHECKPOINT_FILE,
+    Point,
+    RunRecord,
+    append_point,
+    write_points,
+    write_state,
+)
 from fedkd.study_file import parse_study
 from fedkd.training import intra_op_threads
 from strategies.examine import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
 from strategies.run_log import RunLog
+from strategies.savepoint import Keeper
 from strategies.setting import Observer, Setting
 
 ERROR_FILE = "error.txt"
+LEASE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,21 +89,43 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
 
 
 def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
-    """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``."""
+    """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``.
+
+    A run that was cut short in the same folder goes on from its last whole round, to the same
+    record as if nothing had happened, but for seconds.
+
+    Raises:
+        UserError: another process writes to the folder.
+        FedKDError: what lies there belongs to another run, or the run cannot go on.
+    """
+    # An engine that was killed takes a moment to end the server that it had started.
+    with lease(serving.folder, wait=LEASE_SECONDS):
+        _serve(grid, serving, run_id)
+
+
+def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     setting, folder = serving.setting, serving.folder
-    recorder = _Recorder(folder, serving.observer)
-    strategy_type = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
-    strategy = strategy_type(setting, recorder, run_id)
+    remove_unfinished(folder)
+    keeper = Keeper(folder, setting)
     with intra_op_threads(setting.study.engine.server_threads):
+        initial = initial_arrays(setting)
+        saved = keeper.read(dict(initial.to_torch_state_dict()))
+        # The save point is what counts: a line may have been cut short or be missing.
+        write_points(folder, saved.curve if saved else ())
+        for point in saved.curve if saved else ():
+            serving.observer.on_point(point)
+        strategy_type = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
+        recorder = _Recorder(folder, serving.observer)
+        strategy = strategy_type(setting, recorder, run_id, keeper=keeper, saved=saved)
         result = strategy.start(
             grid,
-            initial_arrays(setting),
+            initial,
             num_rounds=setting.rounds.max,
             timeout=setting.rounds.timeout,
             evaluate_fn=central_evaluation(setting),
         )
         final = dict(result.arrays.to_torch_state_dict())
-        instruments = examine(strategy, final)
+        instruments = examine(setting, strategy.beginning, strategy.roster.values(), final)
     card = ModelCard(setting.arch, setting.shape, setting.classes)
     save_model(folder / CHECKPOINT_FILE, final, card)
     write_state(
@@ -112,6 +145,9 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
             instruments=instruments,
         ),
     )
+    if strategy.stopped != "quorum":
+        # A run that lacked silos can still go on once they are back.
+        keeper.remove()
 
 
 def read_run(context: Context) -> Serving:
@@ -133,19 +169,32 @@ def read_run(context: Context) -> Serving:
             raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
         targets = json.loads(config[wire.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
         setting = Setting.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
+        if folder := config[wire.CONFIG_RUN_DIR]:
+            return Serving(setting, Path(folder), log)
+        name = config[wire.CONFIG_RUN_NAME] or f"run-{context.run_id % 2**64:016x}"
+        return Serving(setting, state_folder(setting, name), log, log)
     except FedKDError as error:
         log.on_error(str(error))
         raise
-    if folder := config[wire.CONFIG_RUN_DIR]:
-        return Serving(setting, Path(folder), log)
-    own = state_root() / study.name / arm / f"seed-{seed}" / f"{context.run_id % 2**64:016x}"
-    return Serving(setting, own, log, log)
 
 
-def state_root() -> Path:
-    """Where this host keeps records and models of runs that another host asked for."""
-    named = os.environ.get("FEDKD_STATE_DIR")
-    return Path(named).expanduser() if named else cache_root() / "flwr-runs"
+def state_folder(setting: Setting, name: str) -> Path:
+    """Return where this host keeps record and model of a run that another host asked for.
+
+    A run of the same name goes on from what is there.
+
+    Args:
+        setting: the run.
+        name: what the caller calls it.
+
+    Raises:
+        FedKDError: the name is none for a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise FedKDError(f"run config: {wire.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
+    chosen = os.environ.get("FEDKD_STATE_DIR")
+    root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
+    return root / setting.study.name / name / setting.arm_name / f"seed-{setting.seed}"
 
 
 app = make_server_app(read_run)

@@ -204,7 +204,7 @@ def _read_teacher(
     basis: Basis | None,
 ) -> Teacher:
     reply = replies[member.node_id]
-    size = read_num_examples(info)
+    size = read_num_examples(info, setting.rounds.max_examples)
     arch = str(member.info[wire.ARCHITECTURE])
     record = reply.content.array_records.get(wire.TEACHER_RECORD)
     state = logits = None

@@ -7,9 +7,9 @@ of its business: any start goes with any update.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fedkd.checkpoint import State
 from fedkd.registry import Registry
@@ -33,17 +33,35 @@ class RoundModels:
     average: State
 
 
-class ServerUpdate(Protocol):
-    """Turns a round's models into the new global model."""
+class ServerUpdate(ABC):
+    """Turns a round's models into the new global model.
 
+    One that remembers earlier rounds overrides ``memory`` and ``recall``, so that a run that was
+    killed goes on to the same bits. Randomness needs no memory: it is drawn anew for every round.
+    """
+
+    @abstractmethod
     def __call__(self, models: RoundModels) -> State:
         """Return a state with the keys, shapes and types of ``models.sent``."""
+
+    def memory(self) -> State:
+        """Return all that the next round depends on, as tensors by name."""
+        return {}
+
+    def recall(self, memory: State) -> None:
+        """Remember what ``memory`` gave.
+
+        Raises:
+            ValueError: it is not what this update would have given.
+        """
+        if memory:
+            raise ValueError(f"{type(self).__name__} remembers nothing")
 
 
 SERVER_UPDATES = Registry(
     "strategy",
     {
-        "fedavg": "strategies.updates:keep_average",
+        "fedavg": "strategies.updates:KeepAverage",
         "fedavgm": "strategies.optimisers:fedavgm",
         "fedadam": "strategies.optimisers:fedadam",
         "feddf": "strategies.feddf:FedDF",
@@ -62,6 +80,12 @@ def server_update(setting: Setting) -> ServerUpdate:
     return update
 
 
-def keep_average(setting: Setting) -> ServerUpdate:  # noqa: ARG001 -- one signature for all
+class KeepAverage(ServerUpdate):
     """FedAvg: the average is the new global model."""
-    return lambda models: models.average
+
+    def __init__(self, setting: Setting) -> None:
+        """Take the run's setting, as every update does, and need nothing of it."""
+
+    def __call__(self, models: RoundModels) -> State:
+        """Return the average."""
+        return models.average

@@ -208,7 +208,8 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     """Return a function that runs one arm with Flower's real apps on an in-process grid.
 
     Its ``tamper`` takes a silo's name, the question and the honest reply to the reply that the
-    server gets instead; None stands for no reply at all.
+    server gets instead; None stands for no reply at all, a list for several. With a ``folder``
+    the run keeps its state there, and goes on from what it finds.
     """
     from flwr.app import Context, RecordDict
 
@@ -219,6 +220,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     from fedkd.federation import Federation
     from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
     from strategies.fedkd import FedKD
+    from strategies.savepoint import Keeper
     from strategies.setting import Setting
 
     class TamperingGrid(InlineGrid):
@@ -231,7 +233,10 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
             return self.tamper(name, message, reply) if self.tamper else reply
 
         def pull_messages(self, message_ids: Any) -> Any:
-            return [reply for reply in super().pull_messages(message_ids) if reply is not None]
+            replies: list[Any] = []
+            for reply in super().pull_messages(message_ids):
+                replies += reply if isinstance(reply, list) else [reply] if reply else []
+            return replies
 
     def run(
         study: Study,
@@ -240,6 +245,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         tamper: Any = None,
         test: bool = True,
         targets: tuple[float, ...] = (),
+        folder: Path | None = None,
     ) -> Ran:
         federation = Federation.load(study, study.seeds[0], cache_dir)
         silos = [Silo.of(federation, name, arm) for name in study.silo_names]
@@ -256,10 +262,13 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         grid = TamperingGrid(app, contexts, pool)
         grid.tamper, grid.names = tamper, study.silo_names
         kind = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
-        strategy = kind(setting, _Deaf(), "this-run")
+        keeper = Keeper(folder, setting) if folder else None
+        initial = initial_arrays(setting)
+        saved = keeper.read(dict(initial.to_torch_state_dict())) if keeper else None
+        strategy = kind(setting, _Deaf(), "this-run", keeper=keeper, saved=saved)
         result = strategy.start(
             grid,
-            initial_arrays(setting),
+            initial,
             num_rounds=setting.rounds.max,
             timeout=setting.rounds.timeout,
             evaluate_fn=central_evaluation(setting) if test else None,

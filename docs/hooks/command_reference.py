@@ -16,7 +16,8 @@ PAGE = "reference/command-line.md"
 INTRODUCTION = """# Command line
 
 Errors of the user are told in one sentence. The exit code is 0, or 2 where something impossible
-was asked for (nothing has run or been written then), 1 where a run failed, 130 after Ctrl-C.
+was asked for (nothing has run or been written then), 1 where a run failed or ended because too
+few silos answered, 130 after Ctrl-C.
 """
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from experiments.engines.flower_app import find_program, last_lines, write_app
 from experiments.engines.processes import start
 from fedkd import wire
 from fedkd.errors import FedKDError, UserError
+from fedkd.files import write_json
 from fedkd.results import (
+    CUT_SHORT,
     ROUNDS_FILE,
     Point,
     Quarantined,
@@ -36,6 +39,10 @@ from fedkd.results import (
 )
 from fedkd.run_log import BrokenLogError, LogReader
 from strategies.setting import Observer
+
+RUN_FILE = "flower-run.json"
+"""Beside a run's record: Flower's id of it, and the name under which its host keeps its state."""
+RUN_NAME, RUN_ID = "run-name", "run-id"
 
 ASK_TIMEOUT = 120.0
 SUBMIT_TIMEOUT = 300.0
@@ -124,15 +131,36 @@ class ConnectionEngine:
     def run(self, task: Task, observer: Observer) -> None:
         """Run one arm; see :class:`experiments.engines.base.Engine`.
 
-        Interrupted, it stops the run on the SuperLink too.
+        Interrupted, it stops the run on the SuperLink too. A run that was left alone meanwhile is
+        taken up where it is; one that was cut short goes on from what its host has kept.
         """
-        run_id = self._submit(task)
+        note = _read_note(task.folder)
+        run_id = note.get(RUN_ID, "")
+        if run_id and self._still_tells(run_id):
+            record = self._follow(run_id, task, observer)
+            if record.stopped not in CUT_SHORT:
+                write_record(task.folder, record)
+                return
+        name = note.get(RUN_NAME) or f"{task.folder.parents[1].name[:40]}-{uuid.uuid4().hex[:8]}"
+        write_json(task.folder / RUN_FILE, {RUN_NAME: name})
+        run_id = self._submit(task, name)
+        write_json(task.folder / RUN_FILE, {RUN_NAME: name, RUN_ID: run_id})
+        write_record(task.folder, self._follow(run_id, task, observer))
+
+    def _follow(self, run_id: str, task: Task, observer: Observer) -> RunRecord:
+        (task.folder / ROUNDS_FILE).unlink(missing_ok=True)  # the log begins with round 0
         try:
-            record = _Follower(self, run_id, task, observer).follow()
+            return _Follower(self, run_id, task, observer).follow()
         except KeyboardInterrupt:
             self.flwr("stop", run_id, self.name, timeout=ASK_TIMEOUT)
             raise
-        write_record(task.folder, record)
+
+    def _still_tells(self, run_id: str) -> bool:
+        """Whether a run that was begun before is under way, or has come to a good end."""
+        state = self.state_of(run_id)
+        return state is not None and (
+            not state[0].startswith("finished") or state[0] == "finished:completed"
+        )
 
     @property
     def name(self) -> str:
@@ -144,11 +172,12 @@ class ConnectionEngine:
         """The SuperLink's address."""
         return self._connection.address
 
-    def _submit(self, task: Task) -> str:
-        """Start the run and return Flower's id of it."""
+    def _submit(self, task: Task, name: str) -> str:
+        """Start the run under a name of ours, and return Flower's id of it."""
         self._runs += 1
         config = self._folder / f"run-{self._runs}.toml"
-        values = task.run_config() | {wire.CONFIG_RUN_DIR: "", wire.CONFIG_CACHE_DIR: ""}
+        elsewhere = {wire.CONFIG_RUN_DIR: "", wire.CONFIG_CACHE_DIR: "", wire.CONFIG_RUN_NAME: name}
+        values = task.run_config() | elsewhere
         config.write_text(tomli_w.dumps(values), encoding="utf-8")
         command = ("run", str(self._app), self.name, "--run-config", str(config))
         answer = self.flwr(*command, "--format", "json", timeout=SUBMIT_TIMEOUT)
@@ -327,6 +356,15 @@ def write_record(folder: Path, record: RunRecord) -> None:
     for point in record.curve:
         append_point(folder, point)
     write_state(folder, record)
+
+
+def _read_note(folder: Path) -> dict[str, str]:
+    """Return what was noted of a run before it was cut short, or nothing."""
+    try:
+        noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: str(value) for key, value in noted.items()} if isinstance(noted, dict) else {}
 
 
 def _build(kind: type[Any], value: Any) -> Any:

@@ -34,7 +34,7 @@ def write_app(folder: Path) -> Path:
             shutil.copyfile(path, target)
     components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
     keys = (wire.CONFIG_STUDY, wire.CONFIG_ARM, wire.CONFIG_TARGETS)
-    folders = (wire.CONFIG_RUN_DIR, wire.CONFIG_CACHE_DIR)
+    folders = (wire.CONFIG_RUN_DIR, wire.CONFIG_RUN_NAME, wire.CONFIG_CACHE_DIR)
     config = {**dict.fromkeys((*keys, *folders), ""), wire.CONFIG_SEED: 0}
     app = {"publisher": "fedkd", "components": components, "config": config}
     project = {

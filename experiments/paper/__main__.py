@@ -11,7 +11,8 @@ import sys
 import time
 
 from experiments.paper.claims import write_results
-from experiments.paper.plan import FOLDER, plan
+from experiments.paper.plan import FOLDER, RATES, plan
+from experiments.paper.recipe import choose_missing
 from experiments.paper.record import is_recorded, record
 from fedkd.errors import FedKDError
 
@@ -26,6 +27,9 @@ def main() -> None:
         "--only", default="", metavar="STUDY", help="run this study's variants alone"
     )
     given = parser.parse_args()
+    for study in RATES:
+        if given.only in ("", study) and not given.rebuild:
+            choose_missing(study)
     missing = [run for run in plan() if not is_recorded(run) and given.only in ("", run.study)]
     for index, run in enumerate(missing if not given.rebuild else [], 1):
         print(f"{index} of {len(missing)}: {run.record.stem}", file=sys.stderr)  # noqa: T201 -- a script

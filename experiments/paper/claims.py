@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.paper.figures import Records, Spread
+from experiments.paper.figures import Records, Spread, mean
+from experiments.paper.findings import Finding, cell, render
+from experiments.paper.pair_claims import good_teacher, when_tuning_matters
 from experiments.paper.plan import PARTITIONS
+from experiments.paper.rounds import cross_device, one_exchange, rounds_saved, silos_that_lose
 from fedkd.files import write_text
 
 GRID_LABELLED = (
@@ -37,38 +38,18 @@ WEIGHTINGS = (
     "control-densities",
     "control-validation",
 )
-TARGETS = ("90 %", "95 %", "99 %")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of a claim: a table, and a sentence that says whether it holds."""
-
-    title: str
-    claim: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    verdict: str
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _cell(spread: Spread | None) -> str:
-    return "failed" if spread is None else spread.percent()
 
 
 def _starts(
     records: Records, study: str, arms: Sequence[str], variants: Sequence[str] | None = None
 ) -> list[tuple[str, ...]]:
     names = [v for v in records.variants(study) if variants is None or v[0] in variants]
-    return [(arm, *(_cell(records.start(study, name, arm)) for name in names)) for arm in arms]
+    return [(arm, *(cell(records.start(study, name, arm)) for name in names)) for arm in arms]
 
 
 def _over(records: Records, study: str, arm: str) -> float:
     """Mean start of an arm over all partitions and seeds."""
-    return _mean([x for name in PARTITIONS for x in records.starts(study, (name,), arm)])
+    return mean([x for name in PARTITIONS for x in records.starts(study, (name,), arm)])
 
 
 def tuned_against_default(records: Records) -> Finding:
@@ -80,7 +61,7 @@ def tuned_against_default(records: Records) -> Finding:
             default = records.starts(study, (name,), "fedkd-vanilla")
             tuned = records.tuned(study, (name,), grid)
             average = records.starts(study, (name,), "average")
-            gains.append(_mean(tuned) - _mean(default))
+            gains.append(mean(tuned) - mean(default))
             rows.append(
                 (
                     "labelled" if study.startswith("labelled") else "unlabelled",
@@ -100,7 +81,7 @@ def tuned_against_default(records: Records) -> Finding:
         ("transfer set", "partition", "average model", "default", "tuned", "points"),
         rows,
         f"{'Holds' if wins == len(gains) else 'Does not hold everywhere'}: tuned is better in "
-        f"{wins} of {len(gains)} rows, by {100 * _mean(gains):+.1f} points on average.",
+        f"{wins} of {len(gains)} rows, by {100 * mean(gains):+.1f} points on average.",
     )
 
 
@@ -119,7 +100,7 @@ def methods(records: Records) -> Finding:
     tuned = [Spread.of(records.tuned("labelled-digits", (p,), GRID_LABELLED)) for p in PARTITIONS]
     rows.insert(2, ("kd, tuned", *(spread.percent() for spread in tuned)))
     control = _over(records, "labelled-digits", "control-fine-tune")
-    best = _mean([spread.mean for spread in tuned])
+    best = mean([spread.mean for spread in tuned])
     return Finding(
         "Methods on five partitions, labelled transfer set",
         "Distillation teaches more than the labels of the transfer set alone. Holds if tuned "
@@ -138,7 +119,7 @@ def supervised_dp(records: Records) -> Finding:
         for name in PARTITIONS:
             with_labels = records.starts("labelled-digits", (name,), arm)
             without = records.starts("start-digits", (name,), arm)
-            deltas.append(_mean(with_labels) - _mean(without))
+            deltas.append(mean(with_labels) - mean(without))
             rows.append((arm, name, Spread.of(with_labels).percent(), Spread.of(without).percent()))
     wins = sum(delta > 0 for delta in deltas)
     return Finding(
@@ -148,7 +129,7 @@ def supervised_dp(records: Records) -> Finding:
         ("arm", "partition", "supervised", "unsupervised"),
         rows,
         f"{'Holds' if wins == len(deltas) else 'Does not hold everywhere'}: better in {wins} of "
-        f"{len(deltas)} rows, by {100 * _mean(deltas):+.1f} points on average.",
+        f"{len(deltas)} rows, by {100 * mean(deltas):+.1f} points on average.",
     )
 
 
@@ -186,7 +167,7 @@ def learning_and_forgetting(records: Records) -> Finding:
                     else f"+{100 * found[0].mean:.1f} / -{100 * found[1].mean:.1f}"
                 )
                 lost.append(found[1].mean if found else 0.0)
-            ratios[study, arm] = _mean(lost)
+            ratios[study, arm] = mean(lost)
             rows.append((f"{arm} ({study.split('-')[0]})", *cells))
     forgets = min(
         (arm for study, arm in ratios if study == "labelled-digits"),
@@ -267,12 +248,12 @@ def _transfer(
 ) -> Finding:
     names = [v for v in records.variants("transfer-digits") if v[0] == kind]
     rows = [
-        (arm, *(_cell(records.start("transfer-digits", name, arm)) for name in names))
+        (arm, *(cell(records.start("transfer-digits", name, arm)) for name in names))
         for arm in TRANSFER_ARMS
     ]
     means = {
         name[1]: {
-            arm: _mean(records.starts("transfer-digits", name, arm) or [0.0])
+            arm: mean(records.starts("transfer-digits", name, arm) or [0.0])
             for arm in TRANSFER_ARMS
         }
         for name in names
@@ -306,7 +287,7 @@ def transfer_type(records: Records) -> Finding:
     """Foreign transfer sets."""
 
     def verdict(means: dict[str, dict[str, float]]) -> str:
-        native = _mean(records.starts("transfer-digits", ("size", "300"), "fedkd-familiarity"))
+        native = mean(records.starts("transfer-digits", ("size", "300"), "fedkd-familiarity"))
         foreign = ", ".join(
             f"{name} {100 * found['fedkd-familiarity']:.1f}" for name, found in means.items()
         )
@@ -351,207 +332,13 @@ def teachers(records: Records) -> Finding:
     )
 
 
-def rounds_saved(records: Records) -> Finding:
-    """Rounds saved in each partition, against plain FedAvg and the average start."""
-    rows = []
-    cells = dict.fromkeys(TARGETS, 0)
-    total = 0
-    later = 0
-    sums: dict[str, list[int]] = {"arm": [], "fedavg": [], "average": []}
-    within_third = 0
-    for study in ("main-digits", "main-fashion"):
-        for variant in records.variants(study):
-            by_arm = {
-                arm: {run["seed"]: run for run in records.runs(study, variant, arm)}
-                for arm in (
-                    "fedavg",
-                    "fedavg-average",
-                    "fedkd-familiarity",
-                    "control-densities",
-                    "control-validation",
-                )
-            }
-            own, base, average = (
-                by_arm[a] for a in ("fedkd-familiarity", "fedavg", "fedavg-average")
-            )
-            row = [study.split("-")[1], *variant]
-            for index, target in enumerate(TARGETS):
-                spent = [
-                    [_spent(arm[s], index) for s in base if s in arm] for arm in by_arm.values()
-                ]
-                row.append(" / ".join(_sum(arm, base, index) for arm in by_arm.values()))
-                for key, values in zip(("fedavg", "average", "arm"), spent, strict=False):
-                    sums[key] += values
-                for seed in base:
-                    if seed not in own:
-                        continue
-                    cells[target] += own[seed]["accuracy"][0] >= own[seed]["targets"][index]
-                    later += _spent(own[seed], index) > _spent(base[seed], index)
-                    if index == 2:
-                        total += 1
-                        within_third += own[seed]["exchanges"][2] is not None and 3 * own[seed][
-                            "exchanges"
-                        ][2] <= _spent(base[seed], 2)
-            rows.append(tuple(row))
-            del average
-    if not total:
-        return Finding("Rounds saved", "", (), [], "Not run yet.")
-    saved = 100 * (1 - sum(sums["arm"]) / sum(sums["average"]))
-    plain = 100 * (1 - sum(sums["arm"]) / sum(sums["fedavg"]))
-    goals = (
-        (
-            "90 and 95 % before any round in at least 80 % of the cells",
-            min(cells["90 %"], cells["95 %"]) >= 0.8 * total,
-            f"{cells['90 %']} and {cells['95 %']} of {total}",
-        ),
-        (
-            "99 % with at most a third of plain FedAvg's exchanges",
-            within_third == total,
-            f"in {within_third} of {total} cells",
-        ),
-        ("never later than plain FedAvg", later == 0, f"later in {later} of {3 * total}"),
-        (
-            "at least 60 % of exchanges saved against the average start",
-            saved >= 60,
-            f"{saved:.1f} % (against plain FedAvg {plain:.1f} %)",
-        ),
-    )
-    return Finding(
-        "Rounds saved in each partition",
-        "Consolidation by familiarity, with the project's defaults and nothing chosen on test data, "
-        "then FedAvg. Targets are shares of the best accuracy of tuned plain FedAvg. Exchanges "
-        "summed over seeds, an unreached run counted in full and marked >: fedavg / average start / "
-        "fedkd-familiarity / densities alone / validation labels alone. One exchange is the least "
-        "that any start can cost. (The seed work: 60.6 % of rounds saved on average.)",
-        ("data", "partition", "initialisation", *TARGETS),
-        rows,
-        " ".join(
-            f"{goal}: {'reached' if met else 'not reached'}, {figure}."
-            for goal, met, figure in goals
-        ),
-    )
-
-
-def _spent(run: dict[str, Any], index: int) -> int:
-    spent = run["exchanges"][index]
-    return run["before"] + run["max_rounds"] if spent is None else int(spent)
-
-
-def _sum(arm: dict[int, dict[str, Any]], base: dict[int, Any], index: int) -> str:
-    runs = [arm[seed] for seed in base if seed in arm]
-    missed = any(run["exchanges"][index] is None for run in runs)
-    return f"{'>' if missed else ''}{sum(_spent(run, index) for run in runs)}"
-
-
-def silos_that_lose(records: Records) -> Finding:
-    """Does any silo lose by taking part?"""
-    rows = []
-    losing = counted = 0
-    for study in ("main-digits", "main-fashion"):
-        for variant in records.variants(study):
-            pairs = [
-                pair
-                for run in records.runs(study, variant, "fedkd-familiarity")
-                for pair in run["silos"]
-                if None not in pair
-            ]
-            lost = [before - after for before, after in pairs if after < before]
-            losing += len(lost)
-            counted += len(pairs)
-            rows.append(
-                (
-                    study.split("-")[1],
-                    *variant,
-                    str(len(pairs)),
-                    str(len(lost)),
-                    f"{100 * max(lost, default=0):.1f}",
-                )
-            )
-    share = 100 * losing / counted if counted else 0.0
-    return Finding(
-        "Does any silo lose by taking part?",
-        "Accuracy on test images in the silo's own mix of classes, of its own model before and of "
-        "the global model at the end of the run. No claim: the losers are counted.",
-        ("data", "partition", "initialisation", "silos x seeds", "lose", "worst loss, points"),
-        rows,
-        f"{losing} of {counted} ({share:.1f} %) end below their own model on their own mix.",
-    )
-
-
-def cross_device(records: Records) -> Finding:
-    """A hundred small silos with cohorts of ten."""
-    variant = ("hundred",)
-    arms = ("fedavg", "fedavg-average", "fedkd-equal", "fedkd-familiarity", "control-densities")
-    rows = []
-    spent = {}
-    for arm in arms:
-        runs = records.runs("cross-device", variant, arm)
-        spent[arm] = sum(_spent(run, 1) for run in runs)
-        by_seed = {run["seed"]: run for run in runs}
-        rows.append(
-            (
-                arm,
-                _cell(records.start("cross-device", variant, arm)),
-                *(_sum(by_seed, by_seed, index) for index in (0, 1)),
-            )
-        )
-    saved = 100 * (1 - spent["fedkd-familiarity"] / spent["fedavg"])
-    return Finding(
-        "A hundred small silos, cohorts of ten",
-        "Consolidation saves exchanges across many devices too (Fashion-MNIST, 5,000 images, Dirichlet "
-        "0.3, all hundred teach, ten train a round). Holds if exchanges to 70 % are fewer than plain "
-        "FedAvg's. An exchange with a hundred teachers carries ten times the bytes of a round here.",
-        ("arm", "start", "exchanges to 60 %", "to 70 %"),
-        rows,
-        f"{'Holds' if saved > 0 else 'Does not hold'}: {saved:.1f} % saved.",
-    )
-
-
-ONE_EXCHANGE_ARMS = (
-    "fedkd-equal",
-    "fedkd-familiarity",
-    "fedkd-familiarity-knn",
-    "control-densities",
-)
-
-
-def one_exchange(records: Records) -> Finding:
-    """One exchange against central training."""
-    central = max(
-        records.variants("central"),
-        key=lambda v: records.record("central", v)["federations"][0]["best"],
-    )
-    top = _mean(records.starts("central", central, "central"))
-    rows: list[tuple[str, ...]] = [
-        (arm, *(_cell(records.start("one-exchange", (name,), arm)) for name in PARTITIONS))
-        for arm in ONE_EXCHANGE_ARMS
-    ]
-    # Between the two densities validation data decide, not the test set.
-    chosen = [
-        _mean(records.tuned("one-exchange", (name,), ONE_EXCHANGE_ARMS[1:3])) for name in PARTITIONS
-    ]
-    rows.append(("familiarity, density by validation", *(f"{100 * x:.1f}" for x in chosen)))
-    near = sum(x >= top - 0.02 for x in chosen)
-    return Finding(
-        "One exchange against central training",
-        "Fashion-MNIST, ten silos of 5,000 images, 3,000 unlabelled transfer images, one seed: before "
-        "any round the student is within two points of the same model trained on all images in "
-        "one place, its learning rate tuned on validation data. Holds if so on four of the five "
-        "partitions.",
-        ("arm", *PARTITIONS),
-        rows,
-        f"{'Holds' if near >= 4 else 'Does not hold'}: central training reaches {100 * top:.1f} "
-        f"(lr {central[1]}); {near} of 5 partitions are within two points, the gaps being "
-        + ", ".join(f"{100 * (top - x):.1f}" for x in chosen)
-        + ".",
-    )
-
-
 CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (rounds_saved, ("main-digits", "main-fashion")),
     (silos_that_lose, ("main-digits", "main-fashion")),
     (methods, ("labelled-digits",)),
     (tuned_against_default, ("labelled-digits", "start-digits")),
+    (when_tuning_matters, ("pairs-digits",)),
+    (good_teacher, ("pairs-digits",)),
     (supervised_dp, ("labelled-digits", "start-digits")),
     (mutual, ("start-digits",)),
     (learning_and_forgetting, ("labelled-digits", "start-digits")),
@@ -585,13 +372,5 @@ def write_results(path: Path) -> None:
             title = judge.__name__.replace("_", " ")
             parts.append(f"*Not judged: {title}; {', '.join(lacking)} is not recorded in full.*")
             continue
-        parts.append(_render(judge(records)))
+        parts.append(render(judge(records)))
     write_text(path, "\n\n".join(parts) + "\n")
-
-
-def _render(finding: Finding) -> str:
-    lines = [f"## {finding.title}", "", finding.claim, ""]
-    lines.append("| " + " | ".join(finding.header) + " |")
-    lines.append("|" + "---|" * len(finding.header))
-    lines += ["| " + " | ".join(row) + " |" for row in finding.rows]
-    return "\n".join([*lines, "", f"**{finding.verdict}**"])

@@ -10,6 +10,11 @@ from experiments.paper.plan import Run, plan
 from experiments.paper.record import is_recorded, load
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of at least one value."""
+    return sum(values) / len(values)
+
+
 @dataclass(frozen=True)
 class Spread:
     """A mean and its range over seeds."""
@@ -21,7 +26,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Summarise at least one value."""
-        return cls(sum(values) / len(values), min(values), max(values))
+        return cls(mean(values), min(values), max(values))
 
     def percent(self) -> str:
         """Format as per cent with the range."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 
@@ -14,10 +17,18 @@ PARTITIONS = {
     "shards": "{scheme: label-shards, silos: 10, classes_per_silo: 2}",
     "dominant": "{scheme: label-dominant, silos: 10, share: 0.9}",
 }
-DIGITS_RATES = {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "dominant": 0.3}
+RATES = {
+    "main-digits": {"iid": 0.3, "quantity": 0.2, "dirichlet": 0.2, "shards": 0.2, "dominant": 0.3},
+    "main-fashion": {
+        "iid": 0.1,
+        "quantity": 0.05,
+        "dirichlet": 0.05,
+        "shards": 0.1,
+        "dominant": 0.05,
+    },
+}
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
-FASHION_RATES = {"iid": 0.1, "quantity": 0.1, "dirichlet": 0.05, "shards": 0.1, "dominant": 0.05}
 CENTRAL_RATES = ("0.02", "0.05", "0.1")
 INITS = ("shared", "per-silo")
 
@@ -52,10 +63,43 @@ def partition(name: str) -> str:
     return f"partition={PARTITIONS[name]}"
 
 
+def pair_partition(name: str) -> str:
+    """Return the override that sets a partition among six silos: pairs grow with the square."""
+    return partition(name).replace("silos: 10", "silos: 6")
+
+
+def overrides(arm: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that give an arm its settings."""
+    return [f"arms.{arm}.{key}={value}" for key, value in settings.items()]
+
+
+def recipe(study: str, name: str, init: str) -> list[str]:
+    """Return the overrides that were chosen on validation data; none before ``recipe.py`` has run.
+
+    Controls of FedKD consolidate and train as it does; ``fedavg-same-rounds`` trains as it does
+    from a random start.
+    """
+    path = FOLDER / "recipes" / f"{study}.json"
+    cells = json.loads(path.read_text()) if path.is_file() else {}
+    if f"{name}.{init}" not in cells:
+        return []
+    cell = cells[f"{name}.{init}"]
+    settings = cell["fedkd"]["chosen"]
+    rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
+    return [
+        *overrides("fedkd", settings),
+        *overrides("control-densities", settings),
+        *overrides("control-validation", rounds),
+        *overrides("fedavg-same-rounds", rounds),
+        *overrides("fedavg-average", cell["fedavg-average"]["chosen"]),
+    ]
+
+
 def plan() -> list[Run]:
     """Return all runs, the cheap ones first."""
     runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
+    runs += [Run("pairs-digits", (name,), (pair_partition(name),)) for name in PARTITIONS]
     runs += [Run("start-fashion", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [
         Run("transfer-digits", ("size", str(size)), (f"data.transfer.size={size}",))
@@ -69,16 +113,21 @@ def plan() -> list[Run]:
         Run("transfer-digits", ("teachers", str(silos)), (f"partition.silos={silos}",))
         for silos in (2, 5, 10, 20)
     ]
-    for study, rates in (("main-digits", DIGITS_RATES), ("main-fashion", FASHION_RATES)):
-        runs += [
-            Run(
-                study,
-                (name, init),
-                (partition(name), f"pretraining.init={init}", f"rounds.lr={rates[name]}"),
-            )
-            for init in INITS
-            for name in PARTITIONS
-        ]
+    runs += [
+        Run(
+            study,
+            (name, init),
+            (
+                partition(name),
+                f"pretraining.init={init}",
+                f"rounds.lr={rates[name]}",
+                *recipe(study, name, init),
+            ),
+        )
+        for study, rates in RATES.items()
+        for init in INITS
+        for name in PARTITIONS
+    ]
     runs.append(Run("cross-device", ("hundred",)))
     runs += [Run("central", ("lr", rate), (f"pretraining.lr={rate}",)) for rate in CENTRAL_RATES]
     runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]

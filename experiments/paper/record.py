@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
+from experiments.paper import pairs
 from experiments.paper.plan import Run
 from experiments.runner import run_study
 from fedkd.cache import cache_root
@@ -21,8 +23,12 @@ from fedkd.study_file import load_study
 
 
 def fingerprint(run: Run) -> str:
-    """Identify the study file and its overrides: a record of another study is out of date."""
-    text = "\n".join([run.path.read_text(encoding="utf-8"), *run.overrides])
+    """Identify the study file, but for its comments, and its overrides.
+
+    A record of another study is out of date.
+    """
+    study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
+    text = json.dumps([study, *run.overrides], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -33,6 +39,11 @@ def is_recorded(run: Run) -> bool:
 
 def record(run: Run) -> None:
     """Run one variant on every seed and write its record."""
+    found = pairs.measure(run) if run.study == pairs.STUDY else _compare(run)
+    write_json(run.record, {"study": fingerprint(run), **found})
+
+
+def _compare(run: Run) -> dict[str, Any]:
     study = load_study(run.path, run.overrides)
     console = Console(stderr=True)
     with (
@@ -40,22 +51,18 @@ def record(run: Run) -> None:
         StudyProgress(console, len(study.arms) * len(study.seeds)) as progress,
     ):
         summary = run_study(study, out=Path(scratch), fresh=False, progress=progress).summary
-    write_json(
-        run.record,
-        {
-            "study": fingerprint(run),
-            "versions": summary["versions"],
-            "processor": summary["machine"]["processor"],
-            "targets": study.target_values,
-            "federations": [
-                {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
-                for seed in study.seeds
-            ],
-            "failures": summary["failures"],
-            "comparison": summary["comparison"],
-            "runs": [_small(entry) for entry in summary["runs"]],
-        },
-    )
+    return {
+        "versions": summary["versions"],
+        "processor": summary["machine"]["processor"],
+        "targets": study.target_values,
+        "federations": [
+            {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
+            for seed in study.seeds
+        ],
+        "failures": summary["failures"],
+        "comparison": summary["comparison"],
+        "runs": [_small(entry) for entry in summary["runs"]],
+    }
 
 
 def load(run: Run) -> dict[str, Any]:

@@ -31,12 +31,19 @@ class Shape:
 def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     """Build ``arch``, its random initialisation drawn from ``seed`` alone.
 
+    Convolutions of the built-in and of torchvision's architectures lie in memory channels last,
+    in which they train in about two thirds of the time. A user's function keeps the layout that
+    it chose: under another one its ``view`` of a convolution's output might fail.
+
     Raises:
         UserError: the architecture cannot be found or does not fit these images.
     """
     function = _find(arch)
     with DrawFrom(torch.Generator().manual_seed(seed)):
-        return _build(function, arch, shape)
+        model = _build(function, arch, shape)
+    if arch in ARCHITECTURES or arch.startswith(TORCHVISION):
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:

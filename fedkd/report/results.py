@@ -114,7 +114,7 @@ def find_run(folder: Path) -> Path:
         if (folder / SUMMARY_FILE).is_file() or (folder / STUDY_FILE).is_file():
             return folder
         # Folders are named by their time, so the last name is the newest.
-        if inside := sorted(path.parent for path in folder.glob(f"*/{STUDY_FILE}")):
+        if inside := sorted(path.parent for path in folder.glob(f"[!.]*/{STUDY_FILE}")):
             return inside[-1]
     raise UserError(
         f"{folder} is no results folder: give the one that fedkd compare names at its end, such "

@@ -122,15 +122,25 @@ def curve_table(curves: Mapping[str, Sequence[Curve]], axis: str) -> Table:
 
 
 def refused_table(results: Results) -> Table:
-    """Return the silos' replies that were not used, and why."""
+    """Return the silos' replies that were not used, and why; first who is not asked any more."""
     rows = [
+        [
+            *(run["arm"], str(run["seed"]), str(silo), str(last)),
+            "quarantined: it failed too often and was not asked after this round",
+        ]
+        for run in results.summary["runs"]
+        for silo, last in (run["notes"].get("quarantined_after") or {}).items()
+    ]
+    warn = set(range(len(rows)))
+    rows += [
         [run["arm"], str(run["seed"]), str(e["silo"]), str(e["round"]), str(e["reason"])]
         for run in results.summary["runs"]
         for e in run["quarantined"]
     ]
     more = len(rows) - MAX_ROWS
     note = f"{more} more are in summary.json." if more > 0 else ""
-    return Table(["arm", "seed", "silo", "round", "reason"], rows[:MAX_ROWS], note, prose=True)
+    head = ["arm", "seed", "silo", "round", "reason"]
+    return Table(head, rows[:MAX_ROWS], note, prose=True, warn=warn)
 
 
 def failures_table(results: Results) -> Table:

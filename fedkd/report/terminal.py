@@ -137,6 +137,12 @@ def _legend(summary: dict[str, Any]) -> str:
     if any(run["cached"] for run in summary["runs"]):
         lines.append("Some runs were taken from the cache (--fresh computes all anew).")
     lines += [
+        f"too few silos answered: {run['arm']}, seed {run['seed']}, after round "
+        f"{run['curve'][-1]['round']}; it is compared with nothing"
+        for run in summary["runs"]
+        if run["stopped"] == "quorum"
+    ]
+    lines += [
         f"failed: {failure['arm']}, seed {failure['seed']}: {failure['reason']}"
         for failure in summary["failures"]
     ]

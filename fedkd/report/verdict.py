@@ -266,8 +266,13 @@ def _about_runs(results: Results) -> list[str]:
     cut = sum(run["stopped"] == "interrupted" for run in runs)
     if missing or cut:
         remarks.append(
-            f"The study was interrupted, and runs did not end: {missing + cut}. The same command "
-            "goes on from those that did."
+            f"The study was interrupted, and runs did not end: {missing + cut}. It goes on by "
+            "fedkd compare --resume and the folder's name."
+        )
+    if starved := sum(run["stopped"] == "quorum" for run in runs):
+        remarks.append(
+            f"Runs that ended because too few silos answered: {starved}. They are compared with "
+            "nothing; fedkd compare --resume goes on with them once the silos are back."
         )
     if failures:
         remarks.append(f"Runs that failed: {len(failures)}, listed under Runs.")

@@ -12,6 +12,7 @@ from fedkd.study.sections import Architecture, Count, Fraction, Momentum, Rate, 
 LocalLoss = Annotated[
     str, AfterValidator(LOCAL_LOSSES.check), Field(json_schema_extra={"enum": list(LOCAL_LOSSES)})
 ]
+Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
@@ -62,6 +63,23 @@ class Rounds(Section):
         0.5, ge=0, le=1, description="least share of a round's silos that must answer well"
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    max_failures: Count = Field(
+        3, description="replies of a silo that may fail before it is not asked any more"
+    )
+    max_examples: int = Field(
+        10_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="most examples that a silo may claim; more is refused",
+    )
+    aggregation: Aggregation = Field(
+        "mean",
+        description="how a round's models become one: mean by examples, or every silo alike and "
+        "robust against a minority of bad ones",
+    )
+    trim: float = Field(
+        0.2, gt=0, lt=0.5, description="share cut off at either end; of aggregation trimmed-mean"
+    )
 
 
 class RoundOverrides(Section):
@@ -81,3 +99,7 @@ class RoundOverrides(Section):
     tau: Rate | None = None
     quorum: Annotated[float, Field(ge=0, le=1)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
+    max_failures: Count | None = None
+    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    aggregation: Aggregation | None = None
+    trim: Annotated[float, Field(gt=0, lt=0.5)] | None = None

@@ -49,6 +49,7 @@ TWO_ARMS = (
 SHORTER = {
     "fedkd compare experiments/quickstart.yaml --engine ray": TWO_ARMS,
     "fedkd compare experiments/": "",
+    "fedkd compare --resume ": "",
     "fedkd compare ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.sweep ": "--lr 0.1",

@@ -24,18 +24,19 @@ name: tiny
 data: {source: digits, train_size: 240, transfer: {size: 60, labelled: false}}
 partition: {scheme: label-dirichlet, silos: 3, alpha: 0.5}
 pretraining: {epochs: 2}
-rounds: {max: 2}
 targets: [0.99]
 baselines: [fedavg]
 seeds: [0]
 """
 TWO_STARTS = """
 model: {arch: cnn}
+rounds: {max: 2}
 arms:
   fedavg: {start: random}
   fedkd: {start: consolidated, consolidation: {weighting: familiarity, epochs: 2}}
 """
 OWN_MODEL = """
+rounds: {max: 2}
 model: {arch: "ownmodels.nets:with_dropout"}
 arms: {fedavg: {start: average}}
 """
@@ -64,9 +65,15 @@ class Place:
 
     def start(self, study: str, engine: str) -> subprocess.Popen[str]:
         (self.folder / "study.yaml").write_text(BASE + study)
+        return self.compare("study.yaml", "--engine", engine, "--fresh", "--out", engine)
+
+    def resume(self, engine: str) -> subprocess.Popen[str]:
+        return self.compare("--resume", f"{engine}/tiny")
+
+    def compare(self, *arguments: str) -> subprocess.Popen[str]:
         name, _, value = self.mark.partition("=")
         return subprocess.Popen(
-            [FEDKD, "compare", "study.yaml", "--engine", engine, "--fresh", "--out", engine],
+            [FEDKD, "compare", *arguments],
             cwd=self.folder,
             env={
                 **os.environ,
@@ -92,9 +99,13 @@ class Place:
             for point in run["curve"]
         ]
 
-    def wait_for_round(self, process: subprocess.Popen[str]) -> None:
+    def num_rounds(self) -> int:
+        curves = (self.folder / "ray").glob("*/*/*/*/rounds.jsonl")
+        return sum(path.read_text().count("\n") for path in curves)
+
+    def wait_for_round(self, process: subprocess.Popen[str], number: int = 1) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not any((self.folder / "ray").glob("*/*/*/*/rounds.jsonl")):
+        while self.num_rounds() < number:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no round was written"
             time.sleep(0.1)
@@ -159,4 +170,27 @@ def test_a_killed_study_leaves_nothing(place: Place) -> None:
     deadline = time.monotonic() + 30
     while place.left_over() and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert not place.left_over()
+
+
+def test_a_study_killed_twice_goes_on_to_the_curves_of_the_inline_engine(place: Place) -> None:
+    study = TWO_STARTS.replace("random}", "random, strategy: fedadam}").replace(
+        "max: 2}", "max: 20}"
+    )
+    inline = place.start(study, "inline")
+    assert inline.wait(timeout=PATIENCE) == 0, inline.communicate()[0]
+    for attempt, number in enumerate((6, 27)):
+        process = place.resume("ray") if attempt else place.start(study, "ray")
+        place.wait_for_round(process, number)
+        process.kill()  # the resumed study begins while the server of this one may yet write
+        process.communicate()
+    process = place.resume("ray")
+    printed, _ = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 0, printed
+    assert place.curves("ray") == place.curves("inline")
+    summary = place.summary("ray")
+    assert [run["cached"] for run in summary["runs"]] == [False, False]
+    for run, other in zip(summary["runs"], place.summary("inline")["runs"], strict=True):
+        assert run["instruments"] == other["instruments"]
+        assert run["notes"] == other["notes"]
     assert not place.left_over()

@@ -97,3 +97,13 @@ def test_results_on_disk_are_read_again(results: fedkd.Comparison) -> None:
 def test_an_impossible_study_is_refused(make_data: Any, tmp_path: Path) -> None:
     with pytest.raises(fedkd.UserError, match="did you mean 'rounds'"):
         fedkd.compare(make_data({"rouns": {"max": 3}}), out=tmp_path)
+
+
+def test_a_tracker_is_told_of_every_round(
+    make_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = fedkd.compare(make_data(), out=tmp_path / "runs", track=["tensorboard"])
+    assert list(found.folder.rglob("events.out.tfevents.*"))
+    with pytest.raises(fedkd.UserError, match="tensorbord"):
+        fedkd.compare(make_data(), out=tmp_path / "runs", track=["tensorbord"])

@@ -193,7 +193,10 @@ def test_a_full_disk_is_told_in_words(
     Path("study.yaml").write_text(yaml.safe_dump(make_data()))
     monkeypatch.setattr("strategies.server_app.append_point", full)
     code, _, err = fedkd("compare", "study.yaml")
-    assert (code, err) == (1, "fedkd: rounds.jsonl: No space left on device\n")
+    assert code == 1
+    assert err.startswith("fedkd: rounds.jsonl: No space left on device; all rounds that had ended")
+    assert "fedkd compare --resume runs/tiny/" in err
+    assert err.count("\n") == 1
 
 
 def test_validate_prints_every_default(fedkd: Any, make_data: Any) -> None:

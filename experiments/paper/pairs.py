@@ -1,0 +1,44 @@
+"""The main experiment of the seed work: who teaches whom, recorded."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.engines.inline import silo_pool
+from experiments.paper.plan import Run
+from fedkd.pairs.command import measure_pairs
+from fedkd.progress import PairsProgress
+from fedkd.study_file import load_study
+
+STUDY = "pairs-digits"
+COLUMNS = (
+    "seed",
+    "teacher",
+    "student",
+    "method",
+    "before",
+    "gap",
+    "gain",
+    "forgetting",
+    "delta",
+    "complementary",
+    "label_distance",
+)
+"""What the claims need of the table that ``fedkd pairs`` writes."""
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Measure all pairs of a variant and return the columns that the claims need."""
+    study = load_study(run.path, run.overrides)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        silo_pool(study) as pool,
+        PairsProgress(Console(stderr=True)) as progress,
+    ):
+        results = measure_pairs(study, out=Path(scratch), pool=pool, progress=progress).results
+    rows = [[row[key] for key in COLUMNS] for row in results["rows"]]
+    return {"columns": COLUMNS, "rows": rows}

@@ -1,0 +1,551 @@
+"""Studies that are killed at any moment go on to the results of undisturbed ones."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import random
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+import fedkd
+from experiments.runner import Outcome, resume_study, run_study
+from fedkd.checkpoint_header import find_checkpoint_problem
+from fedkd.errors import FedKDError, UserError
+from fedkd.lease import LEASE_FILE, lease
+from fedkd.progress import StudyProgress
+from fedkd.report.results import Results
+from fedkd.report.verdict import judge
+from fedkd.results import Point
+from fedkd.study_file import parse_study
+
+FEDKD = Path(sys.executable).parent / "fedkd"
+ROUNDS = 20
+PATIENCE = 120
+
+LONG = {
+    "rounds/max": ROUNDS,
+    "rounds/fraction": 0.67,
+    "arms": {
+        "fedavg": {"start": "random", "strategy": "fedadam"},
+        "fedkd": {
+            "start": "consolidated",
+            "strategy": "fedavgm",
+            "server": {"momentum": 0.5},
+            "consolidation": {"weighting": "familiarity", "epochs": 5},
+        },
+    },
+}
+
+
+def settled(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary without what the clock says."""
+    summary = copy.deepcopy(summary)
+    for run in summary["runs"]:
+        for entry in (*run["curve"], *run["targets"]):
+            entry["seconds"] = None
+    for row in summary["comparison"]:
+        row["seconds_saved_pct"] = None
+    return summary
+
+
+def assert_all_readable(folder: Path) -> None:
+    """No file bears its final name before it is whole; a curve alone may end in half a line."""
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in folder.rglob("*.safetensors"):
+        assert find_checkpoint_problem(path) is None
+        load_file(path)
+    for path in folder.rglob("rounds.jsonl"):
+        for line in path.read_text().splitlines(keepends=True):
+            assert not line.endswith("\n") or Point(**json.loads(line)).round >= 0
+
+
+@dataclass
+class Victim:
+    """A study in a process of its own, which can be killed and resumed."""
+
+    place: Path
+    study: dict[str, Any]
+    engine: str = "inline"
+    kills: int = 0
+    printed: list[str] = field(default_factory=list)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        if self.folder is None:
+            (self.place / "study.yaml").write_text(yaml.safe_dump(self.study, sort_keys=False))
+            what = ["study.yaml", "--fresh", "--engine", self.engine, "--out", "out"]
+        else:
+            what = ["--resume", str(self.folder)]
+        return subprocess.Popen(
+            [FEDKD, "compare", *what],
+            cwd=self.place,
+            env={**os.environ, "FEDKD_CACHE_DIR": str(self.place / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def folder(self) -> Path | None:
+        return next(self.place.glob("out/*/[0-9]*"), None)
+
+    def num_points(self) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in self.place.rglob("rounds.jsonl"))
+
+    def start_and_wait(self, points: int) -> subprocess.Popen[bytes]:
+        """Start or resume the study, and wait until the folder holds so many points."""
+        process = self.start()
+        deadline = time.monotonic() + PATIENCE
+        while self.folder is None or self.num_points() < points:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the study does not get on"
+            time.sleep(0.002)
+        return process
+
+    def kill_after(self, points: int, pause: float) -> None:
+        """Kill the study a moment after the folder holds so many points."""
+        process = self.start_and_wait(points)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        self.kills += 1
+        assert self.folder is not None
+        assert_all_readable(self.folder)
+
+    def finish(self) -> dict[str, Any]:
+        process = self.start()
+        printed, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, printed.decode()
+        assert self.folder is not None
+        left = {path.name for path in self.folder.rglob("*") if path.is_file()}
+        assert left == {
+            *("study.yaml", "beginning.json", "summary.json", "report.html"),
+            *("rounds.jsonl", "checkpoint.safetensors", "state.json"),
+        }
+        read: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return read
+
+
+def quiet() -> StudyProgress:
+    return StudyProgress(Console(quiet=True), 2)
+
+
+class Disturbed(StudyProgress):
+    """Does something when an arm has come to a round; by default presses Ctrl-C."""
+
+    def __init__(self, arm: str, after: int, what: Callable[[], Any] | None = None) -> None:
+        super().__init__(Console(quiet=True), 2)
+        self._at, self._what = (arm, after), what
+        self.computed: list[tuple[str, int]] = []
+
+    @contextmanager
+    def run(self, arm: str, seed: int, rounds: int, targets: Any) -> Iterator[Any]:
+        with super().run(arm, seed, rounds, targets) as bar:
+            on_point = bar.on_point
+
+            def watch(point: Any) -> None:
+                on_point(point)
+                if (arm, point.round) == self._at:
+                    if self._what is None:
+                        raise KeyboardInterrupt
+                    self._what()
+
+            bar.on_point = watch
+            yield bar
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Return a function that runs a study in this process, from its beginning to its end."""
+
+    def run(data: dict[str, Any], name: str = "whole") -> Outcome:
+        monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / f"{name}-cache"))
+        study = parse_study(yaml.safe_dump(data, sort_keys=False))
+        return run_study(study, out=tmp_path / name, fresh=True, progress=quiet())
+
+    return run
+
+
+@pytest.fixture
+def disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that interrupts a study in this process and returns its folder."""
+
+    def run(data: dict[str, Any], arm: str, after: int) -> Path:
+        monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "disturbed-cache"))
+        study = parse_study(yaml.safe_dump(data, sort_keys=False))
+        progress = Disturbed(arm, after)
+        outcome = run_study(study, out=tmp_path / "disturbed", fresh=True, progress=progress)
+        assert outcome.interrupted
+        return outcome.folder
+
+    return run
+
+
+def assert_same_results(folder: Path, summary: dict[str, Any], expected: Outcome) -> None:
+    assert settled(summary) == settled(expected.summary)
+    assert judge(Results(summary, "x")).sentence == judge(Results(expected.summary, "x")).sentence
+    for path in expected.folder.rglob("checkpoint.safetensors"):
+        found = folder / path.relative_to(expected.folder)
+        assert found.read_bytes() == path.read_bytes()
+
+
+def kill_often(victim: Victim, kills: int, seed: int) -> None:
+    total = len(victim.study["arms"]) * (ROUNDS + 1)
+    chance = random.Random(seed)
+    for points in sorted(chance.sample(range(total), kills)):
+        # A place of its own for each kill: no later kill may wait for what is there already.
+        victim.kill_after(max(points, victim.num_points() + 1), chance.uniform(0, 0.05))
+
+
+def test_a_study_that_is_killed_again_and_again_ends_as_if_undisturbed(
+    tmp_path: Path, make_data: Any, undisturbed: Any
+) -> None:
+    victim = Victim(tmp_path / "victim", make_data(LONG))
+    victim.place.mkdir()
+    victim.kill_after(0, 0.0)
+    kill_often(victim, 2, seed=7)
+    summary = victim.finish()
+    assert victim.kills == 3
+    assert victim.folder is not None
+    assert_same_results(victim.folder, summary, undisturbed(victim.study))
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path: Path, make_data: Any, undisturbed: Any) -> None:
+    victim = Victim(tmp_path / "victim", make_data(LONG))
+    victim.place.mkdir()
+    kill_often(victim, 20, seed=11)
+    summary = victim.finish()
+    assert victim.kills == 20
+    assert victim.folder is not None
+    assert_same_results(victim.folder, summary, undisturbed(victim.study))
+
+
+# In this process: every kind of state that a run carries from round to round.
+
+STARTS: dict[str, dict[str, Any]] = {
+    "random": {"start": "random"},
+    "average": {"start": "average"},
+    "consolidated": {"start": "consolidated", "consolidation": {"epochs": 2}},
+    "logits": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "mode": "logits",
+            "student": "fresh",
+            "epochs": 2,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "feddf"])
+def test_any_start_and_strategy_goes_on_to_the_same_bits(
+    strategy: str, start: str, make_data: Any, undisturbed: Any, disturbed: Any
+) -> None:
+    arms = {"fedkd-it" if start in ("consolidated", "logits") else "it": STARTS[start]}
+    (arm,) = arms
+    arms[arm] = {**arms[arm], "strategy": strategy}
+    data = make_data({"rounds/max": 4, "arms": arms, "baselines": []})
+    folder = disturbed(data, arm, 2)
+    resumed = resume_study(folder, progress=quiet())
+    assert not resumed.interrupted
+    assert_same_results(folder, resumed.summary, undisturbed(data))
+
+
+def test_relative_targets_go_on_with_those_of_the_baseline(
+    make_data: Any, undisturbed: Any, disturbed: Any
+) -> None:
+    changes = {"targets": {"of_baseline_best": [0.5, 1.0]}, "rounds/stop": "targets"}
+    data = make_data({**changes, "rounds/max": 4})
+    folder = disturbed(data, "fedkd", 0)
+    expected = undisturbed(data)
+    # Killed between the end of the baseline's run and the naming of its targets.
+    state = folder / "fedavg/seed-0/state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "targets": []}))
+    assert_same_results(folder, resume_study(folder, progress=quiet()).summary, expected)
+
+
+def test_kept_runs_are_not_computed_again(make_data: Any, disturbed: Any) -> None:
+    folder = disturbed(make_data({"rounds/max": 3}), "fedkd", 1)
+    before = (folder / "fedavg/seed-0/rounds.jsonl").read_text()
+    first = (folder / "fedkd/seed-0/rounds.jsonl").read_text()
+    progress = Disturbed("fedavg", 0)
+    outcome = resume_study(folder, progress=progress)
+    assert not outcome.interrupted, "the baseline would have been interrupted"
+    assert (folder / "fedavg/seed-0/rounds.jsonl").read_text() == before
+    # With their seconds: whole rounds are not computed again either.
+    assert (folder / "fedkd/seed-0/rounds.jsonl").read_text().startswith(first)
+    again = resume_study(folder, progress=quiet())
+    assert settled(again.summary) == settled(outcome.summary), "a study that has ended is kept"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:-1],
+        lambda lines: [*lines, lines[-1].replace('"round": 2', '"round": 3')],
+        lambda lines: [*lines, lines[-1][:-40]],
+        lambda lines: [],
+        lambda lines: [lines[0].replace("accuracy", "accurary"), *lines[1:]],
+    ],
+    ids=["a line less", "a line ahead", "half a line", "none", "spoilt"],
+)
+def test_the_curve_on_disk_is_made_to_agree_with_the_save_point(
+    damage: Any, make_data: Any, undisturbed: Any, disturbed: Any
+) -> None:
+    data = make_data({"rounds/max": 4})
+    folder = disturbed(data, "fedkd", 2)
+    run = folder / "fedkd/seed-0"
+    (run / "state.json").unlink()  # as a kill leaves it
+    lines = (run / "rounds.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    (run / "rounds.jsonl").write_text("".join(damage(lines)))
+    resumed = resume_study(folder, progress=quiet())
+    assert_same_results(folder, resumed.summary, undisturbed(data))
+
+
+def test_a_run_killed_before_its_first_point_begins_anew(
+    make_data: Any, undisturbed: Any, disturbed: Any
+) -> None:
+    data = make_data({"rounds/max": 2})
+    folder = disturbed(data, "fedavg", 1)
+    run = folder / "fedavg/seed-0"
+    for name in ("state.json", "progress.safetensors"):
+        (run / name).unlink()
+    (run / ".progress.safetensors.abc.part").write_bytes(b"half of it")
+    resumed = resume_study(folder, progress=quiet())
+    assert_same_results(folder, resumed.summary, undisturbed(data))
+    assert not list(folder.rglob(".*"))
+
+
+# What is refused.
+
+
+def spoil(path: str, content: bytes | None) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        place = folder / path
+        if content is None:
+            place.unlink()
+        else:
+            place.write_bytes(content)
+
+    return apply
+
+
+def older(folder: Path) -> None:
+    path = folder / "beginning.json"
+    said = json.loads(path.read_text())
+    said["environment"]["torch"] = "1.0"
+    path.write_text(json.dumps(said))
+
+
+def other_arm(folder: Path) -> None:
+    state = folder / "fedavg/seed-0/state.json"
+    state.write_text(state.read_text().replace('"fedavg"', '"fedkd"'))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no study": (spoil("study.yaml", None), "no such file"),
+    "study of another kind": (spoil("study.yaml", b"- 1"), "a study is a mapping"),
+    "no beginning": (spoil("beginning.json", None), "run the study anew"),
+    "beginning of brackets": (spoil("beginning.json", b"[" * 9999), "run the study anew"),
+    "another version": (older, "torch (1.0)"),
+    "state of half a line": (spoil("fedavg/seed-0/state.json", b'{"arm": '), "no finished run"),
+    "state of a list": (spoil("fedavg/seed-0/state.json", b"[]"), "no finished run"),
+    "state of another arm": (other_arm, "is of fedkd, seed 0"),
+    "a curve of the wrong length": (spoil("fedavg/seed-0/rounds.jsonl", b""), "every round"),
+    "no model": (spoil("fedavg/seed-0/checkpoint.safetensors", None), "there is no file"),
+    "half a model": (spoil("fedavg/seed-0/checkpoint.safetensors", b"\x10" * 7), "truncated"),
+    "a pickle for a save point": (
+        spoil("fedkd/seed-0/progress.safetensors", b"\x80\x04\x95" + bytes(30)),
+        "never unpickles",
+    ),
+    "nothing for a save point": (spoil("fedkd/seed-0/progress.safetensors", b""), "truncated"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_damaged_or_foreign_is_refused_and_left_alone(
+    name: str, make_data: Any, disturbed: Any
+) -> None:
+    folder = disturbed(make_data({"rounds/max": 2}), "fedkd", 1)
+    damage, expected = REFUSED[name]
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        resume_study(folder, progress=quiet())
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_save_point_of_another_run_is_not_taken_up(make_data: Any, disturbed: Any) -> None:
+    data = make_data({"rounds/max": 3, "seeds": [0, 1]})
+    folder = disturbed(data, "fedkd", 1)
+    other = folder / "fedkd/seed-1/progress.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes((folder / "fedkd/seed-0/progress.safetensors").read_bytes())
+    summary = resume_study(folder, progress=quiet()).summary
+    (failure,) = summary["failures"]
+    assert (failure["arm"], failure["seed"]) == ("fedkd", 1)
+    assert "belongs to another study, arm, seed" in failure["reason"]
+    other.unlink()
+    assert not resume_study(folder, progress=quiet()).summary["failures"]
+
+
+# The lease.
+
+
+def test_a_folder_has_one_writer(make_data: Any, disturbed: Any) -> None:
+    folder = disturbed(make_data({"rounds/max": 2}), "fedkd", 1)
+    with (
+        lease(folder),
+        pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"),
+    ):
+        resume_study(folder, progress=quiet())
+    assert not (folder / LEASE_FILE).exists()
+    assert not resume_study(folder, progress=quiet()).interrupted
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fedkd.lease import lease
+with lease(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lease_dies_with_its_holder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} on"), lease(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / LEASE_FILE).exists(), "left by the dead"
+    with lease(tmp_path):
+        pass
+    holder.stdout.close()
+
+
+# Disks.
+
+
+def test_a_file_that_may_not_grow_ends_the_study_in_words(
+    tmp_path: Path, make_data: Any, undisturbed: Any
+) -> None:
+    """A limit on the size of files fails a write in its midst, as a full disk does."""
+    victim = Victim(tmp_path / "victim", make_data(LONG))
+    victim.place.mkdir()
+    process = victim.start_and_wait(ROUNDS + 3)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 1, printed
+    assert "File too large" in printed
+    assert "Traceback" not in printed
+    assert victim.folder is not None
+    assert f"fedkd compare --resume out/tiny/{victim.folder.name}" in printed
+    assert_all_readable(victim.folder)
+    assert_same_results(victim.folder, victim.finish(), undisturbed(victim.study))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of eight megabytes, where that is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_study_in_words(
+    small_disk: Path, make_data: Any, undisturbed: Any
+) -> None:
+    data = make_data({"rounds/max": 5})
+    expected = undisturbed(data)
+    filler = small_disk / "filler"
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1024))
+
+    study = parse_study(yaml.safe_dump(data, sort_keys=False))
+    with pytest.raises(FedKDError, match=r"No space left.*fedkd compare --resume"):
+        run_study(study, out=small_disk, fresh=True, progress=Disturbed("fedkd", 2, fill))
+    (folder,) = small_disk.glob("tiny/*")
+    assert_all_readable(folder)
+    assert len((folder / "fedkd/seed-0/rounds.jsonl").read_text().splitlines()) == 3
+    filler.unlink()
+    resumed = resume_study(folder, progress=quiet())
+    assert_same_results(folder, resumed.summary, expected)
+
+
+def test_a_read_only_disk_is_told_and_left_alone(
+    small_disk: Path, make_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = parse_study(yaml.safe_dump(make_data({"rounds/max": 2}), sort_keys=False))
+    outcome = run_study(study, out=small_disk, fresh=True, progress=Disturbed("fedkd", 1))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="cannot be written to: Read-only file system"):
+        resume_study(outcome.folder, progress=quiet())
+    with pytest.raises(FedKDError, match=r"cannot be written to: Read-only .* by --out"):
+        run_study(study, out=small_disk, fresh=False, progress=quiet())
+
+
+# The command line and the API.
+
+
+def test_ctrl_c_names_the_command_that_goes_on(
+    tmp_path: Path, make_data: Any, undisturbed: Any
+) -> None:
+    victim = Victim(tmp_path / "victim of a space", make_data(LONG))
+    victim.place.mkdir()
+    process = victim.start_and_wait(3)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 130, printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted.")]
+    command = shlex.split(line.removeprefix("Interrupted. Go on by: "))
+    assert command[:3] == ["fedkd", "compare", "--resume"]
+    assert victim.folder is not None
+    assert (victim.place / command[3]).resolve() == victim.folder.resolve()
+    assert_same_results(victim.folder, victim.finish(), undisturbed(victim.study))
+
+
+def test_from_python(make_data: Any, undisturbed: Any, disturbed: Any) -> None:
+    data = make_data({"rounds/max": 3})
+    folder = disturbed(data, "fedkd", 1)
+    found = fedkd.compare(resume=folder)
+    assert found.folder == folder
+    assert_same_results(folder, found.summary, undisturbed(data))
+    with pytest.raises(UserError, match="either a study, or a results folder"):
+        fedkd.compare()
+    with pytest.raises(UserError, match="either a study, or a results folder"):
+        fedkd.compare(data, resume=folder)
