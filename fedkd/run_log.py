@@ -73,12 +73,16 @@ class LogReader:
 
 def _parse(text: str) -> tuple[Kind, Any]:
     try:
-        entry = json.loads(text)
+        entry = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BrokenLogError("a line of the run's record is no JSON") from error
     if entry.get("kind") not in ("point", "distillation", "record", "error"):
         raise BrokenLogError("a line of the run's record is of an unknown kind")
     return entry["kind"], entry.get("value")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _checksum(number: int, text: str) -> str:

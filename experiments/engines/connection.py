@@ -16,11 +16,12 @@ import tempfile
 import time
 import tomllib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import TypeAdapter
 
 from experiments.engines.base import Task
 from experiments.engines.flower_app import find_program, last_lines, write_app
@@ -32,7 +33,6 @@ from fedkd.results import (
     CUT_SHORT,
     ROUNDS_FILE,
     Point,
-    Quarantined,
     RunRecord,
     append_point,
     write_state,
@@ -302,7 +302,7 @@ class _Follower:
             append_point(self._task.folder, point)
             self._observer.on_point(point)
         elif kind == "distillation":
-            self._observer.on_distillation(*_two_numbers(value))
+            self._observer.on_distillation(*_build(tuple[int, int], value))
         elif kind == "error":
             raise FedKDError(str(value))
         else:
@@ -334,18 +334,11 @@ def read_record(value: Any, task: Task) -> RunRecord:
     Raises:
         FedKDError: it is not the record of this very run.
     """
-    try:
-        fields = dict(value)
-        curve = tuple(_build(Point, point) for point in fields.pop("curve"))
-        quarantined = tuple(_build(Quarantined, entry) for entry in fields.pop("quarantined"))
-        targets = tuple(float(target) for target in fields.pop("targets"))
-        record = RunRecord(curve=curve, quarantined=quarantined, targets=targets, **fields)
-    except (TypeError, ValueError, KeyError) as error:
-        raise FedKDError(f"the run's record cannot be understood: {error}") from error
+    record: RunRecord = _build(RunRecord, value)
     asked = (task.arm, task.federation.seed, task.targets)
     if (record.arm, record.seed, record.targets) != asked:
         raise FedKDError("the run's record is of another arm, seed or targets")
-    if [point.round for point in curve] != list(range(len(curve))) or not curve:
+    if not record.curve or [p.round for p in record.curve] != list(range(len(record.curve))):
         raise FedKDError("the run's record does not hold every round")
     return record
 
@@ -367,17 +360,19 @@ def _read_note(folder: Path) -> dict[str, str]:
     return {key: str(value) for key, value in noted.items()} if isinstance(noted, dict) else {}
 
 
-def _build(kind: type[Any], value: Any) -> Any:
-    """Build a dataclass of numbers and words from plain values."""
+def _build(kind: Any, value: Any) -> Any:
+    """Build what a type says from plain values, each of them checked.
+
+    Raises:
+        FedKDError: they are something else.
+    """
     try:
-        return kind(**value)
-    except TypeError as error:
-        raise FedKDError(f"the run's record cannot be understood: {error}") from error
-
-
-def _two_numbers(value: Any) -> tuple[int, int]:
-    epoch, epochs = value
-    return int(epoch), int(epochs)
+        if is_dataclass(kind) and set(value) - {each.name for each in fields(kind)}:
+            raise ValueError("it has a key too many")
+        return TypeAdapter(kind).validate_python(value)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FedKDError(f"the run's record cannot be understood: {reason}") from error
 
 
 def _environment() -> dict[str, str]:
