@@ -257,7 +257,7 @@ def deploy(hosts: Hosts) -> None:
     home = root / "server" / "flwr"
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text("\n".join(line.strip() for line in config.splitlines()))
-    ask = "flwr supernode ls field"
+    ask = "flwr supernode ls field --format json"
     wait(
         "the SuperLink",
         lambda: hosts.run("server", ask).returncode == 0,
@@ -267,7 +267,7 @@ def deploy(hosts: Hosts) -> None:
         register_and_start(hosts, silo)
     wait(
         "three SuperNodes",
-        lambda: hosts.run("server", ask).stdout.lower().count("online") == 3,
+        lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
         told=lambda: "\n".join(hosts.told(silo) for silo in SILOS),
     )
 
@@ -291,8 +291,17 @@ def start_node(hosts: Hosts, silo: str, printed: str) -> None:
     hosts.start(silo, line)
 
 
-def restart_node(hosts: Hosts, silo: str) -> None:
-    hosts.start(silo, (hosts.root / silo / "command").read_text())
+def keep_up(hosts: Hosts, silo: str, study: subprocess.Popen[bytes]) -> None:
+    """Start a SuperNode again, as a service manager would, for as long as a study runs.
+
+    The SuperLink refuses it while it counts the killed one as connected, for a minute at most.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while study.poll() is None:
+        assert time.monotonic() < deadline, hosts.told(silo)
+        if hosts.processes[silo].poll() is not None:
+            hosts.start(silo, (hosts.root / silo / "command").read_text())
+        time.sleep(2)
 
 
 def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen[bytes]:
@@ -393,7 +402,14 @@ def test_strangers_are_refused(hosts: Hosts) -> None:
 
 def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts) -> None:
     """Accuracy comes from the silos here, as the server has no labelled images."""
-    rounds = {"max": 5, "stop": "budget", "lr": 0.05, "timeout": 45, "quorum": 0.3}
+    rounds = {
+        "max": 6,
+        "stop": "budget",
+        "lr": 0.05,
+        "timeout": 45,
+        "quorum": 0.3,
+        "max_failures": 20,
+    }
     trains = {silo: count_trains(hosts, silo) for silo in SILOS}
     process = compare(hosts, {"rounds": rounds}, "cut")
     points = lambda: sum(  # noqa: E731 -- asked again and again
@@ -406,15 +422,15 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
     hosts.restore("west")
     hosts.kill("south")
     wait("a round without the south", lambda: points() >= 3, told=told)
-    restart_node(hosts, "south")
-    assert process.wait(PATIENCE) == 0, told()
+    keep_up(hosts, "south", process)
+    assert process.returncode == 0, told()
     (run,) = summary(hosts, "cut")["runs"]
     assert run["stopped"] == "budget"
     assert run["accuracy_source"] == "silos"
-    assert [point["round"] for point in run["curve"]] == [0, 1, 2, 3, 4, 5]
+    assert [point["round"] for point in run["curve"]] == [0, 1, 2, 3, 4, 5, 6]
     # Each came back, and the north was never asked twice for its share.
-    assert run["curve"][5]["silos_ok"] == 3, run["quarantined"]
-    assert count_trains(hosts, "north") - trains["north"] == 5
+    assert run["curve"][6]["silos_ok"] == 3, run["quarantined"]
+    assert count_trains(hosts, "north") - trains["north"] == 6
     missed = {(entry["silo"], entry["round"]) for entry in run["quarantined"]}
     assert ("west", 1) in missed
     assert ("south", 2) in missed
