@@ -141,9 +141,7 @@ class InField(Partition):
     @model_validator(mode="after")
     def _check(self) -> InField:
         if len(set(self.names)) < len(self.names):
-            raise ValueError("names: names a silo twice")
+            raise ValueError("names has a silo twice")
         if self.silos != len(self.names):
-            raise ValueError(
-                f"silos: is {self.silos}, but names has {len(self.names)}; leave it out"
-            )
+            raise ValueError(f"silos is {self.silos}, but names has {len(self.names)} entries")
         return self

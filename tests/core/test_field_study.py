@@ -71,10 +71,10 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
         ({"arms": {"x": {"start": "random", "strategy": "feddf"}}}, "data.transfer.source"),
         ({"pretraining": {"checkpoints": {"north": "x.safetensors"}}}, "silo.yaml"),
         ({"partition": {"scheme": "field"}}, "partition.names: is missing"),
-        ({"partition": {"scheme": "field", "names": ["a", "a"]}}, "names a silo twice"),
+        ({"partition": {"scheme": "field", "names": ["a", "a"]}}, "names has a silo twice"),
         ({"partition": {"scheme": "field", "names": ["a", "b"], "silos": 3}}, "has 2 entries"),
         ({"model": {"per_silo": {"silo-0": "mlp"}}}, "they are north, s-2, s-10"),
-        ({"partition": {"scheme": "iid", "silos": 3}}, "it is for partition.scheme: field"),
+        ({"partition": {"scheme": "iid", "silos": 3}}, "data.classes: is read from data.source"),
         (
             {"data": {"source": "none"}, "partition": {"scheme": "iid"}},
             "none leaves nothing to share among simulated silos",
