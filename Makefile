@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-browser test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
+.PHONY: help setup demo test test-ray test-browser test-hosts test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(STAMP) ## run the default tests
 
 test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray
+
+test-hosts: $(STAMP) ## run the test on hosts of their own, in network namespaces; needs root
+	$(PYTEST) -m hosts
 
 test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks
 	$(PYTEST) -m slow

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
+from clients.field import field_silo, is_in_field
+from clients.guard import guard
 from clients.questions import read_basis, read_teachers
 from clients.silo import Silo
 from fedkd import wire
@@ -24,30 +27,36 @@ from fedkd.training import intra_op_threads
 FindSilo = Callable[[Context], tuple[Silo, Study]]
 
 
-def make_client_app(find_silo: FindSilo) -> ClientApp:
-    """Return a ClientApp whose silo is found from the node's context by ``find_silo``."""
-    app = ClientApp()
+def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
+    """Return a ClientApp whose silo is found from the node's context by ``find_silo``.
 
-    @app.query("describe")
+    Args:
+        find_silo: returns the node's silo and the study that it takes part in.
+        mods: what every message passes on its way in and out, in this order.
+    """
+    app = ClientApp()
+    around = list(mods)
+
+    @app.query("describe", mods=around)
     def describe(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
-        return _reply(
-            message, silo, describe_silo(silo, study.arms[_arm(context)].needs_pretrained)
-        )
+        config = message.content.config_records[wire.CONFIG]
+        owns_model = study.arms[_arm(context)].needs_pretrained
+        return _reply(message, silo, describe_silo(silo, config, owns_model))
 
-    @app.query("teacher")
+    @app.query("teacher", mods=around)
     def teacher(message: Message, context: Context) -> Message:
         silo, _ = find_silo(context)
         with intra_op_threads(1):
             return _reply(message, silo, teach(silo, message.content))
 
-    @app.query("distil")
+    @app.query("distil", mods=around)
     def distil(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
         with intra_op_threads(1):
             return _reply(message, silo, learn(silo, study, _arm(context), message.content))
 
-    @app.train()
+    @app.train(mods=around)
     def train(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
         config = message.content.config_records[wire.CONFIG]
@@ -62,14 +71,14 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
             message, silo, RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
         )
 
-    @app.evaluate()
+    @app.evaluate(mods=around)
     def evaluate(message: Message, context: Context) -> Message:
         silo, _ = find_silo(context)
         with intra_op_threads(1):
             found = silo.evaluate(message.content.array_records[wire.ARRAYS].to_torch_state_dict())
         metrics = MetricRecord(
             {
-                wire.NUM_EXAMPLES: len(silo.data),
+                wire.NUM_EXAMPLES: len(silo.judged),
                 wire.ACCURACY: found.accuracy,
                 wire.LOSS: found.loss,
                 wire.MACRO_F1: found.macro_f1,
@@ -80,8 +89,9 @@ def make_client_app(find_silo: FindSilo) -> ClientApp:
     return app
 
 
-def describe_silo(silo: Silo, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
+def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
     """Answer ``query.describe``."""
+    wanted = config.get(wire.TRANSFER_HASH)
     own = silo.own_model().state if owns_model else None
     info = ConfigRecord(
         {
@@ -89,8 +99,8 @@ def describe_silo(silo: Silo, owns_model: bool) -> RecordDict:  # noqa: FBT001 -
             wire.NUM_EXAMPLES: len(silo.data),
             wire.CLASS_COUNTS: silo.class_counts,
             wire.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
-            wire.CHECKPOINT_HASH: state_hash(own) if own else "none",
-            wire.HOLDS_TRANSFER: False,
+            wire.CHECKPOINT_HASH: state_hash(own) if own else wire.NO_HASH,
+            wire.HOLDS_TRANSFER: _held(silo, wanted) is not None,
         }
     )
     return RecordDict({wire.INFO: info})
@@ -106,6 +116,9 @@ def teach(silo: Silo, content: RecordDict) -> RecordDict:
     if wire.TRANSFER in content.array_records:
         images = torch.from_numpy(content.array_records[wire.TRANSFER][wire.IMAGES].numpy())
         info[wire.TRANSFER_HASH] = content_hash(images)
+    elif (held := _held(silo, config.get(wire.TRANSFER_HASH))) is not None:
+        images = held
+        info[wire.TRANSFER_HASH] = str(config[wire.TRANSFER_HASH])
     if mode != wire.MODE_NONE:
         own = silo.own_model()
         if own.state is None:
@@ -141,9 +154,17 @@ def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict
     return RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
 
 
+def _held(silo: Silo, wanted: object) -> torch.Tensor | None:
+    """Return the transfer images of the hash ``wanted``, if the silo has just these."""
+    if wanted is None or wanted == wire.NO_HASH:
+        return None
+    images = silo.transfer()
+    return images if images is not None and content_hash(images) == wanted else None
+
+
 def _needed(images: torch.Tensor | None) -> torch.Tensor:
     if images is None:
-        raise ValueError("the server asked for predictions but sent no transfer images")
+        raise ValueError("the server asks for predictions on images that are neither sent nor here")
     return images
 
 
@@ -176,8 +197,14 @@ def _federation(study: str, seed: int, cache: str) -> Federation:
 
 
 def simulated_silo(context: Context) -> tuple[Silo, Study]:
-    """Find the silo of a simulated node by its partition id."""
+    """Find the silo of a simulated node by its partition id.
+
+    Raises:
+        ValueError: the node has no silo in this study.
+    """
     config = context.run_config
+    if parse_study(str(config[wire.CONFIG_STUDY])).in_field:
+        raise ValueError("the study's silos are in the field, but this node has no silo.yaml")
     federation = _federation(
         str(config[wire.CONFIG_STUDY]),
         int(str(config[wire.CONFIG_SEED])),
@@ -190,4 +217,9 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
     return Silo.of(federation, names[partition], _arm(context)), federation.study
 
 
-app = make_client_app(simulated_silo)
+def find_silo(context: Context) -> tuple[Silo, Study]:
+    """Find the node's silo: its own if it has one, else its part of a simulated federation."""
+    return field_silo(context) if is_in_field(context) else simulated_silo(context)
+
+
+app = make_client_app(find_silo, [guard])

@@ -39,6 +39,9 @@ class Silo:
         seed: the study's seed, of which every random choice is derived.
         compute: device and precision.
         shelf: models to be used again; silos of one process may share it.
+        test: private images that no model of the silo learns from, or None if it has none.
+        transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
+            None.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Silo:
     seed: int
     compute: Compute
     shelf: ModelShelf = field(default_factory=ModelShelf)
+    test: Images | None = None
+    transfer: Callable[[], Tensor | None] = lambda: None
 
     @classmethod
     def of(cls, federation: Federation, name: str, arm: str | None = None) -> Silo:
@@ -71,6 +76,11 @@ class Silo:
         """Number of images of each class."""
         return torch.bincount(self.data.labels, minlength=self.shape.num_classes).tolist()
 
+    @property
+    def judged(self) -> Images:
+        """The images on which it measures models: its test images, else all it has."""
+        return self.data if self.test is None else self.test
+
     def train(self, state: State, round_number: int, settings: Rounds) -> tuple[State, float]:
         """Train the global model on the silo's data for one round.
 
@@ -85,9 +95,9 @@ class Silo:
             return copy_state(model), loss
 
     def evaluate(self, state: State) -> Metrics:
-        """Measure the global model on the silo's own data."""
+        """Measure the global model on the silo's own images."""
         with self._model(self.global_arch, state) as model:
-            return evaluate(model, self.data, compute=self.compute)
+            return evaluate(model, self.judged, compute=self.compute)
 
     def predict(self, own: State, images: Tensor) -> Tensor:
         """Return the own model's logits ``[N, C]`` for uint8 images ``[N, C, H, W]``."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.engines.connection import RUN_FILE
 from fedkd.cache import environment
 from fedkd.checkpoint_header import find_checkpoint_problem
 from fedkd.errors import FedKDError, UserError
@@ -94,8 +95,11 @@ def _check_run(run: Path, arm: str, seed: int) -> None:
     record = RunRecord.read(run)
     if (record.arm, record.seed) != (arm, seed):
         raise UserError(f"{run / STATE_FILE} is of {record.arm}, seed {record.seed}")
-    if record.stopped != "interrupted" and (
-        problem := find_checkpoint_problem(run / CHECKPOINT_FILE)
+    elsewhere = (run / RUN_FILE).exists()  # its model stayed on the SuperLink's host
+    if (
+        record.stopped != "interrupted"
+        and not elsewhere
+        and (problem := find_checkpoint_problem(run / CHECKPOINT_FILE))
     ):
         raise UserError(problem)
 
@@ -112,7 +116,7 @@ def clear(folder: Path) -> None:
     """Leave of a run that was cut short no more than it needs to go on."""
     # Its server may yet be alive for a moment, where an engine was killed that had started it.
     with lease(folder, wait=LEASE_SECONDS):
-        if (folder / PROGRESS_FILE).exists():
+        if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
             for name in (STATE_FILE, ERROR_FILE):
                 (folder / name).unlink(missing_ok=True)
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments import resumption
-from experiments.engines import make_engine
+from experiments.engines import check_engine, make_engine
 from experiments.engines.base import Engine, Task
 from experiments.engines.inline import available_cores, silo_pool
 from experiments.trackers import make_trackers
@@ -145,9 +145,10 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
 
 def _load(study: Study) -> list[Federation]:
     """Return a federation a seed, after everything that the study asks for has been looked for."""
+    check_engine(study)
     check_files(study)
     cache = cache_root()
-    federations = [Federation.load(study, seed, cache) for seed in study.seeds]
+    federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
     federations[0].check()
     check_cache_root()
     return federations
@@ -202,7 +203,7 @@ class _Runner:
         return arms
 
     def _pretrain(self, federation: Federation, pool: Executor) -> None:
-        if not self._study.needs_pretrained:
+        if not self._study.needs_pretrained or self._engine.remote:
             return
         runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
         if all(resumption.read_ended(run) for run in runs):
@@ -269,7 +270,7 @@ class _Runner:
                 self._keep_interrupted(task)
                 raise
         record = RunRecord.read(task.folder)
-        if record.stopped not in CUT_SHORT:
+        if record.stopped not in CUT_SHORT and not self._engine.remote:
             try:
                 _store(task.folder, self._cached_run(task))
             except OSError as error:  # the results are there; a full cache must not end a study
@@ -297,6 +298,8 @@ class _Runner:
 
     def _reuse(self, task: Task) -> RunRecord | None:
         """Take a finished run from the cache, if it holds one that is whole."""
+        if self._engine.remote:
+            return None
         cached = self._cached_run(task)
         if self._fresh or task.folder.exists() or not cached.is_dir():
             return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkd import cli_cache, cli_offline
+from fedkd import cli_cache, cli_hosts, cli_offline
 from fedkd.errors import FedKDError, UserError
 from fedkd.files import DISK_ERRORS
 
@@ -53,7 +53,12 @@ def compare(
         str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="inline or ray, instead of the study's.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="inline, ray, or a SuperLink connection of Flower's config.toml, instead of the "
+            "study's.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")] = Path("runs"),
     fresh: Annotated[
@@ -405,6 +410,7 @@ def doctor(
 
 cli_offline.add_commands(app)
 cli_cache.add_commands(app)
+cli_hosts.add_commands(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it

@@ -1,4 +1,7 @@
-"""A simulated federation: the data of one seed, cut among silos that own trained models."""
+"""A federation: the data of one seed, cut among simulated silos that own trained models.
+
+Of silos in the field it holds the server's own data, and theirs nowhere.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from fedkd.cache import cache_key
 from fedkd.checkpoint import State, copy_state, load_state, save_state
 from fedkd.data.cut import Cut, load_cut
+from fedkd.data.field import empty_cut, load_server_cut
 from fedkd.data.images import Images
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
@@ -51,12 +55,33 @@ class Federation:
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.shelf = ModelShelf()
         self._fingerprint: dict[str, object] | None = None
-        self._silos = dict(zip(study.silo_names, cut.silos, strict=True))
+        names = () if study.in_field else study.silo_names
+        self._silos = dict(zip(names, cut.silos, strict=True))
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
-        """Read the study's data and cut it."""
+        """Read the study's data and cut it.
+
+        Raises:
+            UserError: a source is missing or too small, or the silos are in the field.
+        """
         return cls(study, seed, load_cut(study, seed, cache), cache)
+
+    @classmethod
+    def on_server(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read what the host of the ServerApp needs: of silos in the field, the server's own data.
+
+        Raises:
+            UserError: a source is missing, too small, or does not fit the study.
+        """
+        cut = load_server_cut(study, seed) if study.in_field else load_cut(study, seed, cache)
+        return cls(study, seed, cut, cache)
+
+    @classmethod
+    def for_caller(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read what whoever starts a study needs: of silos in the field, no data at all."""
+        cut = empty_cut(study) if study.in_field else load_cut(study, seed, cache)
+        return cls(study, seed, cut, cache)
 
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
@@ -138,7 +163,8 @@ class Federation:
         Raises:
             UserError: one of them does not fit.
         """
-        self.compute.check()
+        if not self.study.in_field:  # the hosts that compute look for themselves
+            self.compute.check()
         for arch in self.study.architectures:
             check_model(arch, self.shape)
         for name, arm in self.study.arms.items():

@@ -52,6 +52,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> None:
+    """Write bytes to a file that nobody else may read meanwhile, whole or not at all.
+
+    Args:
+        path: the file.
+        data: its content.
+        mode: its permissions, from its first byte on.
+        replace: whether a file of that name may be there.
+
+    Raises:
+        FileExistsError: it is there and may not be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        if replace:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)  # unlike a rename, it fails where the name is taken
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what :func:`replacing` left in ``folder`` and below where its process was killed.
 

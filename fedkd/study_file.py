@@ -119,6 +119,8 @@ def check_files(study: Study) -> None:
     Raises:
         UserError: one line a problem, each beginning with the key's path.
     """
+    if study.in_field:
+        return  # what it names lies on the SuperLink's host, which looks for itself
     problems = []
     for silo, checkpoint in study.pretraining.checkpoints.items():
         if sentence := find_checkpoint_problem(Path(checkpoint)):

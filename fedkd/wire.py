@@ -86,10 +86,17 @@ CONFIG_ARM: Final = "arm"
 CONFIG_SEED: Final = "seed"
 CONFIG_TARGETS: Final = "targets"
 CONFIG_RUN_DIR: Final = "run-dir"
+CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
+
+# Key of a SuperNode's --node-config: where the silo's own file lies, if it is none of a simulation.
+NODE_SILO: Final = "silo"
 
 # A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
 NOTHING_KNOWN: Final = -1e9
+
+NO_HASH: Final = "none"
+"""The hash of a model or transfer set that there is not."""
 
 NO_TEACHER: Final = -1
 """The ``student`` of ``query.distil`` whose model is none of the teachers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from fedkd.results import Quarantined
 from strategies.gate import RefusedError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+GONE = "it is not connected"
+"""Why a silo that nobody could ask was not in a round."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ class Ledger:
         self.quarantined.append(Quarantined(silo, self.round, str(error)))
 
     def barred(self, max_failures: int) -> dict[str, int]:
-        """Return the silos with so many refused replies, and the round of the last that counted."""
+        """Return the silos with so many refused replies, and the round of the last that counted.
+
+        A silo that is gone has answered nothing wrong: it may come back.
+        """
         failures: dict[str, int] = {}
         barred: dict[str, int] = {}
         for entry in self.quarantined:
+            if entry.reason == GONE:
+                continue
             failures[entry.silo] = failures.get(entry.silo, 0) + 1
             if failures[entry.silo] == max_failures:
                 barred[entry.silo] = entry.round
@@ -96,7 +102,8 @@ def exchange(
     """
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
     asked = {message.metadata.dst_node_id for message in messages}
-    pending = set(grid.push_messages(messages))
+    # A SuperLink gives no id to a message for a node that it no longer knows.
+    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
     replies: dict[int, Message] = {}
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE
@@ -115,9 +122,3 @@ def exchange(
             pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
             time.sleep(pause)
     return replies
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key under which digits compare as numbers: silo-2 before silo-10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -21,14 +20,15 @@ from fedkd.checkpoint import State, copy_state
 from fedkd.distillation.consolidation import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
+from fedkd.names import natural_key
 from fedkd.results import Point, Stopped
 from fedkd.seeding import numpy_generator
 from fedkd.training import evaluate
 from strategies.examine import Beginning, look_at_start
-from strategies.exchange import Ledger, Member, exchange, natural_key
+from strategies.exchange import GONE, Ledger, Member, exchange
 from strategies.gate import RefusedError, read_info, read_num_examples, read_update
-from strategies.roster import call_roster
-from strategies.savepoint import ABSENT, Keeper, SavePoint
+from strategies.roster import Roster
+from strategies.savepoint import Keeper, SavePoint
 from strategies.setting import Observer, Setting
 from strategies.teachers import collect_teachers
 from strategies.updates import RoundModels, server_update
@@ -65,7 +65,7 @@ class SiloFedAvg(FedAvg):
         self.observer = observer
         self.run_id = run_id
         self.ledger = Ledger()
-        self.roster: dict[str, Member] = {}
+        self.roster = Roster()
         self.curve: list[Point] = []
         self.stopped: Stopped = "budget"
         self.exchanges_before_round_1 = 0
@@ -98,7 +98,7 @@ class SiloFedAvg(FedAvg):
             arrays = self._go_on(grid, self._saved)
         else:
             # The introduction is no exchange, and on Ray it waits for processes to start: untimed.
-            self.roster = call_roster(grid, self.setting, self.ledger, self.run_id)
+            self.roster.call(grid, self.setting, self.ledger, self.run_id)
             with self.ledger.traffic.timed():
                 state = self.begin(grid, initial_arrays)
             self.start_state = state
@@ -110,6 +110,7 @@ class SiloFedAvg(FedAvg):
             if self._may_stop():
                 break
             self.ledger.open(round_number)
+            self.roster.look_again(grid, self.setting, self.ledger, self.run_id)
             with self.ledger.traffic.timed():
                 config = ConfigRecord(dict(train_config or {}))
                 messages = list(self.configure_train(round_number, arrays, config, grid))
@@ -137,14 +138,8 @@ class SiloFedAvg(FedAvg):
         Cohorts are drawn from the silos that the run began with. Those that have not come back
         fail in their rounds, and those that are new to it are not asked.
         """
-        returned = call_roster(grid, self.setting, Ledger(), self.run_id)
-        self.roster = {
-            member.name: replace(
-                member,
-                node_id=returned[member.name].node_id if member.name in returned else ABSENT,
-            )
-            for member in saved.members
-        }
+        self.roster.call(grid, self.setting, Ledger(), self.run_id)
+        self.roster.keep_to(saved.members)
         self.curve = list(saved.curve)
         self.ledger.quarantined = list(saved.quarantined)
         self.notes = dict(saved.notes)
@@ -234,7 +229,7 @@ class SiloFedAvg(FedAvg):
             try:
                 reply = by_node.get(member.node_id)
                 if reply is None:
-                    raise RefusedError(_why_silent(member))
+                    raise RefusedError(self._why_silent(member))
                 state, size, loss = read_update(
                     reply,
                     self._expected,
@@ -260,12 +255,22 @@ class SiloFedAvg(FedAvg):
     def _address(
         self, members: Iterable[Member], content: RecordDict, message_type: str
     ) -> list[Message]:
-        """Return a message for every silo that is there and not quarantined."""
+        """Return a message for every silo that is there and not quarantined.
+
+        Nobody waits for one that is known to be gone; its place in the cohort stays empty.
+        """
         return [
             Message(content, member.node_id, message_type)
             for member in members
-            if member.node_id != ABSENT and not self._is_quarantined(member)
+            if member.node_id in self.roster.connected and not self._is_quarantined(member)
         ]
+
+    def _why_silent(self, member: Member) -> str:
+        """Say why there is no reply, and count the silo as gone until the next look."""
+        if member.node_id not in self.roster.connected:
+            return GONE
+        self.roster.connected.discard(member.node_id)
+        return "it did not answer in time"
 
     def _is_quarantined(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
@@ -321,7 +326,12 @@ class SiloFedAvg(FedAvg):
         """Where the server has no test data: accuracy on the silos', weighted by examples."""
         config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        members = [m for m in self.roster.values() if not self._is_quarantined(m)]
+        # One that was gone or silent in this very round has been noted, and is not asked again.
+        members = [
+            member
+            for member in self.roster.values()
+            if member.node_id in self.roster.connected and not self._is_quarantined(member)
+        ]
         messages = self._address(members, content, wire.EVALUATE)
         replies = exchange(
             grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
@@ -331,7 +341,7 @@ class SiloFedAvg(FedAvg):
         for member in members:
             try:
                 if member.node_id not in replies:
-                    raise RefusedError(_why_silent(member))
+                    raise RefusedError(self._why_silent(member))
                 reply = replies[member.node_id]
                 info = read_info(reply, run_id=self.run_id, round_number=round_number)
                 if info.get(wire.SILO) != member.name:
@@ -364,12 +374,6 @@ class SiloFedAvg(FedAvg):
             self.stopped = "targets"
             return True
         return False
-
-
-def _why_silent(member: Member) -> str:
-    if member.node_id == ABSENT:
-        return "it has not come back since the run was taken up again"
-    return "it did not answer in time"
 
 
 def central_evaluation(setting: Setting) -> EvaluateFn | None:

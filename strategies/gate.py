@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from fedkd import wire
 from fedkd.checkpoint import State
+from fedkd.names import SILO_NAME
 
 MAX_EXAMPLES = 10**9
 MAX_LOGIT = 1e4
 MAX_HEADER = 10_000
-_SILO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class RefusedError(Exception):
@@ -49,7 +48,7 @@ def read_info(message: Message, *, run_id: str, round_number: int) -> ConfigReco
 def read_name(info: ConfigRecord) -> str:
     """Return the silo's name."""
     name = info.get(wire.SILO)
-    if not isinstance(name, str) or not _SILO_NAME.fullmatch(name):
+    if not isinstance(name, str) or not SILO_NAME.fullmatch(name):
         raise RefusedError(f"{_printable(name)!r} is no name for a silo")
     return name
 

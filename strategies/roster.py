@@ -1,9 +1,16 @@
-"""Who takes part: every node is asked to introduce itself, and names are bound to nodes."""
+"""Who takes part: every node is asked to introduce itself, and names are bound to nodes.
+
+A silo may drop out and come back while a run is under way. With node authentication it comes back
+as the same node. Without, it comes back as another that claims its name, and gets it as soon as the
+old node is gone: nobody takes a name from a silo that is connected.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,48 +18,137 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.data.images import content_hash
 from fedkd.errors import FedKDError
-from strategies.exchange import Ledger, Member, exchange, natural_key
+from fedkd.names import natural_key
+from strategies.exchange import Ledger, Member, exchange
 from strategies.gate import RefusedError, read_class_counts, read_info, read_name, read_num_examples
+from strategies.savepoint import ABSENT
 from strategies.setting import Setting
 
+LATECOMER_SECONDS = 60.0
+"""How long the other silos wait before a round for a new node to introduce itself."""
 
-def call_roster(grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> dict[str, Member]:
-    """Return the silos that answered, by name, in natural order.
 
-    Raises:
-        FedKDError: fewer silos than the quorum answered.
+class Roster(dict[str, Member]):
+    """All silos that ever introduced themselves, by name, in natural order.
+
+    Attributes:
+        connected: nodes that the SuperLink counts as connected, as of the last look.
     """
-    expected = setting.study.partition.silos
-    nodes = _wait_for_nodes(grid, expected, setting.rounds.timeout)
-    transfer = content_hash(setting.transfer.images) if setting.transfer is not None else "none"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connected: set[int] = set()
+        self._asked: set[int] = set()
+        self._claims: dict[int, Member] = {}
+        self._closed = False
+
+    def call(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
+        """Wait for the study's silos, and let them introduce themselves.
+
+        Raises:
+            FedKDError: fewer silos than the quorum did.
+        """
+        expected, timeout = setting.study.partition.silos, setting.rounds.timeout
+        nodes = _wait_for_nodes(grid, expected, timeout)
+        self._meet(grid, nodes, setting, ledger, run_id, timeout)
+        least = max(1, math.ceil(setting.rounds.quorum * expected))
+        if len(self) < least:
+            reasons = "; ".join(sorted({entry.reason for entry in ledger.quarantined})[:3])
+            raise FedKDError(
+                f"{len(self)} of {expected} silos introduced themselves, and at least {least} are "
+                f"needed (rounds.quorum){': ' + reasons if reasons else ''}"
+            )
+
+    def keep_to(self, members: Sequence[Member]) -> None:
+        """Keep to the silos that a run began with, on the nodes where they are now.
+
+        What they said of themselves then holds; those that are not back are on no node, and those
+        that are new to the run are not asked.
+        """
+        self._closed = True
+        nodes = {name: member.node_id for name, member in self.items()}
+        self.clear()
+        for member in members:
+            self[member.name] = replace(member, node_id=nodes.get(member.name, ABSENT))
+
+    def look_again(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
+        """Look who is connected before a round, and let nodes that are new introduce themselves."""
+        nodes = set(grid.get_node_ids())
+        self._asked &= nodes  # one that went may come back as somebody else
+        known = {member.node_id for member in self.values()}
+        new = sorted(nodes - self._asked - known)
+        timeout = min(setting.rounds.timeout, LATECOMER_SECONDS)
+        self._meet(grid, new, setting, ledger, run_id, timeout)
+        self.connected = nodes
+        for node, member in list(self._claims.items()):
+            if node not in nodes or self._bind(member):
+                del self._claims[node]
+
+    def _meet(
+        self,
+        grid: Grid,
+        nodes: Sequence[int],
+        setting: Setting,
+        ledger: Ledger,
+        run_id: str,
+        timeout: float,
+    ) -> None:
+        """Ask nodes who they are. It is no exchange: who fails is noted, in no round's count."""
+        failed = ledger.traffic.failed
+        self.connected |= set(nodes)
+        self._asked |= set(nodes)
+        content = _question(setting, run_id)
+        messages = [Message(content, node, wire.DESCRIBE) for node in nodes]
+        replies = exchange(grid, messages, timeout=timeout, traffic=ledger.traffic)
+        for node in nodes:
+            try:
+                if node not in replies:
+                    raise RefusedError("it did not introduce itself in time")
+                member = _read_member(replies[node], node, setting, run_id)
+                if self._closed and member.name not in self:
+                    continue
+                if not self._bind(member):
+                    self._claims[node] = member
+                    raise RefusedError(
+                        f"it claims the name {member.name!r}, which another node bears"
+                    )
+            except RefusedError as error:
+                ledger.refuse(f"node-{node}", error)
+        ledger.traffic.failed = failed
+
+    def _bind(self, member: Member) -> bool:
+        """Give a node its name, unless another that is connected bears it."""
+        holder = self.get(member.name)
+        if holder is not None and holder.node_id in self.connected - {member.node_id}:
+            return False
+        members = {**self, member.name: member}
+        self.clear()
+        for name in sorted(members, key=natural_key):
+            self[name] = members[name]
+        return True
+
+
+def _question(setting: Setting, run_id: str) -> RecordDict:
+    images = setting.transfer.images if setting.transfer is not None else None
+    transfer = wire.NO_HASH if images is None else content_hash(images)
     config = ConfigRecord({wire.RUN_ID: run_id, wire.ROUND: 0, wire.TRANSFER_HASH: transfer})
-    content = RecordDict({wire.CONFIG: config})
-    messages = [Message(content, node, wire.DESCRIBE) for node in nodes]
-    replies = exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
-    members: dict[str, Member] = {}
-    for node in nodes:
-        try:
-            if node not in replies:
-                raise RefusedError("it did not introduce itself in time")
-            info = read_info(replies[node], run_id=run_id, round_number=0)
-            name = read_name(info)
-            read_num_examples(info, setting.rounds.max_examples)
-            read_class_counts(info, setting.shape.num_classes)
-            _check_architecture(info, setting)
-            if name in members:
-                raise RefusedError(f"it claims the name {name!r}, which another node bears")
-            members[name] = Member(name, node, info)
-        except RefusedError as error:
-            ledger.refuse(f"node-{node}", error)
-    least = max(1, math.ceil(setting.rounds.quorum * expected))
-    if len(members) < least:
-        reasons = "; ".join(sorted({entry.reason for entry in ledger.quarantined})[:3])
-        raise FedKDError(
-            f"{len(members)} of {expected} silos introduced themselves, and at least {least} are "
-            f"needed (rounds.quorum){': ' + reasons if reasons else ''}"
+    return RecordDict({wire.CONFIG: config})
+
+
+def _read_member(reply: Message, node: int, setting: Setting, run_id: str) -> Member:
+    info = read_info(reply, run_id=run_id, round_number=0)
+    name, size = read_name(info), read_num_examples(info, setting.rounds.max_examples)
+    read_class_counts(info, setting.shape.num_classes)
+    study = setting.study
+    if info.get(wire.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:
+        raise RefusedError("its model has an architecture that the study does not know")
+    if study.in_field and name not in study.silo_names:
+        raise RefusedError(f"it bears the name {name!r}, which partition.names has not")
+    if study.in_field and size < study.partition.min_size:
+        raise RefusedError(
+            f"it has {size} images, fewer than partition.min_size, {study.partition.min_size}"
         )
-    ledger.traffic.failed = 0
-    return {name: members[name] for name in sorted(members, key=natural_key)}
+    return Member(name, node, info)
 
 
 def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
@@ -63,9 +159,3 @@ def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
         if len(nodes) >= expected or time.monotonic() >= deadline:
             return nodes
         time.sleep(0.5)
-
-
-def _check_architecture(info: ConfigRecord, setting: Setting) -> None:
-    known = {setting.study.model.arch, *setting.study.model.per_silo.values()}
-    if info.get(wire.ARCHITECTURE) not in known:
-        raise RefusedError("its model has an architecture that the study does not know")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from fedkd.training import intra_op_threads
 from strategies.examine import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
+from strategies.run_log import RunLog
 from strategies.savepoint import Keeper
 from strategies.setting import Observer, Setting
 
@@ -39,11 +42,15 @@ LEASE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Serving:
-    """One run to serve: the setting, the folder for its record, who watches."""
+    """One run to serve: the setting, the folder for its record, who watches.
+
+    ``log`` is where a caller on another host learns the record; None where it sees the folder.
+    """
 
     setting: Setting
     folder: Path
     observer: Observer
+    log: RunLog | None = None
 
 
 class _Recorder:
@@ -61,17 +68,6 @@ class _Recorder:
         self._observer.on_distillation(epoch, epochs)
 
 
-class _Printer:
-    """Tells the run's log how it goes: all that a remote caller sees."""
-
-    def on_point(self, point: Point) -> None:
-        print(f"round {point.round}: accuracy {point.accuracy:.4f}", flush=True)  # noqa: T201 -- the log
-
-    def on_distillation(self, epoch: int, epochs: int) -> None:
-        if epoch == epochs:
-            print(f"distilled for {epochs} epochs", flush=True)  # noqa: T201 -- the log
-
-
 def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
     """Return a ServerApp that serves the run which ``find`` reads from the context."""
     app = ServerApp()
@@ -83,7 +79,11 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
             serve(grid, serving, run_id=f"{context.run_id % 2**64:016x}")
         except FedKDError as error:
             write_text(serving.folder / ERROR_FILE, str(error))
+            if serving.log is not None:
+                serving.log.on_error(str(error))
             raise
+        if serving.log is not None:
+            serving.log.on_end(serving.folder)
 
     return app
 
@@ -150,18 +150,51 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
         keeper.remove()
 
 
-def simulated_run(context: Context) -> Serving:
-    """Read the run config of a simulation, or of ``flwr run`` by hand."""
+def read_run(context: Context) -> Serving:
+    """Read the run config of a run on a SuperLink.
+
+    A local engine names the folder for the record. Others see no more of this host than the log of
+    the run: the folder is then one of this host's own.
+
+    Raises:
+        FedKDError: the run config is none of a study.
+    """
+    log = RunLog()
     config = {key: str(value) for key, value in context.run_config.items()}
-    cache = Path(config[wire.CONFIG_CACHE_DIR] or cache_root())
-    study = parse_study(config[wire.CONFIG_STUDY], origin="run config: study")
-    arm = config[wire.CONFIG_ARM]
-    if arm not in study.arms:
-        raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
-    targets = json.loads(config[wire.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
-    federation = Federation.load(study, int(config[wire.CONFIG_SEED]), cache)
-    folder = config[wire.CONFIG_RUN_DIR] or cache / "flwr-runs" / str(context.run_id)
-    return Serving(Setting.of(federation, arm, tuple(targets)), Path(folder), _Printer())
+    try:
+        cache = Path(config[wire.CONFIG_CACHE_DIR] or cache_root())
+        study = parse_study(config[wire.CONFIG_STUDY], origin="run config: study")
+        arm, seed = config[wire.CONFIG_ARM], int(config[wire.CONFIG_SEED])
+        if arm not in study.arms:
+            raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
+        targets = json.loads(config[wire.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
+        setting = Setting.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
+        if folder := config[wire.CONFIG_RUN_DIR]:
+            return Serving(setting, Path(folder), log)
+        name = config[wire.CONFIG_RUN_NAME] or f"run-{context.run_id % 2**64:016x}"
+        return Serving(setting, state_folder(setting, name), log, log)
+    except FedKDError as error:
+        log.on_error(str(error))
+        raise
 
 
-app = make_server_app(simulated_run)
+def state_folder(setting: Setting, name: str) -> Path:
+    """Return where this host keeps record and model of a run that another host asked for.
+
+    A run of the same name goes on from what is there.
+
+    Args:
+        setting: the run.
+        name: what the caller calls it.
+
+    Raises:
+        FedKDError: the name is none for a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise FedKDError(f"run config: {wire.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
+    chosen = os.environ.get("FEDKD_STATE_DIR")
+    root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
+    return root / setting.study.name / name / setting.arm_name / f"seed-{setting.seed}"
+
+
+app = make_server_app(read_run)

@@ -59,14 +59,14 @@ class Setting:
 
     @classmethod
     def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
-        """Return the server's part of a simulated federation."""
+        """Return the server's part of a federation."""
         return cls(
             study=federation.study,
             arm_name=arm_name,
             seed=federation.seed,
             shape=federation.shape,
             compute=federation.compute,
-            test=federation.cut.test,
+            test=federation.cut.test if len(federation.cut.test) else None,
             validation=federation.cut.validation,
             transfer=federation.cut.transfer,
             targets=targets,

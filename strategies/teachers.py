@@ -126,8 +126,15 @@ def _some(teachers: list[Teacher], setting: Setting, ledger: Ledger) -> list[Tea
 def _ask(
     grid: Grid, members: Sequence[Member], question: RecordDict, setting: Setting, ledger: Ledger
 ) -> dict[int, Message]:
-    messages = [Message(question, member.node_id, wire.TEACHER) for member in members]
+    messages = [Message(_for(member, question), member.node_id, wire.TEACHER) for member in members]
     return exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
+
+
+def _for(member: Member, question: RecordDict) -> RecordDict:
+    """Leave the transfer images out for a silo that has them; their hash binds its answer."""
+    if member.info.get(wire.HOLDS_TRANSFER) is not True:
+        return question
+    return RecordDict({key: value for key, value in question.items() if key != wire.TRANSFER})
 
 
 def _question(

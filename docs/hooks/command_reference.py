@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -29,8 +30,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def render() -> str:
     """Return the page as Markdown."""
-    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
-    return "\n".join([INTRODUCTION, *(_section(name, it) for name, it in commands.items())])
+    commands = _commands(typer.main.get_command(app))
+    return "\n".join([INTRODUCTION, *(_section(name, it) for name, it in commands)])
+
+
+def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all commands by their whole names, those of groups such as ``keys`` too."""
+    for name, command in vars(group)["commands"].items():
+        if "commands" in vars(command):
+            yield from _commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
 
 
 def _section(name: str, command: Any) -> str:

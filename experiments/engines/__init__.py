@@ -14,11 +14,30 @@ if TYPE_CHECKING:
 INLINE, RAY = "inline", "ray"
 
 
-def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
-    """Return the engine that the study names.
+def check_engine(study: Study) -> None:
+    """Refuse an engine that there is not, or that cannot reach the study's silos.
 
     Raises:
-        UserError: there is no such engine.
+        UserError: says which engines there are.
+    """
+    name = study.engine.name
+    if name not in (INLINE, RAY):
+        from experiments.engines.connection import read_connection
+
+        read_connection(name)
+    elif study.in_field:
+        raise UserError(
+            f"engine.name: {name} simulates silos on this host, but partition.scheme is field: "
+            "these are on hosts of their own; use --engine CONNECTION, a SuperLink connection of "
+            "Flower's config.toml"
+        )
+
+
+def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
+    """Return the engine that the study names: one of ours, or a SuperLink connection of Flower's.
+
+    Raises:
+        UserError: there is no such engine or connection.
     """
     name = study.engine.name
     if name == INLINE:
@@ -29,4 +48,6 @@ def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
         from experiments.engines.ray import RayEngine
 
         return RayEngine(study)
-    raise UserError(f"engine.name: there is no engine {name!r}; known are {INLINE} and {RAY}")
+    from experiments.engines.connection import ConnectionEngine
+
+    return ConnectionEngine(name)

@@ -43,7 +43,14 @@ class Task:
 
 
 class Engine(AbstractContextManager[Any], Protocol):
-    """Runs tasks; entered once for a study, so that it may keep processes or threads."""
+    """Runs tasks; entered once for a study, so that it may keep processes or threads.
+
+    Attributes:
+        remote: whether arms run on hosts of others, so that silos keep their models and nothing
+            that this host holds may stand for a run there.
+    """
+
+    remote: bool
 
     def run(self, task: Task, observer: Observer) -> None:
         """Run ``task`` to its end, telling ``observer`` of every round.

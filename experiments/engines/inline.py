@@ -110,6 +110,8 @@ class InlineEngine:
         pool: threads for silos, one intra-op thread each.
     """
 
+    remote = False
+
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
 

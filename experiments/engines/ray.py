@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +22,13 @@ from pathlib import Path
 import tomli_w
 
 from experiments.engines.base import Task
+from experiments.engines.flower_app import (
+    find_program,
+    last_lines,
+    read_log,
+    user_paths,
+    write_app,
+)
 from experiments.engines.inline import available_cores
 from experiments.engines.processes import (
     MARK,
@@ -32,14 +37,12 @@ from experiments.engines.processes import (
     start,
     start_keeper,
 )
-from fedkd import __version__, wire
 from fedkd.errors import FedKDError
 from fedkd.results import ROUNDS_FILE, STATE_FILE, read_points
 from fedkd.study import Study
 from strategies.server_app import ERROR_FILE
 from strategies.setting import Observer
 
-ROOMS = ("fedkd", "strategies", "clients")
 CONNECTION = "fedkd"
 LOG_FILE = "flower.log"
 START_SECONDS = 120.0
@@ -50,7 +53,6 @@ ASK_SECONDS = 5.0
 ASK_ATTEMPTS = 3
 ASK_TIMEOUT = 60.0
 POLL_SECONDS = 0.1
-LOG_LINES = 6
 SOCKET_PATH_ROOM = 32
 """How long the folder of Ray's sockets may be: their paths may have about 100 characters."""
 
@@ -63,6 +65,8 @@ class RayEngine:
     Args:
         study: whose silos and workers the simulation gets.
     """
+
+    remote = False
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -108,7 +112,7 @@ class RayEngine:
         config.write_text(tomli_w.dumps(task.run_config()), encoding="utf-8")
         simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
         return [
-            *(_program("flwr"), "run", self._app, CONNECTION, "--stream"),
+            *(find_program("flwr"), "run", self._app, CONNECTION, "--stream"),
             *("--run-config", config, "--federation-config", " ".join(simulation)),
         ]
 
@@ -157,7 +161,7 @@ class RayEngine:
 
     def _runs_on(self) -> bool:
         """Ask the SuperLink whether a run has not finished yet."""
-        command: list[str | Path] = [_program("flwr"), "ls", CONNECTION, "--format", "json"]
+        command: list[str | Path] = [find_program("flwr"), "ls", CONNECTION, "--format", "json"]
         for _ in range(ASK_ATTEMPTS):
             with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
                 answer = subprocess.run(  # noqa: S603 -- our own command
@@ -189,7 +193,7 @@ class RayEngine:
             home = Path(self._environment["FLWR_HOME"])
             write_connection(home, port)
             command: list[str | Path] = [
-                *(_program("flower-superlink"), "--insecure", "--simulation"),
+                *(find_program("flower-superlink"), "--insecure", "--simulation"),
                 *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                 "--disable-runtime-dependency-installation",
             ]
@@ -251,37 +255,6 @@ class _Tail:
         self._size, self._reported = size, len(points)
 
 
-def write_app(folder: Path) -> Path:
-    """Write a Flower app folder with this very code; an installed package is none.
-
-    Flower allows letters, digits and hyphens in the folder's name.
-    """
-    for room in ROOMS:
-        spec = importlib.util.find_spec(room)
-        if spec is None or not spec.submodule_search_locations:
-            raise FedKDError(f"the package {room} cannot be found; install fedkd again")
-        source = Path(spec.submodule_search_locations[0])
-        for path in source.rglob("*.py"):
-            target = folder / room / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
-    keys = (wire.CONFIG_STUDY, wire.CONFIG_ARM, wire.CONFIG_TARGETS)
-    folders = (wire.CONFIG_RUN_DIR, wire.CONFIG_CACHE_DIR)
-    config = {**dict.fromkeys((*keys, *folders), ""), wire.CONFIG_SEED: 0}
-    app = {"publisher": "fedkd", "components": components, "config": config}
-    project = {
-        "name": "fedkd",
-        "version": __version__,
-        "description": "The apps of fedkd, as installed here.",
-        "license": "Apache-2.0",
-        "dependencies": [],
-    }
-    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    return folder
-
-
 def write_connection(home: Path, port: int) -> None:
     """Name the SuperLink by its address, so that Flower starts none of its own."""
     home.mkdir(exist_ok=True)
@@ -315,32 +288,6 @@ def make_environment(folder: Path) -> dict[str, str]:
     return environment
 
 
-def user_paths() -> list[str]:
-    """Return where this process finds modules beside Python and its packages, the user's first.
-
-    A model named ``package.module:function`` must be found by Ray's workers too.
-    """
-    places = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
-    own = {Path(sysconfig.get_path(place)).absolute() for place in places}
-    paths = dict.fromkeys(Path(entry or ".").absolute() for entry in ["", *sys.path])
-    return [str(p) for p in paths if p.is_dir() and not any(p.is_relative_to(o) for o in own)]
-
-
-def read_log(log: Path) -> list[str]:
-    """Return the lines of a log without colours and empty lines."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    return [line.rstrip() for line in lines if line.strip()]
-
-
-def last_lines(log: Path) -> str:
-    """Return the end of a log, to be quoted."""
-    return "\n".join(read_log(log)[-LOG_LINES:]) or "(nothing)"
-
-
 def why_failed(folder: Path, log: Path) -> str:
     """Keep the log of a failed run beside its record and say what is known."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,12 +314,3 @@ def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:
         connection.close()
         time.sleep(POLL_SECONDS)
     return False
-
-
-def _program(name: str) -> Path:
-    """Return a program of this very environment; another one's Flower may be another version."""
-    beside = Path(sys.executable).parent / name
-    found = beside if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise FedKDError(f"the program {name} is not installed; install flwr[simulation]")
-    return Path(found)

@@ -21,6 +21,9 @@ NOISE = "noise"
 STUDENT_SILO = "student-silo"
 """Transfer sets that are no data source: pixels at random, and the student's private images."""
 
+NO_SOURCE = "none"
+"""The source of a server that owns no images: for studies of silos in the field."""
+
 PREFIXES = ("folder:", "npz:", "hf:")
 
 PARTITIONS = Registry(
@@ -35,6 +38,11 @@ PARTITIONS = Registry(
 )
 
 _SOURCES = Registry("data source", dict.fromkeys(("digits", *TORCHVISION_SETS), ""))
+
+
+def check_study_source(name: str) -> str:
+    """Return ``name`` if a study's ``data.source`` may be it; raise ValueError otherwise."""
+    return name if name == NO_SOURCE else check_source(name)
 
 
 def check_source(name: str) -> str:

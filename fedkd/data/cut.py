@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.data import NOISE, STUDENT_SILO
+from fedkd.data import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.data.images import Images
 from fedkd.data.kept import load_kept_source, share_out
 from fedkd.data.sources import Source, convert_like
 from fedkd.errors import UserError
 from fedkd.seeding import derive_seed, numpy_generator
+from fedkd.study.data import InField
 
 if TYPE_CHECKING:
     from fedkd.data.partition import Indices
@@ -58,8 +59,14 @@ def load_cut(study: Study, seed: int, cache: Path | None = None) -> Cut:
         cache: root of a cache that may hold the data decoded and shared out before.
 
     Raises:
-        UserError: a source cannot be read, or has too few images for what is asked.
+        UserError: a source cannot be read, has too few images for what is asked, or is not here:
+            silos in the field keep theirs.
     """
+    if study.in_field:
+        raise UserError(
+            "partition.scheme: field: these silos and their images are on hosts of their own; only "
+            "fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
+        )
     source = load_kept_source(study.data.source, image_size=study.data.image_size, cache=cache)
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return cut(source, study, seed, None, cache)
@@ -112,15 +119,18 @@ def cut(
         transfer = _draw_elsewhere(source, study, seed, transfer_source)
     elif data.transfer.source == NOISE:
         transfer = _noise(source, data.transfer.size, seed)
-    elif data.transfer.source is None:
+    elif data.transfer.source is None and data.source != NO_SOURCE:
         _check_left(data.transfer.size, len(remaining), "are left after test and validation")
         chosen, remaining = _draw(remaining, data.transfer.size, seed, "cut-transfer")
         transfer = _hide_labels(source.train.take(chosen), study)
 
     if data.train_size is not None and data.train_size < len(remaining):
         remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
-    labels = source.train.labels.numpy()[remaining]
-    parts = share_out(labels, study, derive_seed(seed, "partition"), cache)
+    if isinstance(study.partition, InField):
+        parts = []
+    else:
+        labels = source.train.labels.numpy()[remaining]
+        parts = share_out(labels, study.partition, derive_seed(seed, "partition"), cache)
     return Cut(
         test=test,
         validation=validation,

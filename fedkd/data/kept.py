@@ -28,7 +28,7 @@ from fedkd.errors import UserError
 from fedkd.files import replacing
 
 if TYPE_CHECKING:
-    from fedkd.study import Study
+    from fedkd.data.partition import Scheme
 
 SOURCES, PARTITIONS = "sources", "partitions"
 _OWN = ("folder:", "npz:", "hf:")
@@ -63,13 +63,13 @@ def load_kept_source(name: str, *, image_size: int | None, cache: Path | None) -
 
 
 def share_out(
-    labels: np.ndarray[Any, np.dtype[np.int64]], study: Study, seed: int, cache: Path | None
+    labels: np.ndarray[Any, np.dtype[np.int64]], scheme: Scheme, seed: int, cache: Path | None
 ) -> list[Indices]:
     """Return which images each silo gets, as drawn before where labels and scheme are the same.
 
     Args:
         labels: int64 ``[N]``.
-        study: its ``partition`` says how.
+        scheme: says how.
         seed: of the draw.
         cache: root of the cache, or None to draw anew.
 
@@ -78,7 +78,7 @@ def share_out(
     """
 
     def draw() -> list[Indices]:
-        return list(partition(labels, study.partition, seed))
+        return list(partition(labels, scheme, seed))
 
     if cache is None:
         return draw()
@@ -86,7 +86,7 @@ def share_out(
         {
             "kind": "partition",
             "labels": hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest(),
-            "scheme": study.partition.model_dump(),
+            "scheme": scheme.model_dump(),
             "seed": seed,
         }
     )

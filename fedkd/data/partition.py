@@ -20,6 +20,8 @@ from fedkd.seeding import derive_seed, numpy_generator
 if TYPE_CHECKING:
     from fedkd.study import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
 
+    Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant
+
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
 
@@ -31,7 +33,7 @@ _SHARD_SEEDS = 50
 
 def partition(
     labels: Labels,
-    spec: Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant,
+    spec: Scheme,
     seed: int,
 ) -> list[Indices]:
     """Share images among silos by the scheme of a study.

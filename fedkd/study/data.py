@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedkd.data import NOISE, STUDENT_SILO
+from fedkd.data import (
+    NO_SOURCE,
+    NOISE,
+    PREFIXES,
+    STUDENT_SILO,
+    TORCHVISION_SETS,
+    check_study_source,
+)
+from fedkd.names import SILO_NAME
 from fedkd.study.sections import Count, Fraction, Rate, Section, Source
+
+StudySource = Annotated[
+    str,
+    AfterValidator(check_study_source),
+    Field(json_schema_extra={"examples": ["digits", *TORCHVISION_SETS, *PREFIXES, NO_SOURCE]}),
+]
+SiloName = Annotated[str, Field(pattern=rf"^{SILO_NAME.pattern}$")]
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class TransferSet(Section):
@@ -36,7 +52,11 @@ class TransferSet(Section):
 class Data(Section):
     """Where images come from and how they are cut."""
 
-    source: Source = "digits"
+    source: StudySource = Field(
+        "digits",
+        description="of silos in the field: the server's own images, on the SuperLink's host, or "
+        "none, which is then the default",
+    )
     test: float = Field(0.2, gt=0, lt=1, description="fraction, where the source has no test set")
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of what is not test")
     transfer: TransferSet = TransferSet()
@@ -45,6 +65,22 @@ class Data(Section):
     image_size: int | None = Field(
         None, ge=4, le=1024, description="resize images to this height and width in pixels"
     )
+    classes: list[ClassName] | None = Field(
+        None,
+        min_length=2,
+        max_length=10_000,
+        description="names of the classes, of silos in the field alone: a label is a place in it",
+    )
+    channels: int | None = Field(
+        None, ge=1, le=16, description="1 for greyscale, 3 for RGB; of silos in the field alone"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        names = self.classes or []
+        if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+            raise ValueError(f"classes: {twice[0]!r} stands there twice")
+        return self
 
 
 class Partition(Section):
@@ -86,3 +122,26 @@ class LabelDominant(Partition):
 
     scheme: Literal["label-dominant"]
     share: Fraction = 0.8
+
+
+class InField(Partition):
+    """Nothing is shared out: each silo owns its images, on a host of its own."""
+
+    scheme: Literal["field"]
+    names: list[SiloName] = Field(
+        min_length=1, max_length=1000, description="of all silos, as their silo.yaml says"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, data: Any) -> Any:
+        names = data.get("names") if isinstance(data, dict) else None
+        return {"silos": len(names), **data} if isinstance(names, list) and names else data
+
+    @model_validator(mode="after")
+    def _check(self) -> InField:
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("names has a silo twice")
+        if self.silos != len(self.names):
+            raise ValueError(f"silos is {self.silos}, but names has {len(self.names)} entries")
+        return self

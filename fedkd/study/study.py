@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedkd.distillation import LEAST_TRANSFER_IMAGES, NEEDS_LABELS
+from fedkd.names import natural_key
 from fedkd.registry import suggest
 from fedkd.study.arm import Arm
 from fedkd.study.consolidation import Consolidation
 from fedkd.study.data import (
     Data,
     Iid,
+    InField,
     LabelDirichlet,
     LabelDominant,
     LabelShards,
     Quantity,
 )
+from fedkd.study.field import check_field, fill_field
 from fedkd.study.sections import Fraction, Section, Seed
 from fedkd.study.training import Model, Pretraining, Rounds
 
@@ -55,7 +58,7 @@ class Study(Section):
     name: Name
     data: Data = Data()
     partition: Annotated[
-        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant,
+        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | InField,
         Field(discriminator="scheme"),
     ] = Iid()
     model: Model = Model()
@@ -79,9 +82,14 @@ class Study(Section):
             return {**data, "baselines": ["fedavg"]}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_field(cls, data: Any) -> Any:
+        return fill_field(data)
+
     @model_validator(mode="after")
     def _check(self) -> Study:
-        for check in (_check_arms, _check_baselines, _check_silo_names, _check_needs):
+        for check in (_check_arms, _check_baselines, check_field, _check_silo_names, _check_needs):
             check(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
@@ -95,7 +103,14 @@ class Study(Section):
     @property
     def silo_names(self) -> tuple[str, ...]:
         """Names of all silos, in natural order."""
+        if isinstance(self.partition, InField):
+            return tuple(sorted(self.partition.names, key=natural_key))
         return tuple(f"silo-{index}" for index in range(self.partition.silos))
+
+    @property
+    def in_field(self) -> bool:
+        """Whether the silos own their images, on hosts of their own: nothing is simulated."""
+        return isinstance(self.partition, InField)
 
     @property
     def target_values(self) -> list[float]:
@@ -188,10 +203,12 @@ def _check_silo_names(study: Study) -> None:
     ):
         for silo in mapping:
             if silo not in known:
-                raise ValueError(
-                    f"{key}: no silo is named {silo!r}; they are silo-0 to "
-                    f"silo-{study.partition.silos - 1}"
+                names = (
+                    ", ".join(study.silo_names)
+                    if study.in_field
+                    else f"silo-0 to silo-{study.partition.silos - 1}"
                 )
+                raise ValueError(f"{key}: no silo is named {silo!r}; they are {names}")
 
 
 def _check_needs(study: Study) -> None:

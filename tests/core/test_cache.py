@@ -279,16 +279,16 @@ def test_files_are_noted_only_inside_the_block(tmp_path: Path) -> None:
 def test_shares_are_drawn_once_for_the_same_labels_scheme_and_seed(
     make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study()
+    scheme = make_study().partition
     labels = np.arange(90) % 3
-    drawn = share_out(labels, study, 5, tmp_path)
-    plain = share_out(labels, study, 5, None)
+    drawn = share_out(labels, scheme, 5, tmp_path)
+    plain = share_out(labels, scheme, 5, None)
     assert all(np.array_equal(a, b) for a, b in zip(drawn, plain, strict=True))
     monkeypatch.setattr("fedkd.data.kept.partition", None)
-    kept = share_out(labels, study, 5, tmp_path)
+    kept = share_out(labels, scheme, 5, tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(kept, plain, strict=True))
-    other = make_study({"partition/alpha": 0.7})
-    for changed in ((labels[::-1], study, 5), (labels, other, 5), (labels, study, 6)):
+    other = make_study({"partition/alpha": 0.7}).partition
+    for changed in ((labels[::-1], scheme, 5), (labels, other, 5), (labels, scheme, 6)):
         with pytest.raises(TypeError):
             share_out(*changed, tmp_path)
 

@@ -23,6 +23,7 @@ from fedkd.checkpoint import copy_state
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.local_losses import LOCAL_LOSSES
 from fedkd.models.building import Shape, build_model
+from fedkd.silo.file import load_silo_file
 from fedkd.study_file import parse_study
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,8 @@ def test_every_block_runs(page: str, run: Callable[[str], None], tmp_path: Path)
         elif block.language == "python" and not block.title:
             (tmp_path / "block.py").write_text(block.text)
             run("python block.py")
+        elif block.title.startswith("silo"):
+            load_silo_file(tmp_path / block.title)
         elif block.language == "yaml":
             check_study(block.text)
 

@@ -15,7 +15,8 @@ from fedkd.checkpoint import State, average_states, save_state
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.models.building import Shape, build_model
-from strategies.exchange import Member, natural_key
+from fedkd.names import natural_key
+from strategies.exchange import Member
 from strategies.fedavg import SiloFedAvg
 from strategies.setting import Setting
 

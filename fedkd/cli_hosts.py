@@ -1,0 +1,172 @@
+"""The commands for real hosts: ``fedkd keys`` and ``fedkd silo``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedkd.errors import UserError
+
+if TYPE_CHECKING:
+    from fedkd.doctor import Finding
+
+MARKS = {"ok": "ok     ", "note": "note   ", "broken": "problem"}
+KeysFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder of all keys; keep it to yourself.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    keys = typer.Typer(no_args_is_help=True, help="Make the keys and certificates of real hosts.")
+    keys.command("init")(keys_init)
+    keys.command("add-silo")(keys_add_silo)
+    app.add_typer(keys, name="keys")
+    silo = typer.Typer(no_args_is_help=True, help="Look after a silo on a host of its own.")
+    silo.command("check")(silo_check)
+    silo.command("schema")(silo_schema)
+    app.add_typer(silo, name="silo")
+
+
+def keys_init(
+    host: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME_OR_IP",
+            help="A name or address by which silos reach the server; may be repeated.",
+        ),
+    ],
+    out: KeysFolder = Path("keys"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 8000,
+    days: Annotated[
+        int, typer.Option(min=1, max=3650, help="How long the server's certificate is valid.")
+    ] = 825,
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="Only a new server certificate, by the authority in DIR."),
+    ] = False,
+) -> None:
+    """Make a certificate authority and the server's certificate, and say how to start the server.
+
+    ca.pem goes to every silo. ca.key signs certificates and should leave the server's disk;
+    server.key stays on the server.
+
+    For example: fedkd keys init --host fl.example.org --host 192.0.2.7
+    """
+    from fedkd.keys import make_server_keys
+
+    for path in make_server_keys(out, host, days=days, renew=renew):
+        typer.echo(f"wrote {path}")
+    typer.echo(
+        "\nOn the server's host, start the SuperLink:\n\n"
+        f"  FEDKD_STATE_DIR=/var/lib/fedkd flower-superlink --host 0.0.0.0 --port {port} \\\n"
+        f"    --ssl-certfile {out / 'server.pem'} --ssl-keyfile {out / 'server.key'} \\\n"
+        f"    --ssl-ca-certfile {out / 'ca.pem'} --enable-supernode-auth \\\n"
+        "    --database /var/lib/fedkd/superlink.db --disable-runtime-dependency-installation\n\n"
+        "Where studies are started, name it in $FLWR_HOME/config.toml (~/.flwr/config.toml):\n\n"
+        "  [superlink.field]\n"
+        f'  address = "{host[0]}:{port}"\n'
+        f'  root-certificates = "{(out / "ca.pem").absolute()}"\n\n'
+        "Then make a key for each silo: fedkd keys add-silo NAME"
+        + ("" if out == Path("keys") else f" --out {out}")
+    )
+
+
+def keys_add_silo(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name, as in silo.yaml.")],
+    out: KeysFolder = Path("keys"),
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The SuperLink, for the command to print.")
+    ] = "SERVER:8000",
+    connection: Annotated[
+        str, typer.Option(metavar="NAME", help="Its name in Flower's config.toml; likewise.")
+    ] = "field",
+) -> None:
+    """Make a silo's key pair, and say how to register it and how to start the SuperNode.
+
+    The private half goes to the silo and nowhere else. A silo may make the pair itself and send
+    the public half alone.
+
+    For example: fedkd keys add-silo clinic-a --superlink fl.example.org:8000
+    """
+    from fedkd.keys import make_silo_key
+
+    private, public = make_silo_key(out, name)
+    typer.echo(
+        f"wrote {private}\nwrote {public}\n\n"
+        "Where studies are started, register the public half:\n\n"
+        f"  flwr supernode register {public} {connection}\n\n"
+        f"On the silo's host, with {private.name} and ca.pem brought there:\n\n"
+        f"  flower-supernode --superlink {superlink} --root-certificates /etc/fedkd/ca.pem \\\n"
+        f"    --auth-supernode-private-key /etc/fedkd/{private.name} \\\n"
+        "    --node-config 'silo=\"/etc/fedkd/silo.yaml\"'"
+    )
+
+
+def silo_check(
+    path: Annotated[Path, typer.Argument(metavar="SILO", help="The silo's file, silo.yaml.")],
+    superlink: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Also ask this SuperLink.")
+    ] = None,
+    root_certificates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="ca.pem of its server; by default the system's."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="The SuperLink speaks plain HTTP.")
+    ] = False,
+    study: Annotated[
+        Path | None, typer.Option(metavar="STUDY", help="Check against this study too.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Look before a silo starts: data, labels, model, disk, the way to the SuperLink, the clock.
+
+    Nothing leaves this host but a request whether the SuperLink is well. Exit code 1 says that
+    something would fail.
+
+    For example: fedkd silo check silo.yaml --superlink fl.example.org:8000
+    """
+    from fedkd.silo.check import SiloCheck
+    from fedkd.silo.file import load_silo_file
+    from fedkd.silo.link import Address, check_link
+    from fedkd.study_file import load_study
+
+    if insecure and root_certificates is not None:
+        raise UserError("--insecure: plain HTTP has no certificate; leave out --root-certificates")
+    address = None if superlink is None else Address.parse(superlink)
+    file = load_silo_file(path)
+    loaded = None if study is None else load_study(study)
+    found = _show(SiloCheck(file, loaded).findings(), as_json=as_json)
+    if address is not None:
+        found += _show(check_link(address, root_certificates, insecure=insecure), as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in found], indent=1))
+    if any(finding.level == "broken" for finding in found):
+        raise typer.Exit(1)
+
+
+def silo_schema() -> None:
+    """Print the JSON schema of silo.yaml, for editors and programs."""
+    from fedkd.silo.file import silo_schema as schema
+
+    typer.echo(json.dumps(schema(), indent=1))
+
+
+def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
+    """Print findings as they come, unless a program reads them all together."""
+    shown = []
+    for finding in findings:
+        shown.append(finding)
+        if as_json:
+            continue
+        typer.echo(f"{MARKS[finding.level]}  {finding.name:11} {finding.value}")
+        if finding.advice:
+            typer.echo(f"{'':21}-> {finding.advice}")
+    return shown

@@ -1,0 +1,301 @@
+"""Silos in the field, in this process: they share what their files say, and log what left them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from clients.client_app import app
+from experiments.engines.inline import RUN_ID, SERVER_NODE, InlineGrid
+from fedkd import wire
+from fedkd.checkpoint import copy_state
+from fedkd.federation import Federation
+from fedkd.model_card import ModelCard, save_model
+from fedkd.models.building import Shape, build_model
+from fedkd.results import RunRecord
+from fedkd.study_file import parse_study
+from strategies.server_app import Serving, make_server_app
+from strategies.setting import Setting
+
+SHAPE = Shape(3, 1, 8)
+NAMES = ("north", "south", "west")
+SHARE = {"teacher": "weights", "densities": True, "class_counts": True, "min_samples": 1}
+FAMILIARITY = {"weighting": "familiarity", "epochs": 2}
+ARMS = {
+    "fedavg": {"start": "random"},
+    "fedkd": {"start": "consolidated", "consolidation": FAMILIARITY},
+    "fedkd-logits": {
+        "start": "consolidated",
+        "consolidation": {**FAMILIARITY, "mode": "logits", "student": "fresh"},
+    },
+}
+
+
+class Deaf:
+    def on_point(self, point: Any) -> None:
+        pass
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        pass
+
+
+@dataclass
+class Field:
+    """Three silos with files of their own, and a server without labelled images."""
+
+    root: Path
+    pool: ThreadPoolExecutor
+
+    def write(self, name: str, changes: dict[str, Any]) -> None:
+        images = np.random.default_rng(len(name)).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / "data.npz", images=images, labels=np.arange(40) % 3)
+        arch = "mlp" if name == "west" else "cnn"
+        state = copy_state(build_model(arch, SHAPE, seed=len(name)))
+        save_model(folder / "own.safetensors", state, ModelCard(arch, SHAPE))
+        data = {
+            "name": name,
+            "data": "npz:data.npz",
+            "labels": {"0": "a", "1": "b", "2": "c"},
+            "model": {"checkpoint": "own.safetensors"},
+            "audit": "audit.jsonl",
+            **changes,
+            "share": {**SHARE, **changes.get("share", {})},
+        }
+        path = folder / "silo.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+
+    def transfer(self, name: str) -> str:
+        images = np.random.default_rng(9).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+        np.savez(self.root / name, images=images, labels=np.arange(60) % 3)
+        return f"npz:{self.root / name}"
+
+    def study_text(self) -> str:
+        return yaml.safe_dump(
+            {
+                "name": "field",
+                "data": {
+                    "classes": ["a", "b", "c"],
+                    "channels": 1,
+                    "image_size": 8,
+                    "transfer": {"source": self.transfer("server.npz"), "size": 40},
+                },
+                "partition": {"scheme": "field", "names": list(NAMES)},
+                "model": {"arch": "cnn", "per_silo": {"west": "mlp"}},
+                "rounds": {"max": 1, "timeout": 5, "quorum": 0.3},
+                "targets": [0.99],
+                "arms": ARMS,
+                "seeds": [0],
+                "engine": {"server_threads": 1},
+            }
+        )
+
+    def context(self, node: int, name: str, arm: str) -> Context:
+        config: Any = {wire.CONFIG_STUDY: self.study_text(), wire.CONFIG_ARM: arm}
+        config |= {wire.CONFIG_SEED: 0, wire.CONFIG_CACHE_DIR: str(self.root / "cache")}
+        own: Any = {wire.NODE_SILO: str(self.root / name / "silo.yaml")}
+        return Context(RUN_ID, node, own, RecordDict(), config)
+
+    def run(self, arm: str) -> RunRecord:
+        study = parse_study(self.study_text())
+        setting = Setting.of(Federation.on_server(study, 0, self.root / "cache"), arm, (0.99,))
+        folder = self.root / "record" / arm
+        shutil.rmtree(folder, ignore_errors=True)
+        contexts = {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
+        server = make_server_app(lambda _: Serving(setting, folder, Deaf()))
+        grid = InlineGrid(app, contexts, self.pool)
+        server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
+        return RunRecord.read(folder)
+
+    def audit(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(x) for x in (self.root / name / "audit.jsonl").read_text().splitlines()]
+
+    def ask(self, name: str, kind: str, config: dict[str, Any], arm: str = "fedkd") -> Message:
+        record = ConfigRecord({wire.RUN_ID: "r", wire.ROUND: 0, **config})
+        message = Message(RecordDict({wire.CONFIG: record}), 2, kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        return app(message, self.context(2, name, arm))
+
+
+@pytest.fixture
+def field(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Field]:
+    """Return a function that makes a field, with changes to the files of some silos."""
+
+    def make(changes: dict[str, dict[str, Any]] | None = None) -> Field:
+        made = Field(tmp_path, pool)
+        for name in NAMES:
+            made.write(name, (changes or {}).get(name, {}))
+        return made
+
+    return make
+
+
+def reasons(record: RunRecord) -> dict[str, str]:
+    return {entry.silo: entry.reason for entry in record.quarantined}
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_arm_runs_on_what_silos_tell(field: Any, arm: str) -> None:
+    made = field()
+    record = made.run(arm)
+    assert record.accuracy_source == "silos"
+    assert [point.silos_ok for point in record.curve] == [0 if arm == "fedavg" else 3, 3]
+    assert not record.quarantined
+    for name in NAMES:
+        kinds = [entry["type"] for entry in made.audit(name)]
+        asked = [] if arm == "fedavg" else [wire.TEACHER]
+        expected = [wire.DESCRIBE, *asked, wire.EVALUATE, wire.TRAIN, wire.EVALUATE]
+        assert kinds == expected
+
+
+def test_the_audit_log_has_the_very_bytes_that_are_charged(field: Any) -> None:
+    made = field()
+    record = made.run("fedkd")
+    logged = sum(entry["bytes"] for name in NAMES for entry in made.audit(name))
+    assert logged == sum(point.bytes_up for point in record.curve)
+
+
+def test_predictions_are_shared_where_weights_are_not(field: Any) -> None:
+    made = field({"south": {"share": {"teacher": "logits"}}})
+    record = made.run("fedkd")
+    assert "share.teacher is logits" in reasons(record)["south"]
+    assert set(record.notes["mean_weights"]) == {"north", "west"}
+    record = made.run("fedkd-logits")
+    assert not record.quarantined
+    assert set(record.notes["mean_weights"]) == set(NAMES)
+    for entry in made.audit("south"):
+        assert entry["type"] != wire.TEACHER or set(entry["sent"]) <= {
+            "teacher",
+            "familiarity",
+            "info",
+        }
+
+
+@pytest.mark.parametrize(
+    ("share", "kind", "config", "said"),
+    [
+        ({"teacher": "none"}, wire.TEACHER, {"mode": "logits", "density": "none"}, "teacher"),
+        ({"teacher": "logits"}, wire.TEACHER, {"mode": "weights", "density": "none"}, "teacher"),
+        ({"teacher": "weights"}, wire.TEACHER, {"mode": "all", "density": "none"}, "teacher"),
+        ({"teacher": "weights"}, wire.TEACHER, {"density": "none"}, "teacher"),
+        ({"densities": False}, wire.TEACHER, {"mode": "none", "density": "sample"}, "densities"),
+        ({"densities": False}, wire.TEACHER, {"mode": "weights"}, "densities"),
+        ({"rounds": False}, wire.TRAIN, {}, "rounds"),
+        ({"metrics": False}, wire.EVALUATE, {}, "metrics"),
+        ({"rounds": False}, wire.DISTIL, {}, "learnt"),
+        ({"min_samples": 41}, wire.DESCRIBE, {"transfer-hash": "none"}, "min_samples"),
+    ],
+)
+def test_what_is_not_shared_is_refused_by_name(
+    field: Any, share: dict[str, Any], kind: str, config: dict[str, Any], said: str
+) -> None:
+    made = field({"north": {"share": share}})
+    reply = made.ask("north", kind, config)
+    assert reply.has_error()
+    assert said in reply.error.reason
+    (entry,) = made.audit("north")
+    assert entry["refused"] == reply.error.reason
+    assert entry["sent"] == {}
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        ({}, True),
+        ({"class_counts": False}, False),
+        ({"min_samples": 13}, True),
+        ({"min_samples": 14}, False),
+    ],
+)
+def test_class_counts_leave_only_if_shared_and_large(
+    field: Any, share: dict[str, Any], told: bool
+) -> None:
+    """Its classes have 14, 13 and 13 images."""
+    made = field({"north": {"share": share}})
+    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    assert (wire.CLASS_COUNTS in reply.content.config_records[wire.INFO]) is told
+    assert (wire.CLASS_COUNTS in made.audit("north")[0]["sent"]["info"]) is told
+
+
+def test_private_paths_stay_in_the_silos_own_log(field: Any) -> None:
+    made = field()
+    (made.root / "north" / "data.npz").unlink()
+    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    assert reply.has_error()
+    assert str(made.root) not in reply.error.reason
+    assert "fedkd silo check" in reply.error.reason
+
+
+def test_nothing_leaves_unlogged(field: Any) -> None:
+    made = field()
+    (made.root / "north" / "audit.jsonl").mkdir()
+    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    assert reply.has_error()
+
+
+def test_a_silo_of_another_study_takes_no_part(field: Any) -> None:
+    made = field({"north": {"name": "east"}})
+    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    assert "partition.names" in reply.error.reason
+
+
+def test_a_transfer_set_that_is_there_is_not_sent(field: Any) -> None:
+    alone = field()
+    sent = alone.run("fedkd-logits")
+    held = {"transfer": alone.transfer("copy.npz")}
+    made = field({"north": held, "west": held})
+    spared = made.run("fedkd-logits")
+    saved = sent.curve[0].bytes_down - spared.curve[0].bytes_down
+    assert saved > 2 * 40 * 8 * 8
+    assert [p.accuracy for p in spared.curve] == [p.accuracy for p in sent.curve]
+
+
+def test_another_transfer_set_is_sent_all_the_same(field: Any) -> None:
+    alone = field()
+    sent = alone.run("fedkd-logits")
+    made = field({"north": {"transfer": f"npz:{alone.root / 'north' / 'data.npz'}"}})
+    again = made.run("fedkd-logits")
+    assert not again.quarantined
+    assert again.curve[0].bytes_down == sent.curve[0].bytes_down
+
+
+def test_noise_is_the_silos_own_choice(field: Any) -> None:
+    noisy = {
+        "share": {"teacher": "none"},
+        "local_dp": {"clipping_norm": 1.0, "sensitivity": 0.01, "epsilon": 1.0, "delta": 1e-5},
+    }
+    made = field({"south": noisy})
+    first, second = (final(made, "fedavg") for _ in range(2))
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def final(made: Field, arm: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    made.run(arm)
+    return load_file(made.root / "record" / arm / "checkpoint.safetensors")
+
+
+def test_without_noise_the_same_run_gives_the_same_model(field: Any) -> None:
+    made = field()
+    first, second = (final(made, "fedavg") for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_silo_keeps_nothing_between_arms(field: Any) -> None:
+    made = field()
+    before = set((made.root / "north").rglob("*"))
+    made.run("fedkd")
+    assert set((made.root / "north").rglob("*")) - before == {made.root / "north" / "audit.jsonl"}

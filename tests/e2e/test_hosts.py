@@ -1,0 +1,441 @@
+"""Real hosts: a server and three silos, each in a network namespace of its own.
+
+Every host has its own address, TLS and node authentication are on, and the commands are those that
+``fedkd keys`` prints. Needs root, to make namespaces.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.datasets import load_digits
+
+from experiments.engines.processes import MARK, end_all, start
+from fedkd.checkpoint import copy_state
+from fedkd.data.images import Images
+from fedkd.model_card import ModelCard, save_model
+from fedkd.models.building import Shape, build_model
+from fedkd.training import Compute, Sgd, train_supervised
+
+pytestmark = pytest.mark.hosts
+
+PROGRAMS = Path(sys.executable).parent
+PATIENCE = 900.0
+"""Seconds before a wait is given up; no test measures time."""
+SERVER, PORT = "10.77.0.1", 8000
+SILOS = ("north", "south", "west")
+ARCHS = {"north": "cnn", "south": "cnn", "west": "mlp"}
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SHAPE = Shape(10, 1, 8)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def can_make_namespaces() -> bool:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"fedkd-try-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    if made.returncode:
+        return False
+    ip("netns", "del", name)
+    return True
+
+
+@dataclass
+class Hosts:
+    """Four hosts on one network, their folders, and what runs on them."""
+
+    root: Path
+    prefix: str = field(default_factory=lambda: f"fk{os.getpid() % 100_000}")
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def namespace(self, host: str) -> str:
+        return f"{self.prefix}-{host}"
+
+    def up(self) -> None:
+        for host in ("server", *SILOS):
+            ip("netns", "add", self.namespace(host))
+            ip("-n", self.namespace(host), "link", "set", "lo", "up")
+            (self.root / host).mkdir()
+        server = self.namespace("server")
+        ip("-n", server, "link", "add", "bridge", "type", "bridge")
+        ip("-n", server, "addr", "add", f"{SERVER}/24", "dev", "bridge")
+        ip("-n", server, "link", "set", "bridge", "up")
+        for index, silo in enumerate(SILOS):
+            own = self.namespace(silo)
+            ip("-n", server, "link", "add", silo, "type", "veth", "peer", "eth0", "netns", own)
+            ip("-n", server, "link", "set", silo, "master", "bridge", "up")
+            ip("-n", own, "addr", "add", f"10.77.0.{11 + index}/24", "dev", "eth0")
+            ip("-n", own, "link", "set", "eth0", "up")
+
+    def down(self) -> None:
+        end_all(self.root, self.processes.values())
+        for host in ("server", *SILOS):
+            name = self.namespace(host)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+    def cut(self, silo: str) -> None:
+        ip("-n", self.namespace("server"), "link", "set", silo, "down")
+
+    def restore(self, silo: str) -> None:
+        ip("-n", self.namespace("server"), "link", "set", silo, "up")
+
+    def environment(self, host: str) -> dict[str, str]:
+        own = self.root / host
+        return {
+            **{key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
+            MARK: str(self.root),
+            "FLWR_HOME": str(own / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FEDKD_CACHE_DIR": str(own / "cache"),
+            "PATH": os.pathsep.join([str(PROGRAMS), os.environ["PATH"]]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "NO_COLOR": "1",
+        }
+
+    def command(self, host: str, line: str) -> tuple[list[str | Path], dict[str, str]]:
+        """Read a command as a shell would, the variables before it included."""
+        words = shlex.split(line)
+        environment = self.environment(host)
+        while "=" in words[0]:
+            key, _, value = words.pop(0).partition("=")
+            environment[key] = value
+        return ["ip", "netns", "exec", self.namespace(host), *words], environment
+
+    def start(self, host: str, line: str, name: str | None = None) -> subprocess.Popen[bytes]:
+        command, environment = self.command(host, line)
+        process = start(command, environment, self.log(name or host))
+        self.processes[name or host] = process
+        return process
+
+    def run(self, host: str, line: str) -> subprocess.CompletedProcess[str]:
+        command, environment = self.command(host, line)
+        return subprocess.run(
+            command, env=environment, cwd=self.root, capture_output=True, text=True,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+
+    def log(self, name: str) -> Path:
+        return self.root / f"{name}.log"
+
+    def told(self, name: str) -> str:
+        return self.log(name).read_text(errors="replace") if self.log(name).exists() else ""
+
+    def audit(self, silo: str) -> list[dict[str, Any]]:
+        path = self.root / silo / "audit.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def kill(self, name: str) -> None:
+        """End a SuperNode and all that it started as a power cut would."""
+        process = self.processes[name]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait(what: str, holds: Callable[[], bool], *, told: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, f"{what} has not come about:\n{told()[-3000:]}"
+        time.sleep(0.2)
+
+
+def make_silos(root: Path) -> None:
+    """Cut the digits among three silos and the server; each silo trains a model of its own."""
+    digits = load_digits()
+    images = (digits.images * 255 / 16).round().astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order], labels[order]
+    np.savez(root / "server" / "transfer.npz", images=images[:120], labels=labels[:120])
+    np.savez(root / "server" / "test.npz", images=images[120:420], labels=labels[120:420])
+    images, labels = images[420:], labels[420:]
+    for index, silo in enumerate(SILOS):
+        own = (labels % 3 == index) | (np.arange(len(labels)) % 10 == index)
+        pixels, classes = images[own], labels[own]
+        np.savez(root / silo / "data.npz", images=pixels, labels=classes)
+        model = build_model(ARCHS[silo], SHAPE, seed=index)
+        train_supervised(
+            model,
+            Images(torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(classes)),
+            sgd=Sgd(10, 32, 0.05, 0.9),
+            generator=torch.Generator().manual_seed(index),
+            compute=Compute(),
+        )
+        card = ModelCard(ARCHS[silo], SHAPE)
+        save_model(root / silo / "model.safetensors", copy_state(model), card)
+    # Only the north has the transfer set already; the west tells no more than predictions.
+    shutil.copy(root / "server" / "transfer.npz", root / "north" / "transfer.npz")
+    shares = {
+        "north": {"teacher": "weights", "densities": True, "class_counts": True, "min_samples": 1},
+        "south": {"teacher": "weights", "densities": True},
+        "west": {"teacher": "logits", "densities": True},
+    }
+    for silo in SILOS:
+        own_file = {
+            "name": silo,
+            "data": "npz:data.npz",
+            "labels": {str(digit): word for digit, word in enumerate(WORDS)},
+            "model": {"checkpoint": "model.safetensors"},
+            "share": shares[silo],
+            "audit": "audit.jsonl",
+        }
+        if silo == "north":
+            own_file["transfer"] = "npz:transfer.npz"
+        (root / silo / "silo.yaml").write_text(yaml.safe_dump(own_file))
+
+
+def study_text(root: Path, changes: dict[str, Any]) -> str:
+    study = {
+        "name": "field",
+        "data": {
+            "classes": WORDS,
+            "channels": 1,
+            "image_size": 8,
+            "transfer": {"source": f"npz:{root}/server/transfer.npz", "size": 100},
+        },
+        "partition": {"scheme": "field", "names": list(SILOS)},
+        "model": {"arch": "cnn", "per_silo": {"west": "mlp"}},
+        "rounds": {"max": 1, "stop": "budget", "lr": 0.05, "timeout": PATIENCE},
+        "targets": [0.5],
+        "baselines": ["fedavg"],
+        "arms": {"fedavg": {"start": "random"}},
+        "seeds": [0],
+        **changes,
+    }
+    return yaml.safe_dump(study)
+
+
+def printed_command(text: str, program: str) -> str:
+    """Find the command that begins with a program in what fedkd printed, over its lines."""
+    joined = text.replace("\\\n", " ")
+    (line,) = [line for line in joined.splitlines() if re.search(rf"(^|\s){program} ", line)]
+    return line.strip()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if not can_make_namespaces():
+        pytest.skip("network namespaces need root and iproute2")
+    torch.set_num_threads(1)
+    made = Hosts(tmp_path_factory.mktemp("hosts"))
+    try:
+        made.up()
+        make_silos(made.root)
+        deploy(made)
+        yield made
+    finally:
+        made.down()
+
+
+def deploy(hosts: Hosts) -> None:
+    """Do what the documentation tells: keys, SuperLink, connection, silos' keys, SuperNodes."""
+    root, keys = hosts.root, hosts.root / "server" / "keys"
+    printed = hosts.run("server", f"fedkd keys init --host {SERVER} --port {PORT} --out {keys}")
+    assert printed.returncode == 0, printed.stderr
+    superlink = printed_command(printed.stdout, "flower-superlink")
+    hosts.start("server", superlink.replace("/var/lib/fedkd", str(root / "server")))
+    config = printed.stdout[printed.stdout.index("[superlink.field]") :].split("\n\n")[0]
+    home = root / "server" / "flwr"
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text("\n".join(line.strip() for line in config.splitlines()))
+    ask = "flwr supernode ls field --format json"
+    wait(
+        "the SuperLink",
+        lambda: hosts.run("server", ask).returncode == 0,
+        told=lambda: hosts.told("server"),
+    )
+    for silo in SILOS:
+        register_and_start(hosts, silo)
+    wait(
+        "three SuperNodes",
+        lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
+        told=lambda: "\n".join(hosts.told(silo) for silo in SILOS),
+    )
+
+
+def register_and_start(hosts: Hosts, silo: str) -> None:
+    keys = hosts.root / "server" / "keys"
+    line = f"fedkd keys add-silo {silo} --out {keys} --superlink {SERVER}:{PORT}"
+    printed = hosts.run("server", line)
+    assert printed.returncode == 0, printed.stderr
+    registered = hosts.run("server", printed_command(printed.stdout, "flwr supernode register"))
+    assert registered.returncode == 0, registered.stdout + registered.stderr
+    for name in ("ca.pem", silo):
+        shutil.copy(keys / name, hosts.root / silo / name)
+    start_node(hosts, silo, printed.stdout)
+
+
+def start_node(hosts: Hosts, silo: str, printed: str) -> None:
+    command = printed_command(printed, "flower-supernode")
+    line = command.replace("/etc/fedkd", str(hosts.root / silo))
+    (hosts.root / silo / "command").write_text(line)
+    hosts.start(silo, line)
+
+
+def keep_up(hosts: Hosts, silo: str, study: subprocess.Popen[bytes]) -> None:
+    """Start a SuperNode again, as a service manager would, for as long as a study runs.
+
+    The SuperLink refuses it while it counts the killed one as connected, for a minute at most.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while study.poll() is None:
+        assert time.monotonic() < deadline, hosts.told(silo)
+        if hosts.processes[silo].poll() is not None:
+            hosts.start(silo, (hosts.root / silo / "command").read_text())
+        time.sleep(2)
+
+
+def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen[bytes]:
+    study = hosts.root / f"{out}.yaml"
+    study.write_text(study_text(hosts.root, changes))
+    line = f"fedkd compare {study} --engine field --out {hosts.root / out}"
+    return hosts.start("server", line, out)
+
+
+def summary(hosts: Hosts, out: str) -> dict[str, Any]:
+    (path,) = (hosts.root / out).glob("*/*/summary.json")
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+def test_a_silo_is_found_ready(hosts: Hosts) -> None:
+    (hosts.root / "look.yaml").write_text(study_text(hosts.root, {}))
+    own = hosts.root / "west"
+    found = hosts.run(
+        "west",
+        f"fedkd silo check {own}/silo.yaml --superlink {SERVER}:{PORT} "
+        f"--root-certificates {own}/ca.pem --study {hosts.root}/look.yaml --json",
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    levels = {finding["name"]: finding["level"] for finding in json.loads(found.stdout)}
+    assert {"superlink", "certificate", "clock", "model", "labels"} <= set(levels)
+    assert "broken" not in levels.values()
+
+
+def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
+    """Weights and predictions, two architectures, test images on the server."""
+    consolidation = {"weighting": "familiarity", "epochs": 3}
+    data = yaml.safe_load(study_text(hosts.root, {}))["data"]
+    changes = {
+        "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
+        "arms": {
+            "fedavg": {"start": "random"},
+            "fedkd": {"start": "consolidated", "consolidation": consolidation},
+            "fedkd-logits": {
+                "start": "consolidated",
+                "consolidation": consolidation | {"mode": "logits", "student": "fresh"},
+            },
+        },
+    }
+    process = compare(hosts, changes, "whole")
+    assert process.wait(PATIENCE) == 0, hosts.told("whole")
+    runs = {run["arm"]: run for run in summary(hosts, "whole")["runs"]}
+    assert set(runs) == {"fedavg", "fedkd", "fedkd-logits"}
+    for run in runs.values():
+        assert run["accuracy_source"] == "test"
+        assert [point["round"] for point in run["curve"]] == [0, 1]
+        assert run["curve"][1]["silos_ok"] == 3
+    # The west says no when asked for its weights, and yes when asked for predictions.
+    assert [entry["silo"] for entry in runs["fedkd"]["quarantined"]] == ["west"]
+    assert "share.teacher is logits" in runs["fedkd"]["quarantined"][0]["reason"]
+    assert not runs["fedkd-logits"]["quarantined"]
+    assert set(runs["fedkd-logits"]["notes"]["mean_weights"]) == set(SILOS)
+    assert runs["fedkd-logits"]["curve"][0]["bytes_up"] < runs["fedkd"]["curve"][0]["bytes_up"]
+    # The model stays where the SuperLink's operator keeps it.
+    assert not list((hosts.root / "whole").rglob("*.safetensors"))
+    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 3
+
+
+def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
+    entries = hosts.audit("west")
+    by_type = {entry["type"] for entry in entries}
+    assert {"query.describe", "query.teacher", "train"} <= by_type
+    assert all("class-counts" not in json.dumps(entry["sent"]) for entry in entries)
+    refused = [entry for entry in entries if "refused" in entry]
+    assert [entry["type"] for entry in refused] == ["query.teacher"]
+    assert all(len(entry["sha256"]) == 64 for entry in entries if "refused" not in entry)
+    told = [entry for entry in hosts.audit("north") if entry["type"] == "query.describe"]
+    assert len(told[0]["sent"]["info"]["class-counts"]) == len(WORDS)
+    assert told[0]["sent"]["info"]["holds-transfer"] is True
+
+
+def test_strangers_are_refused(hosts: Hosts) -> None:
+    """A node whose key nobody registered, and one that trusts another authority."""
+    own = hosts.root / "west"
+    line = f"fedkd keys add-silo stranger --out {own} --superlink {SERVER}:{PORT}"
+    printed = hosts.run("west", line)
+    command = printed_command(printed.stdout, "flower-supernode").replace("/etc/fedkd", str(own))
+    stranger = hosts.start("west", f"{command} --port 9195", "stranger")
+    wait("a refusal", lambda: stranger.poll() is not None, told=lambda: hosts.told("stranger"))
+    assert stranger.returncode != 0, hosts.told("stranger")
+    assert hosts.run("west", f"fedkd keys init --host {SERVER} --out {own}/other").returncode == 0
+    foreign = (own / "command").read_text().replace(f"{own}/ca.pem", f"{own}/other/ca.pem")
+    misled = hosts.start("west", f"{foreign} --port 9196 --max-retries 1", "misled")
+    wait(
+        "a refusal",
+        lambda: (
+            misled.poll() is not None or "certificate verify failed" in hosts.told("misled").lower()
+        ),
+        told=lambda: hosts.told("misled"),
+    )
+    assert "SuperNode ID" not in hosts.told("misled")
+
+
+def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts) -> None:
+    """Accuracy comes from the silos here, as the server has no labelled images."""
+    rounds = {
+        "max": 6,
+        "stop": "budget",
+        "lr": 0.05,
+        "timeout": 45,
+        "quorum": 0.3,
+        "max_failures": 20,
+    }
+    trains = {silo: count_trains(hosts, silo) for silo in SILOS}
+    process = compare(hosts, {"rounds": rounds}, "cut")
+    points = lambda: sum(  # noqa: E731 -- asked again and again
+        1 for path in (hosts.root / "cut").rglob("rounds.jsonl") for _ in path.open()
+    )
+    told = lambda: hosts.told("cut") + hosts.told("server")  # noqa: E731
+    wait("the start", lambda: points() >= 1 or process.poll() is not None, told=told)
+    hosts.cut("west")
+    wait("a round without the west", lambda: points() >= 2 or process.poll() is not None, told=told)
+    hosts.restore("west")
+    hosts.kill("south")
+    wait("a round without the south", lambda: points() >= 3, told=told)
+    keep_up(hosts, "south", process)
+    assert process.returncode == 0, told()
+    (run,) = summary(hosts, "cut")["runs"]
+    assert run["stopped"] == "budget"
+    assert run["accuracy_source"] == "silos"
+    assert [point["round"] for point in run["curve"]] == [0, 1, 2, 3, 4, 5, 6]
+    # Each came back, and the north was never asked twice for its share.
+    assert run["curve"][6]["silos_ok"] == 3, run["quarantined"]
+    assert count_trains(hosts, "north") - trains["north"] == 6
+    missed = {(entry["silo"], entry["round"]) for entry in run["quarantined"]}
+    assert ("west", 1) in missed
+    assert ("south", 2) in missed
+    assert "north" not in {silo for silo, _ in missed}
+
+
+def count_trains(hosts: Hosts, silo: str) -> int:
+    return sum(entry["type"] == "train" for entry in hosts.audit(silo))

@@ -1,0 +1,124 @@
+"""Silos that drop out and come back between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from clients.client_app import make_client_app
+from clients.silo import Silo
+from experiments.engines.inline import InlineGrid
+from fedkd import wire
+from fedkd.federation import Federation
+from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
+from strategies.setting import Setting
+
+ROUNDS = 4
+Plan = dict[int, set[int]]
+
+
+class ComingAndGoing(InlineGrid):
+    """A grid whose nodes are connected as a plan says: from which look on, which nodes."""
+
+    plan: Plan
+    looks = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        now = max(look for look in self.plan if look <= self.looks)
+        self.looks += 1
+        return sorted(self.plan[now])
+
+
+class Deaf:
+    def on_point(self, point: Any) -> None:
+        pass
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        pass
+
+
+@pytest.fixture
+def attend(pool: Any, cache_dir: Any, make_study: Any) -> Callable[..., SiloFedAvg]:
+    """Return a function that runs FedAvg over nodes that come and go.
+
+    Args of it: the plan, by look (0: the call of the roster, n: before round n); which silo a node
+    is; changes of the study.
+    """
+
+    def run(plan: Plan, silo_of: dict[int, int], changes: dict[str, Any] | None = None) -> Any:
+        study = make_study({"rounds/max": ROUNDS, "rounds/timeout": 0.1, **(changes or {})})
+        federation = Federation.load(study, 0, cache_dir)
+        silos = [Silo.of(federation, name, "fedavg") for name in study.silo_names]
+        contexts = {
+            node: Context(1, node, {"silo-index": index}, RecordDict(), {wire.CONFIG_ARM: "fedavg"})
+            for node, index in silo_of.items()
+        }
+        app = make_client_app(lambda c: (silos[int(str(c.node_config["silo-index"]))], study))
+        grid = ComingAndGoing(app, contexts, pool)
+        grid.plan = plan
+        setting = Setting.of(federation, "fedavg", ())
+        strategy = SiloFedAvg(setting, Deaf(), "this-run")
+        strategy.start(
+            grid,
+            initial_arrays(setting),
+            num_rounds=ROUNDS,
+            timeout=0.1,
+            evaluate_fn=central_evaluation(setting),
+        )
+        return strategy
+
+    return run
+
+
+SAME = {2: 0, 3: 1, 4: 2}
+
+
+def answered(strategy: SiloFedAvg) -> list[int]:
+    return [point.silos_ok for point in strategy.curve[1:]]
+
+
+def test_a_silo_that_is_gone_is_not_waited_for_and_takes_part_again(attend: Any) -> None:
+    strategy = attend({0: {2, 3, 4}, 2: {2, 4}, 3: {2, 3, 4}}, SAME)
+    assert answered(strategy) == [3, 2, 3, 3]
+    (missed,) = strategy.ledger.quarantined
+    assert (missed.silo, missed.round) == ("silo-1", 2)
+    assert missed.reason == "it is not connected"
+
+
+def test_coming_back_leaves_later_rounds_their_order(attend: Any) -> None:
+    strategy = attend({0: {2, 3, 4}, 2: {2, 4}, 3: {2, 3, 4}}, SAME)
+    assert list(strategy.roster) == ["silo-0", "silo-1", "silo-2"]
+
+
+def test_a_returned_silo_may_be_a_new_node(attend: Any) -> None:
+    """Without node authentication a restarted SuperNode has a new id."""
+    strategy = attend({0: {2, 3, 4}, 2: {2, 4}, 3: {2, 4, 9}}, {**SAME, 9: 1})
+    assert answered(strategy) == [3, 2, 3, 3]
+    assert strategy.roster["silo-1"].node_id == 9
+
+
+def test_a_name_is_taken_from_nobody_who_is_there(attend: Any) -> None:
+    strategy = attend({0: {2, 3, 4}, 2: {2, 3, 4, 9}}, {**SAME, 9: 1})
+    assert answered(strategy) == [3, 3, 3, 3]
+    assert strategy.roster["silo-1"].node_id == 3
+    (refused,) = strategy.ledger.quarantined
+    assert "claims the name 'silo-1'" in refused.reason
+    assert strategy.curve[2].silos_failed == 0
+
+
+def test_a_claim_is_met_once_the_old_node_is_gone(attend: Any) -> None:
+    """The SuperLink may count a killed node as connected for a minute still."""
+    strategy = attend({0: {2, 3, 4}, 2: {2, 3, 4, 9}, 4: {2, 4, 9}}, {**SAME, 9: 1})
+    assert strategy.roster["silo-1"].node_id == 9
+    assert answered(strategy)[3] == 3
+
+
+def test_a_silo_may_come_late(attend: Any) -> None:
+    strategy = attend({0: {2, 3}, 50: {2, 3, 4}}, SAME, {"rounds/quorum": 0.5})
+    assert answered(strategy)[0] == 2
+    late = attend({0: {2, 3}, 1: {2, 3}, 2: {2, 3, 4}}, SAME, {"rounds/quorum": 0.5})
+    assert "silo-2" in late.roster
+    assert answered(late)[-1] == 3
