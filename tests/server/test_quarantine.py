@@ -128,7 +128,7 @@ def test_one_poisoned_silo_of_five_ruins_the_mean_alone(
     changes = {
         "partition": {"scheme": "iid", "silos": 5, "min_size": 12},
         "data/train_size": 300,
-        "rounds/max": 3,
+        "rounds/max": 6,
         "rounds/local_epochs": 4,
         "arms/fedavg": {"start": "average", "strategy": strategy},
     }
