@@ -61,7 +61,7 @@ def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{what}: {path} is no readable safetensors file: {error}; write one by "
-            "safetensors.torch.save_file(model.state_dict(), path)"
+            "safetensors.torch.save_model(model, path)"
         ) from error
     problem = mismatch(state, like)
     if problem:

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 _NEVER_UNPICKLES = (
     "fedkd never unpickles, as that can run any code; convert it once with "
-    "safetensors.torch.save_file(model.state_dict(), path)"
+    "safetensors.torch.save_model(model, path)"
 )
 
 

@@ -465,7 +465,7 @@ def one_tensor(width: int = 0) -> bytes:
 
 
 NEVER = "fedkd never unpickles"
-CONVERT = "safetensors.torch.save_file(model.state_dict(), path)"
+CONVERT = "safetensors.torch.save_model(model, path)"
 CHECKPOINTS = {
     "empty file": (b"", "is truncated: it has only 0 bytes"),
     "ends in its length": (b"\x10\0\0", "is truncated: it has only 3 bytes"),
