@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from experiments.engines.base import Task
 from experiments.engines.flower_app import find_program, last_lines, write_app
-from experiments.engines.processes import start
+from experiments.engines.processes import MARK, end_all, start, start_keeper
 from fedkd import wire
 from fedkd.errors import FedKDError, UserError
 from fedkd.files import write_json
@@ -54,6 +54,8 @@ QUIET_SECONDS = 120.0
 """How long a stream may say nothing before it is opened anew: a cut link leaves it hanging."""
 MOST_REREADS = 5
 """How often the log is read again in a row without anything new in it."""
+FORGOTTEN = "finished:forgotten"
+"""What stands for the status of a run of which the SuperLink knows nothing."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,25 @@ class ConnectionEngine:
     def __enter__(self) -> ConnectionEngine:
         """Make the app folder."""
         self._folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
+        self._environment = _make_environment(self._folder)
+        self._keeper = start_keeper(self._folder)
         try:
             self._app = write_app(self._folder / "fedkd-app")
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._clean_up()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Remove the folder; runs that were followed to their end leave nothing else here."""
+        """End what listens still, and remove the folder; the runs are not ours to end."""
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        end_all(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+        self._keeper.wait()
 
     def run(self, task: Task, observer: Observer) -> None:
         """Run one arm; see :class:`experiments.engines.base.Engine`.
@@ -134,23 +145,37 @@ class ConnectionEngine:
         Interrupted, it stops the run on the SuperLink too. A run that was left alone meanwhile is
         taken up where it is; one that was cut short goes on from what its host has kept.
         """
+        told = _OnlyNew(observer)
         note = _read_note(task.folder)
         run_id = note.get(RUN_ID, "")
         if run_id and self._still_tells(run_id):
-            record = self._follow(run_id, task, observer)
-            if record.stopped not in CUT_SHORT:
+            record = self._follow(run_id, task, told)
+            if record is not None and record.stopped not in CUT_SHORT:
                 write_record(task.folder, record)
                 return
         name = note.get(RUN_NAME) or f"{task.folder.parents[1].name[:40]}-{uuid.uuid4().hex[:8]}"
-        write_json(task.folder / RUN_FILE, {RUN_NAME: name})
-        run_id = self._submit(task, name)
-        write_json(task.folder / RUN_FILE, {RUN_NAME: name, RUN_ID: run_id})
-        write_record(task.folder, self._follow(run_id, task, observer))
+        record = None
+        while record is None:
+            write_json(task.folder / RUN_FILE, {RUN_NAME: name})
+            run_id = self._submit(task, name)
+            write_json(task.folder / RUN_FILE, {RUN_NAME: name, RUN_ID: run_id})
+            record = self._follow(run_id, task, told)
+        write_record(task.folder, record)
 
-    def _follow(self, run_id: str, task: Task, observer: Observer) -> RunRecord:
+    def _follow(self, run_id: str, task: Task, told: _OnlyNew) -> RunRecord | None:
+        """Return the run's record; None if its server was killed after it had got further.
+
+        Raises:
+            FedKDError: the run failed, and another that goes on from it would too.
+        """
         (task.folder / ROUNDS_FILE).unlink(missing_ok=True)  # the log begins with round 0
+        before = told.points
         try:
-            return _Follower(self, run_id, task, observer).follow()
+            return _Follower(self, run_id, task, told).follow()
+        except KilledRunError:
+            if told.points == before:
+                raise
+            return None
         except KeyboardInterrupt:
             self.flwr("stop", run_id, self.name, timeout=ASK_TIMEOUT)
             raise
@@ -194,6 +219,11 @@ class ConnectionEngine:
         for run in _read_json(answer.stdout).get("runs", []):
             if str(run.get("run-id")) == run_id:
                 return str(run.get("status")), str(run.get("status-details") or "")
+        if "Run ID not found" in answer.stdout + answer.stderr:
+            return (
+                FORGOTTEN,
+                "the SuperLink does not know it: was it started without --database?",
+            )
         return None
 
     def open_log(self, run_id: str, log: Path, *, stream: bool) -> subprocess.Popen[bytes]:
@@ -201,7 +231,7 @@ class ConnectionEngine:
         log.unlink(missing_ok=True)
         how = "--stream" if stream else "--show"
         command: list[str | Path] = [find_program("flwr"), "log", run_id, self.name, how]
-        return start(command, _environment(), log)
+        return start(command, self._environment, log)
 
     def log_of(self, run_id: str) -> Path:
         """Return where a run's log flows to."""
@@ -213,7 +243,7 @@ class ConnectionEngine:
         try:
             return subprocess.run(  # noqa: S603 -- our own command
                 command,
-                env=_environment(),
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -223,6 +253,27 @@ class ConnectionEngine:
             )
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 1, "", f"no answer in {timeout:g} s")
+
+
+class KilledRunError(FedKDError):
+    """A run ended without a record, and without a reason that it told itself."""
+
+
+class _OnlyNew:
+    """Passes on to an observer what it has not been told before, however often a curve begins."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.points = 0
+
+    def on_point(self, point: Point) -> None:
+        if point.round == self.points:
+            self.points += 1
+            self._observer.on_point(point)
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        if not self.points:
+            self._observer.on_distillation(epoch, epochs)
 
 
 class _Follower:
@@ -237,33 +288,35 @@ class _Follower:
         self._observer = observer
         self._reader = LogReader()
         self._record: dict[str, Any] | None = None
-        self._heard = time.monotonic()
+        self._entries = 0
+        self._lost_since: float | None = None
 
     def follow(self) -> RunRecord:
         """Return the run's record.
 
         Raises:
+            KilledRunError: the run ended without a word.
             FedKDError: the run failed, or the SuperLink is out of reach for long.
         """
         rereads, shown = 0, False
         while True:
-            before = self._heard
+            before = self._entries
             problem = self._listen(stream=not shown)
             if self._record is not None:
                 return read_record(self._record, self._task)
-            rereads = rereads + 1 if problem and self._heard == before else 0
+            rereads = rereads + 1 if problem and self._entries == before else 0
             if rereads > MOST_REREADS:
                 raise FedKDError(f"{problem}, however often it is read; {self._remedy()}")
             status = self._engine.state_of(self._run_id)
             if status is None:
                 self._wait()
-            elif status[0].startswith("finished"):
+                continue
+            self._lost_since = None
+            if status[0].startswith("finished"):
                 # The stream may miss what was said last; what is shown now is all there is.
                 if shown and not problem:
-                    raise FedKDError(self._why_ended(status))
+                    raise KilledRunError(self._why_ended(status))
                 shown = True
-            else:
-                self._heard = time.monotonic()
 
     def _listen(self, *, stream: bool) -> str:
         """Take in the log until its end, and return what is wrong with it, if anything."""
@@ -295,7 +348,7 @@ class _Follower:
         entry = self._reader.read(line)
         if entry is None:
             return
-        self._heard = time.monotonic()
+        self._entries += 1
         kind, value = entry
         if kind == "point":
             point = _build(Point, value)
@@ -309,7 +362,9 @@ class _Follower:
             self._record = value
 
     def _wait(self) -> None:
-        if time.monotonic() - self._heard > PATIENCE_SECONDS:
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        if now - self._lost_since > PATIENCE_SECONDS:
             raise FedKDError(
                 f"the SuperLink {self._engine.address} has not answered for "
                 f"{PATIENCE_SECONDS / 60:.0f} minutes; {self._remedy()}"
@@ -375,10 +430,12 @@ def _build(kind: Any, value: Any) -> Any:
         raise FedKDError(f"the run's record cannot be understood: {reason}") from error
 
 
-def _environment() -> dict[str, str]:
+def _make_environment(folder: Path) -> dict[str, str]:
+    """Return what Flower's commands get to know; the mark ends them when this process is gone."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {
         **os.environ,
+        MARK: str(folder),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "NO_COLOR": "1",

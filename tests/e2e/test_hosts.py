@@ -24,7 +24,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from experiments.engines.processes import MARK, end_all, start
+from experiments.engines.processes import MARK, end_all, marked, start
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images
 from fedkd.model_card import ModelCard, save_model
@@ -151,6 +151,28 @@ class Hosts:
         process.wait()
 
 
+KEEPER = """
+import subprocess, sys
+from pathlib import Path
+from experiments.engines.processes import end_all
+sys.stdin.read()
+end_all(Path(sys.argv[1]))
+for name in sys.argv[2:]:
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+"""
+
+
+def start_keeper(hosts: Hosts) -> subprocess.Popen[bytes]:
+    """Clean up when this process is gone, even if it was killed: the pipe closes then."""
+    names = [hosts.namespace(host) for host in ("server", *SILOS)]
+    return subprocess.Popen(
+        [sys.executable, "-c", KEEPER, str(hosts.root), *names],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
 def wait(what: str, holds: Callable[[], bool], *, told: Callable[[], str]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
@@ -237,6 +259,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         pytest.skip("network namespaces need root and iproute2")
     torch.set_num_threads(1)
     made = Hosts(tmp_path_factory.mktemp("hosts"))
+    keeper = start_keeper(made)
     try:
         made.up()
         make_silos(made.root)
@@ -244,6 +267,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
     finally:
         made.down()
+        keeper.communicate()
 
 
 def deploy(hosts: Hosts) -> None:
@@ -252,7 +276,8 @@ def deploy(hosts: Hosts) -> None:
     printed = hosts.run("server", f"fedkd keys init --host {SERVER} --port {PORT} --out {keys}")
     assert printed.returncode == 0, printed.stderr
     superlink = printed_command(printed.stdout, "flower-superlink")
-    hosts.start("server", superlink.replace("/var/lib/fedkd", str(root / "server")))
+    (root / "server" / "command").write_text(superlink.replace("/var/lib/fedkd", f"{root}/server"))
+    start_superlink(hosts)
     config = printed.stdout[printed.stdout.index("[superlink.field]") :].split("\n\n")[0]
     home = root / "server" / "flwr"
     home.mkdir(exist_ok=True)
@@ -270,6 +295,10 @@ def deploy(hosts: Hosts) -> None:
         lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
         told=lambda: "\n".join(hosts.told(silo) for silo in SILOS),
     )
+
+
+def start_superlink(hosts: Hosts) -> None:
+    hosts.start("server", (hosts.root / "server" / "command").read_text())
 
 
 def register_and_start(hosts: Hosts, silo: str) -> None:
@@ -435,6 +464,61 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
     assert ("west", 1) in missed
     assert ("south", 2) in missed
     assert "north" not in {silo for silo, _ in missed}
+
+
+def test_three_kills_leave_the_curve_what_it_was(hosts: Hosts) -> None:
+    """Of the ServerApp, of the SuperLink, of the command that waits for them."""
+    data = yaml.safe_load(study_text(hosts.root, {}))["data"]
+    changes = {
+        "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
+        "rounds": {"max": 5, "stop": "budget", "lr": 0.05, "timeout": PATIENCE},
+    }
+    assert compare(hosts, changes, "calm").wait(PATIENCE) == 0, hosts.told("calm")
+    study = compare(hosts, changes, "killed")
+    told = lambda: hosts.told("killed") + hosts.told("server")  # noqa: E731
+    wait_for_points(hosts, "killed", 2, study)
+    kill_program(hosts, "flwr-serverapp")
+    wait_for_points(hosts, "killed", 3, study)
+    hosts.kill("server")
+    start_superlink(hosts)
+    wait_for_points(hosts, "killed", 4, study)
+    hosts.kill("killed")
+    assert not list((hosts.root / "killed").rglob("summary.json"))
+    (folder,) = (hosts.root / "killed").glob("*/*")
+    resumed = hosts.start("server", f"fedkd compare --resume {folder}", "resumed")
+    assert resumed.wait(PATIENCE) == 0, hosts.told("resumed") + told()
+    calm, killed = (summary(hosts, out)["runs"][0] for out in ("calm", "killed"))
+    assert len(calm["curve"]) == 6
+    for run in (calm, killed):
+        for point in run["curve"]:
+            # Whoever is gone for a moment is introduced again, in bytes of some round.
+            for key in ("seconds", "bytes_up", "bytes_down"):
+                point.pop(key)
+    assert killed["curve"] == calm["curve"]
+
+
+def wait_for_points(hosts: Hosts, out: str, count: int, study: subprocess.Popen[bytes]) -> None:
+    """Wait until the server has so many points of a study's run on its disk."""
+
+    def there() -> bool:
+        assert study.poll() is None, hosts.told(out)
+        runs = (hosts.root / "server" / "field").glob(f"{stamp(hosts, out)}*/*/*/rounds.jsonl")
+        return any(len(path.read_text().splitlines()) >= count for path in runs)
+
+    wait(f"point {count}", there, told=lambda: hosts.told(out) + hosts.told("server"))
+
+
+def stamp(hosts: Hosts, out: str) -> str:
+    return next((path.name for path in (hosts.root / out).glob("*/*")), "not yet")
+
+
+def kill_program(hosts: Hosts, program: str) -> None:
+    for pid in marked(hosts.root):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(part.endswith(program.encode()) for part in command[:2]):
+            os.kill(pid, signal.SIGKILL)
+            return
+    raise AssertionError(f"{program} does not run")
 
 
 def count_trains(hosts: Hosts, silo: str) -> int:
