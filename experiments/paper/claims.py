@@ -364,7 +364,8 @@ def write_results(path: Path) -> None:
             "Accuracies are per cent on test images, mean over three seeds and in brackets the least and "
             "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
             "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            "in the study files."
+            "in the study files. After the records were made, predictions came to be made in batches of "
+            "another size, which moves last bits: an accuracy run today may differ by an image or a few."
         ),
     ]
     for judge, studies in CLAIMS:
