@@ -28,7 +28,7 @@ test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray
 
 test-hosts: $(STAMP) ## run the test on hosts of their own, in network namespaces; needs root
-	$(PYTEST) -m hosts
+	$(PYTEST) -m 'hosts and not slow'
 
 test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks
 	$(PYTEST) -m slow

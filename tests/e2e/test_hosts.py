@@ -475,6 +475,7 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
     assert "north" not in {silo for silo, _ in missed}
 
 
+@pytest.mark.slow
 def test_three_kills_leave_the_curve_what_it_was(hosts: Hosts) -> None:
     """Of the ServerApp, of the SuperLink, of the command that waits for them."""
     data = yaml.safe_load(study_text(hosts.root, {}))["data"]
