@@ -30,7 +30,7 @@ test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 test-hosts: $(STAMP) ## run the test on hosts of their own, in network namespaces; needs root
 	$(PYTEST) -m 'hosts and not slow'
 
-test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks
+test-slow: $(STAMP) ## run the slow tests: trackers, documents, notebooks, many kills
 	$(PYTEST) -m slow
 
 schema: $(STAMP) ## write the JSON schema of study files, for editors
