@@ -100,7 +100,8 @@ def shrink(study: dict[str, Any]) -> dict[str, Any]:
     transfer = data.setdefault("transfer", {})
     transfer["size"] = min(transfer.get("size", 300), 300)
     study["partition"]["min_size"] = 2
-    study["rounds"]["max"] = study.setdefault("pretraining", {})["epochs"] = 1
+    for section, key in (("rounds", "max"), ("pretraining", "epochs")):
+        study.setdefault(section, {})[key] = 1
     return {**study, "seeds": [0]}
 
 
