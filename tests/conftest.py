@@ -33,6 +33,12 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """A test that draws from PyTorch's global generator draws the same wherever it runs."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> None:
     """A shell starts background jobs deaf to Ctrl-C, and so would be what tests start."""

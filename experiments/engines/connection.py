@@ -35,6 +35,7 @@ from fedkd.results import (
     Point,
     RunRecord,
     append_point,
+    write_points,
     write_state,
 )
 from fedkd.run_log import BrokenLogError, LogReader
@@ -400,9 +401,7 @@ def read_record(value: Any, task: Task) -> RunRecord:
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write a record as a local engine would have left it, but for the model."""
-    (folder / ROUNDS_FILE).unlink(missing_ok=True)
-    for point in record.curve:
-        append_point(folder, point)
+    write_points(folder, record.curve)
     write_state(folder, record)
 
 

@@ -14,7 +14,7 @@ PASSES = 20
 PRIOR_SHARE = 0.05
 """Benefit of the doubt: agreement on this part of a teacher's equal share of the images."""
 SHARPNESS = 4.0
-"""Power to which trust counts; chosen on validation data, as ``docs/robustness.md`` shows."""
+"""Power to which trust counts, ours; judged by ``experiments.robustness --validation``."""
 
 
 def agreement(votes: Tensor, verdict: Tensor) -> Tensor:
