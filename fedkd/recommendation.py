@@ -50,7 +50,7 @@ class Recommendation:
         arm: what to write under ``arms`` of the study.
         reasons: the questions that led here, in words.
         support: recorded federations in this leaf.
-        agreeing: how many of them had this method as their choice.
+        agreeing: in how many of them this method came within half a point of the best.
         known: what holds for the whole tree: accuracy by cross-validation and more.
     """
 

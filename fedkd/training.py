@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fedkd.data.images import Images, as_float
 from fedkd.errors import UserError
@@ -21,13 +22,18 @@ Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Sgd:
-    """Settings of stochastic gradient descent with momentum."""
+    """Settings of stochastic gradient descent with momentum.
+
+    ``schedule`` is ``constant``, or ``cosine``: down to zero over all steps (1608.03983, without
+    restarts).
+    """
 
     epochs: int
     batch_size: int
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    schedule: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def fit(
     generator: torch.Generator,
     compute: Compute,
     on_epoch: Callable[[], None] | None = None,
+    mix: Callable[[Sequence[Tensor]], list[Tensor]] | None = None,
 ) -> float:
     """Train ``model`` in place by SGD and return the mean loss of the last epoch.
 
@@ -105,9 +112,12 @@ def fit(
         generator: order of the samples and noise of the model's random layers.
         compute: device and precision.
         on_epoch: called after every epoch.
+        mix: makes a batch's tensors, images first, into those that are learnt from.
     """
     model.train()
     optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
+    bounds = batch_bounds(len(images), sgd.batch_size)
+    anneal = make_schedule(optimiser, sgd.schedule, sgd.epochs * len(bounds))
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
     layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
     images = images.contiguous(memory_format=layout)
@@ -120,14 +130,17 @@ def fit(
             *(other[order].to(compute.device) for other in others),
         ]
         total = torch.zeros((), device=compute.device)
-        for start, end in batch_bounds(len(images), sgd.batch_size):
+        for start, end in bounds:
             batch, *rest = (tensor[start:end] for tensor in shuffled)
+            if mix:
+                batch, *rest = mix([batch, *rest])
             optimiser.zero_grad()
             with noise, compute.autocast():
                 logits = model(batch)
             batch_loss = loss(logits.float(), rest)
             batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
             optimiser.step()
+            anneal()
             total += batch_loss.detach() * (end - start)
         mean = float(total) / len(images)
         if on_epoch:
@@ -153,6 +166,15 @@ def make_optimiser(
     return torch.optim.SGD(
         model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True
     )
+
+
+def make_schedule(
+    optimiser: torch.optim.Optimizer, name: str, num_steps: int
+) -> Callable[[], None]:
+    """Return what is to be called after every step of an optimiser; see :class:`Sgd`."""
+    if name == "cosine":
+        return CosineAnnealingLR(optimiser, num_steps).step
+    return lambda: None
 
 
 def train_supervised(

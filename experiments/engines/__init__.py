@@ -22,7 +22,7 @@ def check_engine(study: Study) -> None:
     """
     name = study.engine.name
     if name not in (INLINE, RAY):
-        from experiments.engines.connection import read_connection
+        from experiments.engines.superlink import read_connection
 
         read_connection(name)
     elif study.in_field:

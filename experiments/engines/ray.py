@@ -13,30 +13,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
 
 from experiments.engines.base import Task
-from experiments.engines.flower_app import (
-    find_program,
-    last_lines,
-    read_log,
-    user_paths,
-    write_app,
-)
+from experiments.engines.flower_app import find_program, last_lines, read_log, user_paths
 from experiments.engines.inline import available_cores
-from experiments.engines.processes import (
-    MARK,
-    end_all,
-    free_port,
-    start,
-    start_keeper,
-)
+from experiments.engines.processes import free_port
+from experiments.engines.workplace import Workplace
 from fedkd.errors import FedKDError
 from fedkd.results import ROUNDS_FILE, STATE_FILE, read_points
 from fedkd.study import Study
@@ -71,48 +57,43 @@ class RayEngine:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._runs = 0
-        self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> RayEngine:
         """Make the app folder and start the SuperLink."""
-        self._folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
-        self._keeper = start_keeper(self._folder)
-        self._environment = make_environment(self._folder)
+        self._place = Workplace()
+        self._place.environment |= ray_environment(self._place.folder)
         try:
-            self._app = write_app(self._folder / "fedkd-app")
             self._superlink = self._start_superlink()
         except BaseException:
-            self._clean_up()
+            self._place.close()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """End the SuperLink and whatever it started, and remove the folder."""
-        self._clean_up()
+        self._place.close()
 
     def run(self, task: Task, observer: Observer) -> None:
         """Run one arm; see :class:`experiments.engines.base.Engine`."""
         if self._superlink.poll() is not None:
             self._superlink = self._start_superlink()
         self._runs += 1
-        log = self._folder / f"run-{self._runs}.log"
-        process = self._start(self._run_command(task), log)
+        log = self._place.folder / f"run-{self._runs}.log"
+        process = self._place.start(self._run_command(task), log)
         try:
             self._follow(_Tail(task, observer), process)
         except BaseException:
             # No ServerApp may go on writing to a folder that the caller takes for finished.
-            self._end_all()
+            self._place.end_all()
             raise
         if not (task.folder / STATE_FILE).is_file():
             raise FedKDError(why_failed(task.folder, log))
 
     def _run_command(self, task: Task) -> list[str | Path]:
-        """Write the run config as a file: on the command line an apostrophe would cut it."""
-        config = self._folder / f"run-{self._runs}.toml"
-        config.write_text(tomli_w.dumps(task.run_config()), encoding="utf-8")
+        config = self._place.write_config(f"run-{self._runs}", task.run_config())
         simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
         return [
-            *(find_program("flwr"), "run", self._app, CONNECTION, "--stream"),
+            *(find_program("flwr"), "run", self._place.app, CONNECTION, "--stream"),
             *("--run-config", config, "--federation-config", " ".join(simulation)),
         ]
 
@@ -145,7 +126,7 @@ class RayEngine:
                 if not streaming or now - written > LINGER_SECONDS:
                     if streaming:
                         # It hangs. The next run gets a SuperLink and a machine of its own.
-                        self._end_all()
+                        self._place.end_all()
                     return
             elif superlink_ended:
                 raise FedKDError(
@@ -166,7 +147,7 @@ class RayEngine:
             with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
                 answer = subprocess.run(  # noqa: S603 -- our own command
                     command,
-                    env=self._environment,
+                    env=self._place.environment,
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     timeout=ASK_TIMEOUT,
@@ -181,7 +162,7 @@ class RayEngine:
 
     @property
     def _superlink_log(self) -> Path:
-        return self._folder / "superlink.log"
+        return self._place.folder / "superlink.log"
 
     def _start_superlink(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink on a free port and wait until it answers.
@@ -190,41 +171,25 @@ class RayEngine:
         """
         for _ in range(START_ATTEMPTS):
             port = free_port()
-            home = Path(self._environment["FLWR_HOME"])
+            home = Path(self._place.environment["FLWR_HOME"])
             write_connection(home, port)
             command: list[str | Path] = [
                 *(find_program("flower-superlink"), "--insecure", "--simulation"),
                 *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                 "--disable-runtime-dependency-installation",
             ]
-            superlink = self._start(command, self._superlink_log)
+            superlink = self._place.start(command, self._superlink_log)
             try:
                 if _answers(superlink, port):
                     return superlink
             except BaseException:
-                self._end_all()
+                self._place.end_all()
                 raise
-            self._end_all()
+            self._place.end_all()
         raise FedKDError(
             "Flower's SuperLink does not start; its log ends with:\n"
             + last_lines(self._superlink_log)
         )
-
-    def _start(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-        process = start(command, self._environment, log)
-        self._started.append(process)
-        return process
-
-    def _end_all(self) -> None:
-        end_all(self._folder, self._started)
-        self._started.clear()
-
-    def _clean_up(self) -> None:
-        self._end_all()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._keeper.stdin is not None:
-            self._keeper.stdin.close()
-        self._keeper.wait()
 
 
 class _Tail:
@@ -263,27 +228,21 @@ def write_connection(home: Path, port: int) -> None:
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 
-def make_environment(folder: Path) -> dict[str, str]:
-    """Return what Flower's and Ray's processes get to know."""
+def ray_environment(folder: Path) -> dict[str, str]:
+    """Return what Flower's and Ray's processes get to know beside what a workplace tells."""
     environment = {
-        **os.environ,
-        MARK: str(folder),
         "FLWR_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's agents rename themselves; by default that overwrites the environment that /proc
         # shows, and with it the mark by which they are found.
         "SPT_NOENV": "1",
-        "NO_COLOR": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(user_paths()),
     }
     for name in ("no_proxy", "NO_PROXY"):
-        others = environment.get(name)
+        others = os.environ.get(name)
         environment[name] = ",".join(filter(None, ("127.0.0.1,localhost", others)))
-    if "RAY_ADDRESS" not in environment and len(str(folder)) <= SOCKET_PATH_ROOM:
+    if "RAY_ADDRESS" not in os.environ and len(str(folder)) <= SOCKET_PATH_ROOM:
         environment["RAY_TMPDIR"] = str(folder)
     return environment
 

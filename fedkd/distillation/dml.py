@@ -14,7 +14,7 @@ from fedkd.data.images import as_float
 from fedkd.distillation.lesson import Lesson
 from fedkd.randomness import DrawFrom, draws_at_random
 from fedkd.study import Consolidation
-from fedkd.training import Compute, batch_bounds, make_optimiser
+from fedkd.training import Compute, batch_bounds, make_optimiser, make_schedule
 
 
 def dml(
@@ -45,6 +45,9 @@ def dml(
         for model in models
     ]
     images = as_float(lesson.images)
+    bounds = batch_bounds(len(images), settings.batch_size)
+    steps = settings.epochs * len(bounds)
+    schedules = [make_schedule(each, settings.schedule, steps) for each in optimisers]
     mean = float("nan")
     for model in models:
         model.train()
@@ -54,7 +57,7 @@ def dml(
         weighed = weights[:, order].to(compute.device)
         labels = None if lesson.labels is None else lesson.labels[order].to(compute.device)
         total = torch.zeros((), device=compute.device)
-        for start, end in batch_bounds(len(images), settings.batch_size):
+        for start, end in bounds:
             batch = shuffled[start:end]
 
             def say(index: int, batch: Tensor = batch) -> Tensor:
@@ -72,6 +75,7 @@ def dml(
                     loss = loss + functional.nll_loss(own, labels[start:end])
                 loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
                 optimiser.step()
+                schedules[index]()
                 with torch.no_grad():
                     said[index] = say(index)
                 if models[index] is student:

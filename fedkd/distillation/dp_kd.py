@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.images import as_float
-from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.lesson import Lesson, optimiser_of
 from fedkd.distillation.losses import kd_loss
 from fedkd.study import Consolidation
-from fedkd.training import Compute, Sgd, fit, predict
+from fedkd.training import Compute, fit, predict
 
 
 def dp_kd(
@@ -92,7 +92,7 @@ def _learn(
         as_float(images),
         (target,),
         loss,
-        sgd=Sgd(epochs, settings.batch_size, settings.lr, settings.momentum),
+        sgd=optimiser_of(settings, epochs),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,

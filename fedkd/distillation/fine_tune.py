@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
 
-from fedkd.data.images import Images
-from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.lesson import Lesson, optimiser_of
+from fedkd.distillation.mixup import Mixup
 from fedkd.errors import UserError
 from fedkd.study import Consolidation
-from fedkd.training import Compute, Sgd, train_supervised
+from fedkd.training import Compute, fit
 
 
 def fine_tune(
@@ -30,11 +31,17 @@ def fine_tune(
     """
     if lesson.labels is None:
         raise UserError("method fine-tune learns from labels, but the transfer set has none")
-    return train_supervised(
+    labels = lesson.labels
+    if settings.mixup:
+        labels = one_hot(labels, lesson.target.shape[1]).float()
+    return fit(
         student,
-        Images(lesson.images, lesson.labels),
-        sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+        lesson.images,
+        (labels,),
+        lambda logits, rest: cross_entropy(logits, rest[0]),
+        sgd=optimiser_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
+        mix=Mixup(generator) if settings.mixup else None,
     )

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.lesson import Lesson, optimiser_of
 from fedkd.distillation.losses import kd_loss
+from fedkd.distillation.mixup import Mixup
 from fedkd.study import Consolidation
-from fedkd.training import Compute, Sgd, fit
+from fedkd.training import Compute, fit
 
 
 def kd(
@@ -28,7 +30,10 @@ def kd(
     and weight 0.5 it is the vanilla form of 2402.14922, with both chosen by a search on
     validation data the tuned one.
     """
-    labels = () if lesson.labels is None else (lesson.labels,)
+    labels: tuple[Tensor, ...] = ()
+    if lesson.labels is not None:
+        blended = one_hot(lesson.labels, lesson.target.shape[1]).float()
+        labels = (blended if settings.mixup else lesson.labels,)
 
     def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
         return kd_loss(
@@ -44,8 +49,9 @@ def kd(
         lesson.images,
         (lesson.target, *labels),
         loss,
-        sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+        sgd=optimiser_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
+        mix=Mixup(generator) if settings.mixup else None,
     )

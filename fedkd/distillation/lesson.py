@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.study import Consolidation
-from fedkd.training import Compute
+from fedkd.training import Compute, Sgd
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ class Lesson:
             student=self.student,
             order=self.order,
         )
+
+
+def optimiser_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
+    """Return how a student is trained, for fewer epochs than the study's if so many are named."""
+    return Sgd(
+        settings.epochs if epochs is None else epochs,
+        settings.batch_size,
+        settings.lr,
+        settings.momentum,
+        schedule=settings.schedule,
+    )
 
 
 class Method(Protocol):

@@ -44,13 +44,13 @@ def print_recommendation(found: Recommendation, figures: dict[str, Any], console
         console.print(f"- {reason}")
     known = found.known
     console.print(
-        f"\n{found.agreeing} of {found.support} recorded federations that look like this had it as "
-        f"their choice: the simplest method within half a point of the best. On studies that "
-        f"the tree had not seen ({known['variants']} variants, {known['federations']} federations) "
-        f"it named that choice in {known['accuracy']:.0%} and cost {known['points_lost']:.1f} "
-        f"points of accuracy on average; always the commonest method: "
-        f"{known['accuracy_of_always_the_commonest']:.0%} and "
-        f"{known['points_lost_by_always_the_commonest']:.1f} points."
+        f"\nIn {found.agreeing} of {found.support} recorded federations that look like this it "
+        f"came within half a point of the best method there. On studies not looked at before "
+        f"({known['variants']} variants, {known['federations']} federations) a tree made like this "
+        f"one did so in {known['accuracy']:.0%} and cost {known['points_lost']:.1f} points of "
+        f"accuracy on average; always naming the same method: "
+        f"{known['accuracy_of_always_the_same']:.0%} and "
+        f"{known['points_lost_of_always_the_same']:.1f} points."
     )
 
 

@@ -112,6 +112,14 @@ class Consolidation(Section):
     batch_size: Count = 32
     lr: Rate = 0.05
     momentum: Momentum = 0.9
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate; cosine: down to zero over all epochs"
+    )
+    mixup: bool = Field(
+        default=False,
+        description="learn from blends of two images and of their targets; of methods kd and "
+        "fine-tune",
+    )
     familiarity: Familiarity = Familiarity()
 
     @model_validator(mode="after")
@@ -122,6 +130,8 @@ class Consolidation(Section):
             self._check_logits_suffice()
         if self.sequence == "sequential" and self.method != "dp-kd":
             raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
+        if self.mixup and self.method in ("dml", "dp-kd"):
+            raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
         if self.teachers == "validation" and self.method != "fine-tune":
             raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
         if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):

@@ -14,6 +14,7 @@ from fedkd.distillation import METHODS, NEEDS_LABELS
 from fedkd.distillation.dml import mutual_loss
 from fedkd.distillation.dp_kd import pick_surest
 from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.mixup import Mixup
 from fedkd.errors import UserError
 from fedkd.study import Consolidation
 from fedkd.training import Compute, predict
@@ -201,3 +202,45 @@ def test_teachers_in_sequence_share_the_epochs_and_follow_the_order() -> None:
         assert epochs == 7
         orders[order] = student.linear.weight.detach().clone()
     assert not torch.equal(*orders.values())
+
+
+def test_mixup_blends_images_and_targets_alike() -> None:
+    images, targets = torch.rand(5, 1, 2, 2), torch.softmax(torch.randn(5, 3), 1)
+    blended, said = Mixup(torch.Generator().manual_seed(4))([images, targets])
+    generator = torch.Generator().manual_seed(4)
+    share = torch.rand((), generator=generator)
+    order = torch.randperm(5, generator=generator)
+    assert torch.allclose(blended, share * images + (1 - share) * images[order])
+    assert torch.allclose(said, share * targets + (1 - share) * targets[order])
+    assert torch.allclose(said.sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize("name", ["kd", "fine-tune"])
+def test_mixup_learns_labels_too_and_only_when_asked(name: str) -> None:
+    lesson = make_lesson()
+    plain, mixed, again = Scale(0), Scale(0), Scale(0)
+    losses = [
+        learn(name, plain, lesson)[0],
+        learn(name, mixed, lesson, mixup=True)[0],
+        learn(name, again, lesson, mixup=True)[0],
+    ]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert not torch.equal(plain.linear.weight, mixed.linear.weight)
+    assert torch.equal(mixed.linear.weight, again.linear.weight)
+
+
+@pytest.mark.parametrize("name", ["dml", "dp-kd"])
+def test_methods_without_mixup_refuse_it(name: str) -> None:
+    with pytest.raises(ValueError, match="mixup is for methods kd and fine-tune"):
+        Consolidation(method=name, mixup=True)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_anneals_its_learning_rate(name: str) -> None:
+    lesson = make_lesson()
+    ends = []
+    for schedule in ("constant", "cosine"):
+        student = Scale(0)
+        learn(name, student, lesson, schedule=schedule)
+        ends.append(student.linear.weight.detach().clone())
+    assert not torch.equal(*ends)

@@ -22,6 +22,8 @@ from fedkd.training import (
     fit,
     intra_op_threads,
     is_finite,
+    make_optimiser,
+    make_schedule,
     metrics,
     predict,
     train_supervised,
@@ -242,3 +244,17 @@ def test_finiteness_looks_at_every_tensor() -> None:
     assert is_finite(state)
     for bad in (math.nan, math.inf, -math.inf):
         assert not is_finite({**state, "b": torch.tensor([0.0, bad])})
+
+
+def test_cosine_falls_from_the_learning_rate_to_zero() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = make_optimiser(torch.nn.ParameterList([weight]), 0.4, 0.0)
+    anneal = make_schedule(optimiser, "cosine", 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        anneal()
+    rates.append(optimiser.param_groups[0]["lr"])
+    expected = [0.2 * (1 + math.cos(math.pi * step / 4)) for step in range(5)]
+    assert rates == pytest.approx(expected, abs=1e-12)

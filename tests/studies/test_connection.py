@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from experiments.engines.base import Task
-from experiments.engines.connection import read_connection, read_record, write_record
+from experiments.engines.connection import write_record
+from experiments.engines.follower import read_record
+from experiments.engines.superlink import read_connection
 from fedkd.errors import FedKDError, UserError
 from fedkd.results import Point, RunRecord, read_points
 from strategies.run_log import RunLog

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fedkd.checkpoint import copy_state
 from fedkd.cli import main
-from fedkd.cli_offline import repeat_option
+from fedkd.cli.offline import repeat_option
 from fedkd.models.building import Shape, build_model
 
 FAST = ("--transfer", "digits", "--size", "60", "--set", "epochs=2")

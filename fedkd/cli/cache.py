@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedkd.cli.options import AsJson
+
 if TYPE_CHECKING:
     from fedkd.cache_contents import Entry
 
@@ -19,8 +21,6 @@ app = typer.Typer(
     "is cleared is computed again when it is needed; results in runs/ stay.\n\n"
     "For example: fedkd cache clear --kind arms --older-than 30d"
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for programs.")]
 
 
 def add_commands(main: typer.Typer) -> None:

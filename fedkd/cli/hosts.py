@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedkd.cli.options import AsJson
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ def silo_check(
     study: Annotated[
         Path | None, typer.Option(metavar="STUDY", help="Check against this study too.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look before a silo starts: data, labels, model, disk, the way to the SuperLink, the clock.
 

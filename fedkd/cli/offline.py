@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
+from fedkd.cli.options import AsJson, parse_numbers, progress_console, wide_console
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", min=4, max=1024, help="Height and width of their images."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -157,10 +156,8 @@ def consolidate(
 
     chosen = {"method": method, "weighting": weighting, "student": student}
     settings = parse_consolidation(chosen, overrides or ())
-    numbers = _parse_numbers(examples)
+    numbers = parse_numbers(examples, "--examples")
     _check_out(out, _SAFETENSORS)
-
-    from rich.console import Console
 
     from fedkd.classroom import Wanted
     from fedkd.model_card import save_model
@@ -173,18 +170,18 @@ def consolidate(
         images=Wanted(transfer, size, labelled, validation, classes, channels, image_size),
         arch=_check_arch(arch),
         settings=settings,
-        examples=numbers,
+        examples=tuple(numbers or ()),
         seed=seed,
     )
     if out.resolve() in {teacher.path.resolve() for teacher in offline.teachers}:
         raise UserError(f"--out: {out} is one of the teachers; choose another name")
-    with EpochBar(Console(stderr=True)) as bar:
+    with EpochBar(progress_console(quiet=False)) as bar:
         made = consolidate_files(offline, bar.on_epoch)
     save_model(out, made.state, made.card)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **made.report}, indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = wide_console()
     console.print(render(made.report))
     console.print(f"Student: {out}", soft_wrap=True, highlight=False, markup=False)
 
@@ -277,12 +274,3 @@ def _check_arch(arch: str | None) -> str | None:
         return None if arch is None else check_architecture(arch)
     except ValueError as error:
         raise UserError(f"--arch: {error}") from None
-
-
-def _parse_numbers(text: str | None) -> tuple[int, ...]:
-    try:
-        return () if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"--examples: {text!r} is no list of whole numbers such as 100,200"
-        ) from None

@@ -1,0 +1,5 @@
+"""``python -m fedkd.cli``."""
+
+from fedkd.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The commands that look before anything runs: ``fedkd validate``, ``schema`` and ``doctor``."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from fedkd.cli.options import AsJson, Overrides, StudyPath, load
+
+
+def validate(study: StudyPath, overrides: Overrides = None) -> None:
+    """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
+    from fedkd.study_file import check_files, dump_study
+
+    loaded = load(study, overrides)
+    check_files(loaded)
+    typer.echo(dump_study(loaded), nl=False)
+
+
+def schema() -> None:
+    """Print the JSON schema of study files, for editors and programs."""
+    from fedkd.study_file import study_schema
+
+    typer.echo(json.dumps(study_schema(), indent=1))
+
+
+def doctor(
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine can do, and what to do about what is missing."""
+    from fedkd.doctor import examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            mark = {"ok": "ok  ", "note": "note", "broken": "BAD "}[finding.level]
+            typer.echo(f"{mark}  {finding.name:10} {finding.value}")
+            if finding.advice:
+                typer.echo(f"{'':17}-> {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""What several commands share: options, how a study is loaded, and where output goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedkd.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedkd.study import Study
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a key of the study, such as rounds.lr=0.1; may be repeated. Paths of files are "
+        "relative to the study file.",
+    ),
+]
+Seeds = Annotated[
+    str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+RUNS = Path("runs")
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str] | None,
+    *,
+    seeds: str | None = None,
+    engine: str | None = None,
+) -> Study:
+    """Load a study with what the command line says instead of the file."""
+    from fedkd.study_file import load_study
+
+    return load_study(path, overrides or (), seeds=parse_numbers(seeds, "--seeds"), engine=engine)
+
+
+def parse_numbers(text: str | None, option: str) -> list[int] | None:
+    """Parse ``0,1,2``; None stays None.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is no list of whole numbers such as 0,1,2") from None
+
+
+def wide_console() -> Console:
+    """Return a console for results: a table that a program or a file gets is not folded."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def progress_console(*, quiet: bool) -> Console:
+    """Return a console for progress; a quiet one shows it on a terminal only."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet and not sys.stderr.isatty())
