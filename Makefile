@@ -62,10 +62,10 @@ sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about 
 	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
 	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
 
-bench: $(STAMP) ## measure fedkd against other ways to do the same work (about 20 minutes, on a quiet machine)
+bench: $(STAMP) ## measure fedkd against other ways to do the same work (about half an hour, on a quiet machine)
 	$(BIN)/python -m experiments.bench
 
-bench-scale: $(STAMP) ## measure how time and memory grow (about 10 minutes)
+bench-scale: $(STAMP) ## measure how time and memory grow (about five minutes)
 	$(BIN)/python -m experiments.bench.scale
 
 paper: $(STAMP) ## run the studies behind the claims as far as not recorded; rebuild RESULTS.md
