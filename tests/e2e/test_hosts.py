@@ -497,14 +497,41 @@ def test_three_kills_leave_the_curve_what_it_was(hosts: Hosts) -> None:
     (folder,) = (hosts.root / "killed").glob("*/*")
     resumed = hosts.start("server", f"fedkd compare --resume {folder}", "resumed")
     assert resumed.wait(PATIENCE) == 0, hosts.told("resumed") + told()
-    calm, killed = (summary(hosts, out)["runs"][0] for out in ("calm", "killed"))
-    assert len(calm["curve"]) == 6
-    for run in (calm, killed):
-        for point in run["curve"]:
+    assert_same_curves(hosts, "calm", "killed", rounds=5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_run_on_its_host_and_the_study_goes_on(hosts: Hosts) -> None:
+    data = yaml.safe_load(study_text(hosts.root, {}))["data"]
+    changes = {
+        "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
+        "rounds": {"max": 3, "stop": "budget", "lr": 0.05, "timeout": PATIENCE},
+    }
+    assert compare(hosts, changes, "quiet").wait(PATIENCE) == 0, hosts.told("quiet")
+    study = compare(hosts, changes, "stopped")
+    wait_for_points(hosts, "stopped", 2, study)
+    study.send_signal(signal.SIGINT)
+    assert study.wait(PATIENCE) == 130, hosts.told("stopped")
+    (folder,) = (hosts.root / "stopped").glob("*/*")
+    assert f"fedkd compare --resume {folder}" in hosts.told("stopped").replace("\n", "")
+    (note,) = folder.rglob("flower-run.json")
+    run_id = json.loads(note.read_text())["run-id"]
+    told = hosts.run("server", f"flwr ls field --run-id {run_id} --format json").stdout
+    assert "finished:stopped" in told
+    resumed = hosts.start("server", f"fedkd compare --resume {folder}", "resumed-stopped")
+    assert resumed.wait(PATIENCE) == 0, hosts.told("resumed-stopped") + hosts.told("server")
+    assert_same_curves(hosts, "quiet", "stopped", rounds=3)
+
+
+def assert_same_curves(hosts: Hosts, calm: str, disturbed: str, *, rounds: int) -> None:
+    curves = [summary(hosts, out)["runs"][0]["curve"] for out in (calm, disturbed)]
+    assert len(curves[0]) == rounds + 1
+    for curve in curves:
+        for point in curve:
             # Whoever is gone for a moment is introduced again, in bytes of some round.
             for key in ("seconds", "bytes_up", "bytes_down"):
                 point.pop(key)
-    assert killed["curve"] == calm["curve"]
+    assert curves[1] == curves[0]
 
 
 def wait_for_points(hosts: Hosts, out: str, count: int, study: subprocess.Popen[bytes]) -> None:
