@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments import resumption
+from experiments import resumption, run_cache
 from experiments.engines import check_engine, make_engine
 from experiments.engines.base import Engine, Task
-from experiments.engines.inline import available_cores, silo_pool
+from experiments.engines.inline import silo_pool
+from experiments.folders import make_results_folder
+from experiments.summary import Failure, summarise
 from experiments.trackers import make_trackers
 from experiments.trackers.tracking import Tracking
-from fedkd import __version__
-from fedkd.cache import (
-    cache_key,
-    cache_root,
-    check_cache_root,
-    drop_entry,
-    new_entry,
-    processor,
-)
-from fedkd.comparison import compare
-from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.cache import cache_root, check_cache_root
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
-from fedkd.files import DISK_ERRORS, remove_unfinished, write_json, write_text
+from fedkd.files import DISK_ERRORS, remove_unfinished, write_json
 from fedkd.lease import lease
-from fedkd.models.building import arch_fingerprint
 from fedkd.report.page import write_run_report
-from fedkd.report.results import REPORT_FILE, SCHEMA, STUDY_FILE, SUMMARY_FILE, find_run
+from fedkd.report.results import REPORT_FILE, SUMMARY_FILE, find_run
 from fedkd.results import CUT_SHORT, RunRecord, read_points, write_state
 from fedkd.study import RelativeTargets, Study
-from fedkd.study_file import check_files, dump_study
+from fedkd.study_file import check_files
 
 
 class Progress(Protocol):
@@ -65,15 +48,6 @@ class Progress(Protocol):
 
     def warn(self, sentence: str) -> None:
         """Something beside the study failed."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that ended without a result, and why."""
-
-    arm: str
-    seed: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,7 @@ def run_study(
     trackers = make_trackers(track)
     federations = _load(study)
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
-        folder = _results_folder(out, study, fresh=fresh)
+        folder = make_results_folder(out, study, fresh=fresh)
         with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
             runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
             return runner.run(federations, pool)
@@ -190,7 +164,7 @@ class _Runner:
                 f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
                 f"are kept: mend this, then {resumption.command(self._folder)}"
             ) from error
-        summary = self._summary(federations)
+        summary = summarise(self._study, federations, self._records, self._failures)
         write_json(self._folder / SUMMARY_FILE, summary)
         write_run_report(self._folder)
         return Outcome(self._folder, summary, interrupted)
@@ -272,7 +246,7 @@ class _Runner:
         record = RunRecord.read(task.folder)
         if record.stopped not in CUT_SHORT and not self._engine.remote:
             try:
-                _store(task.folder, self._cached_run(task))
+                run_cache.store(task)
             except OSError as error:  # the results are there; a full cache must not end a study
                 self._progress.warn(f"{task.arm}, seed {seed} is not kept in the cache: {error}")
         return record
@@ -297,145 +271,10 @@ class _Runner:
         self._tracking.finish(record)
 
     def _reuse(self, task: Task) -> RunRecord | None:
-        """Take a finished run from the cache, if it holds one that is whole."""
-        if self._engine.remote:
+        """Take a finished run from the cache; hosts of others have theirs, which we cannot see."""
+        if self._engine.remote or self._fresh:
             return None
-        cached = self._cached_run(task)
-        if self._fresh or task.folder.exists() or not cached.is_dir():
-            return None
-        with _scratch(task.folder) as scratch:
-            try:
-                # Copied first: another process may take the entry away at any time.
-                shutil.copytree(cached, scratch, dirs_exist_ok=True)
-                record = replace(RunRecord.read(scratch), cached=True)
-            except (FedKDError, OSError):
-                return None
-            write_state(scratch, record)
-            scratch.rename(task.folder)
-        self._progress.reused(task.arm, task.federation.seed)
+        record = run_cache.take(task)
+        if record is not None:
+            self._progress.reused(task.arm, task.federation.seed)
         return record
-
-    def _cached_run(self, task: Task) -> Path:
-        study = self._study
-        key = cache_key(
-            {
-                "kind": "arm",
-                "federation": task.federation.fingerprint(),
-                "transfer": study.data.transfer.model_dump(),
-                "name": task.arm,
-                "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
-                "own": _own_functions(study, task.arm),
-                "rounds": study.rounds_of(task.arm).model_dump(),
-                "engine": study.engine.model_dump(exclude={"workers"}),
-                "targets": task.targets,
-            }
-        )
-        return task.federation.cache / "arms" / key
-
-    def _summary(self, federations: Sequence[Federation]) -> dict[str, Any]:
-        study = self._study
-        order = [(arm, seed) for arm in study.arms for seed in study.seeds]
-        records = [self._records[key] for key in order if key in self._records]
-        complete = [record for record in records if record.stopped not in CUT_SHORT]
-        return {
-            "schema": SCHEMA,
-            "study": study.name,
-            "resolved": study.to_dict(),
-            "versions": _versions(),
-            "machine": _machine(),
-            "runs": [run_entry(record) for record in records],
-            "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
-            "failures": [vars(failure) for failure in self._failures],
-            "classes": list(federations[0].cut.classes),
-            "silos": [row for federation in federations for row in federation.holdings()],
-        }
-
-
-def _own_functions(study: Study, arm: str) -> list[str]:
-    """Identify architecture, method and weighting, some of which may be the user's own code."""
-    names = [arch_fingerprint(study.global_arch(arm))]
-    if settings := study.arms[arm].consolidation:
-        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
-    return names
-
-
-def run_entry(record: RunRecord) -> dict[str, Any]:
-    """Return a run as ``summary.json`` tells it."""
-    accuracies = [point.accuracy for point in record.curve]
-    return {
-        "arm": record.arm,
-        "seed": record.seed,
-        "engine": record.engine,
-        "cached": record.cached,
-        "accuracy_source": record.accuracy_source,
-        "stopped": record.stopped,
-        "exchanges_before_round_1": record.exchanges_before_round_1,
-        "max_rounds": record.max_rounds,
-        "curve": [vars(point) for point in record.curve],
-        "targets": [{"target": t, **record.cost(t)} for t in record.targets],
-        "best_accuracy": max(accuracies),
-        "final_accuracy": accuracies[-1],
-        "quarantined": [vars(entry) for entry in record.quarantined],
-        "notes": record.notes,
-        "instruments": record.instruments,
-    }
-
-
-def _results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
-    """Make ``<out>/<study>/<timestamp>`` with the resolved study in it, both at once.
-
-    A folder that bears such a name can be resumed, whenever its process is killed.
-    """
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    place = out / study.name
-    try:
-        with _scratch(place / stamp) as scratch:
-            write_text(scratch / STUDY_FILE, dump_study(study))
-            resumption.write_beginning(scratch, fresh=fresh)
-            for attempt in range(1000):
-                folder = place / (f"{stamp}-{attempt}" if attempt else stamp)
-                if folder.exists():
-                    continue
-                try:
-                    scratch.rename(folder)
-                except OSError as error:  # another process was a moment faster
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                        raise
-                    continue
-                return folder
-    except OSError as error:
-        raise FedKDError(
-            f"{place} cannot be written to: {error.strerror}; choose another place by --out"
-        ) from error
-    raise FedKDError(f"{place} is full of results of this very second")
-
-
-def _store(folder: Path, cached: Path) -> None:
-    """Put a finished run into the cache, in place of one that is there."""
-    drop_entry(cached)
-    with new_entry(cached) as entry:
-        shutil.copytree(folder, entry, dirs_exist_ok=True)
-
-
-@contextmanager
-def _scratch(beside: Path) -> Iterator[Path]:
-    scratch = beside.with_name(f".{beside.name}.{os.getpid()}.part")
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
-    python = ".".join(str(part) for part in sys.version_info[:3])
-    return {"fedkd": __version__, "python": python, **{name: version(name) for name in packages}}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": available_cores(),
-    }

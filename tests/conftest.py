@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-from experiments.runner import run_entry
+from experiments.summary import run_entry
 from fedkd.comparison import compare
 from fedkd.results import Point, RunRecord
 from fedkd.study import Study

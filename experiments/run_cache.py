@@ -1,0 +1,68 @@
+"""Finished runs in the cache: kept under all that determines them, and taken from there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.engines.base import Task
+from experiments.folders import scratch_folder
+from fedkd.cache import cache_key, drop_entry, new_entry
+from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.errors import FedKDError
+from fedkd.models.building import arch_fingerprint
+from fedkd.results import RunRecord, write_state
+from fedkd.study import Study
+
+
+def cached_run(task: Task) -> Path:
+    """Return where the cache keeps this run, if it does."""
+    study = task.federation.study
+    key = cache_key(
+        {
+            "kind": "arm",
+            "federation": task.federation.fingerprint(),
+            "transfer": study.data.transfer.model_dump(),
+            "name": task.arm,
+            "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+            "own": _own_functions(study, task.arm),
+            "rounds": study.rounds_of(task.arm).model_dump(),
+            "engine": study.engine.model_dump(exclude={"workers"}),
+            "targets": task.targets,
+        }
+    )
+    return task.federation.cache / "arms" / key
+
+
+def take(task: Task) -> RunRecord | None:
+    """Copy the run into its folder, if the cache holds one that is whole."""
+    cached = cached_run(task)
+    if task.folder.exists() or not cached.is_dir():
+        return None
+    with scratch_folder(task.folder) as scratch:
+        try:
+            # Copied first: another process may take the entry away at any time.
+            shutil.copytree(cached, scratch, dirs_exist_ok=True)
+            record = replace(RunRecord.read(scratch), cached=True)
+        except (FedKDError, OSError):
+            return None
+        write_state(scratch, record)
+        scratch.rename(task.folder)
+    return record
+
+
+def store(task: Task) -> None:
+    """Put a finished run into the cache, in place of one that is there."""
+    cached = cached_run(task)
+    drop_entry(cached)
+    with new_entry(cached) as entry:
+        shutil.copytree(task.folder, entry, dirs_exist_ok=True)
+
+
+def _own_functions(study: Study, arm: str) -> list[str]:
+    """Identify architecture, method and weighting, some of which may be the user's own code."""
+    names = [arch_fingerprint(study.global_arch(arm))]
+    if settings := study.arms[arm].consolidation:
+        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
+    return names
