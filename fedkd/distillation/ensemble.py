@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.distillation import WEIGHTINGS
-from fedkd.distillation.trust import agreement, cap, discount, trust
+from fedkd.distillation.trust import agreement, cap, discount, knowledge, trust
 from fedkd.distillation.weightings import Evidence, entropy, foreign_share, pool
 from fedkd.errors import UserError
 from fedkd.seeding import torch_generator
@@ -48,7 +48,8 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
         weights = cap(weights, settings.max_weight)
     believed = None
     if settings.trust == "agreement":
-        believed = trust(votes, weights.mean(2) if weights.dim() == 3 else weights)
+        believed = _believed(evidence, votes, weights)
+    if believed is not None:
         weights = discount(weights, believed)
         if settings.max_weight is not None:
             weights = cap(weights, settings.max_weight)
@@ -70,6 +71,14 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
         agreement(votes, target.argmax(1)),
         believed,
     )
+
+
+def _believed(evidence: Evidence, votes: Tensor, weights: Tensor) -> Tensor | None:
+    """Return how far each teacher is believed; None where no density says who knows what."""
+    density, background = evidence.log_density, evidence.log_background
+    if density is None or background is None:
+        return None
+    return trust(votes, knowledge(density, background, weights))
 
 
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:

@@ -82,7 +82,7 @@ class Consolidation(Section):
     trust: Literal["equal", "agreement"] = Field(
         "equal",
         description="agreement: a teacher counts less the more it is contradicted by those that "
-        "know the same images",
+        "know the same images; of weighting familiarity, density gaussian",
     )
     teachers: Literal["models", "densities", "validation"] = Field(
         "models",
@@ -126,6 +126,13 @@ class Consolidation(Section):
     def _check(self) -> Consolidation:
         if self.teachers == "densities" and self.weighting != "familiarity":
             raise ValueError("teachers: densities needs weighting: familiarity")
+        if self.trust == "agreement" and not (
+            self.uses_densities and self.familiarity.density == "gaussian"
+        ):
+            raise ValueError(
+                "trust: agreement needs to be told who knows what: weighting: familiarity with "
+                "familiarity.density: gaussian"
+            )
         if self.mode == "logits":
             self._check_logits_suffice()
         if self.sequence == "sequential" and self.method != "dp-kd":

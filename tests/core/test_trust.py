@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedkd.distillation.ensemble import combine
-from fedkd.distillation.trust import agreement, cap, discount, trust
+from fedkd.distillation.trust import agreement, cap, discount, knowledge, trust
 from fedkd.distillation.weightings import Evidence, pool
 from fedkd.study import Consolidation
 
@@ -28,11 +31,11 @@ def even(teachers: int, samples: int) -> Tensor:
 def test_a_liar_among_those_that_know_the_same_is_not_believed() -> None:
     truth = torch.arange(60) % 3
     votes = torch.stack([truth, truth, truth, truth, (truth + 1) % 3])
-    believed = trust(votes, even(5, 60))
+    believed = trust(votes, torch.ones(5, 60, dtype=torch.float64))
     assert believed[:4].min() > 0.99
     assert believed[4] < 0.1
     weights = discount(even(5, 60), believed)
-    assert float(weights[4].max()) < 1e-3
+    assert float(weights[4].max()) < 1e-2
     torch.testing.assert_close(weights.sum(0), torch.ones(60).double())
 
 
@@ -45,14 +48,14 @@ def test_who_stands_alone_in_what_it_knows_is_believed() -> None:
 
 
 def test_a_loud_liar_does_not_drag_down_those_it_contradicts() -> None:
-    """Half of all weight is its own; nobody else meets anyone but it and one other."""
+    """It claims to know all; nobody else meets anyone but it and one other."""
     truth = torch.arange(80) % 4
     votes = torch.stack([truth] * 8 + [torch.zeros(80, dtype=torch.int64)])
-    weights = torch.zeros(9, 80, dtype=torch.float64)
+    known = torch.zeros(9, 80, dtype=torch.float64)
     for m in range(8):
-        weights[m, truth == m // 2] = 0.25
-    weights[8] = 0.5
-    believed = trust(votes, weights)
+        known[m, truth == m // 2] = 0.7
+    known[8] = 1.0
+    believed = trust(votes, known)
     assert believed[:8].min() > 0.9
     assert believed[8] < 0.5
 
@@ -67,6 +70,23 @@ def test_trust_is_a_share_and_knows_no_order(teachers: int, samples: int, seed: 
     assert bool((believed > 0).all() and (believed <= 1).all())
     order = torch.randperm(teachers, generator=generator)
     torch.testing.assert_close(trust(votes[order], weights[order]), believed[order])
+
+
+def test_who_knows_an_image_by_hand() -> None:
+    """Likelier than the background by more than the margin, and how much beside the others."""
+    nan = float("nan")
+    density = rows([40.0, 3.0], [40.0, -40.0], [nan, nan])
+    weights = rows([0.4, 0.9], [0.4, 0.0], [0.2, 0.1])
+    known = knowledge(density, torch.zeros(2, dtype=torch.float64), weights)
+    torch.testing.assert_close(known, rows([1.0, 0.5], [1.0, 0.0], [0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weighting": "equal"}, {"familiarity": {"density": "knn"}}, {}]
+)
+def test_trust_is_refused_where_nobody_says_who_knows_what(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="trust: agreement needs"):
+        Consolidation.model_validate({"trust": "agreement", **settings})
 
 
 def test_agreement_is_a_share_of_images() -> None:
@@ -171,8 +191,12 @@ def test_the_options_are_heard_and_change_nothing_by_default() -> None:
 
     assert right() < 0.6
     assert right(max_weight=0.3) == 1.0
-    made = combine(evidence, Consolidation(weighting="equal", trust="agreement"))
+    believing = Consolidation(weighting="familiarity", max_weight=0.3, trust="agreement")
+    assert combine(evidence, believing).trust is None, "without a background nobody knows anything"
+    known = replace(evidence, log_background=torch.full((50,), -9.0, dtype=torch.float64))
+    made = combine(known, believing)
     assert made.trust is not None
-    assert float(made.trust[3]) < 0.6
+    assert float(made.trust[3]) < 0.6 < 0.99 < float(made.trust[:3].min())
+    assert float((made.target.argmax(1) == truth).float().mean()) == 1.0
     assert made.agreement[:3].tolist() == [1.0, 1.0, 1.0]
     assert combine(evidence, Consolidation(weighting="equal")).trust is None
