@@ -30,9 +30,8 @@ RATES = {
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
 CENTRAL_RATES = ("0.02", "0.05", "0.1")
+CENTRAL_EPOCHS = ("10", "20")
 INITS = ("shared", "per-silo")
-CELLS = {"main-digits": INITS, "main-fashion": ("shared",)}
-"""Initialisations under which rounds are counted: Fashion-MNIST takes five minutes a partition."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,18 @@ def plan() -> list[Run]:
             ),
         )
         for study, rates in RATES.items()
-        for init in CELLS[study]
+        for init in INITS
         for name in PARTITIONS
     ]
     runs.append(Run("cross-device", ("hundred",)))
-    runs += [Run("central", ("lr", rate), (f"pretraining.lr={rate}",)) for rate in CENTRAL_RATES]
+    runs += [
+        Run(
+            "central",
+            ("lr", rate, "epochs", epochs),
+            (f"pretraining.lr={rate}", f"pretraining.epochs={epochs}"),
+        )
+        for rate in CENTRAL_RATES
+        for epochs in CENTRAL_EPOCHS
+    ]
     runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]
     return runs

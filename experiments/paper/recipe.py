@@ -23,7 +23,7 @@ from typing import Any
 
 from experiments.engines.base import Task
 from experiments.engines.inline import InlineEngine, silo_pool
-from experiments.paper.plan import CELLS, FOLDER, PARTITIONS, RATES, overrides, partition
+from experiments.paper.plan import FOLDER, INITS, PARTITIONS, RATES, overrides, partition
 from experiments.sweep import Silent, judged_on_validation
 from fedkd.cache import cache_root
 from fedkd.errors import FedKDError
@@ -130,7 +130,7 @@ def choose_missing(study_name: str) -> None:
     """Choose for every cell of a study that has no recipe yet; write ``recipes/<study>.json``."""
     path = FOLDER / "recipes" / f"{study_name}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    for name, init in itertools.product(PARTITIONS, CELLS[study_name]):
+    for name, init in itertools.product(PARTITIONS, INITS):
         if f"{name}.{init}" in found:
             continue
         cell = choose(study_name, name, init)
