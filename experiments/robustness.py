@@ -48,8 +48,9 @@ RULES: dict[str, dict[str, Any]] = {
     "cap": {"max_weight": 0.2},
     "trust": {"trust": "agreement"},
     "cap and trust": {"max_weight": 0.2, "trust": "agreement"},
+    "all": {"max_weight": 0.2, "trust": "agreement", "student": "fresh"},
 }
-"""``trust`` goes with ``familiarity`` alone."""
+"""``trust`` goes with ``familiarity`` alone; the average of all models contains the bad one."""
 STUDY = """
 name: robustness
 data: {{source: digits, test: 0.2, validation: 0.1, transfer: {{size: 300, labelled: false}}}}
@@ -203,6 +204,9 @@ def measure(lecture: Lecture, weighting: str, *, on: str) -> dict[str, Any]:
             continue
         settings = Consolidation.model_validate({"weighting": weighting, **changes})
         found[rule] = {"honest": points(settings, lecture.honest)}
+        if "student" in changes:
+            alike = plain.model_copy(update={"student": settings.student})
+            found[rule]["left out"] = points(alike, lecture.without())
         for attack in ATTACKS:
             if attack == "loud constant class" and not settings.uses_densities:
                 continue
@@ -211,7 +215,10 @@ def measure(lecture: Lecture, weighting: str, *, on: str) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean losses over seeds, in points: against plain where honest, else left out."""
+    """Return mean losses over seeds, in points.
+
+    Of the honest against plain; of others against leaving the bad silo out, with the same student.
+    """
     table = []
     for partition in PARTITIONS:
         for weighting in WEIGHTINGS:
@@ -222,9 +229,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             ]
             for rule in (rule for rule in RULES if runs and rule in runs[0]):
                 lost = {"honest": mean(r["plain"]["honest"] - r[rule]["honest"] for r in runs)}
-                for attack in runs[0][rule]:
-                    if attack != "honest":
-                        lost[attack] = mean(r["left out"] - r[rule][attack] for r in runs)
+                for attack in ATTACKS:
+                    if attack in runs[0][rule]:
+                        lost[attack] = mean(
+                            r[rule].get("left out", r["left out"]) - r[rule][attack] for r in runs
+                        )
                 table.append(
                     {
                         "partition": partition,
