@@ -243,7 +243,5 @@ def one_exchange(records: Records) -> Finding:
         rows,
         f"{'Holds' if near >= 4 else 'Does not hold'}: central training reaches {100 * top:.1f} "
         f"(lr {central[1]}, {central[3]} epochs); {near} of 5 partitions are within two points, "
-        "the gaps being "
-        + ", ".join(f"{100 * (top - x):.1f}" for x in chosen)
-        + ".",
+        "the gaps being " + ", ".join(f"{100 * (top - x):.1f}" for x in chosen) + ".",
     )
