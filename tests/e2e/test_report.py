@@ -15,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from fedkd.files import write_json
 from fedkd.report.page import write_report
 from fedkd.report.results import Results
 from fedkd.report.theme import OKABE_ITO
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.browser
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
 SCHEMES = ("light", "dark")
-CPU_SECONDS = 2.0
+MOST_NODES = 8_000
 ATTACK = "<img src=x onerror='window.hacked=1'><b>%{y}</b></script><script>window.hacked=1</script>"
 
 
@@ -296,10 +297,11 @@ def test_hostile_names_do_nothing(
         assert (opened.errors, opened.requests) == ([], [])
 
 
-def test_a_large_study_is_small_and_soon_ready(browser: Browser, report: Path) -> None:
-    """5 arms x 5 seeds x 200 rounds: processor time of the page's thread until all is drawn.
+def test_a_large_study_is_small_and_drawn_with_little(browser: Browser, report: Path) -> None:
+    """5 arms x 5 seeds x 200 rounds: what drawing costs grows with the nodes on the page.
 
-    Not the wall clock, which tells more of a busy machine than of the page.
+    The seconds of the page's thread are kept beside the screenshots; machines differ too much for
+    a bound on them.
     """
     assert report.stat().st_size < 6_000_000
     page = browser.new_page()
@@ -308,9 +310,12 @@ def test_a_large_study_is_small_and_soon_ready(browser: Browser, report: Path) -
     page.goto(report.as_uri())
     page.wait_for_selector("html[data-drawn]")
     metrics = session.send("Performance.getMetrics")["metrics"]
+    nodes = page.evaluate("document.querySelectorAll('*').length")
     page.close()
     spent = {metric["name"]: metric["value"] for metric in metrics}
-    assert 0 < spent["TaskDuration"] < CPU_SECONDS
+    ARTEFACTS.mkdir(exist_ok=True)
+    write_json(ARTEFACTS / "large-report.json", {"nodes": nodes, "seconds": spent["TaskDuration"]})
+    assert 0 < nodes < MOST_NODES
 
 
 def test_several_studies_on_one_page(
