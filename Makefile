@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-browser test-hosts test-docs test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
+.PHONY: help setup demo test test-ray test-browser test-hosts test-notebooks test-docs test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 
 test-hosts: $(STAMP) ## run the test on hosts of their own, in network namespaces; needs root
 	$(PYTEST) -m 'hosts and not slow'
+
+test-notebooks: $(STAMP) ## execute the two notebooks
+	$(PYTEST) -m slow tests/e2e/test_notebooks.py
 
 test-docs: $(STAMP) ## run what the documents show: commands, code, notebooks, trackers (some minutes)
 	$(PYTEST) -m slow tests/e2e/test_docs.py tests/e2e/test_notebooks.py tests/studies/test_trackers.py
