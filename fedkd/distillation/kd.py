@@ -30,10 +30,9 @@ def kd(
     and weight 0.5 it is the vanilla form of 2402.14922, with both chosen by a search on
     validation data the tuned one.
     """
-    labels: tuple[Tensor, ...] = ()
-    if lesson.labels is not None:
-        blended = one_hot(lesson.labels, lesson.target.shape[1]).float()
-        labels = (blended if settings.mixup else lesson.labels,)
+    labels: tuple[Tensor, ...] = () if lesson.labels is None else (lesson.labels,)
+    if settings.mixup:
+        labels = tuple(one_hot(y, lesson.target.shape[1]).float() for y in labels)
 
     def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
         return kd_loss(

@@ -2,8 +2,8 @@
 
 A federation under label skew is no crowd of equals: most teachers are wrong about most images, and
 the one that knows an image may stand alone. So a teacher is not judged by how often it is in the
-minority, but by whether those contradict it that know the same images. Who knows what the
-densities say; without them an honest teacher cannot be told from a bad one.
+minority, but by whether those contradict it that know the same images. Who knows which,
+the densities tell; without them an honest teacher cannot be told from a bad one.
 """
 
 from __future__ import annotations
