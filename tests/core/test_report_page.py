@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def test_the_policy_allows_the_pages_own_scripts_alone(hostile: dict[str, Any]) 
     assert policy.startswith("default-src 'none'; ")
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
     assert "unsafe-eval" not in policy
+
+
+def test_plotly_is_the_file_that_npm_has() -> None:
+    """By the SHA-256 of package/plotly-cartesian.min.js in plotly.js-cartesian-dist-min 4.1.1."""
+    bundle = (files("fedkd.report") / "assets" / "plotly-cartesian.min.js").read_bytes()
+    digest = hashlib.sha256(bundle).hexdigest()
+    assert digest == "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
 
 
 def test_the_page_shows_what_there_is_and_no_more(

@@ -17,7 +17,7 @@ LIGHT = """
 import sys, fedkd
 names = dir(fedkd)
 fedkd.Study, fedkd.Comparison, fedkd.compare, fedkd.load_study, fedkd.UserError
-heavy = {"torch", "flwr", "ray", "sklearn", "pandas", "plotly", "matplotlib"} & set(sys.modules)
+heavy = {"torch", "flwr", "ray", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 

@@ -297,7 +297,7 @@ def test_a_study_that_has_not_changed_imports_only_what_it_needs(
 ) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(make_data()))
     environment = {**os.environ, "FEDKD_CACHE_DIR": str(tmp_path / "cache")}
-    names = (*STUDIES_NEED_NOT, "torch._dynamo", "plotly.graph_objects", "matplotlib", "pandas")
+    names = (*STUDIES_NEED_NOT, "torch._dynamo", "matplotlib", "pandas")
     first, again = (
         subprocess.run(
             [sys.executable, "-c", LOADED.format(names=wanted)],

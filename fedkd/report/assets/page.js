@@ -5,6 +5,7 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const SCHEMES = ["auto", "light", "dark"];
   const hidden = new Set();
+  const drawn = new Set();
   const view = {};
 
   const token = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
@@ -50,11 +51,26 @@
       return { ...coloured(trace, ""), visible: !off };
     });
     const config = { responsive: true, displayModeBar: false, displaylogo: false };
+    drawn.add(id);
     return Plotly.react(id, data, layoutOf(chosen.layout), config);
   }
 
   const ids = Object.keys(figures);
-  const drawAll = () => Promise.all(ids.map(draw));
+  const redraw = (which) => which.filter((id) => drawn.has(id)).forEach(draw);
+
+  // A plot is drawn when it comes near the view: a long report answers as soon as a short one.
+  function drawInView() {
+    const nearby = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (!isIntersecting) continue;
+        nearby.unobserve(target);
+        if (!drawn.has(target.id)) draw(target.id);
+      }
+      root.dataset.ready = "";
+    }, { rootMargin: "50% 0%" });
+    for (const id of ids) nearby.observe(document.getElementById(id));
+    addEventListener("beforeprint", () => ids.filter((id) => !drawn.has(id)).forEach(draw));
+  }
 
   function listen() {
     for (const select of document.querySelectorAll("select[data-figure]")) {
@@ -75,7 +91,7 @@
             twin.setAttribute("aria-pressed", String(show));
           }
         }
-        ids.filter((id) => id.startsWith(`${study}-accuracy`)).forEach(draw);
+        redraw(ids.filter((id) => id.startsWith(`${study}-accuracy`)));
       });
     }
     for (const button of document.querySelectorAll("button[data-copy]")) {
@@ -84,9 +100,9 @@
     document.getElementById("theme").addEventListener("click", () => {
       const now = SCHEMES.indexOf(root.dataset.theme || "auto");
       setScheme(SCHEMES[(now + 1) % SCHEMES.length]);
-      drawAll();
+      redraw(ids);
     });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(ids));
   }
 
   function setScheme(name) {
@@ -120,12 +136,5 @@
   if (SCHEMES.includes(stored)) setScheme(stored);
   for (const id of ids) view[id] = figures[id].start;
   listen();
-  // One plot a frame: the page answers while the later ones are drawn.
-  (async () => {
-    for (const id of ids) {
-      await draw(id);
-      await new Promise((next) => setTimeout(next, 0));
-    }
-    root.dataset.drawn = String(ids.length);
-  })();
+  drawInView();
 })();
