@@ -5,8 +5,8 @@ Jinja's autoescape, as Plotly text through ``figure.plain``, as data through :fu
 page's content security policy then allows no script but the two whose hashes it names, and no
 request at all.
 
-Plotly.js is its cartesian bundle, the file of npm's plotly.js-cartesian-dist-min 4.1.1 unchanged: a
-browser takes a third of the time that the whole of Plotly takes to load, and no plot here needs more.
+Plotly.js is its cartesian bundle, the unchanged file of npm's plotly.js-cartesian-dist-min 4.1.1:
+it loads in a third of the time that the whole of Plotly takes, and no plot here needs more.
 """
 
 from __future__ import annotations
