@@ -1,8 +1,9 @@
 """What one bad teacher of ten costs consolidation, and what the robust options cost an honest one.
 
-``python -m experiments.robustness --write`` keeps the figures in ``robustness.json`` beside it and
-prints the table of ``docs/robustness.md``. The bad silo is the largest of its seed, which has most
-to spoil. ``--validation`` looks at no test image; it is what to choose by.
+``python -m experiments.robustness --write`` keeps the figures in ``robustness.json`` beside it, in
+the place of those of the same partition, weighting and seed, and prints the table of
+``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil.
+``--validation`` looks at no test image; it is what to choose by.
 """
 
 from __future__ import annotations
@@ -258,6 +259,17 @@ def render(table: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _with_others(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, and those of the record that were not measured again."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("partition", "weighting", "seed"))
+
+    before = json.loads(RECORD.read_text())["runs"] if RECORD.is_file() else []
+    merged = {key(row): row for row in [*before, *rows]}
+    return [merged[found] for found in sorted(merged)]
+
+
 def main() -> None:
     """Measure what is asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -279,10 +291,10 @@ def main() -> None:
                     where = {"partition": partition, "seed": seed, "weighting": weighting}
                     rows.append({**where, "found": found})
                     sys.stderr.write(f"{json.dumps(rows[-1])}\n")
-    table = summarise(rows)
     if asked.write:
-        write_json(RECORD, {"runs": rows, "lost": table})
-    sys.stdout.write(render(table) + "\n")
+        rows = _with_others(rows)
+        write_json(RECORD, {"runs": rows, "lost": summarise(rows)})
+    sys.stdout.write(render(summarise(rows)) + "\n")
 
 
 if __name__ == "__main__":

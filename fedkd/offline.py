@@ -16,14 +16,14 @@ from fedkd.checkpoint import State
 from fedkd.classroom import Classroom, Wanted, open_classroom
 from fedkd.data.images import content_hash
 from fedkd.distillation import NEEDS_LABELS
-from fedkd.distillation.consolidation import Consolidated, School, consolidate, make_ensemble
+from fedkd.distillation.consolidation import Consolidated, School, consolidate
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
 from fedkd.model_card import ModelCard, load_model, read_card
 from fedkd.models import check_architecture
 from fedkd.models.building import build_model
 from fedkd.study import Consolidation, Engine
-from fedkd.training import Compute, evaluate, intra_op_threads, is_finite, predict
+from fedkd.training import Compute, evaluate, intra_op_threads, is_finite
 
 _UNWEIGHTED = ("dp-kd", "fine-tune")
 """Methods in which weightings play no part."""
@@ -261,8 +261,6 @@ def _report(
     after = evaluate(student, room.validation, compute=school.compute).accuracy if judged else None
     accuracy = teachers.accuracy(room.validation).tolist() if judged else [None] * len(teachers)
     images = room.transfer.images
-    ensemble = make_ensemble(made.teachers, settings, school).target.argmax(1)
-    said = predict(student, images, compute=school.compute).argmax(1)
     weights = made.notes["mean_weights"]
     return {
         "method": settings.method,
@@ -293,7 +291,7 @@ def _report(
         ],
         "agreement": {
             "between_teachers": agreement(made.teachers.predict(images).argmax(2)),
-            "student": round(float((said == ensemble).double().mean()), 6),
+            "student": made.notes["student_agreement"],
         },
         "distillation_loss": made.notes["distillation_loss"],
         "accuracy_before": before,

@@ -85,8 +85,8 @@ class StudyProgress:
 
     def quarantined(self, record: RunRecord) -> None:
         """Say which silos' replies were not used, and of what else to beware."""
+        where = f"{record.arm}, seed {record.seed}"
         for silo, entries in _by_silo(record).items():
-            where = f"{record.arm}, seed {record.seed}"
             rounds = ", ".join(str(entry.round) for entry in entries[:5])
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             last = record.notes.get("quarantined_after", {}).get(silo)
@@ -97,6 +97,13 @@ class StudyProgress:
             )
         if fallback := record.notes.get("fallback"):
             self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")
+        if warning := record.notes.get("warning"):
+            self._console.print(f"[yellow]note[/yellow] {where}: {escape(warning)}")
+        for silo, trust in record.notes.get("doubted", {}).items():
+            self._console.print(
+                f"[yellow]not heard[/yellow] {where}: {escape(silo)}: those that know the same "
+                f"images contradict it (trust {trust:.2f})"
+            )
 
 
 class SearchProgress(StudyProgress):

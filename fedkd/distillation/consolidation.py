@@ -18,12 +18,13 @@ from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.familiarity import Basis, background_log_density
 from fedkd.distillation.lesson import Lesson
 from fedkd.distillation.teachers import Teachers
+from fedkd.distillation.trust import BELIEVED
 from fedkd.distillation.weightings import Evidence
 from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
 from fedkd.seeding import numpy_generator, torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, is_finite
+from fedkd.training import Compute, is_finite, predict
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,39 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
+    heard, doubted = leave_out_the_doubted(teachers, settings, school)
     choice = choose(
-        teachers, settings, validation=school.validation, arch=school.arch, seed=school.seed
+        heard, settings, validation=school.validation, arch=school.arch, seed=school.seed
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
-    return replace(learnt, notes=choice.notes | learnt.notes)
+    notes = choice.notes | learnt.notes
+    if doubted:
+        notes["doubted"] = {name: round(trust, 6) for name, trust in doubted.items()}
+    return replace(learnt, notes=notes)
+
+
+def leave_out_the_doubted(
+    teachers: Teachers, settings: Consolidation, school: School
+) -> tuple[Teachers, dict[str, float]]:
+    """Leave out whom those that know the same images contradict, where trust is by agreement.
+
+    A liar that only weighs less still has its share in an average of the models, and a word where
+    few know more. One teacher after another, the least believed first: as long as a liar is heard,
+    those that it contradicts seem doubtful too. Most teachers stay, whatever they say.
+
+    Returns:
+        Those that are heard, and the trust in each of the others.
+    """
+    doubted: dict[str, float] = {}
+    most = (len(teachers) - 1) // 2
+    while settings.trust == "agreement" and len(doubted) < most:
+        trust = make_ensemble(teachers, settings, school).trust
+        if trust is None or float(trust.min()) >= BELIEVED:
+            break
+        least = int(trust.argmin())
+        doubted[teachers.members[least].silo] = float(trust[least])
+        teachers = teachers.only([m for m in range(len(teachers)) if m != least])
+    return teachers, doubted
 
 
 def distil(
@@ -119,6 +148,8 @@ def distil(
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes = _describe(teachers, ensemble, loss)
+    said = predict(model, school.transfer.images, compute=school.compute).argmax(1)
+    notes |= _describe_student(said, ensemble.target.argmax(1))
     return Consolidated(state, start, teachers, notes, loss)
 
 
@@ -232,6 +263,22 @@ def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, 
         notes["trust"] = _by_name(names, ensemble.trust)
     if ensemble.foreign is not None:
         notes["foreign_share"] = round(ensemble.foreign, 6)
+    return notes
+
+
+def _describe_student(said: Tensor, taught: Tensor) -> dict[str, Any]:
+    """Tell how often the student says what the teachers say; warn if it has learnt nothing.
+
+    Args:
+        said: classes ``[N]``.
+        taught: the ensemble's classes ``[N]``.
+    """
+    notes: dict[str, Any] = {"student_agreement": round(float((said == taught).double().mean()), 6)}
+    if bool((said == said[0]).all()) and bool((taught != taught[0]).any()):
+        notes["warning"] = (
+            "the student says the same of every image and has learnt nothing; models of separate "
+            "initialisations average to one that cannot learn: set student: fresh or best"
+        )
     return notes
 
 

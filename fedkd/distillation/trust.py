@@ -14,10 +14,12 @@ from torch import Tensor
 PASSES = 20
 PRIOR_SHARE = 0.1
 """Benefit of the doubt: agreement on this part of a teacher's equal share of the images."""
-HEARD, DISCOUNT = 4.0, 2.5
-"""Powers to which trust counts where others are judged by a teacher, and where it teaches."""
+HEARD = 4.0
+"""Power to which a teacher's trust counts where it judges others."""
 MARGIN = 3.0
 """In nats: a silo knows what is e^3 times likelier under its own density than under N(0, I)."""
+BELIEVED = 0.6
+"""Who is trusted less is left out."""
 # The figures are ours, chosen on the ensemble of digits, seeds 10 to 13, that nothing is judged on.
 
 
@@ -75,8 +77,9 @@ def trust(votes: Tensor, known: Tensor) -> Tensor:
 
 
 def discount(weights: Tensor, believed: Tensor) -> Tensor:
-    """Scale teachers' weights ``[M, N]`` or ``[M, N, K]`` by their trust to a power."""
-    return _scale(weights, believed**DISCOUNT)
+    """Scale teachers' weights ``[M, N]`` or ``[M, N, K]`` by their trust."""
+    scaled = weights * believed.reshape(-1, *[1] * (weights.dim() - 1))
+    return scaled / scaled.sum(0)
 
 
 def cap(weights: Tensor, most: float) -> Tensor:
@@ -103,8 +106,3 @@ def cap(weights: Tensor, most: float) -> Tensor:
             break
         shift = shift - torch.where(over, (means / most).log(), 0.0)
     return weights
-
-
-def _scale(weights: Tensor, factors: Tensor) -> Tensor:
-    scaled = weights * factors.reshape(-1, *[1] * (weights.dim() - 1))
-    return scaled / scaled.sum(0)

@@ -11,10 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.checkpoint import copy_state
+from fedkd.data.images import Images
+from fedkd.distillation.consolidation import School, consolidate, leave_out_the_doubted
 from fedkd.distillation.ensemble import combine
+from fedkd.distillation.familiarity import make_basis
+from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.trust import agreement, cap, discount, knowledge, trust
 from fedkd.distillation.weightings import Evidence, pool
+from fedkd.models.building import Shape, build_model
 from fedkd.study import Consolidation
+from fedkd.training import Compute
 
 
 def rows(*values: list[float]) -> Tensor:
@@ -200,3 +207,84 @@ def test_the_options_are_heard_and_change_nothing_by_default() -> None:
     assert float((made.target.argmax(1) == truth).float().mean()) == 1.0
     assert made.agreement[:3].tolist() == [1.0, 1.0, 1.0]
     assert combine(evidence, Consolidation(weighting="equal")).trust is None
+
+
+def make_teachers(truth: Tensor, shape: Shape) -> list[Teacher]:
+    """Return four that know every image and say the truth of it, and one that says otherwise."""
+    members = []
+    for m in range(5):
+        said = (truth + 1) % 3 if m == 4 else truth
+        members.append(
+            Teacher(
+                f"silo-{m}",
+                "cnn",
+                num_examples=10 + m,
+                state=copy_state(build_model("cnn", shape, seed=m)),
+                logits=6 * torch.nn.functional.one_hot(said, 3).float(),
+                log_density=torch.full((len(truth),), 50.0, dtype=torch.float64),
+            )
+        )
+    return members
+
+
+@pytest.fixture
+def school() -> School:
+    """Return a place with sixty unlabelled images: dark, grey and bright ones in turn."""
+    noise = torch.randint(0, 80, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = (noise + 80 * (torch.arange(60) % 3).reshape(60, 1, 1, 1)).to(torch.uint8)
+    transfer = Images(images, torch.full((60,), -1))
+    return School(
+        transfer=transfer,
+        labelled=False,
+        validation=transfer.take(torch.tensor([], dtype=torch.int64)),
+        arch="cnn",
+        shape=Shape(num_classes=3, in_channels=1, image_size=8),
+        compute=Compute(),
+        seed=0,
+        basis=make_basis(images, dims=5),
+    )
+
+
+def test_who_is_doubted_neither_teaches_nor_is_in_the_average(school: School) -> None:
+    members = make_teachers(torch.arange(60) % 3, school.shape)
+    teachers = Teachers(members, school.shape, school.compute)
+    settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
+    made = consolidate(teachers, settings, school)
+    honest = Teachers(members[:4], school.shape, school.compute)
+    average = honest.average("cnn")
+    assert all(torch.equal(made.start[key], average[key]) for key in average)
+    assert list(made.notes["doubted"]) == ["silo-4"]
+    assert made.notes["doubted"]["silo-4"] < 0.1
+    assert list(made.notes["mean_weights"]) == ["silo-0", "silo-1", "silo-2", "silo-3"]
+    alone = consolidate(honest, settings, school)
+    assert "doubted" not in alone.notes
+    assert all(torch.equal(made.state[key], alone.state[key]) for key in alone.state)
+
+
+def test_most_teachers_are_heard_whatever_they_say(school: School) -> None:
+    truth = torch.arange(60) % 3
+    members = [
+        replace(m, logits=torch.roll(m.logits, i, dims=1))
+        for i, m in enumerate(make_teachers(truth, school.shape)[:4])
+        if m.logits is not None
+    ]
+    teachers = Teachers(members, school.shape, school.compute)
+    heard, doubted = leave_out_the_doubted(
+        teachers, Consolidation(weighting="familiarity", trust="agreement"), school
+    )
+    assert (len(heard), len(doubted)) == (3, 1)
+    everyone, nobody = leave_out_the_doubted(teachers, Consolidation(), school)
+    assert (len(everyone), nobody) == (4, {})
+
+
+def test_a_student_that_learns_nothing_is_told_of(school: School) -> None:
+    members = make_teachers(torch.arange(60) % 3, school.shape)[:4]
+    settings = Consolidation(epochs=20)
+    learnt = consolidate(Teachers(members, school.shape, school.compute), settings, school)
+    assert learnt.notes["student_agreement"] > 0.4
+    assert "warning" not in learnt.notes
+    zero = {key: torch.zeros_like(t) for key, t in (members[0].state or {}).items()}
+    dead = [replace(m, state=zero) for m in members]
+    still = consolidate(Teachers(dead, school.shape, school.compute), settings, school)
+    assert still.notes["student_agreement"] == pytest.approx(1 / 3)
+    assert "student: fresh" in still.notes["warning"]
