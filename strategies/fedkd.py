@@ -113,7 +113,9 @@ class FedKD(SiloFedAvg):
     def _usable(self, basis: Basis | None) -> Basis | None:
         """Return the basis, and say what follows if there is none."""
         if basis is None:
-            self.notes["fallback"] = "equal: the transfer set is too small for a basis"
+            self.notes["fallback"] = "equal: the transfer set is too small for a basis" + (
+                ", so nobody is doubted" if self._settings().trust == "agreement" else ""
+            )
             if self._settings().teachers == "densities":
                 raise FedKDError(
                     f"arms.{self.setting.arm_name}: a transfer set of {len(self._transfer())} "

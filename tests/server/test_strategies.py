@@ -255,7 +255,12 @@ def test_too_few_introductions_are_an_error(run_arm: Any, make_study: Any) -> No
 def test_small_transfer_sets_fall_back_to_equal_and_say_so(run_arm: Any, make_study: Any) -> None:
     study = make_study({"data/transfer/size": 19, "rounds/max": 1})
     ran = run_arm(study, "fedkd")
-    assert ran.strategy.notes["fallback"].startswith("equal")
+    assert ran.strategy.notes["fallback"] == "equal: the transfer set is too small for a basis"
+    believing = {"start": "consolidated"}
+    believing |= {"consolidation": {"weighting": "familiarity", "trust": "agreement", "epochs": 1}}
+    study = make_study({"data/transfer/size": 19, "rounds/max": 1, "arms/fedkd": believing})
+    ran = run_arm(study, "fedkd")
+    assert ran.strategy.notes["fallback"].endswith("so nobody is doubted")
     assert set(ran.strategy.notes["mean_weights"].values()) == {0.333333}
 
 
