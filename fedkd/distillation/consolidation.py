@@ -18,7 +18,7 @@ from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.familiarity import Basis, background_log_density
 from fedkd.distillation.lesson import Lesson
 from fedkd.distillation.teachers import Teachers
-from fedkd.distillation.trust import BELIEVED
+from fedkd.distillation.trust import BELIEVED, DOUBTED
 from fedkd.distillation.weightings import Evidence
 from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
@@ -82,39 +82,40 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
-    heard, doubted = leave_out_the_doubted(teachers, settings, school)
+    heard, told = leave_out_the_doubted(teachers, settings, school)
     choice = choose(
         heard, settings, validation=school.validation, arch=school.arch, seed=school.seed
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
-    notes = choice.notes | learnt.notes
-    if doubted:
-        notes["doubted"] = {name: round(trust, 6) for name, trust in doubted.items()}
-    return replace(learnt, notes=notes)
+    return replace(learnt, notes=told | choice.notes | learnt.notes)
 
 
 def leave_out_the_doubted(
     teachers: Teachers, settings: Consolidation, school: School
-) -> tuple[Teachers, dict[str, float]]:
+) -> tuple[Teachers, dict[str, Any]]:
     """Leave out whom those that know the same images contradict, where trust is by agreement.
 
-    A liar that only weighs less still has its share in an average of the models, and a word where
-    few know more. One teacher after another, the least believed first: as long as a liar is heard,
-    those that it contradicts seem doubtful too. Most teachers stay, whatever they say.
+    One teacher after another, the least believed first: as long as a liar is heard, those that it
+    contradicts seem doubtful too. Where leaving out :data:`~fedkd.distillation.trust.DOUBTED` of
+    them does not make the rest agree, they contradict each other for another reason, such as too
+    little training, and all are heard.
 
     Returns:
-        Those that are heard, and the trust in each of the others.
+        Those that are heard, and notes: the trust in each of the others, or why there are none.
     """
-    doubted: dict[str, float] = {}
-    most = (len(teachers) - 1) // 2
-    while settings.trust == "agreement" and len(doubted) < most:
-        trust = make_ensemble(teachers, settings, school).trust
+    most = max(1, int(DOUBTED * len(teachers))) if len(teachers) > 2 else 0
+    heard, doubted = teachers, dict[str, float]()
+    while settings.trust == "agreement":
+        trust = make_ensemble(heard, settings, school).trust
         if trust is None or float(trust.min()) >= BELIEVED:
             break
+        if len(doubted) == most:
+            sentence = "the teachers contradict each other too much for trust to tell who is wrong"
+            return teachers, {"warning": sentence}
         least = int(trust.argmin())
-        doubted[teachers.members[least].silo] = float(trust[least])
-        teachers = teachers.only([m for m in range(len(teachers)) if m != least])
-    return teachers, doubted
+        doubted[heard.members[least].silo] = round(float(trust[least]), 6)
+        heard = heard.only([m for m in range(len(heard)) if m != least])
+    return heard, {"doubted": doubted} if doubted else {}
 
 
 def distil(

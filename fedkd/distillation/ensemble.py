@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.distillation import WEIGHTINGS
-from fedkd.distillation.trust import agreement, cap, discount, knowledge, trust
+from fedkd.distillation.trust import agreement, cap, knowledge, trust
 from fedkd.distillation.weightings import Evidence, entropy, foreign_share, pool
 from fedkd.errors import UserError
 from fedkd.seeding import torch_generator
@@ -24,7 +24,7 @@ class Ensemble:
         weights: of each teacher on each sample, float64 ``[M, N]``.
         foreign: mean share of the samples that no silo knows, or None without densities.
         agreement: share of samples on which each teacher's class is the target's, ``[M]``.
-        trust: how far each teacher is believed, ``[M]``; None where all are alike.
+        trust: how far each teacher is believed, ``[M]``; None where nobody asks or can tell.
     """
 
     target: Tensor
@@ -49,10 +49,6 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     believed = None
     if settings.trust == "agreement":
         believed = _believed(evidence, votes, weights)
-    if believed is not None:
-        weights = discount(weights, believed)
-        if settings.max_weight is not None:
-            weights = cap(weights, settings.max_weight)
     target = pool(
         evidence.logits,
         weights,

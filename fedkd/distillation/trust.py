@@ -1,4 +1,4 @@
-"""Bearing a minority of bad teachers: how far each is believed, and the most that any may weigh.
+"""Bearing a few bad teachers: how far each is believed, and the most that any may weigh.
 
 A federation under label skew is no crowd of equals: most teachers are wrong about most images, and
 the one that knows an image may stand alone. So a teacher is not judged by how often it is in the
@@ -18,8 +18,8 @@ HEARD = 4.0
 """Power to which a teacher's trust counts where it judges others."""
 MARGIN = 3.0
 """In nats: a silo knows what is e^3 times likelier under its own density than under N(0, I)."""
-BELIEVED = 0.6
-"""Who is trusted less is left out."""
+BELIEVED, DOUBTED = 0.6, 0.2
+"""Who is trusted less is left out; so many at most, as a share of all teachers."""
 # The figures are ours, chosen on the ensemble of digits, seeds 10 to 13, that nothing is judged on.
 
 
@@ -74,12 +74,6 @@ def trust(votes: Tensor, known: Tensor) -> Tensor:
         agreed = met * (alike / others).clamp_max(1)
         believed = (agreed.sum(1) + prior) / (met.sum(1) + prior)
     return believed
-
-
-def discount(weights: Tensor, believed: Tensor) -> Tensor:
-    """Scale teachers' weights ``[M, N]`` or ``[M, N, K]`` by their trust."""
-    scaled = weights * believed.reshape(-1, *[1] * (weights.dim() - 1))
-    return scaled / scaled.sum(0)
 
 
 def cap(weights: Tensor, most: float) -> Tensor:

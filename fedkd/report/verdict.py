@@ -280,11 +280,8 @@ def _about_runs(results: Results) -> list[str]:
         remarks.append(f"Replies of silos refused or missing: {lost}, listed under Refused.")
     if fallbacks := sorted({run["arm"] for run in runs if run["notes"].get("fallback")}):
         remarks.append(f"Another weighting stood in for the one asked for in {_list(fallbacks)}.")
-    if dead := sorted({run["arm"] for run in runs if run["notes"].get("warning")}):
-        remarks.append(
-            f"A student learnt nothing from its teachers, on some seed of {_list(dead)}: it says "
-            "the same of every image. Another consolidation.student may learn."
-        )
+    warnings = {(run["arm"], run["notes"]["warning"]) for run in runs if "warning" in run["notes"]}
+    remarks += [f"{arm}, on some seed: {warning}." for arm, warning in sorted(warnings)]
     if doubted := sorted({run["arm"] for run in runs if run["notes"].get("doubted")}):
         remarks.append(
             "Teachers were left out because those that know the same images contradict them, in "

@@ -81,8 +81,8 @@ class Consolidation(Section):
     )
     trust: Literal["equal", "agreement"] = Field(
         "equal",
-        description="agreement: a teacher counts less the more it is contradicted by those that "
-        "know the same images; of weighting familiarity, density gaussian",
+        description="agreement: a teacher is left out if those that know the same images "
+        "contradict it; of weighting familiarity, density gaussian",
     )
     teachers: Literal["models", "densities", "validation"] = Field(
         "models",
