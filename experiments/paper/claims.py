@@ -15,7 +15,13 @@ from experiments.paper.figures import Records, Spread, mean
 from experiments.paper.findings import Finding, cell, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
 from experiments.paper.plan import PARTITIONS
-from experiments.paper.rounds import cross_device, one_exchange, rounds_saved, silos_that_lose
+from experiments.paper.rounds import (
+    cross_device,
+    one_exchange,
+    rounds_saved,
+    silos_that_lose,
+    starts_tried,
+)
 from fedkd.files import write_text
 
 GRID_LABELLED = (
@@ -334,6 +340,7 @@ def teachers(records: Records) -> Finding:
 
 CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (rounds_saved, ("main-digits", "main-fashion")),
+    (starts_tried, ("main-digits", "main-fashion")),
     (silos_that_lose, ("main-digits", "main-fashion")),
     (methods, ("labelled-digits",)),
     (tuned_against_default, ("labelled-digits", "start-digits")),

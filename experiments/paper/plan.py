@@ -74,14 +74,19 @@ def overrides(arm: str, settings: Mapping[str, Any]) -> list[str]:
     return [f"arms.{arm}.{key}={value}" for key, value in settings.items()]
 
 
+def recipes(study: str) -> dict[str, Any]:
+    """Return what was chosen and tried on validation data, by ``partition.initialisation``."""
+    path = FOLDER / "recipes" / f"{study}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def recipe(study: str, name: str, init: str) -> list[str]:
     """Return the overrides that were chosen on validation data; none before ``recipe.py`` has run.
 
     Controls of FedKD consolidate and train as it does; ``fedavg-same-rounds`` trains as it does
     from a random start.
     """
-    path = FOLDER / "recipes" / f"{study}.json"
-    cells = json.loads(path.read_text()) if path.is_file() else {}
+    cells = recipes(study)
     if f"{name}.{init}" not in cells:
         return []
     cell = cells[f"{name}.{init}"]

@@ -1,113 +1,178 @@
-"""Choose how FedKD and the average start train on, on validation data alone, as FedAvg's rate was.
+"""Choose how FedKD and the average start begin and train on, on validation data alone.
 
-For every partition and initialisation each candidate runs on seeds that no claim is judged on, its
-rounds measured on the validation images. The fewest exchanges to 90, 95 and 99 % of plain FedAvg's
-best accuracy there win, an unreached target counted with the whole budget; ties go to the higher
-mean accuracy over the curve's first five points. Where a start needs no round, that leaves the
-rounds open: then the gentlest, listed first, is taken, as it disturbs what was learnt least.
+FedAvg's learning rate was chosen so too. For every partition and initialisation the candidates run
+on seeds that no claim is judged on, measured on the validation images, one question after another:
+
+1. FedKD's start: student and density together, then mixup; the highest accuracy before any round.
+2. The rounds of either arm: the learning rate, then the local loss; the fewest exchanges to 90, 95
+   and 99 % of plain FedAvg's best accuracy there, an unreached target counted with the whole
+   budget, ties going to the higher mean accuracy over the curve's first five points. Where a start
+   needs no round on any seed, that leaves the rounds open: then the gentlest, listed first, is
+   taken, as it disturbs what was learnt least.
 
 `make paper` calls it where a cell has no recipe; delete its entry in `recipes/` to choose again.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.engines.base import Task
 from experiments.engines.inline import InlineEngine, silo_pool
-from experiments.paper.plan import FOLDER, INITS, PARTITIONS, RATES, overrides, partition
+from experiments.paper.plan import (
+    FOLDER,
+    INITS,
+    PARTITIONS,
+    RATES,
+    overrides,
+    partition,
+    recipes,
+)
 from experiments.sweep import Silent, judged_on_validation
 from fedkd.cache import cache_root
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json
 from fedkd.results import RunRecord
-from fedkd.study import RelativeTargets, Study
+from fedkd.study import RelativeTargets
 from fedkd.study_file import load_study
 
-SEEDS = {"main-digits": (10, 11), "main-fashion": (10,)}
-"""Digits leave few validation images, so that one seed would decide by chance."""
+SEEDS = {"main-digits": (10, 11, 12), "main-fashion": (10, 11)}
+"""On one seed chance decides, and the more so on digits, which leave few validation images."""
 
-ARMS = ("fedkd", "fedavg-average")
+STUDENTS = ("average", "best", "fresh")
 DENSITIES = ("gaussian", "knn")
 LOSSES = ("logit-adjusted", "cross-entropy")
-PARTS = (0.25, 1.0)
+PARTS = (0.25, 0.5, 1.0)
 """Shares of plain FedAvg's tuned learning rate at which a model that knows something trains on."""
 
-
-def candidates(arm: str, rate: float) -> list[dict[str, Any]]:
-    """Return what may be chosen for an arm, the gentlest first."""
-    rounds = [
-        {"rounds.local_loss": loss, "rounds.lr": round(rate * part, 6)}
-        for loss, part in itertools.product(LOSSES, PARTS)
-    ]
-    if arm != "fedkd":
-        return rounds
-    key = "consolidation.familiarity.density"
-    return [{key: kind, **settings} for kind, settings in itertools.product(DENSITIES, rounds)]
+_Settings = dict[str, Any]
 
 
-def choose(study_name: str, name: str, init: str) -> dict[str, Any]:
-    """Run all candidates of one cell; return the best and what each needed."""
+@dataclass(frozen=True)
+class _Trials:
+    """Runs arms of one cell on its seeds.
+
+    Attributes:
+        path: the study file.
+        fixed: overrides that all runs of the cell share.
+        federations: one a seed, judged on validation images.
+        pool: on which silos train.
+    """
+
+    path: Path
+    fixed: tuple[str, ...]
+    federations: Sequence[Federation]
+    pool: ThreadPoolExecutor
+
+    def run(
+        self, arm: str, settings: Mapping[str, Any], targets: Sequence[tuple[float, ...]]
+    ) -> list[RunRecord]:
+        """Return the record of every seed, run until its targets are reached."""
+        study = load_study(self.path, [*self.fixed, *overrides(arm, settings)])
+        records = []
+        with tempfile.TemporaryDirectory() as scratch, InlineEngine(self.pool) as engine:
+            for federation, aims in zip(self.federations, targets, strict=True):
+                own = Federation(study, federation.seed, federation.cut, federation.cache)
+                folder = Path(scratch) / str(federation.seed)
+                engine.run(Task(own, arm, aims, folder), Silent())
+                records.append(RunRecord.read(folder))
+        return records
+
+
+def choose(study_name: str, name: str) -> dict[str, dict[str, Any]]:
+    """Run the candidates of one partition; return by initialisation what won and what each got."""
     rate = RATES[study_name][name]
-    common = (partition(name), f"pretraining.init={init}", f"rounds.lr={rate}")
     path = FOLDER / f"{study_name}.yaml"
     seeds = SEEDS[study_name]
-    fixed = (*common, f"seeds={json.dumps(seeds)}")
-    study = load_study(path, [*fixed, "rounds.stop=budget"])
+    common = (partition(name), f"rounds.lr={rate}", f"seeds={json.dumps(seeds)}")
+    study = load_study(path, common)
     if not isinstance(study.targets, RelativeTargets):
         raise FedKDError(f"{path}: the recipe needs targets: of_baseline_best")
-    federations = [
-        judged_on_validation(Federation.load(study, seed, cache_root())) for seed in seeds
-    ]
+    chosen = {}
     with silo_pool(study) as pool:
-        for federation in federations:
-            federation.pretrain(pool, fresh=False, on_silo=_ignore)
-        base = _runs(study, federations, study.baselines[0], [()] * len(seeds), pool)
+        cells = [_cell(path, (*common, f"pretraining.init={init}"), pool) for init in INITS]
+        # A random start knows nothing of pre-training: one baseline serves both.
+        base = _Trials(path, (*common, "rounds.stop=budget"), cells[0].federations, pool).run(
+            study.baselines[0], {}, [()] * len(seeds)
+        )
         best = [max(point.accuracy for point in record.curve) for record in base]
         targets = [tuple(f * top for f in study.targets.of_baseline_best) for top in best]
-        chosen: dict[str, Any] = {"baseline": _score(base, targets)}
-        for arm in ARMS:
-            tried = []
-            for settings in candidates(arm, rate):
-                trial = load_study(path, [*fixed, *overrides(arm, settings)])
-                records = _runs(trial, federations, arm, targets, pool)
-                tried.append({"settings": settings, **_score(records)})
-            tried.sort(key=lambda entry: (entry["exchanges"], -entry["early_accuracy"]))
-            chosen[arm] = {"chosen": tried[0]["settings"], "tried": tried}
+        aimed = [replace(r, targets=aims) for r, aims in zip(base, targets, strict=True)]
+        for init, trials in zip(INITS, cells, strict=True):
+            chosen[init] = {
+                "baseline": _score(aimed),
+                "fedkd": _rounds(trials, "fedkd", _start(trials), rate, targets),
+                "fedavg-average": _rounds(trials, "fedavg-average", ({}, []), rate, targets),
+            }
     return chosen
 
 
-def _runs(
-    study: Study,
-    federations: Sequence[Federation],
+def _cell(path: Path, fixed: tuple[str, ...], pool: ThreadPoolExecutor) -> _Trials:
+    study = load_study(path, fixed)
+    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
+    for federation in federations:
+        federation.pretrain(pool, fresh=False, on_silo=_ignore)
+    return _Trials(path, fixed, [judged_on_validation(f) for f in federations], pool)
+
+
+def _start(trials: _Trials) -> tuple[_Settings, list[dict[str, Any]]]:
+    """Return the settings with the best start, and all that were tried."""
+    student, density = "consolidation.student", "consolidation.familiarity.density"
+    tried = [
+        _tried_start(trials, {student: who, density: kind})
+        for who in STUDENTS
+        for kind in DENSITIES
+    ]
+    tried.append(_tried_start(trials, {**_best_start(tried), "consolidation.mixup": True}))
+    return _best_start(tried), tried
+
+
+def _tried_start(trials: _Trials, settings: _Settings) -> dict[str, Any]:
+    at_once = [(0.0,)] * len(trials.federations)
+    records = trials.run("fedkd", settings, at_once)
+    return {"settings": settings, "start": [round(r.curve[0].accuracy, 4) for r in records]}
+
+
+def _best_start(tried: Sequence[dict[str, Any]]) -> _Settings:
+    best: _Settings = max(tried, key=lambda entry: sum(entry["start"]))["settings"]
+    return best
+
+
+def _rounds(
+    trials: _Trials,
     arm: str,
+    start: tuple[_Settings, list[dict[str, Any]]],
+    rate: float,
     targets: Sequence[tuple[float, ...]],
-    pool: ThreadPoolExecutor,
-) -> list[RunRecord]:
-    records = []
-    with tempfile.TemporaryDirectory() as scratch, InlineEngine(pool) as engine:
-        for federation, aims in zip(federations, targets, strict=True):
-            own = Federation(study, federation.seed, federation.cut, federation.cache)
-            folder = Path(scratch) / str(federation.seed)
-            engine.run(Task(own, arm, aims, folder), Silent())
-            records.append(RunRecord.read(folder))
-    return records
-
-
-def _score(
-    records: Sequence[RunRecord], targets: Sequence[tuple[float, ...]] | None = None
 ) -> dict[str, Any]:
-    if targets:
-        records = [replace(r, targets=aims) for r, aims in zip(records, targets, strict=True)]
+    """Return the settings with which ``arm`` goes on from its start, and all that were tried."""
+    settings, starts = start
+
+    def trial(loss: str, part: float) -> dict[str, Any]:
+        own = {**settings, "rounds.local_loss": loss, "rounds.lr": round(rate * part, 6)}
+        return {"settings": own, **_score(trials.run(arm, own, targets))}
+
+    tried = [trial(LOSSES[0], PARTS[0])]
+    if tried[0]["exchanges"] > sum(map(len, targets)):
+        tried += [trial(LOSSES[0], part) for part in PARTS[1:]]
+        best = _fewest(tried)["settings"]["rounds.lr"]
+        tried += [trial(loss, best / rate) for loss in LOSSES[1:]]
+    return {"chosen": _fewest(tried)["settings"], "starts": starts, "tried": tried}
+
+
+def _fewest(tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(tried, key=lambda entry: (entry["exchanges"], -entry["early_accuracy"]))
+
+
+def _score(records: Sequence[RunRecord]) -> dict[str, Any]:
     spent = [[record.cost(aim)["exchanges"] for aim in record.targets] for record in records]
     early = [point.accuracy for record in records for point in record.curve[:5]]
     return {
@@ -129,11 +194,11 @@ def _ignore(*_: object) -> None:
 def choose_missing(study_name: str) -> None:
     """Choose for every cell of a study that has no recipe yet; write ``recipes/<study>.json``."""
     path = FOLDER / "recipes" / f"{study_name}.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    for name, init in itertools.product(PARTITIONS, INITS):
-        if f"{name}.{init}" in found:
+    found = recipes(study_name)
+    for name in PARTITIONS:
+        if all(f"{name}.{init}" in found for init in INITS):
             continue
-        cell = choose(study_name, name, init)
-        found[f"{name}.{init}"] = cell
-        print(f"{study_name}, {name}, {init}: {cell['fedkd']['chosen']}", file=sys.stderr)  # noqa: T201 -- a script
+        for init, cell in choose(study_name, name).items():
+            found[f"{name}.{init}"] = cell
+            print(f"{study_name}, {name}, {init}: {cell['fedkd']['chosen']}", file=sys.stderr)  # noqa: T201 -- a script
         write_json(path, found)
