@@ -18,7 +18,7 @@ HEARD = 4.0
 """Power to which a teacher's trust counts where it judges others."""
 MARGIN = 3.0
 """In nats: a silo knows what is e^3 times likelier under its own density than under N(0, I)."""
-BELIEVED, DOUBTED = 0.6, 0.2
+BELIEVED, DOUBTED = 0.6, 0.1
 """Who is trusted less is left out; so many at most, as a share of all teachers."""
 # The figures are ours, chosen on the ensemble of digits, seeds 10 to 13, that nothing is judged on.
 
