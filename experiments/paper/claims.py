@@ -15,13 +15,8 @@ from experiments.paper.figures import Records, Spread, mean
 from experiments.paper.findings import Finding, cell, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
 from experiments.paper.plan import PARTITIONS
-from experiments.paper.rounds import (
-    cross_device,
-    one_exchange,
-    rounds_saved,
-    silos_that_lose,
-    starts_tried,
-)
+from experiments.paper.rounds import cross_device, one_exchange, rounds_saved, silos_that_lose
+from experiments.paper.starts import starts_tried
 from fedkd.files import write_text
 
 GRID_LABELLED = (

@@ -29,6 +29,10 @@ RATES = {
 }
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
+STUDIES = tuple(RATES)
+"""Those that a recipe is chosen for."""
+STUDENTS = ("average", "best", "fresh")
+DENSITIES = ("gaussian", "knn")
 CENTRAL_RATES = ("0.02", "0.05", "0.1")
 CENTRAL_EPOCHS = ("10", "20")
 INITS = ("shared", "per-silo")

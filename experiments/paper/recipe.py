@@ -27,10 +27,12 @@ from typing import Any
 from experiments.engines.base import Task
 from experiments.engines.inline import InlineEngine, silo_pool
 from experiments.paper.plan import (
+    DENSITIES,
     FOLDER,
     INITS,
     PARTITIONS,
     RATES,
+    STUDENTS,
     overrides,
     partition,
     recipes,
@@ -47,8 +49,6 @@ from fedkd.study_file import load_study
 SEEDS = {"main-digits": (10, 11, 12), "main-fashion": (10, 11)}
 """On one seed chance decides, and the more so on digits, which leave few validation images."""
 
-STUDENTS = ("average", "best", "fresh")
-DENSITIES = ("gaussian", "knn")
 LOSSES = ("logit-adjusted", "cross-entropy")
 PARTS = (0.25, 0.5, 1.0)
 """Shares of plain FedAvg's tuned learning rate at which a model that knows something trains on."""
