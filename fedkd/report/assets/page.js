@@ -69,6 +69,7 @@
       root.dataset.ready = "";
     }, { rootMargin: "50% 0%" });
     for (const id of ids) nearby.observe(document.getElementById(id));
+    if (!ids.length) root.dataset.ready = "";
     addEventListener("beforeprint", () => ids.filter((id) => !drawn.has(id)).forEach(draw));
   }
 
