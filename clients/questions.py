@@ -9,20 +9,26 @@ from flwr.app import ConfigRecord, RecordDict
 
 from clients.silo import Silo
 from fedkd import wire
-from fedkd.distillation.familiarity import Basis, FeatureBasis, PixelBasis
+from fedkd.distillation.familiarity import Basis, FeatureBasis, PatchBasis, PixelBasis
+from fedkd.distillation.patches import FilterBank
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.models.building import build_model
 from fedkd.study import Study
 
 
 def read_basis(silo: Silo, content: RecordDict) -> Basis:
-    """Read the basis that the server sent: of pixels, or of features in a model beside it."""
+    """Read the basis that the server sent: of pixels, or of what filters or a model see."""
     record = content.array_records[wire.BASIS]
     mean = torch.from_numpy(record[wire.BASIS_MEAN].numpy())
     components = torch.from_numpy(record[wire.BASIS_COMPONENTS].numpy())
     side = int(record[wire.BASIS_SIDE].numpy())
     if side:
         return PixelBasis(mean, components, side)
+    if wire.BASIS_FILTERS in record:
+        kernels, offset = (
+            torch.from_numpy(record[key].numpy()) for key in (wire.BASIS_FILTERS, wire.BASIS_OFFSET)
+        )
+        return PatchBasis(mean, components, FilterBank(kernels, offset))
     # Architectures may be a user's own code: a silo runs what its study names, no server's choice.
     arch = content.config_records[wire.CONFIG].get(wire.ARCHITECTURE)
     if arch != silo.global_arch:

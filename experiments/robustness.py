@@ -25,7 +25,7 @@ from fedkd.cache import cache_root
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
 from fedkd.distillation.consolidation import School, consolidate
-from fedkd.distillation.familiarity import PixelBasis, density_bound, log_densities, make_basis
+from fedkd.distillation.familiarity import Basis, density_bound, log_densities, make_basis
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation import Federation
 from fedkd.files import write_json
@@ -134,7 +134,7 @@ class Lecture:
             )
         return copy_state(model)
 
-    def _meet(self, silo: str, basis: PixelBasis) -> Teacher:
+    def _meet(self, silo: str, basis: Basis) -> Teacher:
         data = self.federation.data_of(silo)
         joint = log_densities(
             data,

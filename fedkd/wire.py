@@ -66,6 +66,8 @@ IMAGES: Final = "images"
 BASIS_MEAN: Final = "mean"
 BASIS_COMPONENTS: Final = "components"
 BASIS_SIDE: Final = "side"
+BASIS_FILTERS: Final = "filters"
+BASIS_OFFSET: Final = "offset"
 
 # Values.
 MODE_WEIGHTS: Final = "weights"

@@ -31,7 +31,7 @@ class FedKD(SiloFedAvg):
         """Consolidate the silos' models into the global model."""
         settings, setting = self._settings(), self.setting
         members = list(self.roster.values())
-        basis = self._pixel_basis()
+        basis = self._basis()
         self.teachers = collect_teachers(
             grid, members, setting, self.ledger, self.run_id, settings, basis
         )
@@ -86,13 +86,14 @@ class FedKD(SiloFedAvg):
         notes = choice.notes | {"distillation_loss": round(loss, 6)}
         return Consolidated(state, choice.start, choice.teachers, notes, loss)
 
-    def _pixel_basis(self) -> Basis | None:
+    def _basis(self) -> Basis | None:
         """Fit the basis in which silos tell densities with their models, if the arm asks for it."""
         settings = self._settings()
         if not settings.uses_densities or settings.uses_features:
             return None
         images = self._transfer().images
-        return self._usable(make_basis(images, dims=settings.familiarity.dims))
+        asked = settings.familiarity
+        return self._usable(make_basis(images, dims=asked.dims, kind=asked.basis))
 
     def _feature_basis(self, teachers: Teachers) -> Basis | None:
         """Fit the basis to what the average of the silos' models sees of the transfer set."""

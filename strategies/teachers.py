@@ -13,7 +13,13 @@ from torch import Tensor
 from fedkd import wire
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import content_hash
-from fedkd.distillation.familiarity import Basis, FeatureBasis, PixelBasis, density_bound
+from fedkd.distillation.familiarity import (
+    Basis,
+    FeatureBasis,
+    PatchBasis,
+    PixelBasis,
+    density_bound,
+)
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
@@ -161,13 +167,7 @@ def _question(
         config[wire.DENSITY] = wire.DENSITY_CLASS if per_class else wire.DENSITY_SAMPLE
         config[wire.DENSITY_KIND] = settings.familiarity.density
         config[wire.NEIGHBOURS] = settings.familiarity.neighbours
-        records[wire.BASIS] = ArrayRecord(
-            {
-                wire.BASIS_MEAN: Array(basis.mean.numpy()),
-                wire.BASIS_COMPONENTS: Array(basis.components.numpy()),
-                wire.BASIS_SIDE: Array(torch.tensor(_side(basis)).numpy()),
-            }
-        )
+        records[wire.BASIS] = _write_basis(basis)
     if isinstance(basis, FeatureBasis):
         config[wire.ARCHITECTURE] = setting.arch
         records[wire.BASIS_MODEL] = ArrayRecord(copy_state(basis.model))
@@ -175,9 +175,18 @@ def _question(
     return RecordDict(dict(records))
 
 
-def _side(basis: Basis) -> int:
-    """Return the side to which images are pooled; 0 says that a model sees them instead."""
-    return basis.side if isinstance(basis, PixelBasis) else 0
+def _write_basis(basis: Basis) -> ArrayRecord:
+    """Write a basis; a side of 0 says that filters or a model see the images, not pooled."""
+    side = basis.side if isinstance(basis, PixelBasis) else 0
+    arrays = {
+        wire.BASIS_MEAN: basis.mean,
+        wire.BASIS_COMPONENTS: basis.components,
+        wire.BASIS_SIDE: torch.tensor(side),
+    }
+    if isinstance(basis, PatchBasis):
+        arrays[wire.BASIS_FILTERS] = basis.filters.kernels
+        arrays[wire.BASIS_OFFSET] = basis.filters.offset
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
 
 
 def _read_echo(

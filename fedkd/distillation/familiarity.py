@@ -1,8 +1,8 @@
 """How likely an image is under a silo's own data, without sharing that data.
 
-Silos and server agree on a basis: the transfer images, or their features in a model that all hold,
-whitened. Each silo fits a density to its own images in that basis and tells its logarithm at every
-transfer image.
+Silos and server agree on a basis: the transfer images, or what filters or a model that all hold
+see of them, whitened. Each silo fits a density to its own images in that basis and tells its
+logarithm at every transfer image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
 from fedkd.distillation import LEAST_TRANSFER_IMAGES
+from fedkd.distillation.patches import FilterBank, learn_filters
 from fedkd.models.features import penultimate_features
 from fedkd.training import Compute
 from fedkd.wire import NOTHING_KNOWN
@@ -62,6 +63,17 @@ class PixelBasis(Basis):
 
 
 @dataclass(frozen=True)
+class PatchBasis(Basis):
+    """What filters see that were learnt from patches of the transfer images."""
+
+    filters: FilterBank
+
+    def see(self, images: Tensor) -> Tensor:
+        """Return the filters' pooled responses."""
+        return self.filters.see(images).double()
+
+
+@dataclass(frozen=True)
 class FeatureBasis(Basis):
     """What goes into the last linear layer of ``model``, the same for server and silos.
 
@@ -76,12 +88,20 @@ class FeatureBasis(Basis):
         return penultimate_features(self.model, images, compute=self.compute).double()
 
 
-def make_basis(images: Tensor, *, dims: int) -> PixelBasis | None:
+def make_basis(images: Tensor, *, dims: int, kind: str = "pixels") -> Basis | None:
     """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
+
+    ``kind`` is ``pixels`` or ``patches``.
 
     d = min(dims, N - 1, eigenvalues above 0.001 of the largest); of each component the entry
     of largest magnitude is positive, so that signs do not depend on the solver.
     """
+    if len(images) < LEAST_TRANSFER_IMAGES:
+        return None
+    if kind == "patches":
+        filters = learn_filters(images)
+        fitted = _fit(filters.see(images).double(), dims)
+        return None if fitted is None else PatchBasis(*fitted, filters)
     side = min(images.shape[-1], LARGEST_SIDE)
     fitted = _fit(_pool(images, side), dims)
     return None if fitted is None else PixelBasis(*fitted, side)

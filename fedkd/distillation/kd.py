@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from fedkd.distillation.lesson import Lesson, optimiser_of
 from fedkd.distillation.losses import kd_loss
-from fedkd.distillation.mixup import Mixup
+from fedkd.distillation.mixup import FunctionMatching, Mixup
 from fedkd.study import Consolidation
 from fedkd.training import Compute, fit
 
@@ -31,7 +31,14 @@ def kd(
     validation data the tuned one.
     """
     labels: tuple[Tensor, ...] = () if lesson.labels is None else (lesson.labels,)
-    if settings.mixup:
+    target = lesson.target
+    mix: Mixup | FunctionMatching | None = None
+    if settings.function_matching:
+        target = lesson.weights.T.float()
+        mix = FunctionMatching(lesson.models, settings, generator, compute)
+    elif settings.mixup:
+        mix = Mixup(generator)
+    if mix:
         labels = tuple(one_hot(y, lesson.target.shape[1]).float() for y in labels)
 
     def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
@@ -46,11 +53,11 @@ def kd(
     return fit(
         student,
         lesson.images,
-        (lesson.target, *labels),
+        (target, *labels),
         loss,
         sgd=optimiser_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
-        mix=Mixup(generator) if settings.mixup else None,
+        mix=mix,
     )

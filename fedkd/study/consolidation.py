@@ -14,10 +14,10 @@ class Familiarity(Section):
     """How a silo tells how likely a transfer image is under its own data."""
 
     density: Literal["gaussian", "knn"] = "gaussian"
-    basis: Literal["pixels", "features"] = Field(
+    basis: Literal["pixels", "patches", "features"] = Field(
         "pixels",
-        description="features: those before the last layer of the averaged model, at the price of "
-        "a second exchange",
+        description="patches: what filters see that are learnt from the transfer images; features: "
+        "those before the last layer of the averaged model, at the price of a second exchange",
     )
     dims: Count = Field(50, description="most dimensions of the basis")
     neighbours: Count = Field(5, description="k of the knn density")
@@ -120,6 +120,11 @@ class Consolidation(Section):
         description="learn from blends of two images and of their targets; of methods kd and "
         "fine-tune",
     )
+    function_matching: bool = Field(
+        default=False,
+        description="mixup on whose blends the teachers predict anew, for better students at the "
+        "price of a prediction of every teacher a step; of method kd",
+    )
     familiarity: Familiarity = Familiarity()
 
     @model_validator(mode="after")
@@ -139,6 +144,8 @@ class Consolidation(Section):
             raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
         if self.mixup and self.method in ("dml", "dp-kd"):
             raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
+        if self.function_matching and (self.method != "kd" or self.teachers != "models"):
+            raise ValueError("function_matching is for method: kd with teachers: models")
         if self.teachers == "validation" and self.method != "fine-tune":
             raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
         if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):
@@ -153,6 +160,8 @@ class Consolidation(Section):
             )
         if self.method in NEEDS_MODELS:
             raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
+        if self.function_matching:
+            raise ValueError(f"function_matching needs the silos' models, {remedy}")
         if self.needs_validation or self.select.needs_validation:
             raise ValueError(f"teachers are judged on validation data, {remedy}")
         if self.uses_densities and self.familiarity.basis == "features":

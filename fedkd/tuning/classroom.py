@@ -55,8 +55,8 @@ class Classroom:
         self.arch = federation.study.global_arch(arm)
         self._known = Predictions(federation.cache)
         self._lock = threading.RLock()
-        self._bases: dict[int, Basis | None] = {}
-        self._densities: dict[tuple[int, str, int], list[Tensor | None]] = {}
+        self._bases: dict[tuple[str, int], Basis | None] = {}
+        self._densities: dict[tuple[str, int, str, int], list[Tensor | None]] = {}
         self._members = [
             teacher for silo in federation.study.silo_names if (teacher := self._meet(silo))
         ]
@@ -95,14 +95,14 @@ class Classroom:
 
     def has_basis(self) -> bool:
         """Whether the transfer set is large enough for densities."""
-        return self._basis(self.own.familiarity.dims) is not None
+        return self._basis(self.own) is not None
 
     def _open(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
         with self._lock:
             return self._gather(settings, rows)
 
     def _gather(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
-        basis = self._basis(settings.familiarity.dims) if settings.uses_densities else None
+        basis = self._basis(settings) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
                 f"a transfer set of {len(self.transfer)} images is too small for densities to teach"
@@ -158,15 +158,16 @@ class Classroom:
             )
         return replace(teacher, state=None, logits=logits)
 
-    def _basis(self, dims: int) -> Basis | None:
-        if dims not in self._bases:
-            self._bases[dims] = make_basis(self.transfer.images, dims=dims)
-        return self._bases[dims]
+    def _basis(self, settings: Consolidation) -> Basis | None:
+        kind, dims = settings.familiarity.basis, settings.familiarity.dims
+        if (kind, dims) not in self._bases:
+            self._bases[kind, dims] = make_basis(self.transfer.images, dims=dims, kind=kind)
+        return self._bases[kind, dims]
 
     def _with_densities(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
         """Let every silo tell its densities as it would: in fp32, by one thread."""
         asked = settings.familiarity
-        key = (asked.dims, asked.density, asked.neighbours)
+        key = (asked.basis, asked.dims, asked.density, asked.neighbours)
         per_class = settings.teachers == "densities"
         with intra_op_threads(1):
             if key not in self._densities:

@@ -26,6 +26,14 @@ CHANGES = {
         "start": "consolidated",
         "consolidation": {"weighting": "familiarity", "teachers": "densities", "epochs": 1},
     },
+    "arms/fedkd-patches": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "familiarity": {"basis": "patches"},
+            "epochs": 1,
+        },
+    },
     "arms/fedkd-features": {
         "start": "consolidated",
         "consolidation": {

@@ -15,8 +15,8 @@ from torch.distributions import MultivariateNormal
 from fedkd.data.images import Images
 from fedkd.distillation.familiarity import (
     LEAST_DISTANCE,
+    Basis,
     FeatureBasis,
-    PixelBasis,
     background_log_density,
     density_bound,
     gaussian_log_density,
@@ -43,7 +43,7 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def digit_basis(dims: int = 12, size: int = 200) -> PixelBasis:
+def digit_basis(dims: int = 12, size: int = 200) -> Basis:
     basis = make_basis(digits(0, size).images, dims=dims)
     assert basis is not None
     return basis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from fedkd.distillation import METHODS, NEEDS_LABELS
 from fedkd.distillation.dml import mutual_loss
 from fedkd.distillation.dp_kd import pick_surest
 from fedkd.distillation.lesson import Lesson
-from fedkd.distillation.mixup import Mixup
+from fedkd.distillation.mixup import FunctionMatching, Mixup
+from fedkd.distillation.weightings import pool
 from fedkd.errors import UserError
 from fedkd.study import Consolidation
 from fedkd.training import Compute, predict
@@ -227,6 +229,48 @@ def test_mixup_learns_labels_too_and_only_when_asked(name: str) -> None:
     assert all(math.isfinite(loss) for loss in losses)
     assert not torch.equal(plain.linear.weight, mixed.linear.weight)
     assert torch.equal(mixed.linear.weight, again.linear.weight)
+
+
+@pytest.mark.parametrize("pooling", ["probs", "logits", "median"])
+def test_teachers_see_the_blends_in_function_matching(pooling: str) -> None:
+    teachers = [Scale(1), Scale(2)]
+    images, weights = torch.rand(5, 1, 1, 3), torch.softmax(torch.randn(5, 2), 1)
+    settings = Consolidation(function_matching=True, temperature=2.0, pooling=pooling)
+    matching = FunctionMatching(teachers, settings, torch.Generator().manual_seed(4), Compute())
+    labels = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]
+    blended, target, said = matching([images, weights, labels])
+    expected = Mixup(torch.Generator().manual_seed(4))([images, weights, labels])
+    assert torch.equal(blended, expected[0])
+    assert torch.equal(said, expected[2])
+    with torch.no_grad():
+        logits = torch.stack([teacher(blended) for teacher in teachers])
+    wanted = pool(logits, expected[1].T, temperature=2.0, pooling=pooling)
+    assert torch.allclose(target, wanted)
+    assert not target.requires_grad
+
+
+def test_function_matching_learns_what_the_teachers_say_between_images() -> None:
+    lesson = replace(make_lesson(), labels=None, models=(Scale(1), Scale(2)))
+    plain, matched, again = Scale(0), Scale(0), Scale(0)
+    learn("kd", plain, lesson, mixup=True)
+    for student in (matched, again):
+        learn("kd", student, lesson, function_matching=True)
+    assert not torch.equal(plain.linear.weight, matched.linear.weight)
+    assert torch.equal(matched.linear.weight, again.linear.weight)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "dml"},
+        {"method": "fine-tune"},
+        {"teachers": "densities", "weighting": "familiarity"},
+        {"mode": "logits", "student": "fresh"},
+    ],
+)
+def test_function_matching_needs_teachers_that_can_be_asked(settings: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="function_matching"):
+        Consolidation.model_validate({**settings, "function_matching": True})
 
 
 @pytest.mark.parametrize("name", ["dml", "dp-kd"])

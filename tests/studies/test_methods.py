@@ -143,6 +143,22 @@ def test_densities_in_features_teach_better_than_none(run: Any, density: str) ->
         assert target["exchanges"] is None or target["exchanges"] == target["round"] + 2
 
 
+@pytest.mark.parametrize("density", ["gaussian", "knn"])
+def test_densities_in_patches_teach_better_than_none_at_once(run: Any, density: str) -> None:
+    settings = {"weighting": "familiarity", "familiarity": {"basis": "patches", "density": density}}
+    entry = new(run({**settings, "epochs": 15}))
+    equal = new(run({"epochs": 15}))
+    assert entry["exchanges_before_round_1"] == 1
+    assert entry["curve"][0]["accuracy"] > equal["curve"][0]["accuracy"]
+
+
+def test_function_matching_in_a_study_of_unlike_teachers(run: Any) -> None:
+    changes = {"model/per_silo": {"silo-1": "cnn"}}
+    entry = new(run({"function_matching": True, "epochs": 3, "student": "fresh"}, changes))
+    again = new(run({"mixup": True, "epochs": 3, "student": "fresh"}, changes))
+    assert entry["notes"]["distillation_loss"] != again["notes"]["distillation_loss"]
+
+
 def test_features_of_the_students_architecture_among_others(run: Any) -> None:
     changes = {"model/per_silo": {"silo-1": "cnn"}}
     notes = new(run({**FEATURES, "student": "fresh"}, changes))["notes"]
