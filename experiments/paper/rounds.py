@@ -206,12 +206,18 @@ def cross_device(records: Records) -> Finding:
     )
 
 
-ONE_EXCHANGE_ARMS = (
-    "fedkd-equal",
+BY_FAMILIARITY = (
     "fedkd-familiarity",
     "fedkd-familiarity-knn",
     "fedkd-familiarity-knn-mixup",
+    "fedkd-familiarity-patches",
+    "fedkd-familiarity-patches-matching",
+)
+ONE_EXCHANGE_ARMS = (
+    "fedkd-equal",
+    *BY_FAMILIARITY,
     "control-densities",
+    "control-densities-patches",
 )
 
 
@@ -227,9 +233,7 @@ def one_exchange(records: Records) -> Finding:
         for arm in ONE_EXCHANGE_ARMS
     ]
     # Which of them is meant validation data decide, not the test set.
-    chosen = [
-        mean(records.tuned("one-exchange", (name,), ONE_EXCHANGE_ARMS[1:4])) for name in PARTITIONS
-    ]
+    chosen = [mean(records.tuned("one-exchange", (name,), BY_FAMILIARITY)) for name in PARTITIONS]
     rows.append(("familiarity, the best by validation", *(f"{100 * x:.1f}" for x in chosen)))
     near = sum(x >= top - 0.02 for x in chosen)
     return Finding(

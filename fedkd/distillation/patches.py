@@ -41,8 +41,8 @@ class FilterBank:
 
     def __post_init__(self) -> None:
         """Refuse what is no filter bank: it may come over the network."""
-        filters, _, height, width = self.kernels.shape
-        if height != width or self.offset.shape != (filters,):
+        square = self.kernels.dim() == 4 and self.kernels.shape[2] == self.kernels.shape[3]
+        if not square or self.offset.shape != self.kernels.shape[:1]:
             raise ValueError(
                 f"filters {list(self.kernels.shape)} with an offset {list(self.offset.shape)} "
                 "are none: [K, C, p, p] and [K] are expected"

@@ -82,7 +82,8 @@ def test_no_basis_of_patches_without_enough_images_or_any_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "offset"), [((4, 1, 3, 2), (4,)), ((4, 1, 3, 3), (5,)), ((4, 1, 3, 3), (4, 1))]
+    ("kernels", "offset"),
+    [((4, 1, 3, 2), (4,)), ((4, 1, 3, 3), (5,)), ((4, 1, 3, 3), (4, 1)), ((4, 9), (4,))],
 )
 def test_what_is_no_filter_bank_is_refused(
     kernels: tuple[int, ...], offset: tuple[int, ...]
