@@ -19,6 +19,7 @@ from fedkd import wire
 from fedkd.cache import cache_root
 from fedkd.checkpoint import state_hash
 from fedkd.data.images import content_hash
+from fedkd.distillation.moments import Moments
 from fedkd.federation import Federation
 from fedkd.study import Study
 from fedkd.study_file import parse_study
@@ -128,19 +129,45 @@ def teach(silo: Silo, content: RecordDict) -> RecordDict:
         else:
             logits = silo.predict(own.state, _needed(images))
             reply[wire.TEACHER_RECORD] = ArrayRecord({wire.LOGITS: logits})
-    if density != wire.DENSITY_NONE:
-        basis = read_basis(silo, content)
-        found = silo.familiarity(
-            _needed(images),
-            basis,
-            per_class=density == wire.DENSITY_CLASS,
-            kind=str(config[wire.DENSITY_KIND]),
-            neighbours=_integer(config, wire.NEIGHBOURS),
-        )
-        if found is not None:
-            reply[wire.FAMILIARITY] = ArrayRecord({wire.LOG_DENSITY: found})
+    if density != wire.DENSITY_NONE and (record := familiarity(silo, content, images)) is not None:
+        reply[wire.FAMILIARITY] = record
     reply[wire.INFO] = info
     return reply
+
+
+def familiarity(silo: Silo, content: RecordDict, images: torch.Tensor | None) -> ArrayRecord | None:
+    """Return what the silo tells of its data: log-densities of images, or moments; None if nothing.
+
+    Args:
+        silo: who is asked.
+        content: the question.
+        images: the transfer images, where the silo has them.
+    """
+    config = content.config_records[wire.CONFIG]
+    basis = read_basis(silo, content)
+    if config[wire.DENSITY] == wire.DENSITY_MOMENTS:
+        moments = silo.moments(basis)
+        return None if moments is None else write_moments(moments)
+    found = silo.familiarity(
+        _needed(images),
+        basis,
+        per_class=config[wire.DENSITY] == wire.DENSITY_CLASS,
+        kind=str(config[wire.DENSITY_KIND]),
+        neighbours=_integer(config, wire.NEIGHBOURS),
+    )
+    return None if found is None else ArrayRecord({wire.LOG_DENSITY: found})
+
+
+def write_moments(moments: Moments) -> ArrayRecord:
+    """Write moments; of the second, which is symmetric, the upper triangle row by row."""
+    rows, columns = torch.triu_indices(*moments.second.shape)
+    return ArrayRecord(
+        {
+            wire.MOMENT_COUNTS: moments.counts,
+            wire.MOMENT_MEANS: moments.means,
+            wire.MOMENT_SECOND: moments.second[rows, columns],
+        }
+    )
 
 
 def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:

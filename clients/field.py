@@ -11,6 +11,7 @@ from clients.guard import UnsharedError
 from clients.silo import Silo
 from fedkd import wire
 from fedkd.data.field import draw_transfer
+from fedkd.distillation.familiarity import LEAST_SILO_IMAGES
 from fedkd.federation import Pretrained
 from fedkd.silo.file import SiloFile, load_silo_file
 from fedkd.silo.holdings import read_holdings, read_own_model
@@ -68,6 +69,7 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         own_model=lambda: own,
         seed=seed,
         compute=Compute(file.device, study.engine.precision),
+        least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=held.test,
         transfer=transfer,
     )

@@ -70,7 +70,10 @@ def check_question(share: Share, message: Message) -> None:
             raise UnsharedError(
                 f"it does not share the {mode} of its model (share.teacher is {share.teacher})"
             )
-        if density != wire.DENSITY_NONE and not share.densities:
+        if density == wire.DENSITY_MOMENTS:
+            if not share.moments:
+                raise UnsharedError("it does not share moments of its images (share.moments)")
+        elif density != wire.DENSITY_NONE and not share.densities:
             raise UnsharedError("it does not share densities (share.densities)")
     elif kind == wire.DISTIL and (share.teacher != "weights" or not share.rounds):
         raise UnsharedError("it does not share a model that learnt on its images (share.teacher)")
@@ -100,6 +103,14 @@ def keep_back(share: Share, message: Message, content: RecordDict) -> None:
         predictions and teacher is not None and set(teacher) != {wire.LOGITS}
     ):
         raise UnsharedError("its reply would have held more than was asked for")
+    told = content.array_records.get(wire.FAMILIARITY)
+    moments = config.get(wire.DENSITY) == wire.DENSITY_MOMENTS
+    if told is not None and moments != (wire.LOG_DENSITY not in told):
+        raise UnsharedError("its reply would have told of its images what was not asked for")
+    if told is not None and moments:
+        of_class = told[wire.MOMENT_COUNTS].numpy()
+        if bool(((of_class > 0) & (of_class < share.min_samples)).any()):
+            raise UnsharedError("it has moments of fewer images of a class than share.min_samples")
     info = content.config_records.get(wire.INFO)
     counts = info.get(wire.CLASS_COUNTS) if info is not None else None
     if info is not None and isinstance(counts, list):

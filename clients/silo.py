@@ -13,7 +13,8 @@ from fedkd import wire
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
 from fedkd.distillation.consolidation import School, distil
-from fedkd.distillation.familiarity import Basis, log_densities
+from fedkd.distillation.familiarity import LEAST_SILO_IMAGES, Basis, log_densities
+from fedkd.distillation.moments import Moments, moments_of
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation, Pretrained
@@ -39,6 +40,7 @@ class Silo:
         seed: the study's seed, of which every random choice is derived.
         compute: device and precision.
         shelf: models to be used again; silos of one process may share it.
+        least_of_class: classes of fewer images are kept out of the moments that it tells.
         test: private images that no model of the silo learns from, or None if it has none.
         transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
             None.
@@ -53,6 +55,7 @@ class Silo:
     seed: int
     compute: Compute
     shelf: ModelShelf = field(default_factory=ModelShelf)
+    least_of_class: int = LEAST_SILO_IMAGES
     test: Images | None = None
     transfer: Callable[[], Tensor | None] = lambda: None
 
@@ -126,6 +129,12 @@ class Silo:
             return None
         density = joint if per_class else joint.logsumexp(1)
         return density.clamp_min(wire.NOTHING_KNOWN).float()
+
+    def moments(self, basis: Basis) -> Moments | None:
+        """Return the moments of the silo's images in a basis, or None if it has too few to tell."""
+        return moments_of(
+            self.data, basis, num_classes=self.shape.num_classes, least=self.least_of_class
+        )
 
     def distil(
         self, teachers: Teachers, student: int | None, settings: Consolidation

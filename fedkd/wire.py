@@ -7,8 +7,8 @@ message type       sent                                        answered
 =================  ==========================================  =================================
 ``query.describe`` ``config``: run id, transfer-set hash       ``info``: who the silo is
 ``query.teacher``  ``config``: mode, density, ...;             ``teacher``: state dict or logits;
-                   ``transfer``, ``basis``,                    ``familiarity``; ``info``
-                   ``basis-model``: arrays
+                   ``transfer``, ``basis``,                    ``familiarity``: log-densities, or
+                   ``basis-model``: arrays                     moments; ``info``
 ``query.distil``   ``config``; ``teacher-0``, ...:             ``arrays``, ``metrics``, ``info``
                    state dicts
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
@@ -62,6 +62,9 @@ STUDENT: Final = "student"
 # Keys of arrays.
 LOGITS: Final = "logits"
 LOG_DENSITY: Final = "log-density"
+MOMENT_COUNTS: Final = "class-counts"
+MOMENT_MEANS: Final = "class-means"
+MOMENT_SECOND: Final = "second-moment"
 IMAGES: Final = "images"
 BASIS_MEAN: Final = "mean"
 BASIS_COMPONENTS: Final = "components"
@@ -76,6 +79,7 @@ MODE_NONE: Final = "none"
 DENSITY_NONE: Final = "none"
 DENSITY_SAMPLE: Final = "sample"
 DENSITY_CLASS: Final = "class"
+DENSITY_MOMENTS: Final = "moments"
 
 # Metrics of train and evaluate.
 LOSS: Final = "loss"

@@ -93,7 +93,11 @@ class FedKD(SiloFedAvg):
             return None
         images = self._transfer().images
         asked = settings.familiarity
-        return self._usable(make_basis(images, dims=asked.dims, kind=asked.basis))
+        return self._usable(
+            make_basis(
+                images, dims=asked.effective_dims, kind=asked.basis, fine=settings.uses_moments
+            )
+        )
 
     def _feature_basis(self, teachers: Teachers) -> Basis | None:
         """Fit the basis to what the average of the silos' models sees of the transfer set."""
@@ -105,7 +109,10 @@ class FedKD(SiloFedAvg):
             model = setting.model("basis")
             model.load_state_dict(average)
             basis = make_feature_basis(
-                images, model, dims=self._settings().familiarity.dims, compute=setting.compute
+                images,
+                model,
+                dims=self._settings().familiarity.effective_dims,
+                compute=setting.compute,
             )
         except FedKDError as error:
             raise type(error)(f"arms.{setting.arm_name}: {error}") from error

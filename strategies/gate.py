@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedkd import wire
 from fedkd.checkpoint import State
+from fedkd.distillation.moments import Moments
 from fedkd.names import SILO_NAME
 
 MAX_EXAMPLES = 10**9
@@ -125,6 +126,40 @@ def read_density(record: ArrayRecord, shape: tuple[int, ...], bound: float) -> T
     if float(total.max()) > bound + 1e-5 * max(1.0, abs(bound)):
         raise RefusedError("it claims densities that no data can have")
     return total if len(shape) == 1 else density
+
+
+def read_moments(record: ArrayRecord, shape: tuple[int, int], most: int, reach: float) -> Moments:
+    """Decode moments and refuse those that no images can have.
+
+    Args:
+        record: of the reply.
+        shape: K classes and d dimensions.
+        most: images that the silo says it has.
+        reach: greatest norm of an image in the basis.
+    """
+    if set(record) != {wire.MOMENT_COUNTS, wire.MOMENT_MEANS, wire.MOMENT_SECOND}:
+        raise RefusedError("its reply has no moments")
+    classes, dims = shape
+    counts = read_array(record[wire.MOMENT_COUNTS], wire.MOMENT_COUNTS, (classes,), torch.int64)
+    if bool((counts < 0).any() | (counts > most).any()) or not 0 < int(counts.sum()) <= most:
+        raise RefusedError(f"its moments are not of 1 to {most} images, as many as it has")
+    means = read_array(record[wire.MOMENT_MEANS], wire.MOMENT_MEANS, shape, torch.float32)
+    flat = (dims * (dims + 1) // 2,)
+    upper = read_array(record[wire.MOMENT_SECOND], wire.MOMENT_SECOND, flat, torch.float32)
+    rows, columns = torch.triu_indices(dims, dims)
+    second = torch.empty(dims, dims)
+    second[rows, columns] = upper
+    second[columns, rows] = upper
+    moments = Moments(counts, means, second)
+    # The mean square of an image's norm; rounding to fp32 may lift it by a few parts in a million.
+    size = float(second.diagonal().double().sum())
+    if size > reach**2 * (1 + 1e-4) or bool(means[counts == 0].any()):
+        raise RefusedError("it claims moments that no images can have")
+    within = moments.within
+    within.diagonal().add_(1e-5 * max(1.0, size))
+    if int(torch.linalg.cholesky_ex(within).info) != 0:
+        raise RefusedError("it claims moments that no images can have")
+    return moments
 
 
 def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedkd import wire
 from fedkd.checkpoint import copy_state
@@ -30,6 +29,7 @@ from strategies.gate import (
     read_density,
     read_info,
     read_logits,
+    read_moments,
     read_num_examples,
     read_state,
 )
@@ -110,8 +110,7 @@ def collect_densities(
     for member, teacher in zip(asked, teachers.members, strict=True):
         try:
             _read_echo(replies, member, run_id, question)
-            density = _read_density(replies[member.node_id], setting, question, basis)
-            told.append(replace(teacher, log_density=density))
+            told.append(_add_densities(teacher, replies[member.node_id], setting, question, basis))
         except RefusedError as error:
             ledger.traffic.ok -= 1
             ledger.refuse(member.name, error)
@@ -158,13 +157,14 @@ def _question(
         wire.DENSITY: wire.DENSITY_NONE,
     }
     records: dict[str, ArrayRecord | ConfigRecord] = {}
-    if setting.transfer is not None and (mode == wire.MODE_LOGITS or basis is not None):
+    seen = basis is not None and not (settings and settings.uses_moments)
+    if setting.transfer is not None and (mode == wire.MODE_LOGITS or seen):
         images = setting.transfer.images
         config[wire.TRANSFER_HASH] = content_hash(images)
         records[wire.TRANSFER] = ArrayRecord({wire.IMAGES: Array(images.numpy())})
     if settings and basis is not None:
-        per_class = settings.teachers == "densities"
-        config[wire.DENSITY] = wire.DENSITY_CLASS if per_class else wire.DENSITY_SAMPLE
+        per_class = wire.DENSITY_CLASS if settings.joint_densities else wire.DENSITY_SAMPLE
+        config[wire.DENSITY] = wire.DENSITY_MOMENTS if settings.uses_moments else per_class
         config[wire.DENSITY_KIND] = settings.familiarity.density
         config[wire.NEIGHBOURS] = settings.familiarity.neighbours
         records[wire.BASIS] = _write_basis(basis)
@@ -222,21 +222,25 @@ def _read_teacher(
     else:
         num_samples = len(setting.transfer) if setting.transfer is not None else 0
         logits = read_logits(record, num_samples, setting.shape.num_classes)
-    log_density = None if basis is None else _read_density(reply, setting, question, basis)
     counts = read_class_counts(member.info, setting.shape.num_classes)
-    return Teacher(member.name, arch, size, state, logits, log_density, counts)
+    teacher = Teacher(member.name, arch, size, state, logits, class_counts=counts)
+    return _add_densities(teacher, reply, setting, question, basis)
 
 
-def _read_density(
-    reply: Message, setting: Setting, question: RecordDict, basis: Basis
-) -> Tensor | None:
-    """Return the densities of a reply, or None where an honest silo is too small for any."""
+def _add_densities(
+    teacher: Teacher, reply: Message, setting: Setting, question: RecordDict, basis: Basis | None
+) -> Teacher:
+    """Return the teacher with its silo's densities, unless an honest one is too small for any."""
     record = reply.content.array_records.get(wire.FAMILIARITY)
-    if record is None:
-        return None
+    if record is None or basis is None:
+        return teacher
     asked = question.config_records[wire.CONFIG]
+    if asked[wire.DENSITY] == wire.DENSITY_MOMENTS:
+        of = (setting.shape.num_classes, len(basis.components))
+        moments = read_moments(record, of, teacher.num_examples, basis.reach)
+        return replace(teacher, moments=moments)
     shape: tuple[int, ...] = (len(setting.transfer) if setting.transfer is not None else 0,)
     if asked[wire.DENSITY] == wire.DENSITY_CLASS:
         shape = (*shape, setting.shape.num_classes)
     bound = density_bound(str(asked[wire.DENSITY_KIND]), len(basis.components))
-    return read_density(record, shape, bound)
+    return replace(teacher, log_density=read_density(record, shape, bound))

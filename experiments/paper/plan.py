@@ -32,7 +32,19 @@ RATES = {
 STUDIES = tuple(RATES)
 """Those that a recipe is chosen for."""
 STUDENTS = ("average", "best", "fresh")
-DENSITIES = ("gaussian", "knn")
+DENSITIES: dict[str, dict[str, Any]] = {
+    "gaussian": {"consolidation.familiarity.density": "gaussian"},
+    "knn": {"consolidation.familiarity.density": "knn"},
+    "pooled": {
+        "consolidation.familiarity.density": "pooled",
+        "consolidation.familiarity.basis": "patches",
+        "consolidation.teachers": "both",
+        "consolidation.blends": 8,
+        "consolidation.epochs": 10,
+        "consolidation.schedule": "cosine",
+    },
+}
+"""What a recipe may choose from, and what goes with it."""
 CENTRAL_RATES = ("0.02", "0.05", "0.1")
 CENTRAL_EPOCHS = ("10", "20")
 INITS = ("shared", "per-silo")
@@ -98,7 +110,7 @@ def recipe(study: str, name: str, init: str) -> list[str]:
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
     return [
         *overrides("fedkd", settings),
-        *overrides("control-densities", settings),
+        *overrides("control-densities", settings | {"consolidation.teachers": "densities"}),
         *overrides("control-validation", rounds),
         *overrides("fedavg-same-rounds", rounds),
         *overrides("fedavg-average", cell["fedavg-average"]["chosen"]),

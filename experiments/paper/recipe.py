@@ -3,14 +3,16 @@
 FedAvg's learning rate was chosen so too. For every partition and initialisation the candidates run
 on seeds that no claim is judged on, measured on the validation images, one question after another:
 
-1. FedKD's start: student and density together, then mixup; the highest accuracy before any round.
+1. FedKD's start: student and density together (pooled ones with all that goes with them), then
+   mixup where there are no blends; the highest accuracy before any round.
 2. The rounds of either arm: the learning rate, then the local loss; the fewest exchanges to 90, 95
    and 99 % of plain FedAvg's best accuracy there, an unreached target counted with the whole
    budget, ties going to the higher mean accuracy over the curve's first five points. Where a start
    needs no round on any seed, that leaves the rounds open: then the gentlest, listed first, is
    taken, as it disturbs what was learnt least.
 
-`make paper` calls it where a cell has no recipe; delete its entry in `recipes/` to choose again.
+`make paper` calls it where a cell lacks the recipe of an arm; delete it in `recipes/` to choose
+again.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from fedkd.study_file import load_study
 SEEDS = {"main-digits": (10, 11, 12), "main-fashion": (10, 11)}
 """On one seed chance decides, and the more so on digits, which leave few validation images."""
 
+ARMS = ("fedkd", "fedavg-average")
 LOSSES = ("logit-adjusted", "cross-entropy")
 PARTS = (0.25, 0.5, 1.0)
 """Shares of plain FedAvg's tuned learning rate at which a model that knows something trains on."""
@@ -87,8 +90,16 @@ class _Trials:
         return records
 
 
-def choose(study_name: str, name: str) -> dict[str, dict[str, Any]]:
-    """Run the candidates of one partition; return by initialisation what won and what each got."""
+def choose(
+    study_name: str, name: str, known: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Run the candidates of one partition; return by initialisation what won and what each got.
+
+    Args:
+        study_name: the study.
+        name: the partition.
+        known: by initialisation, recipes of arms that are not chosen again.
+    """
     rate = RATES[study_name][name]
     path = FOLDER / f"{study_name}.yaml"
     seeds = SEEDS[study_name]
@@ -107,11 +118,11 @@ def choose(study_name: str, name: str) -> dict[str, dict[str, Any]]:
         targets = [tuple(f * top for f in study.targets.of_baseline_best) for top in best]
         aimed = [replace(r, targets=aims) for r, aims in zip(base, targets, strict=True)]
         for init, trials in zip(INITS, cells, strict=True):
-            chosen[init] = {
-                "baseline": _score(aimed),
-                "fedkd": _rounds(trials, "fedkd", _start(trials), rate, targets),
-                "fedavg-average": _rounds(trials, "fedavg-average", ({}, []), rate, targets),
-            }
+            chosen[init] = {"baseline": _score(aimed), **known.get(init, {})}
+            for arm in ARMS:
+                if arm not in chosen[init]:
+                    start = _start(trials) if arm == "fedkd" else ({}, [])
+                    chosen[init][arm] = _rounds(trials, arm, start, rate, targets)
     return chosen
 
 
@@ -125,13 +136,14 @@ def _cell(path: Path, fixed: tuple[str, ...], pool: ThreadPoolExecutor) -> _Tria
 
 def _start(trials: _Trials) -> tuple[_Settings, list[dict[str, Any]]]:
     """Return the settings with the best start, and all that were tried."""
-    student, density = "consolidation.student", "consolidation.familiarity.density"
     tried = [
-        _tried_start(trials, {student: who, density: kind})
+        _tried_start(trials, {"consolidation.student": who, **density})
         for who in STUDENTS
-        for kind in DENSITIES
+        for density in DENSITIES.values()
     ]
-    tried.append(_tried_start(trials, {**_best_start(tried), "consolidation.mixup": True}))
+    best = _best_start(tried)
+    if "consolidation.blends" not in best:
+        tried.append(_tried_start(trials, {**best, "consolidation.mixup": True}))
     return _best_start(tried), tried
 
 
@@ -196,9 +208,10 @@ def choose_missing(study_name: str) -> None:
     path = FOLDER / "recipes" / f"{study_name}.json"
     found = recipes(study_name)
     for name in PARTITIONS:
-        if all(f"{name}.{init}" in found for init in INITS):
+        known = {init: found.get(f"{name}.{init}", {}) for init in INITS}
+        if all(arm in known[init] for init in INITS for arm in ARMS):
             continue
-        for init, cell in choose(study_name, name).items():
+        for init, cell in choose(study_name, name, known).items():
             found[f"{name}.{init}"] = cell
             print(f"{study_name}, {name}, {init}: {cell['fedkd']['chosen']}", file=sys.stderr)  # noqa: T201 -- a script
         write_json(path, found)

@@ -13,49 +13,48 @@ def starts_tried(_: Records) -> Finding:
     """Which student, density and mixup were chosen, and what else was tried."""
     rows = []
     won = dict.fromkeys(STUDENTS, 0)
+    won_by = dict.fromkeys(DENSITIES, 0)
     worst = dict.fromkeys(STUDENTS, 1.0)
     for study in STUDIES:
         for variant, found in recipes(study).items():
-            tried = [
-                (
-                    entry["settings"]["consolidation.student"],
-                    entry["settings"]["consolidation.familiarity.density"],
-                    entry["settings"].get("consolidation.mixup", False),
-                    entry["start"],
-                )
-                for entry in found["fedkd"]["starts"]
-            ]
-            by_name = {(who, kind): start for who, kind, blends, start in tried if not blends}
-            for (who, _kind), start in by_name.items():
-                worst[who] = min(worst[who], *start)
-            who, kind, _, blended = tried[-1]
+            by_name = {}
+            mixed = "-"
+            for entry in found["fedkd"]["starts"]:
+                own = entry["settings"]
+                name = own["consolidation.student"], own["consolidation.familiarity.density"]
+                if own.get("consolidation.mixup"):
+                    mixed = f"{name[0]}, {name[1]}: {_percent(entry['start'])}"
+                else:
+                    by_name[name] = entry["start"]
+                    worst[name[0]] = min(worst[name[0]], *entry["start"])
             settings = found["fedkd"]["chosen"]
-            chosen = [
+            who, kind = (
                 settings[f"consolidation.{key}"] for key in ("student", "familiarity.density")
-            ]
-            won[chosen[0]] += 1
-            mixed = " with mixup" if settings.get("consolidation.mixup") else ""
+            )
+            won[who] += 1
+            won_by[kind] += 1
             rows.append(
                 (
                     study.split("-")[1],
                     *variant.split("."),
                     *(
-                        " / ".join(_percent(by_name[who, kind]) for kind in DENSITIES)
-                        for who in STUDENTS
+                        " / ".join(_percent(by_name[each, kind]) for kind in DENSITIES)
+                        for each in STUDENTS
                     ),
-                    f"{who}, {kind}: {_percent(blended)}",
-                    ", ".join(chosen) + mixed,
+                    mixed,
+                    f"{who}, {kind}" + (" with mixup" if "consolidation.mixup" in settings else ""),
                 )
             )
     return Finding(
         "Which start was chosen",
         "The recipes' first question: validation accuracy before any round by student, with gaussian / knn "
-        "densities, mean over seeds that no claim is judged on; then the best of them with mixup. No "
-        "claim.",
+        "/ pooled densities, mean over seeds that no claim is judged on; then the best of them with mixup. "
+        "What pooled stands for: densities pooled in patches, which also teach (`teachers: both`), and 8 "
+        "blends an image. No claim.",
         ("data", "partition", "initialisation", *STUDENTS, "with mixup", "chosen"),
         rows,
         "Chosen: "
-        + ", ".join(f"{who} in {won[who]}" for who in STUDENTS)
+        + ", ".join(f"{name} in {count}" for name, count in (won | won_by).items())
         + f" of {len(rows)} cells. The worst start on any seed: "
         + ", ".join(f"{who} {100 * worst[who]:.1f}" for who in STUDENTS)
         + ".",

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
 from fedkd.distillation import METHODS
+from fedkd.distillation.blends import Blends, blend
 from fedkd.distillation.choice import choose
+from fedkd.distillation.densities import Densities, find_densities
 from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
-from fedkd.distillation.familiarity import Basis, background_log_density
+from fedkd.distillation.familiarity import Basis
 from fedkd.distillation.lesson import Lesson
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.trust import BELIEVED, DOUBTED
@@ -82,12 +84,30 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
-    heard, told = leave_out_the_doubted(teachers, settings, school)
+    heard, told = leave_out_the_doubted(those_that_teach(teachers, settings), settings, school)
     choice = choose(
         heard, settings, validation=school.validation, arch=school.arch, seed=school.seed
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
     return replace(learnt, notes=told | choice.notes | learnt.notes)
+
+
+def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:
+    """Leave out silos too small to tell densities, where these alone teach.
+
+    Raises:
+        FedKDError: all are.
+    """
+    if settings.teachers != "densities":
+        return teachers
+    told = [
+        m
+        for m, teacher in enumerate(teachers.members)
+        if teacher.log_density is not None or teacher.moments is not None
+    ]
+    if not told:
+        raise FedKDError("every silo is too small to fit a density, which alone would teach here")
+    return teachers.only(told)
 
 
 def leave_out_the_doubted(
@@ -154,32 +174,51 @@ def distil(
     return Consolidated(state, start, teachers, notes, loss)
 
 
-def make_ensemble(teachers: Teachers, settings: Consolidation, school: School) -> Ensemble:
-    """Combine what the teachers say of the transfer set.
+def make_ensemble(
+    teachers: Teachers, settings: Consolidation, school: School, blends: Blends | None = None
+) -> Ensemble:
+    """Combine what the teachers say of the transfer set, or of blends of its images.
 
     Raises:
-        FedKDError: densities alone should teach and one is missing.
+        FedKDError: densities should teach and no silo has any.
     """
     images = school.transfer.images
-    basis = school.basis
-    densities = _densities(teachers, len(images)) if basis is not None else None
+    told = None
+    if school.basis is not None and settings.uses_densities:
+        told = find_densities(teachers, settings, school.basis, images, blends)
     if settings.teachers == "densities":
-        logits = _joint_densities(teachers)
+        logits = _by_densities(told, settings)
     else:
-        logits = teachers.predict(images)
-    return combine(
-        Evidence(
-            logits=logits,
-            num_examples=torch.tensor([t.num_examples for t in teachers.members]),
-            accuracy=teachers.accuracy(school.validation)
-            if settings.uses_accuracy and teachers.can_be_judged(school.validation)
-            else None,
-            class_counts=teachers.class_counts(),
-            log_density=densities,
-            log_background=None if basis is None else background_log_density(basis.project(images)),
-        ),
-        settings,
+        logits = teachers.predict(images if blends is None else blends.images)
+    evidence = Evidence(
+        logits=logits,
+        num_examples=torch.tensor([t.num_examples for t in teachers.members]),
+        accuracy=teachers.accuracy(school.validation)
+        if settings.uses_accuracy and teachers.can_be_judged(school.validation)
+        else None,
+        class_counts=teachers.class_counts(),
+        log_density=None if told is None else told.marginal(),
+        log_background=None if told is None else told.background,
     )
+    ensemble = combine(evidence, settings)
+    if settings.teachers != "both" or told is None or not told.known:
+        return ensemble
+    densities = replace(
+        evidence,
+        logits=_by_densities(told, settings),
+        num_examples=evidence.num_examples[told.known],
+        log_density=told.marginal()[told.known],
+        class_counts=None,
+    )
+    opinion = combine(densities, settings).target
+    return replace(ensemble, target=(ensemble.target + opinion) / 2)
+
+
+def _by_densities(told: Densities | None, settings: Consolidation) -> Tensor:
+    """Return joint log-densities ``[M, N, K]`` to stand where teachers' logits would."""
+    if told is None:
+        raise ValueError("densities should teach, but there is no basis for any")
+    return told.joint() / settings.familiarity.class_scale
 
 
 def _lesson(
@@ -191,19 +230,24 @@ def _lesson(
 ) -> Lesson:
     images = school.transfer.images
     by_densities = settings.teachers == "densities"
+    rows = torch.arange(len(images))
+    if settings.subset is not None:
+        rows = choose_subset(ensemble.target, settings.subset, school.seed)
     lesson = Lesson(
         images=images,
         labels=school.transfer.labels if school.labelled else None,
         target=ensemble.target,
-        logits=_joint_densities(teachers) if by_densities else teachers.predict(images),
+        logits=ensemble.logits,
         weights=ensemble.weights,
         models=teachers.models() if teachers.have_models and not by_densities else (),
         student=student,
         order=_order(teachers, settings, school),
-    )
-    if settings.subset is None:
+    ).take(rows)
+    if not settings.blends:
         return lesson
-    return lesson.take(choose_subset(ensemble.target, settings.subset, school.seed))
+    drawn = blend(lesson.images, settings.blends, torch_generator(school.seed, "blends"))
+    of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
+    return lesson.with_blends(drawn, make_ensemble(teachers, settings, school, of_all))
 
 
 def _control_lesson(school: School) -> Lesson:
@@ -285,24 +329,3 @@ def _describe_student(said: Tensor, taught: Tensor) -> dict[str, Any]:
 
 def _by_name(names: list[str], values: Tensor) -> dict[str, float]:
     return {name: round(value, 6) for name, value in zip(names, values.tolist(), strict=True)}
-
-
-def _densities(teachers: Teachers, samples: int) -> Tensor:
-    """Stack log p_m(x_n), ``[M, N]``; NaN where a silo has none."""
-    unknown = torch.full((samples,), float("nan"), dtype=torch.float64)
-    found = [t.log_density for t in teachers.members]
-    return torch.stack([unknown if d is None else _marginal(d) for d in found])
-
-
-def _joint_densities(teachers: Teachers) -> Tensor:
-    """The control: joint log-densities ``[M, N, K]`` stand where teachers' logits would."""
-    missing = [t.silo for t in teachers.members if t.log_density is None]
-    if missing:
-        raise FedKDError(
-            f"{', '.join(missing)} is too small to fit a density, which alone would teach here"
-        )
-    return torch.stack([t.log_density for t in teachers.members if t.log_density is not None])
-
-
-def _marginal(density: Tensor) -> Tensor:
-    return density if density.dim() == 1 else density.logsumexp(1)

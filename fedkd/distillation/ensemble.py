@@ -21,6 +21,7 @@ class Ensemble:
 
     Attributes:
         target: probabilities at the study's temperature, float32 ``[N, K]``.
+        logits: every teacher's own, ``[M, N, K]``.
         weights: of each teacher on each sample, float64 ``[M, N]``.
         foreign: mean share of the samples that no silo knows, or None without densities.
         agreement: share of samples on which each teacher's class is the target's, ``[M]``.
@@ -28,6 +29,7 @@ class Ensemble:
     """
 
     target: Tensor
+    logits: Tensor
     weights: Tensor
     foreign: float | None
     agreement: Tensor
@@ -62,6 +64,7 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
         foreign = float(foreign_share(evidence, settings).mean()) if known.any() else None
     return Ensemble(
         target,
+        evidence.logits,
         weights.mean(2) if weights.dim() == 3 else weights,
         foreign,
         agreement(votes, target.argmax(1)),

@@ -24,7 +24,9 @@ from fedkd.wire import NOTHING_KNOWN
 
 LEAST_SILO_IMAGES = 5
 LEAST_SHRINKAGE = 0.1
-LEAST_EIGENVALUE = 1e-3
+LEAST_EIGENVALUE = {False: 1e-3, True: 1e-6}
+"""Of a component, as a part of the largest; where the basis is fine, in which silos estimate more
+than a few hundred images of theirs would allow, all but those that rounding makes."""
 LARGEST_SIDE = 32
 LEAST_DISTANCE = 1e-3
 """Floor of a neighbour's distance: an image that a silo holds itself has distance zero."""
@@ -50,6 +52,17 @@ class Basis(ABC):
     def see(self, images: Tensor) -> Tensor:
         """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, D]``, before whitening."""
 
+    @property
+    def reach(self) -> float:
+        """No image is projected to a point of a greater norm."""
+        stretch = float(torch.linalg.matrix_norm(self.components.double(), 2))
+        return stretch * (self.seen_reach + float(self.mean.double().norm()))
+
+    @property
+    def seen_reach(self) -> float:
+        """No image is seen as a vector of a greater norm."""
+        return math.inf
+
 
 @dataclass(frozen=True)
 class PixelBasis(Basis):
@@ -61,6 +74,11 @@ class PixelBasis(Basis):
         """Return the pooled pixels."""
         return _pool(images, self.side)
 
+    @property
+    def seen_reach(self) -> float:
+        """All pixels are white then."""
+        return math.sqrt(len(self.mean))
+
 
 @dataclass(frozen=True)
 class PatchBasis(Basis):
@@ -71,6 +89,11 @@ class PatchBasis(Basis):
     def see(self, images: Tensor) -> Tensor:
         """Return the filters' pooled responses."""
         return self.filters.see(images).double()
+
+    @property
+    def seen_reach(self) -> float:
+        """What the filters can give at most."""
+        return self.filters.reach
 
 
 @dataclass(frozen=True)
@@ -88,22 +111,29 @@ class FeatureBasis(Basis):
         return penultimate_features(self.model, images, compute=self.compute).double()
 
 
-def make_basis(images: Tensor, *, dims: int, kind: str = "pixels") -> Basis | None:
+def make_basis(
+    images: Tensor, *, dims: int, kind: str = "pixels", fine: bool = False
+) -> Basis | None:
     """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
-
-    ``kind`` is ``pixels`` or ``patches``.
 
     d = min(dims, N - 1, eigenvalues above 0.001 of the largest); of each component the entry
     of largest magnitude is positive, so that signs do not depend on the solver.
+
+    Args:
+        images: the transfer images.
+        dims: most dimensions.
+        kind: ``pixels`` or ``patches``.
+        fine: keep nearly all eigenvalues, but no more than N / 2 dimensions: for silos that
+            estimate their covariance together.
     """
     if len(images) < LEAST_TRANSFER_IMAGES:
         return None
     if kind == "patches":
         filters = learn_filters(images)
-        fitted = _fit(filters.see(images).double(), dims)
+        fitted = _fit(filters.see(images).double(), dims, fine=fine)
         return None if fitted is None else PatchBasis(*fitted, filters)
     side = min(images.shape[-1], LARGEST_SIDE)
-    fitted = _fit(_pool(images, side), dims)
+    fitted = _fit(_pool(images, side), dims, fine=fine)
     return None if fitted is None else PixelBasis(*fitted, side)
 
 
@@ -124,7 +154,7 @@ def make_feature_basis(
     return None if fitted is None else FeatureBasis(*fitted, model, compute)
 
 
-def _fit(points: Tensor, dims: int) -> tuple[Tensor, Tensor] | None:
+def _fit(points: Tensor, dims: int, *, fine: bool = False) -> tuple[Tensor, Tensor] | None:
     """Return mean ``[D]`` and whitened components ``[d, D]`` of float64 points ``[N, D]``."""
     if len(points) < LEAST_TRANSFER_IMAGES:
         return None
@@ -133,8 +163,8 @@ def _fit(points: Tensor, dims: int) -> tuple[Tensor, Tensor] | None:
     eigenvalues = singular**2 / (len(points) - 1)
     if float(eigenvalues[0]) <= 0:
         return None
-    kept = int((eigenvalues > LEAST_EIGENVALUE * eigenvalues[0]).sum())
-    kept = min(dims, len(points) - 1, kept)
+    kept = int((eigenvalues > LEAST_EIGENVALUE[fine] * eigenvalues[0]).sum())
+    kept = min(dims, len(points) // 2 if fine else len(points) - 1, kept)
     rows = rows[:kept]
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     components = rows * largest.sign() / eigenvalues[:kept].sqrt()[:, None]

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from fedkd.distillation.lesson import Lesson, optimiser_of
 from fedkd.distillation.losses import kd_loss
-from fedkd.distillation.mixup import FunctionMatching, Mixup
+from fedkd.distillation.mixup import Mixup
 from fedkd.study import Consolidation
 from fedkd.training import Compute, fit
 
@@ -31,13 +31,7 @@ def kd(
     validation data the tuned one.
     """
     labels: tuple[Tensor, ...] = () if lesson.labels is None else (lesson.labels,)
-    target = lesson.target
-    mix: Mixup | FunctionMatching | None = None
-    if settings.function_matching:
-        target = lesson.weights.T.float()
-        mix = FunctionMatching(lesson.models, settings, generator, compute)
-    elif settings.mixup:
-        mix = Mixup(generator)
+    mix = Mixup(generator) if settings.mixup else None
     if mix:
         labels = tuple(one_hot(y, lesson.target.shape[1]).float() for y in labels)
 
@@ -53,7 +47,7 @@ def kd(
     return fit(
         student,
         lesson.images,
-        (target, *labels),
+        (lesson.target, *labels),
         loss,
         sgd=optimiser_of(settings),
         generator=generator,

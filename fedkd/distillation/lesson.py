@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from fedkd.distillation.blends import Blends
+from fedkd.distillation.ensemble import Ensemble
 from fedkd.study import Consolidation
 from fedkd.training import Compute, Sgd
 
@@ -19,7 +22,8 @@ class Lesson:
 
     Attributes:
         images: uint8 ``[N, C, H, W]``.
-        labels: int64 ``[N]``, or None where a method may not see any.
+        labels: int64 ``[N]``, or None where a method may not see any; with blends among the
+            images, shares of classes, fp32 ``[N, K]``.
         target: the teachers' joint opinion, probabilities at the study's temperature, fp32
             ``[N, K]`` for K classes.
         logits: every teacher's own, fp32 ``[M, N, K]``.
@@ -53,6 +57,21 @@ class Lesson:
             models=self.models,
             student=self.student,
             order=self.order,
+        )
+
+    def with_blends(self, blends: Blends, ensemble: Ensemble) -> Lesson:
+        """Return the lesson with blends of its images added, and what the teachers say of them."""
+        labels = None
+        if self.labels is not None:
+            shares = one_hot(self.labels, self.target.shape[1]).float()
+            labels = torch.cat([shares, blends.interpolate(shares)])
+        return replace(
+            self,
+            images=torch.cat([self.images, blends.images]),
+            labels=labels,
+            target=torch.cat([self.target, ensemble.target]),
+            logits=torch.cat([self.logits, ensemble.logits], dim=1),
+            weights=torch.cat([self.weights, ensemble.weights], dim=1),
         )
 
 

@@ -1,8 +1,9 @@
 """Filters learnt from patches of images without labels, and what images look like through them.
 
 Coates & Ng, "Learning Feature Representations with K-means" (2012): whitened patches, spherical
-k-means, soft thresholds, pooling. Distances between such features tell classes apart better than
-those between pixels, and no model of the silos is needed for them.
+k-means, soft thresholds, pooling; then square roots, which keep few strong responses from hiding
+the many weak ones (Perronnin et al., "Improving the Fisher Kernel", 2010). Distances between such
+features tell classes apart better than those between pixels, and no model of the silos is needed.
 """
 
 from __future__ import annotations
@@ -64,7 +65,14 @@ class FilterBank:
         signs = [functional.relu(sign * response - _THRESHOLD) for sign in (1, -1)]
         maps = torch.cat(signs, dim=1)
         features: Tensor = functional.adaptive_avg_pool2d(maps, POOLED_SIDE).flatten(1)
-        return features
+        return features.sqrt()
+
+    @property
+    def reach(self) -> float:
+        """No image has features of a greater norm: no patch has one above sqrt(C * p * p - 1)."""
+        size = self.kernels[0].numel()
+        most = self.kernels.flatten(1).norm(dim=1) * math.sqrt(size - 1) + self.offset.abs()
+        return math.sqrt(2 * POOLED_SIDE**2 * float(most.double().sum()))
 
     def _window_mean(self, images: Tensor) -> Tensor:
         pooled = functional.avg_pool2d(images, self.kernels.shape[-1], stride=1)

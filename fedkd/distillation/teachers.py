@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.checkpoint import State, average_states
 from fedkd.data.images import Images, content_hash
+from fedkd.distillation.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.building import Shape, build_model
@@ -31,6 +32,7 @@ class Teacher:
         state: its model, unless it sent only predictions.
         logits: its predictions on the transfer set, fp32 ``[N, K]``, if it sent them.
         log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if asked for and to be had.
+        moments: of its images, where these are asked for instead and to be had.
         class_counts: images of each class, or empty where the silo keeps them to itself.
         accuracy: on validation data, where another party that holds some has told it.
     """
@@ -41,6 +43,7 @@ class Teacher:
     state: State | None = None
     logits: Tensor | None = None
     log_density: Tensor | None = None
+    moments: Moments | None = None
     class_counts: tuple[int, ...] = ()
     accuracy: float | None = None
 

@@ -137,7 +137,7 @@ class SiloCheck:
 
     def _check_sharing(self) -> Finding:
         share = self._file.share
-        switches = ("rounds", "metrics", "densities", "class_counts")
+        switches = ("rounds", "metrics", "densities", "moments", "class_counts")
         told = [f"{key}: {'yes' if getattr(share, key) else 'no'}" for key in switches]
         value = ", ".join([f"teacher: {share.teacher}", *told])
         if self._study and (missing := missing_shares(self._file, self._study)):
@@ -183,8 +183,10 @@ def missing_shares(file: SiloFile, study: Study) -> list[str]:
         mode = settings.mode if settings else "weights"
         if arm.needs_pretrained and share.teacher not in ("weights", mode):
             missing.append(f"arms.{name} asks for the {mode} of its model")
-        if settings and settings.uses_densities and not share.densities:
-            missing.append(f"arms.{name} asks for densities")
+        if settings and settings.uses_densities:
+            asked = "moments" if settings.uses_moments else "densities"
+            if not getattr(share, asked):
+                missing.append(f"arms.{name} asks for {asked}")
     if not share.rounds:
         missing.append("all arms ask for rounds")
     return missing

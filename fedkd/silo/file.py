@@ -44,6 +44,11 @@ class Share(Section):
     densities: bool = Field(
         default=False, description="how likely each transfer image is under its images"
     )
+    moments: bool = Field(
+        default=False,
+        description="sums over its images in a basis that the server names: how many of each "
+        "class, their mean, and one covariance; classes of fewer than min_samples are kept back",
+    )
     class_counts: bool = Field(default=False, description="its number of images of each class")
     min_samples: int = Field(
         10,

@@ -9,25 +9,58 @@ from pydantic import AfterValidator, Field, model_validator
 from fedkd.distillation import METHODS, NEEDS_MODELS, WEIGHTINGS
 from fedkd.study.sections import Count, Fraction, Momentum, Rate, Section
 
+_SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
+_DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}
+
 
 class Familiarity(Section):
     """How a silo tells how likely a transfer image is under its own data."""
 
-    density: Literal["gaussian", "knn"] = "gaussian"
+    density: Literal["gaussian", "knn", "pooled"] = Field(
+        "gaussian",
+        description="gaussian and knn: silos tell how likely each transfer image is; pooled: they "
+        "tell moments of their images, and estimate one covariance together",
+    )
     basis: Literal["pixels", "patches", "features"] = Field(
         "pixels",
         description="patches: what filters see that are learnt from the transfer images; features: "
         "those before the last layer of the averaged model, at the price of a second exchange",
     )
-    dims: Count = Field(50, description="most dimensions of the basis")
+    dims: Count | None = Field(
+        None,
+        description="most dimensions of the basis; 50, or 500 (pooled, whose numbers grow with "
+        "their square)",
+    )
     neighbours: Count = Field(5, description="k of the knn density")
-    scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3 (knn)")
+    scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3")
     background: bool = Field(default=False, description="a component for images that no silo knows")
 
     @property
     def effective_scale(self) -> float:
         """The scale in use."""
-        return self.scale if self.scale is not None else {"gaussian": 5.0, "knn": 3.0}[self.density]
+        return self.scale if self.scale is not None else _SCALES[self.density]
+
+    @property
+    def class_scale(self) -> float:
+        """What divides log-densities where classes are told apart, rather than silos.
+
+        Of pooled densities both are the same question, asked of hundreds of dimensions.
+        """
+        return self.effective_scale if self.density == "pooled" else 1.0
+
+    @property
+    def effective_dims(self) -> int:
+        """The most dimensions in use."""
+        return self.dims if self.dims is not None else _DIMS[self.density]
+
+    @model_validator(mode="after")
+    def _check(self) -> Familiarity:
+        if self.density == "pooled" and self.basis == "features":
+            raise ValueError(
+                "density: pooled goes with basis: pixels or patches; nothing bounds what a model's "
+                "features may be, so that no moments in them could be refused"
+            )
+        return self
 
 
 class Selection(Section):
@@ -84,10 +117,11 @@ class Consolidation(Section):
         description="agreement: a teacher is left out if those that know the same images "
         "contradict it; of weighting familiarity, density gaussian",
     )
-    teachers: Literal["models", "densities", "validation"] = Field(
+    teachers: Literal["models", "both", "densities", "validation"] = Field(
         "models",
-        description="controls that use no teacher model: densities alone, or with method fine-tune "
-        "the labels of the validation data alone",
+        description="both: half of what is taught is the models', half the densities' own opinion; "
+        "controls that use no teacher model: densities alone, or with method fine-tune the labels "
+        "of the validation data alone",
     )
     mode: Literal["weights", "logits"] = Field(
         "weights", description="what a silo sends: its model, or only its predictions"
@@ -120,17 +154,19 @@ class Consolidation(Section):
         description="learn from blends of two images and of their targets; of methods kd and "
         "fine-tune",
     )
-    function_matching: bool = Field(
-        default=False,
-        description="mixup on whose blends the teachers predict anew, for better students at the "
-        "price of a prediction of every teacher a step; of method kd",
+    blends: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="so many blends of each transfer image with another are added, on which the "
+        "teachers predict as well, for better students; of method kd",
     )
     familiarity: Familiarity = Familiarity()
 
     @model_validator(mode="after")
     def _check(self) -> Consolidation:
-        if self.teachers == "densities" and self.weighting != "familiarity":
-            raise ValueError("teachers: densities needs weighting: familiarity")
+        if self.joint_densities and self.weighting != "familiarity":
+            raise ValueError(f"teachers: {self.teachers} needs weighting: familiarity")
         if self.trust == "agreement" and not (
             self.uses_densities and self.familiarity.density == "gaussian"
         ):
@@ -144,10 +180,14 @@ class Consolidation(Section):
             raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
         if self.mixup and self.method in ("dml", "dp-kd"):
             raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
-        if self.function_matching and (self.method != "kd" or self.teachers != "models"):
-            raise ValueError("function_matching is for method: kd with teachers: models")
+        if self.blends and self.method != "kd":
+            raise ValueError(f"blends are for method: kd, not {self.method}")
+        if self.blends and self.mixup:
+            raise ValueError("blends are mixed already; leave mixup out")
         if self.teachers == "validation" and self.method != "fine-tune":
             raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
+        if self.teachers == "both" and self.method != "kd":
+            raise ValueError(f"teachers: both is for method: kd, not {self.method}")
         if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):
             raise ValueError(f"teachers: densities has no models for method: {self.method}")
         return self
@@ -160,8 +200,8 @@ class Consolidation(Section):
             )
         if self.method in NEEDS_MODELS:
             raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
-        if self.function_matching:
-            raise ValueError(f"function_matching needs the silos' models, {remedy}")
+        if self.blends:
+            raise ValueError(f"blends are shown to the silos' models, {remedy}")
         if self.needs_validation or self.select.needs_validation:
             raise ValueError(f"teachers are judged on validation data, {remedy}")
         if self.uses_densities and self.familiarity.basis == "features":
@@ -182,6 +222,16 @@ class Consolidation(Section):
     def uses_densities(self) -> bool:
         """Whether silos are asked how familiar the transfer images are."""
         return self.weighting == "familiarity"
+
+    @property
+    def uses_moments(self) -> bool:
+        """Whether silos tell so by moments of their images."""
+        return self.uses_densities and self.familiarity.density == "pooled"
+
+    @property
+    def joint_densities(self) -> bool:
+        """Whether the densities teach too, for which they must be told by class."""
+        return self.teachers in ("both", "densities")
 
     @property
     def uses_features(self) -> bool:

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation.consolidation import Consolidated, School, consolidate, make_ensemble
+from fedkd.distillation.consolidation import (
+    Consolidated,
+    School,
+    consolidate,
+    make_ensemble,
+    those_that_teach,
+)
 from fedkd.distillation.ensemble import Ensemble
 from fedkd.distillation.familiarity import Basis, log_densities, make_basis
+from fedkd.distillation.moments import Moments, moments_of
 from fedkd.distillation.predictions import Predictions
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError, UserError
@@ -55,7 +62,8 @@ class Classroom:
         self.arch = federation.study.global_arch(arm)
         self._known = Predictions(federation.cache)
         self._lock = threading.RLock()
-        self._bases: dict[tuple[str, int], Basis | None] = {}
+        self._bases: dict[tuple[str, int, bool], Basis | None] = {}
+        self._moments: dict[tuple[str, int], list[Moments | None]] = {}
         self._densities: dict[tuple[str, int, str, int], list[Tensor | None]] = {}
         self._members = [
             teacher for silo in federation.study.silo_names if (teacher := self._meet(silo))
@@ -86,7 +94,7 @@ class Classroom:
     def ensemble(self, settings: Consolidation) -> Ensemble:
         """Combine what the teachers say of the whole transfer set."""
         teachers, school = self._open(settings, None)
-        return make_ensemble(teachers, settings, school)
+        return make_ensemble(those_that_teach(teachers, settings), settings, school)
 
     def teachers(self) -> Teachers:
         """Return all teachers, as a consolidation without densities meets them."""
@@ -159,16 +167,20 @@ class Classroom:
         return replace(teacher, state=None, logits=logits)
 
     def _basis(self, settings: Consolidation) -> Basis | None:
-        kind, dims = settings.familiarity.basis, settings.familiarity.dims
-        if (kind, dims) not in self._bases:
-            self._bases[kind, dims] = make_basis(self.transfer.images, dims=dims, kind=kind)
-        return self._bases[kind, dims]
+        asked = settings.familiarity
+        key = (asked.basis, asked.effective_dims, settings.uses_moments)
+        if key not in self._bases:
+            kind, dims, fine = key
+            self._bases[key] = make_basis(self.transfer.images, dims=dims, kind=kind, fine=fine)
+        return self._bases[key]
 
     def _with_densities(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
         """Let every silo tell its densities as it would: in fp32, by one thread."""
+        if settings.uses_moments:
+            return self._with_moments(settings, basis)
         asked = settings.familiarity
-        key = (asked.basis, asked.dims, asked.density, asked.neighbours)
-        per_class = settings.teachers == "densities"
+        key = (asked.basis, asked.effective_dims, asked.density, asked.neighbours)
+        per_class = settings.joint_densities
         with intra_op_threads(1):
             if key not in self._densities:
                 self._densities[key] = [
@@ -178,6 +190,18 @@ class Classroom:
                 replace(member, log_density=_tell(joint, per_class=per_class))
                 for member, joint in zip(self._members, self._densities[key], strict=True)
             ]
+
+    def _with_moments(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
+        key = (settings.familiarity.basis, settings.familiarity.effective_dims)
+        if key not in self._moments:
+            classes = self.federation.shape.num_classes
+            with intra_op_threads(1):
+                self._moments[key] = [
+                    moments_of(self.federation.data_of(member.silo), basis, num_classes=classes)
+                    for member in self._members
+                ]
+        told = zip(self._members, self._moments[key], strict=True)
+        return [replace(member, moments=moments) for member, moments in told]
 
     def _joint_density(self, silo: str, settings: Consolidation, basis: Basis) -> Tensor | None:
         return log_densities(

@@ -129,11 +129,6 @@ def choose_arm(study: Study, arm: str | None) -> str:
             f"arms.{arm}.consolidation.familiarity.basis: features is not tuned, as its basis is "
             "a model of the federation; use pixels"
         )
-    if settings.function_matching:
-        raise UserError(
-            f"arms.{arm}.consolidation.function_matching is not tuned: in a search the teachers "
-            "predict once; leave it out, and set it in the study that tune writes"
-        )
     return arm
 
 

@@ -52,7 +52,7 @@ class Space:
         if own.uses_densities and "weighting" in self._heard:
             point["familiarity.density"] = asked.density
             point["familiarity.scale"] = asked.effective_scale
-            point["familiarity.dims"] = asked.dims
+            point["familiarity.dims"] = asked.effective_dims
         return point
 
     def suggest(self, trial: Trial) -> dict[str, Value]:
@@ -78,13 +78,14 @@ class Space:
             return point
         point["weighting"] = trial.suggest_categorical("weighting", self._weightings)
         if point["weighting"] == "familiarity":
-            densities = ["gaussian", "knn"]
+            # Pooled densities ask silos for another consent: they are tuned where the arm has them.
+            densities = ["pooled"] if own.uses_moments else ["gaussian", "knn"]
             point["familiarity.density"] = trial.suggest_categorical(
                 "familiarity.density", densities
             )
-            scale = asked.effective_scale
+            scale, dims = asked.effective_scale, asked.effective_dims
             point["familiarity.scale"] = _between(trial, "familiarity.scale", 1, 10, scale)
-            point["familiarity.dims"] = _count(trial, "familiarity.dims", 10, 100, asked.dims)
+            point["familiarity.dims"] = _count(trial, "familiarity.dims", 10, 100, dims)
         return point
 
     def suggest_grid(self, trial: Trial) -> dict[str, Value]:
