@@ -93,11 +93,11 @@ def _move(images: Tensor, generator: torch.Generator) -> Tensor:
 def _rectangles(part: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Return masks ``[N, H, W]`` of rectangles that cover about ``part`` of an image each."""
     middle = torch.rand(2, len(part), generator=generator)
-    inside = []
+    inside: list[Tensor] = []
     for place, length in zip(middle, (height, width), strict=True):
         half = part.sqrt() * length / 2
         centre = place * length
         pixels = torch.arange(length) + 0.5
         inside.append((pixels - centre[:, None]).abs() < half[:, None])
     rows, columns = inside
-    return rows[:, :, None].logical_and(columns[:, None, :])
+    return rows[:, :, None] & columns[:, None, :]

@@ -30,11 +30,21 @@ from strategies.setting import Setting
 
 SHAPE = Shape(3, 1, 8)
 NAMES = ("north", "south", "west")
-SHARE = {"teacher": "weights", "densities": True, "class_counts": True, "min_samples": 1}
+SHARE = {
+    "teacher": "weights",
+    "densities": True,
+    "moments": True,
+    "class_counts": True,
+    "min_samples": 1,
+}
 FAMILIARITY = {"weighting": "familiarity", "epochs": 2}
 ARMS = {
     "fedavg": {"start": "random"},
     "fedkd": {"start": "consolidated", "consolidation": FAMILIARITY},
+    "fedkd-pooled": {
+        "start": "consolidated",
+        "consolidation": {**FAMILIARITY, "familiarity": {"density": "pooled", "dims": 5}},
+    },
     "fedkd-logits": {
         "start": "consolidated",
         "consolidation": {**FAMILIARITY, "mode": "logits", "student": "fresh"},
@@ -192,6 +202,7 @@ def test_predictions_are_shared_where_weights_are_not(field: Any) -> None:
         ({"teacher": "weights"}, wire.TEACHER, {"density": "none"}, "teacher"),
         ({"densities": False}, wire.TEACHER, {"mode": "none", "density": "sample"}, "densities"),
         ({"densities": False}, wire.TEACHER, {"mode": "weights"}, "densities"),
+        ({"moments": False}, wire.TEACHER, {"mode": "weights", "density": "moments"}, "moments"),
         ({"rounds": False}, wire.TRAIN, {}, "rounds"),
         ({"metrics": False}, wire.EVALUATE, {}, "metrics"),
         ({"rounds": False}, wire.DISTIL, {}, "learnt"),
@@ -208,6 +219,47 @@ def test_what_is_not_shared_is_refused_by_name(
     (entry,) = made.audit("north")
     assert entry["refused"] == reply.error.reason
     assert entry["sent"] == {}
+
+
+@pytest.mark.parametrize(("least", "kept"), [(1, [14, 13, 13]), (14, [14, 0, 0]), (15, None)])
+def test_moments_leave_only_if_shared_and_of_classes_that_are_large(
+    field: Any, least: int, kept: list[int] | None
+) -> None:
+    share = {"share": {"densities": False, "moments": True, "min_samples": least}}
+    made = field({"north": share, "south": share, "west": share})
+    record = made.run("fedkd-pooled")
+    assert not record.quarantined
+    (entry,) = [e for e in made.audit("north") if e["type"] == wire.TEACHER]
+    if kept is None:
+        assert "familiarity" not in entry["sent"]
+    else:
+        values = 3 + 3 * 5 + 5 * 6 // 2
+        assert entry["sent"]["familiarity"] == {"arrays": 3, "values": values}
+
+
+def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field: Any) -> None:
+    from flwr.app import ArrayRecord
+
+    from clients.guard import UnsharedError, keep_back
+    from fedkd.silo.file import Share
+
+    share = Share(teacher="weights", moments=True, min_samples=10)
+    question = Message(
+        RecordDict({wire.CONFIG: ConfigRecord({"mode": "none", "density": "moments"})}),
+        dst_node_id=1,
+        message_type=wire.TEACHER,
+    )
+    for counts, refused in (([10, 0, 12], False), ([10, 9, 12], True)):
+        record = ArrayRecord({wire.MOMENT_COUNTS: torch.tensor(counts)})
+        content = RecordDict({wire.FAMILIARITY: record})
+        if refused:
+            with pytest.raises(UnsharedError, match="min_samples"):
+                keep_back(share, question, content)
+        else:
+            keep_back(share, question, content)
+    densities = RecordDict({wire.FAMILIARITY: ArrayRecord({wire.LOG_DENSITY: torch.zeros(3)})})
+    with pytest.raises(UnsharedError, match="not asked for"):
+        keep_back(share, question, densities)
 
 
 @pytest.mark.parametrize(

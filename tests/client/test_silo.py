@@ -34,6 +34,15 @@ CHANGES = {
             "epochs": 1,
         },
     },
+    "arms/fedkd-pooled": {
+        "start": "consolidated",
+        "consolidation": {
+            "weighting": "familiarity",
+            "teachers": "both",
+            "familiarity": {"density": "pooled", "basis": "patches", "dims": 20},
+            "epochs": 1,
+        },
+    },
     "arms/fedkd-features": {
         "start": "consolidated",
         "consolidation": {
@@ -178,6 +187,23 @@ def test_models_predictions_and_densities_are_what_was_asked(listen: Any) -> Non
         assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60, 10)
 
 
+def test_moments_need_no_transfer_image(listen: Any) -> None:
+    ran, heard = listen("fedkd-pooled")
+    for name, question, reply in heard:
+        if question.metadata.message_type != wire.TEACHER:
+            continue
+        (silo,) = (s for s in ran.silos if s.name == name)
+        assert set(question.content) == {wire.CONFIG, wire.BASIS}
+        config = question.content[wire.CONFIG]
+        assert (config[wire.DENSITY], config[wire.DENSITY_KIND]) == ("moments", "pooled")
+        told = {key: array.numpy() for key, array in reply.content[wire.FAMILIARITY].items()}
+        counts = [n if n >= 5 else 0 for n in silo.class_counts]
+        assert told[wire.MOMENT_COUNTS].tolist() == counts
+        assert told[wire.MOMENT_MEANS].shape == (10, 20)
+        assert told[wire.MOMENT_SECOND].shape == (20 * 21 // 2,)
+        assert {str(array.dtype) for array in told.values()} == {"int64", "float32"}
+
+
 def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any) -> None:
     _, heard = listen("avg")
     for _, question, reply in heard:
@@ -190,6 +216,7 @@ def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any)
     ("arm", "changes"),
     [
         *((arm, {}) for arm in ("fedavg", "avg", "fedkd", "fedkd-logits", "fedkd-features")),
+        ("fedkd-pooled", {}),
         ("control-densities", {}),
         ("fedkd", AT_SILO),
     ],

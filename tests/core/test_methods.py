@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.distillation import METHODS, NEEDS_LABELS
+from fedkd.distillation.blends import Blends, blend
 from fedkd.distillation.dml import mutual_loss
 from fedkd.distillation.dp_kd import pick_surest
+from fedkd.distillation.ensemble import Ensemble, combine
 from fedkd.distillation.lesson import Lesson
-from fedkd.distillation.mixup import FunctionMatching, Mixup
-from fedkd.distillation.weightings import pool
+from fedkd.distillation.mixup import Mixup
+from fedkd.distillation.weightings import Evidence
 from fedkd.errors import UserError
 from fedkd.study import Consolidation
 from fedkd.training import Compute, predict
@@ -231,46 +232,81 @@ def test_mixup_learns_labels_too_and_only_when_asked(name: str) -> None:
     assert torch.equal(mixed.linear.weight, again.linear.weight)
 
 
-@pytest.mark.parametrize("pooling", ["probs", "logits", "median"])
-def test_teachers_see_the_blends_in_function_matching(pooling: str) -> None:
-    teachers = [Scale(1), Scale(2)]
-    images, weights = torch.rand(5, 1, 1, 3), torch.softmax(torch.randn(5, 2), 1)
-    settings = Consolidation(function_matching=True, temperature=2.0, pooling=pooling)
-    matching = FunctionMatching(teachers, settings, torch.Generator().manual_seed(4), Compute())
-    labels = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]
-    blended, target, said = matching([images, weights, labels])
-    expected = Mixup(torch.Generator().manual_seed(4))([images, weights, labels])
-    assert torch.equal(blended, expected[0])
-    assert torch.equal(said, expected[2])
-    with torch.no_grad():
-        logits = torch.stack([teacher(blended) for teacher in teachers])
-    wanted = pool(logits, expected[1].T, temperature=2.0, pooling=pooling)
-    assert torch.allclose(target, wanted)
-    assert not target.requires_grad
+def with_blends(lesson: Lesson, count: int) -> tuple[Lesson, Blends, Ensemble]:
+    """Add blends, of which the teachers say what their models do."""
+    blends = blend(lesson.images, count, torch.Generator().manual_seed(2))
+    logits = torch.stack([predict(m, blends.images, compute=Compute()) for m in lesson.models])
+    evidence = Evidence(logits, torch.ones(len(logits)))
+    ensemble = combine(evidence, Consolidation())
+    return lesson.with_blends(blends, ensemble), blends, ensemble
 
 
-def test_function_matching_learns_what_the_teachers_say_between_images() -> None:
-    lesson = replace(make_lesson(), labels=None, models=(Scale(1), Scale(2)))
-    plain, matched, again = Scale(0), Scale(0), Scale(0)
-    learn("kd", plain, lesson, mixup=True)
-    for student in (matched, again):
-        learn("kd", student, lesson, function_matching=True)
-    assert not torch.equal(plain.linear.weight, matched.linear.weight)
-    assert torch.equal(matched.linear.weight, again.linear.weight)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_blends_are_added_to_the_images_with_what_teachers_say_of_them(labelled: bool) -> None:
+    lesson = make_lesson(labelled=labelled)
+    more, blends, ensemble = with_blends(lesson, 3)
+    assert len(more) == 4 * len(lesson)
+    for part, before, added in (
+        (more.images, lesson.images, blends.images),
+        (more.target, lesson.target, ensemble.target),
+        (more.logits[0], lesson.logits[0], ensemble.logits[0]),
+        (more.weights[1], lesson.weights[1], ensemble.weights[1]),
+    ):
+        assert torch.equal(part, torch.cat([before, added]))
+    if lesson.labels is None:
+        assert more.labels is None
+    else:
+        assert more.labels is not None
+        assert torch.equal(more.labels[: len(lesson)].argmax(1), lesson.labels)
+        torch.testing.assert_close(more.labels.sum(1), torch.ones(len(more)))
+    learnt, again = Scale(0), Scale(0)
+    assert math.isfinite(learn("kd", learnt, more)[0])
+    learn("kd", again, more)
+    assert torch.equal(learnt.linear.weight, again.linear.weight)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "said"),
     [
-        {"method": "dml"},
-        {"method": "fine-tune"},
-        {"teachers": "densities", "weighting": "familiarity"},
-        {"mode": "logits", "student": "fresh"},
+        ({"method": "dml"}, "blends are for method: kd"),
+        ({"method": "fine-tune"}, "blends are for method: kd"),
+        ({"mode": "logits", "student": "fresh"}, "blends are shown to the silos' models"),
+        ({"mixup": True}, "leave mixup out"),
     ],
 )
-def test_function_matching_needs_teachers_that_can_be_asked(settings: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="function_matching"):
-        Consolidation.model_validate({**settings, "function_matching": True})
+def test_blends_need_teachers_that_can_be_asked(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Consolidation.model_validate({**settings, "blends": 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"teachers": "both"}, "teachers: both needs weighting: familiarity"),
+        (
+            {"teachers": "both", "weighting": "familiarity", "method": "dp-kd"},
+            "teachers: both is for method: kd",
+        ),
+        (
+            {
+                "weighting": "familiarity",
+                "familiarity": {"density": "pooled", "basis": "features"},
+            },
+            "density: pooled goes with basis: pixels or patches",
+        ),
+        (
+            {
+                "weighting": "familiarity",
+                "familiarity": {"density": "pooled"},
+                "trust": "agreement",
+            },
+            "density: gaussian",
+        ),
+    ],
+)
+def test_what_does_not_go_together_with_densities(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Consolidation.model_validate(settings)
 
 
 @pytest.mark.parametrize("name", ["dml", "dp-kd"])

@@ -32,7 +32,7 @@ def seen_one_by_one(bank: FilterBank, images: Tensor) -> Tensor:
     places = images.shape[-1] - side + 1
     maps = torch.cat([(response - 0.25).clamp_min(0), (-response - 0.25).clamp_min(0)], 1)
     maps = maps.reshape(len(images), -1, places, places)
-    return functional.adaptive_avg_pool2d(maps, 3).flatten(1)
+    return functional.adaptive_avg_pool2d(maps, 3).flatten(1).sqrt()
 
 
 @pytest.mark.parametrize(("channels", "side", "patch"), [(1, 8, 3), (3, 28, 6), (1, 40, 6)])

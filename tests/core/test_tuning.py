@@ -489,9 +489,6 @@ def test_the_wrong_arm_is_refused(make_study: Any) -> None:
     features = {"arms/fedkd/consolidation/familiarity": {"basis": "features"}}
     with pytest.raises(UserError, match="features is not tuned"):
         command.choose_arm(make_study(features), "fedkd")
-    matching = {"arms/fedkd/consolidation": {"function_matching": True}}
-    with pytest.raises(UserError, match="function_matching is not tuned"):
-        command.choose_arm(make_study(matching), "fedkd")
 
 
 def test_the_file_of_another_search_is_refused(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ class Hosts:
             "FLWR_HOME": str(own / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            # How often Flower looks whether there is a process to start, for every message.
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "FEDKD_CACHE_DIR": str(own / "cache"),
             "PATH": os.pathsep.join([str(PROGRAMS), os.environ["PATH"]]),
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -288,8 +291,8 @@ def deploy(hosts: Hosts) -> None:
         lambda: hosts.run("server", ask).returncode == 0,
         told=lambda: hosts.told("server"),
     )
-    for silo in SILOS:
-        register_and_start(hosts, silo)
+    with ThreadPoolExecutor(len(SILOS)) as pool:  # most of it is waiting for programs to start
+        list(pool.map(lambda silo: register_and_start(hosts, silo), SILOS))
     wait(
         "three SuperNodes",
         lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
@@ -339,7 +342,7 @@ def keep_up(hosts: Hosts, silo: str, study: subprocess.Popen[bytes]) -> None:
         assert time.monotonic() < deadline, hosts.told(silo)
         if hosts.processes[silo].poll() is not None:
             hosts.start(silo, (hosts.root / silo / "command").read_text())
-        time.sleep(2)
+        time.sleep(0.5)
 
 
 def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen[bytes]:
@@ -370,13 +373,16 @@ def test_a_silo_is_found_ready(hosts: Hosts) -> None:
 
 
 def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
-    """Weights and predictions, two architectures, test images on the server."""
+    """Weights and predictions, two architectures, test images on the server.
+
+    Plain FedAvg is what the test of a cut link runs.
+    """
     consolidation = {"weighting": "familiarity", "epochs": 3}
     data = yaml.safe_load(study_text(hosts.root, {}))["data"]
     changes = {
         "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
+        "baselines": ["fedkd"],
         "arms": {
-            "fedavg": {"start": "random"},
             "fedkd": {"start": "consolidated", "consolidation": consolidation},
             "fedkd-logits": {
                 "start": "consolidated",
@@ -386,8 +392,12 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     }
     process = compare(hosts, changes, "whole")
     assert process.wait(PATIENCE) == 0, hosts.told("whole")
-    runs = {run["arm"]: run for run in summary(hosts, "whole")["runs"]}
-    assert set(runs) == {"fedavg", "fedkd", "fedkd-logits"}
+    whole = summary(hosts, "whole")
+    runs = {run["arm"]: run for run in whole["runs"]}
+    assert set(runs) == {"fedkd", "fedkd-logits"}
+    assert [(row["arm"], row["baseline"]) for row in whole["comparison"]] == [
+        ("fedkd-logits", "fedkd")
+    ]
     for run in runs.values():
         assert run["accuracy_source"] == "test"
         assert [point["round"] for point in run["curve"]] == [0, 1]
@@ -400,7 +410,7 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     assert runs["fedkd-logits"]["curve"][0]["bytes_up"] < runs["fedkd"]["curve"][0]["bytes_up"]
     # The model stays where the SuperLink's operator keeps it.
     assert not list((hosts.root / "whole").rglob("*.safetensors"))
-    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 3
+    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 2
 
 
 def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
@@ -422,12 +432,12 @@ def test_strangers_are_refused(hosts: Hosts) -> None:
     line = f"fedkd keys add-silo stranger --out {own} --superlink {SERVER}:{PORT}"
     printed = hosts.run("west", line)
     command = printed_command(printed.stdout, "flower-supernode").replace("/etc/fedkd", str(own))
-    stranger = hosts.start("west", f"{command} --port 9195", "stranger")
-    wait("a refusal", lambda: stranger.poll() is not None, told=lambda: hosts.told("stranger"))
-    assert stranger.returncode != 0, hosts.told("stranger")
     assert hosts.run("west", f"fedkd keys init --host {SERVER} --out {own}/other").returncode == 0
     foreign = (own / "command").read_text().replace(f"{own}/ca.pem", f"{own}/other/ca.pem")
+    stranger = hosts.start("west", f"{command} --port 9195", "stranger")
     misled = hosts.start("west", f"{foreign} --port 9196 --max-retries 1", "misled")
+    wait("a refusal", lambda: stranger.poll() is not None, told=lambda: hosts.told("stranger"))
+    assert stranger.returncode != 0, hosts.told("stranger")
     wait(
         "a refusal",
         lambda: (
@@ -439,9 +449,12 @@ def test_strangers_are_refused(hosts: Hosts) -> None:
 
 
 def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts) -> None:
-    """Accuracy comes from the silos here, as the server has no labelled images."""
+    """Accuracy comes from the silos here, as the server has no labelled images.
+
+    Both go in one round, whose timeout is then waited for once.
+    """
     rounds = {
-        "max": 6,
+        "max": 4,
         "stop": "budget",
         "lr": 0.05,
         "timeout": 45,
@@ -456,22 +469,22 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
     told = lambda: hosts.told("cut") + hosts.told("server")  # noqa: E731
     wait("the start", lambda: points() >= 1 or process.poll() is not None, told=told)
     hosts.cut("west")
-    wait("a round without the west", lambda: points() >= 2 or process.poll() is not None, told=told)
-    hosts.restore("west")
     hosts.kill("south")
-    wait("a round without the south", lambda: points() >= 3, told=told)
+    wait("a round without them", lambda: points() >= 2 or process.poll() is not None, told=told)
+    hosts.restore("west")
     keep_up(hosts, "south", process)
     assert process.returncode == 0, told()
     (run,) = summary(hosts, "cut")["runs"]
     assert run["stopped"] == "budget"
     assert run["accuracy_source"] == "silos"
-    assert [point["round"] for point in run["curve"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert [point["round"] for point in run["curve"]] == [0, 1, 2, 3, 4]
+    assert run["curve"][1]["silos_ok"] == 1
     # Each came back, and the north was never asked twice for its share.
-    assert run["curve"][6]["silos_ok"] == 3, run["quarantined"]
-    assert count_trains(hosts, "north") - trains["north"] == 6
+    assert run["curve"][4]["silos_ok"] == 3, run["quarantined"]
+    assert count_trains(hosts, "north") - trains["north"] == 4
     missed = {(entry["silo"], entry["round"]) for entry in run["quarantined"]}
     assert ("west", 1) in missed
-    assert ("south", 2) in missed
+    assert ("south", 1) in missed
     assert "north" not in {silo for silo, _ in missed}
 
 

@@ -357,6 +357,89 @@ def first_to(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return apply
 
 
+MOMENTS_ARM = {
+    "rounds/max": 1,
+    "pretraining/epochs": 1,
+    "arms/fedkd/consolidation": {
+        "weighting": "familiarity",
+        "familiarity": {"density": "pooled", "dims": 12},
+        "epochs": 1,
+    },
+}
+
+
+def change_moments(
+    key: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[RecordDict], RecordDict]:
+    def apply(content: RecordDict) -> RecordDict:
+        arrays = dict(content.array_records[wire.FAMILIARITY])
+        arrays[key] = Array(change(arrays[key].numpy().copy()))
+        return rebuilt(content, familiarity=ArrayRecord(arrays))
+
+    return apply
+
+
+def without_moments(key: str) -> Callable[[RecordDict], RecordDict]:
+    def apply(content: RecordDict) -> RecordDict:
+        arrays = dict(content.array_records[wire.FAMILIARITY])
+        del arrays[key]
+        return rebuilt(content, familiarity=ArrayRecord(arrays))
+
+    return apply
+
+
+def of_an_empty_class(means: np.ndarray) -> np.ndarray:
+    empty = np.abs(means).sum(1) == 0
+    assert empty.any(), "the silo lacks a class"
+    means[empty] = 1
+    return means
+
+
+BAD_MOMENTS: dict[str, Callable[[RecordDict], RecordDict]] = {
+    "nan": change_moments("second-moment", first_to(math.nan)),
+    "inf": change_moments("class-means", first_to(math.inf)),
+    "a second moment beyond all images": change_moments("second-moment", first_to(1e12)),
+    "a negative square": change_moments("second-moment", first_to(-1.0)),
+    "no square at all": change_moments("second-moment", lambda a: 0 * a),
+    "means beyond what the squares allow": change_moments("class-means", lambda a: 5 * a),
+    "a mean of no image": change_moments("class-means", of_an_empty_class),
+    "more images than the silo has": change_moments("class-counts", lambda a: 1000 * a),
+    "images that overflow when added": change_moments(
+        "class-counts", lambda a: np.full_like(a, 2**62)
+    ),
+    "no images": change_moments("class-counts", lambda a: 0 * a),
+    "negative images": change_moments("class-counts", first_to(-1)),
+    "half images": change_moments("class-counts", lambda a: a.astype(np.float32)),
+    "another number of classes": change_moments("class-counts", lambda a: a[:-1]),
+    "fewer dimensions": change_moments("class-means", lambda a: a[:, :-1]),
+    "a whole matrix": change_moments("second-moment", lambda a: np.eye(12, dtype=np.float32)),
+    **{f"no {key}": without_moments(key) for key in ("class-counts", "class-means")},
+    "densities for moments": lambda content: rebuilt(
+        content, familiarity=ArrayRecord({wire.LOG_DENSITY: Array(np.zeros(60, dtype=np.float32))})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MOMENTS)
+def test_hostile_moments_are_as_if_not_asked(name: str, run_arm: Any, make_study: Any) -> None:
+    def fail(content: RecordDict) -> RecordDict:
+        return change_info(problem="away")(content)
+
+    study = make_study(MOMENTS_ARM)
+    ran = run_arm(study, "fedkd", tamper=tamper_with(BAD_MOMENTS[name], wire.TEACHER))
+    assert ran.refused == [(HOSTILE, 0)]
+    assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
+    away = run_arm(study, "fedkd", tamper=tamper_with(fail, wire.TEACHER))
+    assert_same(ran.state, away.state)
+
+
+def test_honest_moments_pass(run_arm: Any, make_study: Any) -> None:
+    ran = run_arm(make_study(MOMENTS_ARM), "fedkd")
+    assert ran.refused == []
+    assert all(teacher.moments is not None for teacher in ran.strategy.teachers.members)
+    assert "transfer-hash" not in str(ran.reasons)
+
+
 BAD_TEACHERS: dict[str, Callable[[RecordDict], RecordDict]] = {
     "logits 1e30": change_logits(first_to(1e30)),
     "logits -1e30": change_logits(first_to(-1e30)),

@@ -152,11 +152,38 @@ def test_densities_in_patches_teach_better_than_none_at_once(run: Any, density: 
     assert entry["curve"][0]["accuracy"] > equal["curve"][0]["accuracy"]
 
 
-def test_function_matching_in_a_study_of_unlike_teachers(run: Any) -> None:
+POOLED = {
+    "weighting": "familiarity",
+    "familiarity": {"density": "pooled", "basis": "patches"},
+    "epochs": 15,
+}
+
+
+@pytest.mark.parametrize("teachers", ["models", "both", "densities"])
+def test_pooled_moments_teach_better_than_none_at_once(run: Any, teachers: str) -> None:
+    entry = new(run({**POOLED, "teachers": teachers}))
+    equal = new(run({"epochs": 15}))
+    assert entry["exchanges_before_round_1"] == 1
+    assert entry["curve"][0]["accuracy"] > equal["curve"][0]["accuracy"]
+
+
+def test_blends_in_a_study_of_unlike_teachers(run: Any) -> None:
     changes = {"model/per_silo": {"silo-1": "cnn"}}
-    entry = new(run({"function_matching": True, "epochs": 3, "student": "fresh"}, changes))
-    again = new(run({"mixup": True, "epochs": 3, "student": "fresh"}, changes))
-    assert entry["notes"]["distillation_loss"] != again["notes"]["distillation_loss"]
+    settings = {**POOLED, "teachers": "both", "epochs": 3, "student": "fresh"}
+    plain = new(run(settings, changes))
+    entry = new(run({**settings, "blends": 3}, changes))
+    assert entry["notes"]["distillation_loss"] != plain["notes"]["distillation_loss"]
+    assert entry["curve"][0]["accuracy"] > plain["curve"][0]["accuracy"]
+    assert entry["curve"][0]["bytes_up"] == plain["curve"][0]["bytes_up"]
+
+
+@pytest.mark.parametrize("density", ["gaussian", "knn"])
+def test_blends_of_images_whose_densities_silos_told(run: Any, density: str) -> None:
+    settings = {"weighting": "familiarity", "familiarity": {"density": density}, "epochs": 5}
+    entry = new(run({**settings, "teachers": "both", "blends": 2}))
+    plain = new(run({**settings, "epochs": 15}))
+    assert entry["curve"][0]["accuracy"] > plain["curve"][0]["accuracy"] - 0.1
+    assert entry["notes"]["distillation_loss"] != plain["notes"]["distillation_loss"]
 
 
 def test_features_of_the_students_architecture_among_others(run: Any) -> None:
