@@ -104,6 +104,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mutual": {"method": "dml", "weighting": "confidence"},
     "one by one": {"method": "dp-kd", "sequence": "sequential", "epochs": 6},
     "a part": {"subset": {"size": 30, "by": "entropy"}},
+    "blends of a part": {"subset": {"size": 30}, "blends": 2, "weighting": "familiarity"},
+    "pooled moments that teach": {
+        "weighting": "familiarity",
+        "teachers": "both",
+        "familiarity": {"density": "pooled", "basis": "patches"},
+        "blends": 2,
+    },
+    "pooled moments alone": {
+        "weighting": "familiarity",
+        "teachers": "densities",
+        "familiarity": {"density": "pooled", "dims": 9},
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """Flower's Simulation Runtime gives what the inline engine gives, and leaves nothing behind."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 pytestmark = pytest.mark.ray
 
 FEDKD = Path(sys.executable).parent / "fedkd"
-BASE = """
+STUDY = """
 name: tiny
 data: {source: digits, train_size: 240, transfer: {size: 60, labelled: false}}
 partition: {scheme: label-dirichlet, silos: 3, alpha: 0.5}
@@ -27,19 +28,10 @@ pretraining: {epochs: 2}
 targets: [0.99]
 baselines: [fedavg]
 seeds: [0]
-"""
-TWO_STARTS = """
-model: {arch: cnn}
-rounds: {max: 2}
-arms:
-  fedavg: {start: random}
-  fedkd: {start: consolidated, consolidation: {weighting: familiarity, epochs: 2}}
-"""
-OWN_MODEL = """
-rounds: {max: 2}
+rounds: {max: 20}
 model: {arch: "ownmodels.nets:with_dropout"}
 arms:
-  fedavg: {start: average}
+  fedavg: {start: average, strategy: fedadam}
   fedkd: {start: consolidated, consolidation: {weighting: familiarity, epochs: 2}}
 """
 NETS = """
@@ -51,26 +43,24 @@ def with_dropout(*, num_classes, in_channels, image_size):
         nn.Dropout(0.5), nn.Linear(32, num_classes),
     )
 """
-ENDLESS = TWO_STARTS.replace(
-    "fedavg: {start: random}", "fedavg: {start: random, rounds: {max: 5000}}"
-)
 PATIENCE = 180
 
 
 @dataclass
 class Place:
-    """A folder to work in, whose processes all carry a mark."""
+    """A folder for a study on one engine, whose processes all carry a mark."""
 
     folder: Path
     temporary: Path
+    engine: str
     mark: str = field(default_factory=lambda: f"FEDKD_TEST={uuid.uuid4().hex}")
 
-    def start(self, study: str, engine: str) -> subprocess.Popen[str]:
-        (self.folder / "study.yaml").write_text(BASE + study)
-        return self.compare("study.yaml", "--engine", engine, "--fresh", "--out", engine)
+    def start(self) -> subprocess.Popen[str]:
+        (self.folder / "study.yaml").write_text(STUDY)
+        return self.compare("study.yaml", "--engine", self.engine, "--fresh", "--out", "out")
 
-    def resume(self, engine: str) -> subprocess.Popen[str]:
-        return self.compare("--resume", f"{engine}/tiny")
+    def resume(self) -> subprocess.Popen[str]:
+        return self.compare("--resume", "out/tiny")
 
     def compare(self, *arguments: str) -> subprocess.Popen[str]:
         name, _, value = self.mark.partition("=")
@@ -89,109 +79,151 @@ class Place:
             text=True,
         )
 
-    def summary(self, engine: str) -> dict[str, Any]:
-        (path,) = (self.folder / engine).glob("*/*/summary.json")
+    def summary(self) -> dict[str, Any]:
+        (path,) = self.folder.glob("out/*/*/summary.json")
         read: dict[str, Any] = json.loads(path.read_text())
         return read
 
-    def curves(self, engine: str) -> list[dict[str, Any]]:
-        return [
-            {**point, "arm": run["arm"], "seconds": None}
-            for run in self.summary(engine)["runs"]
-            for point in run["curve"]
-        ]
-
     def num_rounds(self) -> int:
-        curves = (self.folder / "ray").glob("*/*/*/*/rounds.jsonl")
+        curves = self.folder.glob("out/*/*/*/*/rounds.jsonl")
         return sum(path.read_text().count("\n") for path in curves)
 
-    def wait_for_round(self, process: subprocess.Popen[str], number: int = 1) -> None:
+    def wait_for_round(self, process: subprocess.Popen[str], number: int) -> None:
         deadline = time.monotonic() + PATIENCE
         while self.num_rounds() < number:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no round was written"
-            time.sleep(0.1)
+            time.sleep(0.05)
 
-    def processes(self) -> list[str]:
+    def processes(self) -> dict[int, str]:
         """Name all processes that carry the mark; ended ones have no environment left."""
-        found = []
+        found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 environment = (entry / "environ").read_bytes().split(b"\0")
                 if self.mark.encode() in environment:
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(entry.name)] = command.decode()
             except OSError:
                 continue
         return found
 
     def left_over(self) -> list[str]:
-        return [*self.processes(), *(path.name for path in self.temporary.glob("fedkd-*"))]
+        folders = (path.name for path in self.temporary.glob("fedkd-*"))
+        return [*self.processes().values(), *folders]
+
+    def end(self) -> None:
+        """Kill whatever a test that failed has left."""
+        deadline = time.monotonic() + 30
+        while (pids := self.processes()) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    package = tmp_path / "lib" / "ownmodels"
+@contextlib.contextmanager
+def make_place(folder: Path, engine: str) -> Iterator[Place]:
+    package = folder / "lib" / "ownmodels"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "nets.py").write_text(NETS)
-    # Not in tmp_path: Ray's sockets lie in it, and their paths must be short.
+    # Not in the test's folder: Ray's sockets lie in it, and their paths must be short.
     temporary = Path(tempfile.mkdtemp(dir="/tmp", prefix="t"))
-    yield Place(tmp_path, temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
+    place = Place(folder, temporary, engine)
+    try:
+        yield place
+    finally:
+        place.end()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_ray_and_inline_give_equal_curves_and_ray_leaves_nothing(place: Place) -> None:
-    for engine in ("inline", "ray"):
-        process = place.start(OWN_MODEL, engine)
-        printed, _ = process.communicate(timeout=2 * PATIENCE)
-        assert process.returncode == 0, printed
-        assert not place.left_over()
-    assert place.curves("ray") == place.curves("inline")
-    assert {run["engine"] for run in place.summary("ray")["runs"]} == {"ray"}
+@dataclass
+class Disturbed:
+    """What was seen of a study on Ray that was killed, interrupted, killed and went on each time.
+
+    Every start of Ray takes long, so that one study serves all tests.
+    """
+
+    inline: Place
+    ray: Place
+    killed: list[str]
+    interrupted: list[str]
+    ended: list[str]
+    code: int
+    printed: str
+    summary: dict[str, Any]
 
 
-def test_an_interrupted_run_keeps_its_rounds_and_leaves_nothing(place: Place) -> None:
-    process = place.start(ENDLESS, "ray")
-    place.wait_for_round(process)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, printed
-    assert not place.left_over()
-    (run,) = place.summary("ray")["runs"]
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
+    folder = tmp_path_factory.mktemp("disturbed")
+    # They share no folder, and so both run at once.
+    with (
+        make_place(folder / "inline", "inline") as inline,
+        make_place(folder / "ray", "ray") as ray,
+    ):
+        aside = inline.start()
+        process = ray.start()
+        ray.wait_for_round(process, 4)
+        assert ray.processes()
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 30
+        while ray.left_over() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        killed = ray.left_over()
+        process = ray.resume()
+        ray.wait_for_round(process, 21 + 4)  # all of the first arm, and some of the second
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=PATIENCE)
+        code, interrupted, summary = process.returncode, ray.left_over(), ray.summary()
+        rounds = ray.num_rounds()
+        process = ray.resume()
+        ray.wait_for_round(process, rounds + 2)
+        process.kill()  # the resumed study begins while the server of this one may yet write
+        process.communicate()
+        finish(ray.resume())
+        ended = ray.left_over()
+        finish(aside)
+        yield Disturbed(inline, ray, killed, interrupted, ended, code, printed, summary)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    printed, _ = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 0, printed
+
+
+def test_a_killed_study_leaves_nothing(disturbed: Disturbed) -> None:
+    assert not disturbed.killed
+
+
+def test_an_interrupted_run_keeps_its_rounds_and_leaves_nothing(disturbed: Disturbed) -> None:
+    assert disturbed.code == 130, disturbed.printed
+    assert not disturbed.interrupted
+    before, run = disturbed.summary["runs"]
+    assert before["stopped"] == "budget"
     assert run["stopped"] == "interrupted"
     assert run["curve"]
 
 
-def test_a_killed_study_leaves_nothing(place: Place) -> None:
-    process = place.start(ENDLESS, "ray")
-    place.wait_for_round(process)
-    assert place.processes()
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 30
-    while place.left_over() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not place.left_over()
-
-
-def test_a_study_killed_twice_goes_on_to_the_curves_of_the_inline_engine(place: Place) -> None:
-    study = TWO_STARTS.replace("random}", "random, strategy: fedadam}").replace(
-        "max: 2}", "max: 10}"
-    )
-    inline = place.start(study, "inline")
-    assert inline.wait(timeout=PATIENCE) == 0, inline.communicate()[0]
-    for attempt, number in enumerate((4, 15)):
-        process = place.resume("ray") if attempt else place.start(study, "ray")
-        place.wait_for_round(process, number)
-        process.kill()  # the resumed study begins while the server of this one may yet write
-        process.communicate()
-    process = place.resume("ray")
-    printed, _ = process.communicate(timeout=2 * PATIENCE)
-    assert process.returncode == 0, printed
-    assert place.curves("ray") == place.curves("inline")
-    summary = place.summary("ray")
+def test_ray_and_inline_give_equal_curves_and_leave_nothing(disturbed: Disturbed) -> None:
+    """However often the study on Ray was disturbed: see :class:`Disturbed`."""
+    assert not disturbed.ended
+    assert not disturbed.inline.left_over()
+    summary, other = disturbed.ray.summary(), disturbed.inline.summary()
+    assert curves(summary) == curves(other)
+    assert [len(run["curve"]) for run in summary["runs"]] == [21, 21]
+    assert [run["engine"] for run in summary["runs"]] == ["ray", "ray"]
     assert [run["cached"] for run in summary["runs"]] == [False, False]
-    for run, other in zip(summary["runs"], place.summary("inline")["runs"], strict=True):
-        assert run["instruments"] == other["instruments"]
-        assert run["notes"] == other["notes"]
-    assert not place.left_over()
+    for ray, inline in zip(summary["runs"], other["runs"], strict=True):
+        assert ray["instruments"] == inline["instruments"]
+        assert ray["notes"] == inline["notes"]
+
+
+def curves(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {**point, "arm": run["arm"], "seconds": None}
+        for run in summary["runs"]
+        for point in run["curve"]
+    ]
