@@ -102,10 +102,9 @@ def recipe(study: str, name: str, init: str) -> list[str]:
     Controls of FedKD consolidate and train as it does; ``fedavg-same-rounds`` trains as it does
     from a random start.
     """
-    cells = recipes(study)
-    if f"{name}.{init}" not in cells:
+    cell = recipes(study).get(f"{name}.{init}", {})
+    if "fedkd" not in cell or "fedavg-average" not in cell:
         return []
-    cell = cells[f"{name}.{init}"]
     settings = cell["fedkd"]["chosen"]
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
     return [

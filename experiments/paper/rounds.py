@@ -206,18 +206,12 @@ def cross_device(records: Records) -> Finding:
     )
 
 
-BY_FAMILIARITY = (
-    "fedkd-familiarity",
-    "fedkd-familiarity-knn",
-    "fedkd-familiarity-knn-mixup",
-    "fedkd-familiarity-patches",
-    "fedkd-familiarity-patches-matching",
-)
+BY_FAMILIARITY = ("fedkd-familiarity", "fedkd-familiarity-knn-mixup", "fedkd-both-blends")
 ONE_EXCHANGE_ARMS = (
     "fedkd-equal",
     *BY_FAMILIARITY,
     "control-densities",
-    "control-densities-patches",
+    "control-densities-blends",
 )
 
 
@@ -242,7 +236,9 @@ def one_exchange(records: Records) -> Finding:
         "Fashion-MNIST, ten silos of 5,000 images, 3,000 unlabelled transfer images, one seed: before "
         "any round the student is within two points of the same model trained on all images in "
         "one place, its learning rate and epochs tuned on validation data. Holds if so on four of the five "
-        "partitions.",
+        "partitions. both-blends: densities pooled from moments in patches weigh the models and teach beside "
+        "them, on ten blends an image; its control has no models, control-densities neither these nor "
+        "moments.",
         ("arm", *PARTITIONS),
         rows,
         f"{'Holds' if near >= 4 else 'Does not hold'}: central training reaches {100 * top:.1f} "
