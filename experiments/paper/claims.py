@@ -349,7 +349,8 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (transfer_size, ("transfer-digits",)),
     (transfer_type, ("transfer-digits",)),
     (teachers, ("transfer-digits",)),
-    (one_exchange, ("central", "one-exchange")),
+    # On the partitions that are recorded: each takes a quarter of an hour.
+    (one_exchange, ("central",)),
     (cross_device, ("cross-device",)),
 )
 """Every judge, and the studies that it needs."""
