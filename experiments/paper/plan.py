@@ -107,9 +107,11 @@ def recipe(study: str, name: str, init: str) -> list[str]:
         return []
     settings = cell["fedkd"]["chosen"]
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
+    teachers = "consolidation.teachers"
+    alone = settings | {teachers: "densities"} if teachers in settings else settings
     return [
         *overrides("fedkd", settings),
-        *overrides("control-densities", settings | {"consolidation.teachers": "densities"}),
+        *overrides("control-densities", alone),
         *overrides("control-validation", rounds),
         *overrides("fedavg-same-rounds", rounds),
         *overrides("fedavg-average", cell["fedavg-average"]["chosen"]),

@@ -51,7 +51,7 @@ def rounds_saved(records: Records) -> Finding:
             cells += _cells(by_arm)
     return Finding(
         "Rounds saved in each partition",
-        "Consolidation by familiarity, then FedAvg. Student, density and mixup of the consolidated start, "
+        "Consolidation by familiarity, then FedAvg. Student, density (and what goes with it) and mixup of the consolidated start, "
         "and learning rate and local loss after it and after the averaged one, were chosen on validation "
         "data and other seeds (`recipes/`), as was the learning rate of plain FedAvg (`../sweeps/`). Targets are shares of the best accuracy of "
         "tuned plain FedAvg on the same seed. Starts are mean accuracies before any round. Exchanges are "

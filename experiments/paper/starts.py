@@ -38,7 +38,7 @@ def starts_tried(_: Records) -> Finding:
                     study.split("-")[1],
                     *variant.split("."),
                     *(
-                        " / ".join(_percent(by_name[each, kind]) for kind in DENSITIES)
+                        " / ".join(_percent(by_name.get((each, kind))) for kind in DENSITIES)
                         for each in STUDENTS
                     ),
                     mixed,
@@ -50,7 +50,7 @@ def starts_tried(_: Records) -> Finding:
         "The recipes' first question: validation accuracy before any round by student, with gaussian / knn "
         "/ pooled densities, mean over seeds that no claim is judged on; then the best of them with mixup. "
         "What pooled stands for: densities pooled in patches, which also teach (`teachers: both`), and 8 "
-        "blends an image. No claim.",
+        "blends an image; it was not tried where there is a dash. No claim.",
         ("data", "partition", "initialisation", *STUDENTS, "with mixup", "chosen"),
         rows,
         "Chosen: "
@@ -61,5 +61,5 @@ def starts_tried(_: Records) -> Finding:
     )
 
 
-def _percent(shares: list[float]) -> str:
-    return f"{100 * sum(shares) / len(shares):.1f}"
+def _percent(shares: list[float] | None) -> str:
+    return "-" if shares is None else f"{100 * sum(shares) / len(shares):.1f}"
