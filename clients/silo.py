@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fedkd import wire
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import School, distil
+from fedkd.distillation.consolidation import distil
 from fedkd.distillation.familiarity import LEAST_SILO_IMAGES, Basis, log_densities
 from fedkd.distillation.moments import Moments, moments_of
+from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation import Federation, Pretrained

@@ -24,8 +24,9 @@ from torch import Tensor
 from fedkd.cache import cache_root
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import School, consolidate
+from fedkd.distillation.consolidation import consolidate
 from fedkd.distillation.familiarity import Basis, density_bound, log_densities, make_basis
+from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation import Federation
 from fedkd.files import write_json

@@ -16,7 +16,8 @@ from fedkd.checkpoint import State
 from fedkd.classroom import Classroom, Wanted, open_classroom
 from fedkd.data.images import content_hash
 from fedkd.distillation import NEEDS_LABELS
-from fedkd.distillation.consolidation import Consolidated, School, consolidate
+from fedkd.distillation.consolidation import Consolidated, consolidate
+from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
 from fedkd.model_card import ModelCard, load_model, read_card

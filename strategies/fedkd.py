@@ -9,8 +9,9 @@ from fedkd.checkpoint import State
 from fedkd.data.images import Images
 from fedkd.distillation import LEAST_TRANSFER_IMAGES
 from fedkd.distillation.choice import choose
-from fedkd.distillation.consolidation import Consolidated, School, consolidate
+from fedkd.distillation.consolidation import Consolidated, consolidate
 from fedkd.distillation.familiarity import Basis, make_basis, make_feature_basis
+from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.study import Consolidation

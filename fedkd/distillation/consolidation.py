@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedkd.checkpoint import State, copy_state
-from fedkd.data.images import Images
 from fedkd.distillation import METHODS
-from fedkd.distillation.blends import Blends, blend
 from fedkd.distillation.choice import choose
-from fedkd.distillation.densities import Densities, find_densities
-from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
-from fedkd.distillation.familiarity import Basis
+from fedkd.distillation.ensemble import Ensemble
 from fedkd.distillation.lesson import Lesson
+from fedkd.distillation.preparation import (
+    School,
+    make_control_lesson,
+    make_ensemble,
+    make_lesson,
+)
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.trust import BELIEVED, DOUBTED
-from fedkd.distillation.weightings import Evidence
 from fedkd.errors import FedKDError
-from fedkd.models.building import Shape, build_model
-from fedkd.seeding import numpy_generator, torch_generator
+from fedkd.models.building import build_model
+from fedkd.seeding import torch_generator
 from fedkd.study import Consolidation
-from fedkd.training import Compute, is_finite, predict
-
-
-@dataclass(frozen=True)
-class School:
-    """Where consolidation takes place, and what it may use.
-
-    Attributes:
-        transfer: images to distil on.
-        labelled: whether their labels may be used.
-        validation: labelled images on which choices are made; may be empty.
-        arch: architecture of the student.
-        shape: what models are built for.
-        compute: device and precision.
-        seed: of the study's repetition.
-        basis: in which the teachers' densities are told, or None.
-        on_epoch: told of every epoch: its number from 1, and how many there are.
-        on_student: shown the student after every epoch, with the same two numbers; it may look
-            at the model but not change its weights.
-    """
-
-    transfer: Images
-    labelled: bool
-    validation: Images
-    arch: str
-    shape: Shape
-    compute: Compute
-    seed: int
-    basis: Basis | None = None
-    on_epoch: Callable[[int, int], None] | None = None
-    on_student: Callable[[nn.Module, int, int], None] | None = None
+from fedkd.training import is_finite, predict
 
 
 @dataclass(frozen=True)
@@ -161,9 +130,9 @@ def distil(
     model.load_state_dict(start)
     ensemble = make_ensemble(teachers, settings, school)
     if settings.teachers == "validation":
-        lesson = _control_lesson(school)
+        lesson = make_control_lesson(school)
     else:
-        lesson = _lesson(teachers, settings, school, ensemble, student)
+        lesson = make_lesson(teachers, settings, school, ensemble, student)
     loss = _learn(model, lesson, settings, school)
     state = copy_state(model)
     if not is_finite(state):
@@ -172,107 +141,6 @@ def distil(
     said = predict(model, school.transfer.images, compute=school.compute).argmax(1)
     notes |= _describe_student(said, ensemble.target.argmax(1))
     return Consolidated(state, start, teachers, notes, loss)
-
-
-def make_ensemble(
-    teachers: Teachers, settings: Consolidation, school: School, blends: Blends | None = None
-) -> Ensemble:
-    """Combine what the teachers say of the transfer set, or of blends of its images.
-
-    Raises:
-        FedKDError: densities should teach and no silo has any.
-    """
-    images = school.transfer.images
-    told = None
-    if school.basis is not None and settings.uses_densities:
-        told = find_densities(teachers, settings, school.basis, images, blends)
-    if settings.teachers == "densities":
-        logits = _by_densities(told, settings)
-    else:
-        logits = teachers.predict(images if blends is None else blends.images)
-    evidence = Evidence(
-        logits=logits,
-        num_examples=torch.tensor([t.num_examples for t in teachers.members]),
-        accuracy=teachers.accuracy(school.validation)
-        if settings.uses_accuracy and teachers.can_be_judged(school.validation)
-        else None,
-        class_counts=teachers.class_counts(),
-        log_density=None if told is None else told.marginal(),
-        log_background=None if told is None else told.background,
-    )
-    ensemble = combine(evidence, settings)
-    if settings.teachers != "both" or told is None or not told.known:
-        return ensemble
-    densities = replace(
-        evidence,
-        logits=_by_densities(told, settings),
-        num_examples=evidence.num_examples[told.known],
-        log_density=told.marginal()[told.known],
-        class_counts=None,
-    )
-    opinion = combine(densities, settings).target
-    return replace(ensemble, target=(ensemble.target + opinion) / 2)
-
-
-def _by_densities(told: Densities | None, settings: Consolidation) -> Tensor:
-    """Return joint log-densities ``[M, N, K]`` to stand where teachers' logits would."""
-    if told is None:
-        raise ValueError("densities should teach, but there is no basis for any")
-    return told.joint() / settings.familiarity.class_scale
-
-
-def _lesson(
-    teachers: Teachers,
-    settings: Consolidation,
-    school: School,
-    ensemble: Ensemble,
-    student: int | None,
-) -> Lesson:
-    images = school.transfer.images
-    by_densities = settings.teachers == "densities"
-    rows = torch.arange(len(images))
-    if settings.subset is not None:
-        rows = choose_subset(ensemble.target, settings.subset, school.seed)
-    lesson = Lesson(
-        images=images,
-        labels=school.transfer.labels if school.labelled else None,
-        target=ensemble.target,
-        logits=ensemble.logits,
-        weights=ensemble.weights,
-        models=teachers.models() if teachers.have_models and not by_densities else (),
-        student=student,
-        order=_order(teachers, settings, school),
-    ).take(rows)
-    if not settings.blends:
-        return lesson
-    drawn = blend(lesson.images, settings.blends, torch_generator(school.seed, "blends"))
-    of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
-    return lesson.with_blends(drawn, make_ensemble(teachers, settings, school, of_all))
-
-
-def _control_lesson(school: School) -> Lesson:
-    """The control: what the server's validation labels teach without any teacher."""
-    nothing = torch.zeros(0, len(school.validation), school.shape.num_classes)
-    return Lesson(
-        images=school.validation.images,
-        labels=school.validation.labels,
-        target=nothing.sum(0),
-        logits=nothing,
-        weights=nothing.sum(2),
-    )
-
-
-def _order(teachers: Teachers, settings: Consolidation, school: School) -> tuple[int, ...]:
-    """Return in which turn the teachers speak where they speak one after another."""
-    everyone = range(len(teachers))
-    if settings.sequence == "parallel" or settings.order == "silos":
-        return tuple(everyone)
-    if settings.order == "random":
-        permuted = numpy_generator(school.seed, "teacher-order").permutation(len(teachers))
-        return tuple(int(index) for index in permuted)
-    accuracy = teachers.accuracy(school.validation)
-    sign = 1 if settings.order == "weakest-first" else -1
-    return tuple(sorted(everyone, key=lambda m: (sign * float(accuracy[m]), m)))
 
 
 def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: School) -> float:

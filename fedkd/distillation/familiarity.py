@@ -24,9 +24,10 @@ from fedkd.wire import NOTHING_KNOWN
 
 LEAST_SILO_IMAGES = 5
 LEAST_SHRINKAGE = 0.1
-LEAST_EIGENVALUE = {False: 1e-3, True: 1e-6}
-"""Of a component, as a part of the largest; where the basis is fine, in which silos estimate more
-than a few hundred images of theirs would allow, all but those that rounding makes."""
+LEAST_EIGENVALUE = 1e-3
+"""Of a component, as a part of the largest."""
+ROUNDING = 1e-6
+"""The same where the basis is fine: smaller ones are made by rounding alone."""
 LARGEST_SIDE = 32
 LEAST_DISTANCE = 1e-3
 """Floor of a neighbour's distance: an image that a silo holds itself has distance zero."""
@@ -163,7 +164,8 @@ def _fit(points: Tensor, dims: int, *, fine: bool = False) -> tuple[Tensor, Tens
     eigenvalues = singular**2 / (len(points) - 1)
     if float(eigenvalues[0]) <= 0:
         return None
-    kept = int((eigenvalues > LEAST_EIGENVALUE[fine] * eigenvalues[0]).sum())
+    least = ROUNDING if fine else LEAST_EIGENVALUE
+    kept = int((eigenvalues > least * eigenvalues[0]).sum())
     kept = min(dims, len(points) // 2 if fine else len(points) - 1, kept)
     rows = rows[:kept]
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation.consolidation import (
-    Consolidated,
-    School,
-    consolidate,
-    make_ensemble,
-    those_that_teach,
-)
+from fedkd.distillation.consolidation import Consolidated, consolidate, those_that_teach
 from fedkd.distillation.ensemble import Ensemble
 from fedkd.distillation.familiarity import Basis, log_densities, make_basis
 from fedkd.distillation.moments import Moments, moments_of
 from fedkd.distillation.predictions import Predictions
+from fedkd.distillation.preparation import School, make_ensemble
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation import Federation

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import School, consolidate, leave_out_the_doubted
+from fedkd.distillation.consolidation import consolidate, leave_out_the_doubted
 from fedkd.distillation.ensemble import combine
 from fedkd.distillation.familiarity import make_basis
+from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.trust import agreement, cap, knowledge, trust
 from fedkd.distillation.weightings import Evidence, pool

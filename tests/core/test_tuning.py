@@ -17,6 +17,7 @@ import torch
 
 from fedkd.data.cut import load_cut
 from fedkd.data.images import content_hash
+from fedkd.distillation.preparation import make_ensemble
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation import Federation
@@ -182,8 +183,6 @@ def test_a_part_of_the_transfer_set_is_known_by_its_images_not_their_places(
     everyone, _ = room._open(room.own, None)
     predicted = everyone.predict(room.transfer.images)
     assert torch.equal(teachers.predict(school.transfer.images), predicted[:, rows])
-    from fedkd.distillation.consolidation import make_ensemble
-
     part = make_ensemble(teachers, room.own, school)
     assert torch.allclose(part.target, whole.target[rows], atol=1e-6)
 

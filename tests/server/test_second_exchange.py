@@ -14,7 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 
 from fedkd import wire
 from fedkd.checkpoint import State, average_states
-from fedkd.distillation.consolidation import School, distil
+from fedkd.distillation.consolidation import distil
+from fedkd.distillation.preparation import School
 from fedkd.errors import FedKDError
 from fedkd.models.building import build_model
 from fedkd.training import evaluate
