@@ -31,6 +31,7 @@ from fedkd.data.images import Images
 from fedkd.model_card import ModelCard, save_model
 from fedkd.models.building import Shape, build_model
 from fedkd.training import Compute, Sgd, train_supervised
+from fedkd.wire import FAMILIARITY
 
 pytestmark = pytest.mark.hosts
 
@@ -210,8 +211,14 @@ def make_silos(root: Path) -> None:
     # Only the north has the transfer set already; the west tells no more than predictions.
     shutil.copy(root / "server" / "transfer.npz", root / "north" / "transfer.npz")
     shares = {
-        "north": {"teacher": "weights", "densities": True, "class_counts": True, "min_samples": 1},
-        "south": {"teacher": "weights", "densities": True},
+        "north": {
+            "teacher": "weights",
+            "densities": True,
+            "moments": True,
+            "class_counts": True,
+            "min_samples": 1,
+        },
+        "south": {"teacher": "weights", "densities": True, "moments": True},
         "west": {"teacher": "logits", "densities": True},
     }
     for silo in SILOS:
@@ -373,11 +380,12 @@ def test_a_silo_is_found_ready(hosts: Hosts) -> None:
 
 
 def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
-    """Weights and predictions, two architectures, test images on the server.
+    """Weights, predictions and moments, two architectures, test images on the server.
 
     Plain FedAvg is what the test of a cut link runs.
     """
     consolidation = {"weighting": "familiarity", "epochs": 3}
+    moments = {"teachers": "both", "familiarity": {"density": "pooled", "basis": "patches"}}
     data = yaml.safe_load(study_text(hosts.root, {}))["data"]
     changes = {
         "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
@@ -388,15 +396,20 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
                 "start": "consolidated",
                 "consolidation": consolidation | {"mode": "logits", "student": "fresh"},
             },
+            "fedkd-moments": {
+                "start": "consolidated",
+                "consolidation": consolidation | moments | {"blends": 2},
+            },
         },
     }
     process = compare(hosts, changes, "whole")
     assert process.wait(PATIENCE) == 0, hosts.told("whole")
     whole = summary(hosts, "whole")
     runs = {run["arm"]: run for run in whole["runs"]}
-    assert set(runs) == {"fedkd", "fedkd-logits"}
+    assert set(runs) == {"fedkd", "fedkd-logits", "fedkd-moments"}
     assert [(row["arm"], row["baseline"]) for row in whole["comparison"]] == [
-        ("fedkd-logits", "fedkd")
+        ("fedkd-logits", "fedkd"),
+        ("fedkd-moments", "fedkd"),
     ]
     for run in runs.values():
         assert run["accuracy_source"] == "test"
@@ -406,11 +419,14 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     assert [entry["silo"] for entry in runs["fedkd"]["quarantined"]] == ["west"]
     assert "share.teacher is logits" in runs["fedkd"]["quarantined"][0]["reason"]
     assert not runs["fedkd-logits"]["quarantined"]
+    assert [entry["silo"] for entry in runs["fedkd-moments"]["quarantined"]] == ["west"]
+    assert set(runs["fedkd-moments"]["notes"]["mean_weights"]) == {"north", "south"}
+    assert "warning" not in runs["fedkd-moments"]["notes"]
     assert set(runs["fedkd-logits"]["notes"]["mean_weights"]) == set(SILOS)
     assert runs["fedkd-logits"]["curve"][0]["bytes_up"] < runs["fedkd"]["curve"][0]["bytes_up"]
     # The model stays where the SuperLink's operator keeps it.
     assert not list((hosts.root / "whole").rglob("*.safetensors"))
-    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 2
+    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 3
 
 
 def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
@@ -419,11 +435,15 @@ def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
     assert {"query.describe", "query.teacher", "train"} <= by_type
     assert all("class-counts" not in json.dumps(entry["sent"]) for entry in entries)
     refused = [entry for entry in entries if "refused" in entry]
-    assert [entry["type"] for entry in refused] == ["query.teacher"]
+    assert [entry["type"] for entry in refused] == ["query.teacher"] * 2
     assert all(len(entry["sha256"]) == 64 for entry in entries if "refused" not in entry)
     told = [entry for entry in hosts.audit("north") if entry["type"] == "query.describe"]
     assert len(told[0]["sent"]["info"]["class-counts"]) == len(WORDS)
     assert told[0]["sent"]["info"]["holds-transfer"] is True
+    # Densities are one array, moments three: counts, means and the second moment.
+    for silo, told_moments in (("north", True), ("south", True), ("west", False)):
+        sent = [entry["sent"].get(FAMILIARITY, {}) for entry in hosts.audit(silo)]
+        assert any(record.get("arrays") == 3 for record in sent) == told_moments
 
 
 def test_strangers_are_refused(hosts: Hosts) -> None:

@@ -32,7 +32,14 @@ rounds: {max: 20}
 model: {arch: "ownmodels.nets:with_dropout"}
 arms:
   fedavg: {start: average, strategy: fedadam}
-  fedkd: {start: consolidated, consolidation: {weighting: familiarity, epochs: 2}}
+  fedkd:
+    start: consolidated
+    consolidation:
+      weighting: familiarity
+      teachers: both
+      familiarity: {density: pooled, basis: patches}
+      blends: 2
+      epochs: 2
 """
 NETS = """
 from torch import nn
