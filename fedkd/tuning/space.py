@@ -62,9 +62,12 @@ class Space:
         stay what they are.
         """
         own, asked = self._own, self._own.familiarity
+        # Every blend makes an epoch longer by a pass over the transfer set.
+        passes = 1 + own.blends
+        least, most = max(1, 10 // passes), max(1, 100 // passes)
         point: dict[str, Value] = {
             "lr": _between(trial, "lr", 0.005, 0.5, own.lr),
-            "epochs": _count(trial, "epochs", 10, 100, own.epochs),
+            "epochs": _count(trial, "epochs", least, most, own.epochs),
         }
         if "temperature" in self._heard:
             point["temperature"] = _between(trial, "temperature", 0.5, 20, own.temperature)

@@ -483,6 +483,23 @@ def test_a_space_holds_the_arms_own_settings_and_studies_that_load() -> None:
         assert settings.momentum == own.momentum
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    ("own", "least", "most"),
+    [({"epochs": 50}, 10, 100), ({"epochs": 10, "blends": 8}, 1, 11), ({"blends": 500}, 1, 50)],
+)
+def test_epochs_with_blends_are_as_much_work_as_without(
+    own: dict[str, Any], least: int, most: int
+) -> None:
+    space = Space(Consolidation(**own), labelled=False, weightings=["equal"])
+    study = optuna.create_study(sampler=search._sampler("fedkd", 0, None))
+    trial = study.ask()
+    space.suggest(trial)
+    bounds = trial.distributions["epochs"]
+    assert isinstance(bounds, optuna.distributions.IntDistribution)
+    assert (bounds.low, bounds.high) == (least, most)
+
+
 def test_the_wrong_arm_is_refused(make_study: Any) -> None:
     assert command.choose_arm(make_study(), None) == "fedkd"
     with pytest.raises(UserError, match=r"fedavg does not consolidate \(start: random\).*: fedkd"):
