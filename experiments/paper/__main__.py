@@ -7,11 +7,18 @@ python -m experiments.paper --rebuild  rebuild only
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.paper.claims import write_results
-from experiments.paper.plan import FOLDER, RATES, plan
+from experiments.paper.plan import FOLDER, RATES, Run, plan
 from experiments.paper.recipe import choose_missing
 from experiments.paper.record import is_recorded, record
 from fedkd.errors import FedKDError
@@ -26,21 +33,73 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", metavar="STUDY", help="run this study's variants alone"
     )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="runs under way at a time (default: one a core)",
+    )
     given = parser.parse_args()
-    for study in RATES:
-        if given.only in ("", study) and not given.rebuild:
-            choose_missing(study)
-    missing = [run for run in plan() if not is_recorded(run) and given.only in ("", run.study)]
-    for index, run in enumerate(missing if not given.rebuild else [], 1):
-        print(f"{index} of {len(missing)}: {run.record.stem}", file=sys.stderr)  # noqa: T201 -- a script
-        begin = time.perf_counter()
-        try:
-            record(run)
-        except FedKDError as error:
-            sys.exit(f"paper: {run.record.stem}: {error}")
-        print(f"  {time.perf_counter() - begin:.0f} s", file=sys.stderr)  # noqa: T201 -- a script
+    failed = False
+    if not given.rebuild:
+        for study in RATES:
+            if given.only in ("", study):
+                choose_missing(study)
+        missing = [run for run in plan() if not is_recorded(run) and given.only in ("", run.study)]
+        failed = _record_all(missing, max(1, given.at_once))
     write_results(RESULTS)
     print(f"written: {RESULTS}")  # noqa: T201 -- a script
+    sys.exit(int(failed))
+
+
+def _record_all(missing: Sequence[Run], at_once: int) -> bool:
+    """Record every run, each in a process of its own; say what fails, and return whether any did.
+
+    Distillation takes one thread, so that its bits do not depend on the machine: cores are put to
+    use by runs side by side.
+    """
+    console = Console(stderr=True)
+    failed = False
+    begin = time.perf_counter()
+    with _bar(console, len(missing)) as bar:
+        for run, outcome in _outcomes(missing, at_once):
+            failed = failed or isinstance(outcome, str)
+            said = outcome if isinstance(outcome, str) else f"{outcome:.0f} s of processor time"
+            bar.console.print(f"{run.record.stem}: {said}", markup=False, highlight=False)
+            bar.advance(bar.task_ids[0])
+    if missing:
+        minutes = (time.perf_counter() - begin) / 60
+        console.print(f"{len(missing)} runs, {at_once} at a time: {minutes:.0f} minutes")
+    return failed
+
+
+def _outcomes(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
+    """Yield, as they end, each run with its seconds of processor time or why it failed."""
+    with ProcessPoolExecutor(
+        at_once, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        # The dear ones first, so that no core is idle while the last of them ends.
+        under_way = {pool.submit(record, run): run for run in reversed(missing)}
+        for future in as_completed(under_way):
+            try:
+                yield under_way[future], future.result()
+            except FedKDError as error:
+                yield under_way[future], f"failed: {error}"
+
+
+def _bar(console: Console, total: int) -> Progress:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    bar.add_task("runs", total=total)
+    return bar
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ COLUMNS = (
 """What the claims need of the table that ``fedkd pairs`` writes."""
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Run, console: Console) -> dict[str, Any]:
     """Measure all pairs of a variant and return the columns that the claims need."""
     study = load_study(run.path, run.overrides)
     with (
         tempfile.TemporaryDirectory() as scratch,
         silo_pool(study) as pool,
-        PairsProgress(Console(stderr=True)) as progress,
+        PairsProgress(console) as progress,
     ):
         results = measure_pairs(study, out=Path(scratch), pool=pool, progress=progress).results
     rows = [[row[key] for key in COLUMNS] for row in results["rows"]]

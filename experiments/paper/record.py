@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,21 @@ def is_recorded(run: Run) -> bool:
     return run.record.is_file() and json.loads(run.record.read_text())["study"] == fingerprint(run)
 
 
-def record(run: Run) -> None:
-    """Run one variant on every seed and write its record."""
-    found = pairs.measure(run) if run.study == pairs.STUDY else _compare(run)
-    write_json(run.record, {"study": fingerprint(run), **found})
+def record(run: Run) -> float:
+    """Run one variant on every seed, write its record, and return its seconds of processor time.
+
+    The time is that of this whole process since it began, so give every run a process.
+    """
+    # Bars of runs side by side would draw over one another; warnings still appear.
+    console = Console(stderr=True, force_terminal=False)
+    found = pairs.measure(run, console) if run.study == pairs.STUDY else _compare(run, console)
+    seconds = round(time.process_time())
+    write_json(run.record, {"study": fingerprint(run), "processor_seconds": seconds, **found})
+    return seconds
 
 
-def _compare(run: Run) -> dict[str, Any]:
+def _compare(run: Run, console: Console) -> dict[str, Any]:
     study = load_study(run.path, run.overrides)
-    console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory() as scratch,
         StudyProgress(console, len(study.arms) * len(study.seeds)) as progress,
