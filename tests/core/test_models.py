@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models import ARCHITECTURES, check_architecture
@@ -36,6 +37,32 @@ def test_weights_depend_on_the_seed_alone(arch: str) -> None:
     torch.manual_seed(1)
     assert torch.equal(weights(5), first)
     assert not torch.equal(weights(6), first)
+
+
+def activation_first(model: nn.Sequential) -> nn.Sequential:
+    """Return the same layers, each pooling after the activation, as networks are mostly drawn."""
+    layers = list(model)
+    for index, layer in enumerate(model):
+        if isinstance(layer, nn.MaxPool2d):
+            layers[index : index + 2] = [model[index + 1], layer]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "lenet5"])
+def test_pooling_before_the_activation_changes_no_bit(arch: str) -> None:
+    model = build_model(arch, Shape(10, 1, 28), seed=0)
+    assert isinstance(model, nn.Sequential)
+    images = torch.rand(8, 1, 28, 28)
+    images[:, :, :9] = 0  # flat parts, where the four values of a window are alike
+    found = []
+    for order in (model, activation_first(model)):
+        order.zero_grad()
+        logits = order(images)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(p.grad for p in model.parameters())])
+    assert len(found[0]) > 5
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
