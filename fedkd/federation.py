@@ -209,7 +209,13 @@ class Federation:
             train_supervised(
                 model,
                 self._silos[silo],
-                sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+                sgd=Sgd(
+                    settings.epochs,
+                    settings.batch_size,
+                    settings.lr,
+                    settings.momentum,
+                    schedule=settings.schedule,
+                ),
                 generator=torch_generator(self.seed, "pre-training", silo),
                 compute=self.compute,
             )

@@ -32,6 +32,9 @@ class Pretraining(Section):
     lr: Rate = 0.02
     momentum: Momentum = 0.9
     batch_size: Count = 32
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate; cosine: down to zero over all epochs"
+    )
     init: Literal["shared", "per-silo"] = Field(
         "shared", description="one initialisation for all silos, or one each"
     )
