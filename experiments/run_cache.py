@@ -22,7 +22,7 @@ def cached_run(task: Task) -> Path:
     key = cache_key(
         {
             "kind": "arm",
-            "federation": task.federation.fingerprint(),
+            "federation": _federation(task),
             "transfer": study.data.transfer.model_dump(),
             "name": task.arm,
             "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
@@ -58,6 +58,14 @@ def store(task: Task) -> None:
     drop_entry(cached)
     with new_entry(cached) as entry:
         shutil.copytree(task.folder, entry, dirs_exist_ok=True)
+
+
+def _federation(task: Task) -> dict[str, object]:
+    """Identify the data and models that the run knows; a random start asks for no silo's model."""
+    known = task.federation.fingerprint()
+    if task.federation.study.arms[task.arm].start != "random":
+        return known
+    return {key: part for key, part in known.items() if key not in ("pretraining", "checkpoints")}
 
 
 def _own_functions(study: Study, arm: str) -> list[str]:

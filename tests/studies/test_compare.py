@@ -158,6 +158,8 @@ def test_the_cache_is_hit_missed_and_rewritten(run: Any, make_study: Any) -> Non
         ({"targets": [0.31, 0.99]}, {"fedavg": False, "fedkd": False}),
         ({"partition/alpha": 0.6}, {"fedavg": False, "fedkd": False}),
         ({"engine/server_threads": 2}, {"fedavg": False, "fedkd": False}),
+        # A random start knows nothing of what the silos trained before.
+        ({"pretraining/epochs": 2}, {"fedavg": True, "fedkd": False}),
         ({"arms/fedkd/consolidation/epochs": 4}, {"fedavg": True, "fedkd": False}),
         ({"arms/fedkd/rounds": {"lr": 0.04}}, {"fedavg": True, "fedkd": False}),
     ],
