@@ -7,331 +7,28 @@ The verdict is computed from the records by the rule that stands in the claim's 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from experiments.paper.figures import Records, Spread, mean
-from experiments.paper.findings import Finding, cell, render
+from experiments.paper.consolidation_claims import (
+    learning_and_forgetting,
+    methods,
+    mutual,
+    student,
+    supervised_dp,
+    tuned_against_default,
+    weighting,
+)
+from experiments.paper.costs import processor_time
+from experiments.paper.exchange_claims import one_exchange
+from experiments.paper.figures import Records
+from experiments.paper.findings import Finding, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
-from experiments.paper.plan import PARTITIONS
-from experiments.paper.rounds import cross_device, one_exchange, rounds_saved, silos_that_lose
+from experiments.paper.plan import plan
+from experiments.paper.rounds import cross_device, rounds_saved, silos_that_lose
 from experiments.paper.starts import starts_tried
+from experiments.paper.transfer_claims import teachers, transfer_size, transfer_type
 from fedkd.files import write_text
-
-GRID_LABELLED = (
-    "fedkd-vanilla",
-    "fedkd-t4-a1",
-    "fedkd-t4-a5",
-    "fedkd-t4-a9",
-    "fedkd-t10-a5",
-)
-GRID_UNLABELLED = ("fedkd-vanilla", "fedkd-t4", "fedkd-t8")
-WEIGHTINGS = (
-    "fedkd-vanilla",
-    "fedkd-size",
-    "fedkd-accuracy",
-    "fedkd-confidence",
-    "fedkd-class-prior",
-    "fedkd-consensus",
-    "fedkd-familiarity",
-    "fedkd-familiarity-knn",
-    "control-densities",
-    "control-validation",
-)
-
-
-def _starts(
-    records: Records, study: str, arms: Sequence[str], variants: Sequence[str] | None = None
-) -> list[tuple[str, ...]]:
-    names = [v for v in records.variants(study) if variants is None or v[0] in variants]
-    return [(arm, *(cell(records.start(study, name, arm)) for name in names)) for arm in arms]
-
-
-def _over(records: Records, study: str, arm: str) -> float:
-    """Mean start of an arm over all partitions and seeds."""
-    return mean([x for name in PARTITIONS for x in records.starts(study, (name,), arm)])
-
-
-def tuned_against_default(records: Records) -> Finding:
-    """Tuning temperature and weight on validation data against the fixed defaults."""
-    rows = []
-    gains = []
-    for study, grid in (("labelled-digits", GRID_LABELLED), ("start-digits", GRID_UNLABELLED)):
-        for name in PARTITIONS:
-            default = records.starts(study, (name,), "fedkd-vanilla")
-            tuned = records.tuned(study, (name,), grid)
-            average = records.starts(study, (name,), "average")
-            gains.append(mean(tuned) - mean(default))
-            rows.append(
-                (
-                    "labelled" if study.startswith("labelled") else "unlabelled",
-                    name,
-                    Spread.of(average).percent(),
-                    Spread.of(default).percent(),
-                    Spread.of(tuned).percent(),
-                    f"{100 * gains[-1]:+.1f}",
-                )
-            )
-    wins = sum(gain > 0 for gain in gains)
-    return Finding(
-        "Tuned against default distillation",
-        "Choosing temperature and weight on validation data beats T = 1, a = 0.5 (the seed work: "
-        "by 16 % on uniform data and 139 % on average on non-IID data, in gain over the student). "
-        "Holds if the mean over seeds is higher in every row.",
-        ("transfer set", "partition", "average model", "default", "tuned", "points"),
-        rows,
-        f"{'Holds' if wins == len(gains) else 'Does not hold everywhere'}: tuned is better in "
-        f"{wins} of {len(gains)} rows, by {100 * mean(gains):+.1f} points on average.",
-    )
-
-
-def methods(records: Records) -> Finding:
-    """Methods on five partitions, labelled transfer set."""
-    arms = (
-        "average",
-        "fedkd-vanilla",
-        "fedkd-dml",
-        "fedkd-dp",
-        "fedkd-dp-sequential",
-        "fedkd-familiarity",
-        "control-fine-tune",
-    )
-    rows = _starts(records, "labelled-digits", arms)
-    tuned = [Spread.of(records.tuned("labelled-digits", (p,), GRID_LABELLED)) for p in PARTITIONS]
-    rows.insert(2, ("kd, tuned", *(spread.percent() for spread in tuned)))
-    control = _over(records, "labelled-digits", "control-fine-tune")
-    best = mean([spread.mean for spread in tuned])
-    return Finding(
-        "Methods on five partitions, labelled transfer set",
-        "Distillation teaches more than the labels of the transfer set alone. Holds if tuned "
-        "distillation is above plain fine-tuning on those labels, on average over partitions.",
-        ("arm", *PARTITIONS),
-        rows,
-        f"{'Holds' if best > control else 'Does not hold'}: {100 * best:.1f} against "
-        f"{100 * control:.1f} for labels alone.",
-    )
-
-
-def supervised_dp(records: Records) -> Finding:
-    """Supervised against unsupervised DP-KD."""
-    rows, deltas = [], []
-    for arm in ("fedkd-dp", "fedkd-dp-sequential"):
-        for name in PARTITIONS:
-            with_labels = records.starts("labelled-digits", (name,), arm)
-            without = records.starts("start-digits", (name,), arm)
-            deltas.append(mean(with_labels) - mean(without))
-            rows.append((arm, name, Spread.of(with_labels).percent(), Spread.of(without).percent()))
-    wins = sum(delta > 0 for delta in deltas)
-    return Finding(
-        "DP-KD with and without labels",
-        "Partitioning by the label's probability beats partitioning by confidence. Holds if it is "
-        "better in every row.",
-        ("arm", "partition", "supervised", "unsupervised"),
-        rows,
-        f"{'Holds' if wins == len(deltas) else 'Does not hold everywhere'}: better in {wins} of "
-        f"{len(deltas)} rows, by {100 * mean(deltas):+.1f} points on average.",
-    )
-
-
-def mutual(records: Records) -> Finding:
-    """DML on unlabelled data and its refinement."""
-    arms = ("average", "fedkd-vanilla", "fedkd-dml", "fedkd-dml-familiarity", "fedkd-familiarity")
-    plain, refined = (_over(records, "start-digits", arm) for arm in arms[2:4])
-    return Finding(
-        "Mutual learning on unlabelled data",
-        "Peers weighted per image by familiarity make mutual learning work without labels. Holds if "
-        "it is above plain mutual learning on average over partitions.",
-        ("arm", *PARTITIONS),
-        _starts(records, "start-digits", arms),
-        f"{'Holds' if refined > plain else 'Does not hold'}: {100 * refined:.1f} against "
-        f"{100 * plain:.1f}.",
-    )
-
-
-def learning_and_forgetting(records: Records) -> Finding:
-    """Gain and forgetting of the student, over methods."""
-    rows = []
-    ratios = {}
-    for study, arms in (
-        ("labelled-digits", ("fedkd-vanilla", "fedkd-dml", "fedkd-dp", "control-fine-tune")),
-        ("start-digits", ("fedkd-vanilla", "fedkd-dml", "fedkd-dp", "fedkd-familiarity")),
-    ):
-        for arm in arms:
-            cells = []
-            lost = []
-            for name in PARTITIONS:
-                found = records.flips(study, (name,), arm)
-                cells.append(
-                    "failed"
-                    if found is None
-                    else f"+{100 * found[0].mean:.1f} / -{100 * found[1].mean:.1f}"
-                )
-                lost.append(found[1].mean if found else 0.0)
-            ratios[study, arm] = mean(lost)
-            rows.append((f"{arm} ({study.split('-')[0]})", *cells))
-    forgets = min(
-        (arm for study, arm in ratios if study == "labelled-digits"),
-        key=lambda arm: ratios["labelled-digits", arm],
-    )
-    return Finding(
-        "Learning against forgetting",
-        "Data partitioning forgets less than plain distillation (labelled transfer set, shares of "
-        "test images gained and lost against the averaged model). Holds if its forgetting is the "
-        "least of the methods, on average over partitions.",
-        ("arm", *PARTITIONS),
-        rows,
-        f"{'Holds' if forgets == 'fedkd-dp' else 'Does not hold'}: the least forgetting is that of "
-        f"{forgets}, {100 * ratios['labelled-digits', forgets]:.1f} % of the test images "
-        f"(fedkd-dp {100 * ratios['labelled-digits', 'fedkd-dp']:.1f} %).",
-    )
-
-
-def weighting(records: Records) -> Finding:
-    """Equal against adaptive weighting, unlabelled transfer set."""
-    means = {arm: _over(records, "start-digits", arm) for arm in WEIGHTINGS}
-    adaptive = {a: m for a, m in means.items() if a.startswith("fedkd") and a != "fedkd-vanilla"}
-    best = max(adaptive, key=lambda arm: adaptive[arm])
-    control = means["control-densities"]
-    return Finding(
-        "Equal against adaptive weighting of teachers",
-        "Adaptive weighting beats equal weighting. Holds if the best adaptive one is better on "
-        "average over partitions. fedkd-vanilla is equal.",
-        ("arm", *PARTITIONS),
-        _starts(records, "start-digits", WEIGHTINGS),
-        f"{'Holds' if means[best] > means['fedkd-vanilla'] else 'Does not hold'}: {best} "
-        f"{100 * means[best]:.1f}, equal {100 * means['fedkd-vanilla']:.1f}. The control "
-        f"without any teacher model, densities alone, has {100 * control:.1f}"
-        + (
-            ", which is as much or more: on this data the teachers add nothing to the densities."
-            if control >= means[best]
-            else "."
-        ),
-    )
-
-
-def student(records: Records) -> Finding:
-    """Which model becomes the student."""
-    arms = (
-        "fedkd-familiarity",
-        *(f"fedkd-student-{name}" for name in ("best", "worst", "fresh", "mlp")),
-    )
-    means = {arm: _over(records, "start-digits", arm) for arm in arms}
-    spread = max(means.values()) - min(means.values())
-    return Finding(
-        "Choice of the student, also across architectures",
-        "How much depends on the student? (fedkd-familiarity starts from the average; mlp is a new "
-        "model of another architecture.) No claim: the spread is reported.",
-        ("arm", *PARTITIONS),
-        _starts(records, "start-digits", arms),
-        f"Best {max(means, key=lambda a: means[a])} ({100 * max(means.values()):.1f}), worst "
-        f"{min(means, key=lambda a: means[a])} ({100 * min(means.values()):.1f}): "
-        f"{100 * spread:.1f} points between them on average over partitions.",
-    )
-
-
-TRANSFER_ARMS = (
-    "average",
-    "fedkd-equal",
-    "fedkd-confidence",
-    "fedkd-familiarity",
-    "fedkd-background",
-    "control-densities",
-)
-
-
-def _transfer(
-    records: Records,
-    kind: str,
-    title: str,
-    claim: str,
-    verdict: Callable[[dict[str, dict[str, float]]], str],
-) -> Finding:
-    names = [v for v in records.variants("transfer-digits") if v[0] == kind]
-    rows = [
-        (arm, *(cell(records.start("transfer-digits", name, arm)) for name in names))
-        for arm in TRANSFER_ARMS
-    ]
-    means = {
-        name[1]: {
-            arm: mean(records.starts("transfer-digits", name, arm) or [0.0])
-            for arm in TRANSFER_ARMS
-        }
-        for name in names
-    }
-    return Finding(title, claim, ("arm", *(name[1] for name in names)), rows, verdict(means))
-
-
-def transfer_size(records: Records) -> Finding:
-    """Size of the transfer set."""
-
-    def verdict(means: dict[str, dict[str, float]]) -> str:
-        values = [means[size]["fedkd-familiarity"] for size in means]
-        grows = all(b >= a - 0.005 for a, b in itertools.pairwise(values))
-        return (
-            f"{'Holds' if grows else 'Does not hold'} for familiarity: "
-            + ", ".join(f"{100 * value:.1f}" for value in values)
-            + "."
-        )
-
-    return _transfer(
-        records,
-        "size",
-        "Size of the transfer set",
-        "More transfer images give a better student (Dirichlet 0.1, digits, unlabelled). Holds if "
-        "accuracy never falls by more than half a point as the set grows.",
-        verdict,
-    )
-
-
-def transfer_type(records: Records) -> Finding:
-    """Foreign transfer sets."""
-
-    def verdict(means: dict[str, dict[str, float]]) -> str:
-        native = mean(records.starts("transfer-digits", ("size", "300"), "fedkd-familiarity"))
-        foreign = ", ".join(
-            f"{name} {100 * found['fedkd-familiarity']:.1f}" for name, found in means.items()
-        )
-        best = max(found["fedkd-familiarity"] for found in means.values())
-        return (
-            f"{'Holds' if best < native - 0.05 else 'Does not hold'}: familiarity on the study's "
-            f"own images {100 * native:.1f}, on {foreign}."
-        )
-
-    return _transfer(
-        records,
-        "source",
-        "Foreign transfer sets and noise",
-        "A transfer set from elsewhere teaches much less (300 images, Dirichlet 0.1). Holds if "
-        "familiarity loses more than five points on either.",
-        verdict,
-    )
-
-
-def teachers(records: Records) -> Finding:
-    """Number of teachers."""
-
-    def verdict(means: dict[str, dict[str, float]]) -> str:
-        equal = [means[n]["fedkd-equal"] for n in means]
-        familiar = [means[n]["fedkd-familiarity"] for n in means]
-        falls = equal[-1] < equal[0]
-        return (
-            f"{'Holds' if falls else 'Does not hold'}: equal "
-            + ", ".join(f"{100 * v:.1f}" for v in equal)
-            + "; familiarity "
-            + ", ".join(f"{100 * v:.1f}" for v in familiar)
-            + "."
-        )
-
-    return _transfer(
-        records,
-        "teachers",
-        "Number of teachers",
-        "Sharing the same data among more silos makes equally weighted teaching worse (690 images in "
-        "all, Dirichlet 0.1). Holds if 20 teachers are worse than 2.",
-        verdict,
-    )
-
 
 CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (rounds_saved, ("main-digits", "main-fashion")),
@@ -349,9 +46,9 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (transfer_size, ("transfer-digits",)),
     (transfer_type, ("transfer-digits",)),
     (teachers, ("transfer-digits",)),
-    # On the partitions that are recorded: each takes a quarter of an hour.
-    (one_exchange, ("central",)),
+    (one_exchange, ("central", "one-exchange")),
     (cross_device, ("cross-device",)),
+    (processor_time, tuple(dict.fromkeys(run.study for run in plan()))),
 )
 """Every judge, and the studies that it needs."""
 
@@ -367,8 +64,7 @@ def write_results(path: Path) -> None:
             "Accuracies are per cent on test images, mean over three seeds and in brackets the least and "
             "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
             "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            "in the study files. After the records were made, predictions came to be made in batches of "
-            "another size, which moves last bits: an accuracy run today may differ by an image or a few."
+            "in the study files."
         ),
     ]
     for judge, studies in CLAIMS:

@@ -1,4 +1,4 @@
-"""The claims about rounds: how many are saved, who loses, and what one exchange alone gives."""
+"""The claims about rounds: how many are saved, and who loses."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper.figures import Records, mean
+from experiments.paper.figures import Records
 from experiments.paper.findings import Finding, cell
-from experiments.paper.plan import PARTITIONS, STUDIES
+from experiments.paper.plan import STUDIES
 
 TARGETS = ("90 %", "95 %", "99 %")
 ARMS = (
@@ -203,54 +203,4 @@ def cross_device(records: Records) -> Finding:
         ("arm", "start", "exchanges to 60 %", "to 70 %"),
         rows,
         f"{'Holds' if saved > 0 else 'Does not hold'}: {saved:.1f} % saved.",
-    )
-
-
-ONE_EXCHANGE = "fedkd-both-blends"
-"""The arm that the claim on one exchange is judged on."""
-ONE_EXCHANGE_CONTROL = "control-densities-blends"
-"""The same without any model."""
-ONE_EXCHANGE_ARMS = (
-    "fedkd-equal",
-    "fedkd-familiarity",
-    "fedkd-familiarity-knn-mixup",
-    ONE_EXCHANGE,
-    ONE_EXCHANGE_CONTROL,
-)
-
-
-def one_exchange(records: Records) -> Finding:
-    """One exchange against central training."""
-    central = max(
-        records.variants("central"),
-        key=lambda v: records.record("central", v)["federations"][0]["best"],
-    )
-    top = mean(records.starts("central", central, "central"))
-    there = [name for name in PARTITIONS if (name,) in records.variants("one-exchange")]
-    rows: list[tuple[str, ...]] = [
-        (arm, *(cell(records.start("one-exchange", (name,), arm)) for name in there))
-        for arm in ONE_EXCHANGE_ARMS
-    ]
-    reached = [mean(records.starts("one-exchange", (name,), ONE_EXCHANGE)) for name in there]
-    gaps = [round(top - x, 6) for x in reached]  # to the image: two points of 10,000 are exact
-    alone = [mean(records.starts("one-exchange", (name,), ONE_EXCHANGE_CONTROL)) for name in there]
-    added = [100 * (x - control) for x, control in zip(reached, alone, strict=True)]
-    near = sum(gap <= 0.02 for gap in gaps)
-    lacking = len(PARTITIONS) - len(there)
-    verdict = "Holds" if near >= 4 else "Does not hold" if near + lacking < 4 else "Not judged yet"
-    return Finding(
-        "One exchange against central training",
-        "Fashion-MNIST, ten silos of 5,000 images, 3,000 unlabelled transfer images, one seed: before "
-        "any round the student is within two points of the same model trained on all images in "
-        "one place, its learning rate and epochs tuned on validation data. Holds if so on four of the five "
-        "partitions. The claim is judged on both-blends: densities pooled from moments in patches weigh the models "
-        "and teach beside them, on twenty blends an image; its student and blends were chosen on training images that no "
-        "silo and no transfer set has, its epochs set higher than any tried there. While densities and blends were developed, "
-        "figures on these test images were seen beside those on validation data: they are not untouched. Its control has no models. Central training sees no blends.",
-        ("arm", *there),
-        rows,
-        f"{verdict}: central training reaches {100 * top:.1f} "
-        f"(lr {central[1]}, {central[3]} epochs); {near} of {len(there)} partitions recorded, of 5, are "
-        "within two points, the gaps being " + ", ".join(f"{100 * gap:.2f}" for gap in gaps) + ". "
-        f"To what the densities teach alone the models add {min(added):.2f} to {max(added):.2f} points.",
     )
