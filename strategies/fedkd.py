@@ -96,7 +96,11 @@ class FedKD(SiloFedAvg):
         asked = settings.familiarity
         return self._usable(
             make_basis(
-                images, dims=asked.effective_dims, kind=asked.basis, fine=settings.uses_moments
+                images,
+                dims=asked.effective_dims,
+                kind=asked.basis,
+                filters=asked.filters,
+                fine=settings.uses_moments,
             )
         )
 

@@ -57,6 +57,13 @@ def blend(images: Tensor, count: int, generator: torch.Generator) -> Blends:
     )
 
 
+def move(images: Tensor, count: int, generator: torch.Generator) -> Blends:
+    """Return N uint8 images ``[N, C, H, W]``, each moved ``count`` times and blended with none."""
+    rows = torch.arange(len(images)).repeat(count)
+    moved = torch.cat([_move(images, generator) for _ in range(count)])
+    return Blends(moved, rows, rows, torch.ones(len(rows), dtype=torch.float64))
+
+
 def _blend_once(
     images: Tensor, generator: torch.Generator, *, cut: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

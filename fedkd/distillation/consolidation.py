@@ -144,14 +144,15 @@ def distil(
 
 
 def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: School) -> float:
-    epochs = iter(range(1, settings.epochs + 1))
+    last = settings.all_epochs
+    epochs = iter(range(1, last + 1))
 
     def on_epoch() -> None:
-        epoch = next(epochs, settings.epochs)
+        epoch = next(epochs, last)
         if school.on_epoch:
-            school.on_epoch(epoch, settings.epochs)
+            school.on_epoch(epoch, last)
         if school.on_student:
-            school.on_student(model, epoch, settings.epochs)
+            school.on_student(model, epoch, last)
             model.train()  # whoever looked may have left it in evaluation mode
 
     loss: float = METHODS.load(settings.method)(

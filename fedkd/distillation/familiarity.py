@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
 from fedkd.distillation import LEAST_TRANSFER_IMAGES
-from fedkd.distillation.patches import FilterBank, learn_filters
+from fedkd.distillation.patches import FILTERS, FilterBank, learn_filters
 from fedkd.models.features import penultimate_features
 from fedkd.training import Compute
 from fedkd.wire import NOTHING_KNOWN
@@ -113,7 +113,12 @@ class FeatureBasis(Basis):
 
 
 def make_basis(
-    images: Tensor, *, dims: int, kind: str = "pixels", fine: bool = False
+    images: Tensor,
+    *,
+    dims: int,
+    kind: str = "pixels",
+    filters: int = FILTERS,
+    fine: bool = False,
 ) -> Basis | None:
     """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
 
@@ -124,15 +129,16 @@ def make_basis(
         images: the transfer images.
         dims: most dimensions.
         kind: ``pixels`` or ``patches``.
+        filters: of ``patches``.
         fine: keep nearly all eigenvalues, but no more than N / 2 dimensions: for silos that
             estimate their covariance together.
     """
     if len(images) < LEAST_TRANSFER_IMAGES:
         return None
     if kind == "patches":
-        filters = learn_filters(images)
-        fitted = _fit(filters.see(images).double(), dims, fine=fine)
-        return None if fitted is None else PatchBasis(*fitted, filters)
+        bank = learn_filters(images, filters)
+        fitted = _fit(bank.see(images).double(), dims, fine=fine)
+        return None if fitted is None else PatchBasis(*fitted, bank)
     side = min(images.shape[-1], LARGEST_SIDE)
     fitted = _fit(_pool(images, side), dims, fine=fine)
     return None if fitted is None else PixelBasis(*fitted, side)

@@ -32,6 +32,7 @@ class Lesson:
             predictions are known.
         student: which of the teachers the student is a copy of, or None.
         order: in which teachers come where they come one after another.
+        unblended: the lesson that follows one with blends, or None.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Lesson:
     models: tuple[nn.Module, ...] = ()
     student: int | None = None
     order: tuple[int, ...] = ()
+    unblended: Lesson | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,6 +77,10 @@ class Lesson:
         )
 
 
+REFINING = 0.2
+"""Share of the rate at which a student goes on with images that are not blended."""
+
+
 def optimiser_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
     """Return how a student is trained, for fewer epochs than the study's if so many are named."""
     return Sgd(
@@ -83,6 +89,15 @@ def optimiser_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
         settings.lr,
         settings.momentum,
         schedule=settings.schedule,
+    )
+
+
+def refiner_of(settings: Consolidation) -> Sgd:
+    """Return how a student goes on after blends: the rate begins lower and falls to zero."""
+    return replace(
+        optimiser_of(settings, settings.refine),
+        lr=REFINING * settings.lr,
+        schedule="cosine",
     )
 
 
@@ -108,5 +123,5 @@ class Method(Protocol):
             generator: order of the samples and noise of random layers; the only source of
                 randomness.
             compute: device and precision.
-            on_epoch: to be called after every epoch, ``settings.epochs`` times.
+            on_epoch: to be called after every epoch, ``settings.all_epochs`` times.
         """

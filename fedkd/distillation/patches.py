@@ -79,7 +79,7 @@ class FilterBank:
         return pooled.mean(1, keepdim=True)
 
 
-def learn_filters(images: Tensor) -> FilterBank:
+def learn_filters(images: Tensor, count: int = FILTERS) -> FilterBank:
     """Learn filters from uint8 images ``[N, C, H, W]``: the same images give the same filters.
 
     Of all their patches, of a quarter of the image's side but 3 to 6 pixels, at most 100,000 are
@@ -93,7 +93,7 @@ def learn_filters(images: Tensor) -> FilterBank:
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
     whitening = vectors @ torch.diag((values.clamp_min(0) + _WHITENING).rsqrt()) @ vectors.T
-    filters = _spherical_k_means((patches - mean) @ whitening, generator) @ whitening
+    filters = _spherical_k_means((patches - mean) @ whitening, count, generator) @ whitening
     return FilterBank(
         filters.reshape(-1, channels, side, side).contiguous(), (-filters @ mean).contiguous()
     )
@@ -112,9 +112,9 @@ def _draw_patches(images: Tensor, side: int, generator: torch.Generator) -> Tens
     return torch.cat(found)
 
 
-def _spherical_k_means(points: Tensor, generator: torch.Generator) -> Tensor:
-    """Return unit vectors ``[K, D]``; a point belongs to that of largest dot product, in size."""
-    found = functional.normalize(torch.randn(FILTERS, points.shape[1], generator=generator))
+def _spherical_k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return K unit vectors ``[K, D]``; a point belongs to that of largest dot product, in size."""
+    found = functional.normalize(torch.randn(count, points.shape[1], generator=generator))
     for _ in range(_ROUNDS):
         products = points @ found.T
         nearest = products.abs().argmax(1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.images import Images
-from fedkd.distillation.blends import Blends, blend
+from fedkd.distillation.blends import Blends, blend, move
 from fedkd.distillation.densities import Densities, find_densities
 from fedkd.distillation.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.familiarity import Basis
@@ -20,6 +20,9 @@ from fedkd.models.building import Shape
 from fedkd.seeding import numpy_generator, torch_generator
 from fedkd.study import Consolidation
 from fedkd.training import Compute
+
+MOVED = 8
+"""So many times each transfer image is moved where blends are refined upon."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,16 @@ def make_lesson(
     ).take(rows)
     if not settings.blends:
         return lesson
-    drawn = blend(lesson.images, settings.blends, torch_generator(school.seed, "blends"))
-    of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
-    return lesson.with_blends(drawn, make_ensemble(teachers, settings, school, of_all))
+
+    def with_(drawn: Blends) -> Lesson:
+        of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
+        return lesson.with_blends(drawn, make_ensemble(teachers, settings, school, of_all))
+
+    blended = with_(blend(lesson.images, settings.blends, torch_generator(school.seed, "blends")))
+    if not settings.refine:
+        return blended
+    moved = move(lesson.images, MOVED, torch_generator(school.seed, "moved"))
+    return replace(blended, unblended=with_(moved))
 
 
 def make_control_lesson(school: School) -> Lesson:

@@ -31,6 +31,9 @@ class Familiarity(Section):
         description="most dimensions of the basis; 50, or 500 (pooled, whose numbers grow with "
         "their square)",
     )
+    filters: int = Field(
+        100, ge=1, le=2000, description="of basis: patches; more see more, at their price"
+    )
     neighbours: Count = Field(5, description="k of the knn density")
     scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3")
     background: bool = Field(default=False, description="a component for images that no silo knows")
@@ -161,7 +164,19 @@ class Consolidation(Section):
         description="so many blends of each transfer image with another are added, on which the "
         "teachers predict as well, for better students; of method kd",
     )
+    refine: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="epochs that follow those with blends, at a fifth of the rate, on transfer "
+        "images that are moved and not blended",
+    )
     familiarity: Familiarity = Familiarity()
+
+    @property
+    def all_epochs(self) -> int:
+        """How many epochs a student learns, the last ones on unblended images."""
+        return self.epochs + self.refine
 
     @model_validator(mode="after")
     def _check(self) -> Consolidation:
@@ -184,6 +199,8 @@ class Consolidation(Section):
             raise ValueError(f"blends are for method: kd, not {self.method}")
         if self.blends and self.mixup:
             raise ValueError("blends are mixed already; leave mixup out")
+        if self.refine and not self.blends:
+            raise ValueError("refine follows epochs with blends; set blends, or leave refine out")
         if self.teachers == "validation" and self.method != "fine-tune":
             raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
         if self.teachers == "both" and self.method != "kd":

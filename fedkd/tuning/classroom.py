@@ -57,9 +57,9 @@ class Classroom:
         self.arch = federation.study.global_arch(arm)
         self._known = Predictions(federation.cache)
         self._lock = threading.RLock()
-        self._bases: dict[tuple[str, int, bool], Basis | None] = {}
-        self._moments: dict[tuple[str, int], list[Moments | None]] = {}
-        self._densities: dict[tuple[str, int, str, int], list[Tensor | None]] = {}
+        self._bases: dict[tuple[str, int, int, bool], Basis | None] = {}
+        self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}
+        self._densities: dict[tuple[str, int, int, str, int], list[Tensor | None]] = {}
         self._members = [
             teacher for silo in federation.study.silo_names if (teacher := self._meet(silo))
         ]
@@ -163,10 +163,12 @@ class Classroom:
 
     def _basis(self, settings: Consolidation) -> Basis | None:
         asked = settings.familiarity
-        key = (asked.basis, asked.effective_dims, settings.uses_moments)
+        key = (asked.basis, asked.filters, asked.effective_dims, settings.uses_moments)
         if key not in self._bases:
-            kind, dims, fine = key
-            self._bases[key] = make_basis(self.transfer.images, dims=dims, kind=kind, fine=fine)
+            kind, filters, dims, fine = key
+            self._bases[key] = make_basis(
+                self.transfer.images, dims=dims, kind=kind, filters=filters, fine=fine
+            )
         return self._bases[key]
 
     def _with_densities(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
@@ -174,7 +176,7 @@ class Classroom:
         if settings.uses_moments:
             return self._with_moments(settings, basis)
         asked = settings.familiarity
-        key = (asked.basis, asked.effective_dims, asked.density, asked.neighbours)
+        key = (asked.basis, asked.filters, asked.effective_dims, asked.density, asked.neighbours)
         per_class = settings.joint_densities
         with intra_op_threads(1):
             if key not in self._densities:
@@ -187,7 +189,8 @@ class Classroom:
             ]
 
     def _with_moments(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
-        key = (settings.familiarity.basis, settings.familiarity.effective_dims)
+        asked = settings.familiarity
+        key = (asked.basis, asked.filters, asked.effective_dims)
         if key not in self._moments:
             classes = self.federation.shape.num_classes
             with intra_op_threads(1):

@@ -181,7 +181,7 @@ def _teach(
         progress: told of every epoch.
     """
     federation = desk.room.federation
-    looks = {-(-settings.epochs * k // LOOKS): k for k in range(1, LOOKS + 1)}
+    looks = {-(-settings.all_epochs * k // LOOKS): k for k in range(1, LOOKS + 1)}
 
     def look(student: nn.Module, epoch: int, epochs: int) -> None:
         progress.on_epoch(federation.seed, epoch, epochs)
