@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.distillation.blends import Blends, blend
+from fedkd.distillation.blends import Blends, blend, move
 
 
 def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> Tensor:
@@ -93,3 +93,18 @@ def test_what_is_known_of_images_is_told_of_blends_in_their_shares() -> None:
     torch.testing.assert_close(
         found.interpolate(values[:, 0]), torch.tensor([4.0, 5.0], dtype=torch.float64)
     )
+
+
+def test_moved_images_are_blended_with_none() -> None:
+    images = pictures(4, 28, 28)
+    found = move(images, 3, torch.Generator().manual_seed(0))
+    assert found.images.shape == (12, 1, 28, 28)
+    known = torch.rand(4, 5)
+    assert torch.equal(found.interpolate(known), known.repeat(3, 1))
+    still = 0
+    for row, image in zip(found.first.tolist(), found.images, strict=True):
+        inner = image[:, 2:26, 2:26]
+        seen = images[row].unfold(1, 24, 1).unfold(2, 24, 1).flatten(1, 2)
+        assert bool((seen == inner[:, None]).flatten(2).all(2).any())
+        still += int(torch.equal(image, images[row]))
+    assert still < 12

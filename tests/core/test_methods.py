@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,6 +264,32 @@ def test_blends_are_added_to_the_images_with_what_teachers_say_of_them(labelled:
     assert math.isfinite(learn("kd", learnt, more)[0])
     learn("kd", again, more)
     assert torch.equal(learnt.linear.weight, again.linear.weight)
+
+
+def test_a_student_goes_on_with_what_is_not_blended() -> None:
+    """As if it learnt twice: at a fifth of the rate, and down to zero, the second time."""
+    unblended = make_lesson()
+    lesson = replace(with_blends(unblended, 2)[0], unblended=unblended)
+    settings: dict[str, Any] = {"blends": 2, "epochs": 3, "lr": 0.05, "batch_size": 8}
+    refined, once, twice = Scale(0), Scale(0), Scale(0)
+    loss, epochs = learn("kd", refined, lesson, **settings, refine=2)
+    assert epochs == 5
+
+    generator = torch.Generator().manual_seed(0)
+    first = Consolidation.model_validate(settings)
+    then = first.model_copy(update={"epochs": 2, "lr": 0.01, "schedule": "cosine"})
+    method = METHODS.load("kd")
+    method(once, replace(lesson, unblended=None), first, generator=generator, compute=Compute())
+    twice.load_state_dict(once.state_dict())
+    last = method(twice, unblended, then, generator=generator, compute=Compute())
+    assert torch.equal(refined.linear.weight, twice.linear.weight)
+    assert not torch.equal(refined.linear.weight, once.linear.weight)
+    assert loss == last
+
+
+def test_refinement_goes_with_blends() -> None:
+    with pytest.raises(ValueError, match="refine follows epochs with blends"):
+        Consolidation(refine=2)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,13 @@ def test_convolutions_see_what_normalised_patches_say(channels: int, side: int, 
     torch.testing.assert_close(found.double(), seen_one_by_one(bank, images), atol=2e-4, rtol=1e-3)
 
 
+def test_as_many_filters_as_are_asked_for() -> None:
+    assert learn_filters(digits(40), 7).kernels.shape == (7, 1, 3, 3)
+    basis = make_basis(digits(40), dims=5, kind="patches", filters=7)
+    assert isinstance(basis, PatchBasis)
+    assert basis.see(digits(2)).shape == (2, 2 * 7 * 9)
+
+
 def test_the_same_images_give_the_same_filters_with_any_number_of_threads() -> None:
     from fedkd.training import intra_op_threads
 

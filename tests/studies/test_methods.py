@@ -177,6 +177,17 @@ def test_blends_in_a_study_of_unlike_teachers(run: Any) -> None:
     assert entry["curve"][0]["bytes_up"] == plain["curve"][0]["bytes_up"]
 
 
+def test_refined_blends_and_fewer_filters_in_a_study(run: Any) -> None:
+    familiarity = {**POOLED["familiarity"], "basis": "patches"}
+    settings = {**POOLED, "teachers": "both", "student": "fresh", "epochs": 3, "blends": 3}
+    plain = new(run({**settings, "familiarity": familiarity}))
+    fewer = new(run({**settings, "familiarity": {**familiarity, "filters": 20}}))
+    refined = new(run({**settings, "familiarity": familiarity, "refine": 3}))
+    assert fewer["curve"][0]["bytes_down"] < plain["curve"][0]["bytes_down"]
+    assert refined["curve"][0]["bytes_up"] == plain["curve"][0]["bytes_up"]
+    assert refined["notes"]["student_agreement"] > plain["notes"]["student_agreement"]
+
+
 @pytest.mark.parametrize("density", ["gaussian", "knn"])
 def test_blends_of_images_whose_densities_silos_told(run: Any, density: str) -> None:
     settings = {"weighting": "familiarity", "familiarity": {"density": density}, "epochs": 5}
