@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about a minute)
 	$(BIN)/fedkd compare experiments/quickstart.yaml
 
-test: $(STAMP) ## run the default tests
-	$(PYTEST)
+test: $(STAMP) ## run the default tests, as many at a time as there are cores
+	$(PYTEST) -n auto --dist worksteal
 
 test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray
