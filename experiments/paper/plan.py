@@ -45,8 +45,11 @@ DENSITIES: dict[str, dict[str, Any]] = {
     },
 }
 """What a recipe may choose from, and what goes with it."""
-CENTRAL_RATES = ("0.02", "0.05", "0.1")
-CENTRAL_EPOCHS = ("10", "20")
+CENTRAL = {
+    "constant": (("0.02", "0.05", "0.1"), ("10", "20")),
+    "cosine": (("0.01", "0.02", "0.05", "0.1"), ("20",)),
+}
+"""Rates and epochs of central training, by schedule: a student's rate falls, so its rival's may."""
 INITS = ("shared", "per-silo")
 
 
@@ -152,13 +155,18 @@ def plan() -> list[Run]:
     ]
     runs.append(Run("cross-device", ("hundred",)))
     runs += [
-        Run(
-            "central",
-            ("lr", rate, "epochs", epochs),
-            (f"pretraining.lr={rate}", f"pretraining.epochs={epochs}"),
-        )
-        for rate in CENTRAL_RATES
-        for epochs in CENTRAL_EPOCHS
+        _central(rate, epochs, schedule)
+        for schedule, (rates, lengths) in CENTRAL.items()
+        for rate in rates
+        for epochs in lengths
     ]
     runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]
     return runs
+
+
+def _central(rate: str, epochs: str, schedule: str) -> Run:
+    variant: tuple[str, ...] = ("lr", rate, "epochs", epochs)
+    settings: tuple[str, ...] = (f"pretraining.lr={rate}", f"pretraining.epochs={epochs}")
+    if schedule == "constant":
+        return Run("central", variant, settings)
+    return Run("central", (*variant, schedule), (*settings, f"pretraining.schedule={schedule}"))
