@@ -63,7 +63,7 @@ def _record_all(missing: Sequence[Run], at_once: int) -> bool:
     failed = False
     begin = time.perf_counter()
     with _bar(console, len(missing)) as bar:
-        for run, outcome in _outcomes(missing, at_once):
+        for run, outcome in run_side_by_side(missing, at_once):
             failed = failed or isinstance(outcome, str)
             said = outcome if isinstance(outcome, str) else f"{outcome:.0f} s of processor time"
             bar.console.print(f"{run.record.stem}: {said}", markup=False, highlight=False)
@@ -74,7 +74,7 @@ def _record_all(missing: Sequence[Run], at_once: int) -> bool:
     return failed
 
 
-def _outcomes(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
+def run_side_by_side(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
     """Yield, as they end, each run with its seconds of processor time or why it failed."""
     with ProcessPoolExecutor(
         at_once, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from experiments.paper.__main__ import run_side_by_side
 from experiments.paper.claims import write_results
-from experiments.paper.plan import FOLDER, plan
+from experiments.paper.plan import FOLDER, Run, plan
 from experiments.paper.recommendation import OUT, fit_and_judge
 from experiments.paper.record import is_recorded
 from fedkd.study_file import load_study
@@ -30,3 +31,10 @@ def test_every_variant_of_the_plan_is_a_valid_study() -> None:
 def test_no_record_is_of_another_study_than_stands_here() -> None:
     kept = set((FOLDER / "results").glob("*.json"))
     assert kept == {run.record for run in plan() if is_recorded(run)}
+
+
+def test_a_run_that_fails_is_told_and_ends_no_other() -> None:
+    runs = [Run("no-such-study", (name,)) for name in "ab"]
+    found = dict(run_side_by_side(runs, at_once=2))
+    assert set(found) == set(runs)
+    assert all("no-such-study.yaml" in str(said) for said in found.values())
