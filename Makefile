@@ -25,10 +25,10 @@ test: $(STAMP) ## run the default tests, as many at a time as there are cores
 	$(PYTEST) -n auto --dist worksteal
 
 test-ray: $(STAMP) ## run the tests on Flower's Simulation Runtime
-	$(PYTEST) -m ray
+	$(PYTEST) -m ray tests/e2e
 
 test-hosts: $(STAMP) ## run the test on hosts of their own, in network namespaces; needs root
-	$(PYTEST) -m 'hosts and not slow'
+	$(PYTEST) -m 'hosts and not slow' tests/e2e
 
 test-notebooks: $(STAMP) ## execute the two notebooks
 	$(PYTEST) -m slow tests/e2e/test_notebooks.py
@@ -46,7 +46,7 @@ docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-browser: $(STAMP) ## open the report in headless Chromium; screenshots go to test-artefacts/
-	$(PYTEST) -m browser
+	$(PYTEST) -m browser -n auto --dist worksteal tests/e2e
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
