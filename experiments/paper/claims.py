@@ -61,8 +61,9 @@ def write_results(path: Path) -> None:
             "Accuracies are per cent on test images, mean over three seeds and in brackets the least and "
             "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
             "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            "in the study files. Records were made on two kinds of processors (each names its own): an "
-            "accuracy run on another may differ by an image or a few."
+            "in the study files. Records were made on two kinds of processors, and most of them before last bits "
+            "of predictions and of what filters see moved for speed: an accuracy run today may differ by an "
+            "image or a few."
         ),
     ]
     for judge, studies in CLAIMS:
