@@ -63,7 +63,7 @@ def store(task: Task) -> None:
 def _federation(task: Task) -> dict[str, object]:
     """Identify the data and models that the run knows; a random start asks for no silo's model."""
     known = task.federation.fingerprint()
-    if task.federation.study.arms[task.arm].start != "random":
+    if task.federation.study.arms[task.arm].needs_pretrained:
         return known
     return {key: part for key, part in known.items() if key not in ("pretraining", "checkpoints")}
 

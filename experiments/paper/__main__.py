@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,8 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.paper.claims import write_results
 from experiments.paper.plan import FOLDER, RATES, Run, plan
 from experiments.paper.recipe import choose_missing
-from experiments.paper.record import is_recorded, record
-from fedkd.errors import FedKDError
+from experiments.paper.record import attempt, is_recorded
 
 RESULTS = FOLDER / "RESULTS.md"
 
@@ -47,7 +45,10 @@ def main() -> None:
             if given.only in ("", study):
                 choose_missing(study)
         missing = [run for run in plan() if not is_recorded(run) and given.only in ("", run.study)]
-        failed = _record_all(missing, max(1, given.at_once))
+        try:
+            failed = _record_all(missing, max(1, given.at_once))
+        except KeyboardInterrupt:
+            sys.exit("paper: interrupted; what was recorded is kept, the same command goes on")
     write_results(RESULTS)
     print(f"written: {RESULTS}")  # noqa: T201 -- a script
     sys.exit(int(failed))
@@ -76,16 +77,11 @@ def _record_all(missing: Sequence[Run], at_once: int) -> bool:
 
 def run_side_by_side(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
     """Yield, as they end, each run with its seconds of processor time or why it failed."""
-    with ProcessPoolExecutor(
-        at_once, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    # Left by Ctrl-C, the pool ends what is under way and begins nothing more.
+    with context.Pool(at_once, maxtasksperchild=1) as pool:
         # The dear ones first, so that no core is idle while the last of them ends.
-        under_way = {pool.submit(record, run): run for run in reversed(missing)}
-        for future in as_completed(under_way):
-            try:
-                yield under_way[future], future.result()
-            except FedKDError as error:
-                yield under_way[future], f"failed: {error}"
+        yield from pool.imap_unordered(attempt, list(reversed(missing)))
 
 
 def _bar(console: Console, total: int) -> Progress:

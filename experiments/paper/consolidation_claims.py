@@ -32,10 +32,8 @@ WEIGHTINGS = (
 )
 
 
-def _starts(
-    records: Records, study: str, arms: Sequence[str], variants: Sequence[str] | None = None
-) -> list[tuple[str, ...]]:
-    names = [v for v in records.variants(study) if variants is None or v[0] in variants]
+def _starts(records: Records, study: str, arms: Sequence[str]) -> list[tuple[str, ...]]:
+    names = records.variants(study)
     return [(arm, *(cell(records.start(study, name, arm)) for name in names)) for arm in arms]
 
 

@@ -39,6 +39,8 @@ def measure(run: Run, console: Console) -> dict[str, Any]:
         silo_pool(study) as pool,
         PairsProgress(console) as progress,
     ):
-        results = measure_pairs(study, out=Path(scratch), pool=pool, progress=progress).results
-    rows = [[row[key] for key in COLUMNS] for row in results["rows"]]
+        measured = measure_pairs(study, out=Path(scratch), pool=pool, progress=progress)
+    if measured.interrupted:
+        raise KeyboardInterrupt  # a part of a table is no record of it
+    rows = [[row[key] for key in COLUMNS] for row in measured.results["rows"]]
     return {"columns": COLUMNS, "rows": rows}

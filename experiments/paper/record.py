@@ -17,6 +17,7 @@ from experiments.paper.plan import Run
 from experiments.runner import run_study
 from fedkd.cache import cache_root
 from fedkd.description import describe
+from fedkd.errors import FedKDError
 from fedkd.federation import Federation
 from fedkd.files import write_json
 from fedkd.progress import StudyProgress
@@ -51,13 +52,24 @@ def record(run: Run) -> float:
     return seconds
 
 
+def attempt(run: Run) -> tuple[Run, float | str]:
+    """Record a run; return it with its seconds of processor time, or with why it failed."""
+    try:
+        return run, record(run)
+    except FedKDError as error:
+        return run, f"failed: {error}"
+
+
 def _compare(run: Run, console: Console) -> dict[str, Any]:
     study = load_study(run.path, run.overrides)
     with (
         tempfile.TemporaryDirectory() as scratch,
         StudyProgress(console, len(study.arms) * len(study.seeds)) as progress,
     ):
-        summary = run_study(study, out=Path(scratch), fresh=False, progress=progress).summary
+        outcome = run_study(study, out=Path(scratch), fresh=False, progress=progress)
+    if outcome.interrupted:
+        raise KeyboardInterrupt  # a part of a study is no record of it
+    summary = outcome.summary
     return {
         "versions": summary["versions"],
         "processor": summary["machine"]["processor"],
