@@ -158,16 +158,19 @@ def pool(
     Args:
         logits: ``[M, N, K]``.
         weights: ``[M, N]`` or ``[M, N, K]``, summing to one over M.
-        temperature: T, applied to the teachers' logits.
+        temperature: T, applied to the teachers' logits, or to what a mixture says.
         pooling: ``probs`` for sum_m w_m softmax(t_m / T), ``logits`` for
-            softmax(sum_m w_m t_m / T); ``median`` and ``trimmed-mean`` take the weighted median or
-            trimmed mean of each class's probabilities, renormalised over K.
+            softmax(sum_m w_m t_m / T), ``mixture`` for softmax(log(sum_m w_m softmax(t_m)) / T);
+            ``median`` and ``trimmed-mean`` take the weighted median or trimmed mean of each
+            class's probabilities, renormalised over K.
         trim: weight that ``trimmed-mean`` cuts off at either end.
 
     Returns:
         float32 probabilities ``[N, K]``.
     """
-    scaled = logits.double() / temperature
+    scaled = logits.double()
+    if pooling != "mixture":
+        scaled = scaled / temperature
     each = weights if weights.dim() == 3 else weights[:, :, None]
     if pooling == "logits":
         return torch.softmax((each * scaled).sum(0), dim=1).float()
@@ -181,6 +184,9 @@ def pool(
         pooled = torch.where(total > LEAST_TOTAL, middle / total.clamp_min(LEAST_TOTAL), pooled)
     if weights.dim() == 3:
         pooled = pooled / pooled.sum(1, keepdim=True)
+    if pooling == "mixture":
+        # Only now: who is heard is settled, and the classes keep their order.
+        pooled = torch.softmax(pooled.log() / temperature, dim=1)
     return pooled.float()
 
 

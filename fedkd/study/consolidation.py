@@ -28,8 +28,8 @@ class Familiarity(Section):
     )
     dims: Count | None = Field(
         None,
-        description="most dimensions of the basis; 50, or 500 (pooled, whose numbers grow with "
-        "their square)",
+        description="most dimensions of the basis; 50, or 500 but half the transfer images at most "
+        "(pooled, whose numbers grow with their square)",
     )
     filters: int = Field(
         100, ge=1, le=2000, description="of basis: patches; more see more, at their price"
@@ -104,10 +104,10 @@ class Consolidation(Section):
         AfterValidator(WEIGHTINGS.check),
         Field(json_schema_extra={"examples": list(WEIGHTINGS)}),
     ] = "equal"
-    pooling: Literal["probs", "logits", "median", "trimmed-mean"] = Field(
+    pooling: Literal["probs", "mixture", "logits", "median", "trimmed-mean"] = Field(
         "probs",
         description="weighted means of probabilities or logits, or robust ones of each class's "
-        "probabilities",
+        "probabilities; temperature softens every teacher, but of a mixture what all say together",
     )
     trim: float = Field(
         0.2, gt=0, lt=0.5, description="weight cut off at either end; of pooling trimmed-mean"

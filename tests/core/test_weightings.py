@@ -153,6 +153,23 @@ def test_pooling_by_hand(temperature: float) -> None:
     assert logits[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_a_mixture_is_softened_as_a_whole_by_hand(temperature: float) -> None:
+    found = pool(LOGITS, WEIGHTS, temperature=temperature, pooling="mixture")
+    first = 0.75 * sigmoid(2) + 0.25 * sigmoid(-6)
+    odds = (first / (1 - first)) ** (1 / temperature)
+    assert found.dtype == torch.float32
+    assert found[0].tolist() == pytest.approx([odds / (1 + odds), 1 / (1 + odds)], abs=1e-6)
+
+
+def test_a_mixture_bears_a_class_that_nobody_believes_in() -> None:
+    sure = torch.tensor([[[2000.0, -2000.0]]])
+    weights = torch.ones(1, 1, dtype=torch.float64)
+    for temperature in (0.5, 1.0, 20.0):
+        found = pool(sure, weights, temperature=temperature, pooling="mixture")
+        assert found.tolist() == [[1.0, 0.0]]
+
+
 def test_combine_weighs_at_temperature_one_and_pools_at_the_studys() -> None:
     evidence = make_evidence()
     hot = Consolidation(weighting="confidence", temperature=4.0)
