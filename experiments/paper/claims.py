@@ -19,10 +19,12 @@ from experiments.paper.consolidation_claims import (
     tuned_against_default,
     weighting,
 )
+from experiments.paper.costs import processor_time
 from experiments.paper.exchange_claims import one_exchange
 from experiments.paper.figures import Records
 from experiments.paper.findings import Finding, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
+from experiments.paper.plan import plan
 from experiments.paper.rounds import cross_device, rounds_saved, silos_that_lose
 from experiments.paper.starts import starts_tried
 from experiments.paper.transfer_claims import teachers, transfer_size, transfer_type
@@ -46,6 +48,7 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (teachers, ("transfer-digits",)),
     (one_exchange, ("central", "one-exchange")),
     (cross_device, ("cross-device",)),
+    (processor_time, tuple(dict.fromkeys(run.study for run in plan()))),
 )
 """Every judge, and the studies that it needs."""
 
