@@ -12,6 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -76,12 +78,41 @@ def _record_all(missing: Sequence[Run], at_once: int) -> bool:
 
 
 def run_side_by_side(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
-    """Yield, as they end, each run with its seconds of processor time or why it failed."""
+    """Yield, as they end, each run with its seconds of processor time or why it failed.
+
+    A process that is killed is a run that failed. Closed or left by Ctrl-C, this ends what is
+    under way and begins nothing more.
+    """
     context = multiprocessing.get_context("spawn")
-    # Left by Ctrl-C, the pool ends what is under way and begins nothing more.
-    with context.Pool(at_once, maxtasksperchild=1) as pool:
-        # The dear ones first, so that no core is idle while the last of them ends.
-        yield from pool.imap_unordered(attempt, list(reversed(missing)))
+    waiting = list(missing)
+    under_way: dict[Connection, tuple[Run, SpawnProcess]] = {}
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < at_once:
+                # The dear ones first, so that no core is idle while the last of them ends.
+                run = waiting.pop()
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=attempt, args=(run, theirs))
+                process.start()
+                theirs.close()
+                under_way[ours] = run, process
+            for ours in (end for end in wait(list(under_way)) if isinstance(end, Connection)):
+                run, process = under_way.pop(ours)
+                yield run, _outcome(ours, process)
+    finally:
+        for _, process in under_way.values():
+            process.terminate()
+
+
+def _outcome(ours: Connection, process: SpawnProcess) -> float | str:
+    with ours:
+        try:
+            found: float | str = ours.recv()
+        except EOFError:
+            process.join()
+            return f"failed: its process ended with exit code {process.exitcode}"
+    process.join()
+    return found
 
 
 def _bar(console: Console, total: int) -> Progress:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def record(run: Run) -> float:
     return seconds
 
 
-def attempt(run: Run) -> tuple[Run, float | str]:
-    """Record a run; return it with its seconds of processor time, or with why it failed."""
+def attempt(run: Run, outcome: Connection) -> None:
+    """Record a run; send its seconds of processor time, or why it failed."""
     try:
-        return run, record(run)
+        outcome.send(record(run))
     except FedKDError as error:
-        return run, f"failed: {error}"
+        outcome.send(f"failed: {error}")
 
 
 def _compare(run: Run, console: Console) -> dict[str, Any]:

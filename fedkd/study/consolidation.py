@@ -28,8 +28,8 @@ class Familiarity(Section):
     )
     dims: Count | None = Field(
         None,
-        description="most dimensions of the basis; 50, or 500 but half the transfer images at most "
-        "(pooled, whose numbers grow with their square)",
+        description="most dimensions of the basis; 50, or 500 (pooled, whose numbers grow with "
+        "their square; more than half as many as transfer images are not used)",
     )
     filters: int = Field(
         100, ge=1, le=2000, description="of basis: patches; more see more, at their price"

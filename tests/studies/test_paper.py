@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 from experiments.paper.__main__ import run_side_by_side
@@ -38,3 +40,19 @@ def test_a_run_that_fails_is_told_and_ends_no_other() -> None:
     found = dict(run_side_by_side(runs, at_once=2))
     assert set(found) == set(runs)
     assert all("no-such-study.yaml" in str(said) for said in found.values())
+
+
+class Killed(Run):
+    """A run whose process the system ends, as it does where memory is short."""
+
+    @property
+    def path(self) -> Path:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+def test_a_run_whose_process_is_killed_is_told_and_ends_no_other() -> None:
+    runs = [Run("no-such-study", ("a",)), Killed("killed", ("b",))]
+    found = dict(run_side_by_side(runs, at_once=1))
+    assert "exit code -9" in str(found[runs[1]])
+    assert "no-such-study.yaml" in str(found[runs[0]])
