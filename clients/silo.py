@@ -91,9 +91,10 @@ class Silo:
         Returns:
             The trained state and the mean local loss of the last local epoch.
         """
+        rounds = settings.in_round(round_number)
         with self._model(self.global_arch, state) as model:
             loss = train_locally(
-                LocalTask(model, self.data, self.shape.num_classes, settings, self.compute),
+                LocalTask(model, self.data, self.shape.num_classes, rounds, self.compute),
                 generator=torch_generator(self.seed, "local-training", self.name, round_number),
             )
             return copy_state(model), loss

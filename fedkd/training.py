@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fedkd.data.images import Images, as_float
 from fedkd.errors import UserError
+from fedkd.models.filterbank import split_fixed
 from fedkd.randomness import DrawFrom, draws_at_random
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
@@ -114,6 +115,9 @@ def fit(
         on_epoch: called after every epoch.
         mix: makes a batch's tensors, images first, into those that are learnt from.
     """
+    learner = model
+    if mix is None:
+        learner, images = _see_once(model, images, compute)
     model.train()
     optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
     bounds = batch_bounds(len(images), sgd.batch_size)
@@ -136,7 +140,7 @@ def fit(
                 batch, *rest = mix([batch, *rest])
             optimiser.zero_grad()
             with noise, compute.autocast():
-                logits = model(batch)
+                logits = learner(batch)
             batch_loss = loss(logits.float(), rest)
             batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
             optimiser.step()
@@ -148,6 +152,22 @@ def fit(
         if not torch.isfinite(total):
             break
     return mean
+
+
+SEEN_BYTES = 4 << 30
+"""Most memory that features of a model's fixed part may take; of more images none are kept."""
+
+
+def _see_once(model: nn.Module, images: Tensor, compute: Compute) -> tuple[nn.Module, Tensor]:
+    """Return what of a model learns, and what its fixed part, if there is one, sees of images."""
+    split = split_fixed(model)
+    if split is None or images.is_floating_point():
+        return model, images
+    fixed, learner = split
+    width = predict(fixed, images[:1], compute=compute).numel()
+    if len(images) * width * 4 > SEEN_BYTES:
+        return model, images
+    return learner, predict(fixed, images, compute=compute)
 
 
 def is_channels_last(model: nn.Module) -> bool:

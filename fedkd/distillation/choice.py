@@ -7,6 +7,8 @@ from typing import Any
 
 from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import Images
+from fedkd.distillation.discriminant import discriminant_student
+from fedkd.distillation.familiarity import Basis
 from fedkd.distillation.teachers import Teachers
 from fedkd.models.building import build_model
 from fedkd.seeding import derive_seed
@@ -34,7 +36,13 @@ class Choice:
 
 
 def choose(
-    teachers: Teachers, settings: Consolidation, *, validation: Images, arch: str, seed: int
+    teachers: Teachers,
+    settings: Consolidation,
+    *,
+    validation: Images,
+    arch: str,
+    seed: int,
+    basis: Basis | None = None,
 ) -> Choice:
     """Choose the student and those who teach it.
 
@@ -44,12 +52,13 @@ def choose(
         validation: labelled images by which the choice is made; may be empty where it needs none.
         arch: architecture of the student.
         seed: of the study's repetition.
+        basis: in which the teachers' moments are told, or None.
 
     Raises:
-        FedKDError: no teacher has the architecture that the student needs.
+        FedKDError: no teacher has the architecture, or told the moments, that the student needs.
     """
     notes: dict[str, Any] = {}
-    start, chosen = _student(teachers, settings, validation, arch, seed)
+    start, chosen = _student(teachers, settings, validation, arch, seed, basis)
     silo = None if chosen is None else teachers.members[chosen].silo
     if silo is not None:
         notes["student"] = silo
@@ -66,12 +75,21 @@ def choose(
 
 
 def _student(
-    teachers: Teachers, settings: Consolidation, validation: Images, arch: str, seed: int
+    teachers: Teachers,
+    settings: Consolidation,
+    validation: Images,
+    arch: str,
+    seed: int,
+    basis: Basis | None,
 ) -> tuple[State, int | None]:
     """Return the state in which the student begins, and which teacher it is, if one."""
     if settings.student == "fresh":
         drawn = derive_seed(seed, "fresh-student")
         return copy_state(build_model(arch, teachers.shape, seed=drawn)), None
+    if settings.student == "discriminant":
+        moments = [teacher.moments for teacher in teachers.members]
+        scale = settings.familiarity.effective_scale
+        return discriminant_student(moments, basis, teachers.shape, scale=scale), None
     if settings.student == "average":
         return teachers.average(arch), None
     index = teachers.pick(settings.student, arch, validation, seed)

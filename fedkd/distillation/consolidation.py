@@ -37,7 +37,7 @@ class Consolidated:
         start: its weights before.
         teachers: those that taught.
         notes: figures for the record: mean weight of each teacher, last loss, who was chosen.
-        loss: mean of the last epoch.
+        loss: mean of the last epoch; NaN where there was none.
     """
 
     state: State
@@ -55,7 +55,12 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
     """
     heard, told = leave_out_the_doubted(those_that_teach(teachers, settings), settings, school)
     choice = choose(
-        heard, settings, validation=school.validation, arch=school.arch, seed=school.seed
+        heard,
+        settings,
+        validation=school.validation,
+        arch=school.arch,
+        seed=school.seed,
+        basis=school.basis,
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
     return replace(learnt, notes=told | choice.notes | learnt.notes)
@@ -129,11 +134,13 @@ def distil(
     model = build_model(school.arch, school.shape, seed=0).to(school.compute.device)
     model.load_state_dict(start)
     ensemble = make_ensemble(teachers, settings, school)
-    if settings.teachers == "validation":
-        lesson = make_control_lesson(school)
-    else:
-        lesson = make_lesson(teachers, settings, school, ensemble, student)
-    loss = _learn(model, lesson, settings, school)
+    loss = math.nan
+    if settings.all_epochs:
+        if settings.teachers == "validation":
+            lesson = make_control_lesson(school)
+        else:
+            lesson = make_lesson(teachers, settings, school, ensemble, student)
+        loss = _learn(model, lesson, settings, school)
     state = copy_state(model)
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")

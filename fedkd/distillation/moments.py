@@ -144,3 +144,18 @@ def pool_moments(told: Sequence[Moments | None]) -> Discriminant | None:
         torch.tensor(priors, dtype=torch.float64),
         (len(told), classes),
     )
+
+
+def merge_moments(told: Sequence[Moments | None]) -> Moments | None:
+    """Return the moments of all silos' images together; None if nobody told any."""
+    known = [moments for moments in told if moments is not None]
+    if not known:
+        return None
+    counts = torch.stack([moments.counts for moments in known])
+    means = torch.stack([moments.means.double() for moments in known])
+    second = torch.stack([moments.second.double() for moments in known])
+    images = counts.sum(1).double()
+    of_class = counts.sum(0)
+    merged = (counts[:, :, None] * means).sum(0) / of_class.clamp_min(1)[:, None]
+    within = (images[:, None, None] * second).sum(0) / images.sum()
+    return Moments(of_class, merged.float(), within.float())

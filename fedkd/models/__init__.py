@@ -10,11 +10,16 @@ ARCHITECTURES = Registry(
     "architecture",
     {
         "cnn": "fedkd.models.builtin:cnn",
+        "filterbank": "fedkd.models.filterbank:filterbank",
         "lenet5": "fedkd.models.builtin:lenet5",
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
     },
 )
+
+FILTERBANK = "filterbank"
+FILTERBANK_MAPS = 200
+"""Filters of the architecture of that name."""
 
 TORCHVISION = "torchvision:"
 _USER_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

@@ -90,7 +90,7 @@ def check_model(arch: str, shape: Shape) -> None:
 
 
 def count_bytes(arch: str, shape: Shape) -> int:
-    """Return how many bytes the parameters of ``arch`` take, without taking them.
+    """Return how many bytes the weights of ``arch`` take, without taking them.
 
     For built-in and torchvision's architectures, whose shape an untrusted file may tell.
 
@@ -99,7 +99,7 @@ def count_bytes(arch: str, shape: Shape) -> int:
     """
     with torch.device("meta"):
         model = _build(_find(arch), arch, shape)
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def arch_fingerprint(arch: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.distillation import METHODS, NEEDS_MODELS, WEIGHTINGS
+from fedkd.models import FILTERBANK_MAPS
 from fedkd.study.sections import Count, Fraction, Momentum, Rate, Section
 
 _SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
@@ -129,8 +130,10 @@ class Consolidation(Section):
     mode: Literal["weights", "logits"] = Field(
         "weights", description="what a silo sends: its model, or only its predictions"
     )
-    student: Literal["average", "best", "worst", "random", "fresh"] = Field(
-        "average", description="the average of the silos' models, one of them, or a new model"
+    student: Literal["average", "best", "worst", "random", "fresh", "discriminant"] = Field(
+        "average",
+        description="the average of the silos' models, one of them, a new model, or, of arch "
+        "filterbank, the one that the silos' moments give in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
@@ -145,7 +148,9 @@ class Consolidation(Section):
         0.5, ge=0, le=1, description="of the teachers against labels; 1 without labels"
     )
     tau: Rate = Field(0.1, description="sharpness of the confidence weighting")
-    epochs: Count = 50
+    epochs: int = Field(
+        50, ge=0, le=1_000_000, description="0 leaves a student discriminant as it is"
+    )
     batch_size: Count = 32
     lr: Rate = 0.05
     momentum: Momentum = 0.9
@@ -189,18 +194,13 @@ class Consolidation(Section):
                 "trust: agreement needs to be told who knows what: weighting: familiarity with "
                 "familiarity.density: gaussian"
             )
+        self._check_epochs()
+        if self.student == "discriminant":
+            self._check_moments_suffice()
         if self.mode == "logits":
             self._check_logits_suffice()
         if self.sequence == "sequential" and self.method != "dp-kd":
             raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
-        if self.mixup and self.method in ("dml", "dp-kd"):
-            raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
-        if self.blends and self.method != "kd":
-            raise ValueError(f"blends are for method: kd, not {self.method}")
-        if self.blends and self.mixup:
-            raise ValueError("blends are mixed already; leave mixup out")
-        if self.refine and not self.blends:
-            raise ValueError("refine follows epochs with blends; set blends, or leave refine out")
         if self.teachers == "validation" and self.method != "fine-tune":
             raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
         if self.teachers == "both" and self.method != "kd":
@@ -209,9 +209,36 @@ class Consolidation(Section):
             raise ValueError(f"teachers: densities has no models for method: {self.method}")
         return self
 
+    def _check_epochs(self) -> None:
+        if self.mixup and self.method in ("dml", "dp-kd"):
+            raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
+        if self.blends and self.method != "kd":
+            raise ValueError(f"blends are for method: kd, not {self.method}")
+        if self.blends and self.mixup:
+            raise ValueError("blends are mixed already; leave mixup out")
+        if self.refine and not self.blends:
+            raise ValueError("refine follows epochs with blends; set blends, or leave refine out")
+        if self.epochs == 0 and (self.student != "discriminant" or self.blends):
+            raise ValueError(
+                "epochs: 0 teaches nothing; it is for student: discriminant without blends, which "
+                "needs no teaching"
+            )
+
+    def _check_moments_suffice(self) -> None:
+        if not (self.uses_moments and self.familiarity.basis == "patches"):
+            raise ValueError(
+                "student: discriminant follows from moments of what filters see: set weighting: "
+                "familiarity with familiarity.density: pooled and familiarity.basis: patches"
+            )
+        if self.familiarity.filters != FILTERBANK_MAPS:
+            raise ValueError(
+                f"student: discriminant is a filterbank of {FILTERBANK_MAPS} filters; set "
+                f"familiarity.filters: {FILTERBANK_MAPS}"
+            )
+
     def _check_logits_suffice(self) -> None:
         remedy = "but mode: logits sends only predictions; use mode: weights"
-        if self.student != "fresh":
+        if self.student not in ("fresh", "discriminant"):
             raise ValueError(
                 f"student: {self.student} needs the silos' models, {remedy}, or student: fresh"
             )
@@ -249,6 +276,11 @@ class Consolidation(Section):
     def joint_densities(self) -> bool:
         """Whether the densities teach too, for which they must be told by class."""
         return self.teachers in ("both", "densities")
+
+    @property
+    def rests_on_densities(self) -> bool:
+        """Whether no weighting but by densities goes with it."""
+        return self.joint_densities or self.student == "discriminant"
 
     @property
     def uses_features(self) -> bool:

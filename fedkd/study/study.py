@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedkd.distillation import LEAST_TRANSFER_IMAGES, NEEDS_LABELS
+from fedkd.models import FILTERBANK
 from fedkd.names import natural_key
 from fedkd.registry import suggest
 from fedkd.study.arm import Arm
@@ -249,6 +250,13 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
     if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
         return
     arch = study.global_arch(name)
+    if chosen == "discriminant":
+        if arch != FILTERBANK:
+            raise ValueError(
+                f"arms.{name}.consolidation.student: discriminant is a {FILTERBANK}, but the arm's "
+                f"model is {arch}; set arms.{name}.arch: {FILTERBANK}"
+            )
+        return
     others = sorted({study.arch_of(silo) for silo in study.silo_names})
     if chosen != "fresh" and arch not in others:
         key = "consolidation.student" if study.arms[name].consolidation else "start"

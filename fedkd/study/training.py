@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -14,6 +15,7 @@ LocalLoss = Annotated[
 ]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
+Schedule = Literal["constant", "cosine"]
 
 
 class Model(Section):
@@ -32,7 +34,7 @@ class Pretraining(Section):
     lr: Rate = 0.02
     momentum: Momentum = 0.9
     batch_size: Count = 32
-    schedule: Literal["constant", "cosine"] = Field(
+    schedule: Schedule = Field(
         "constant", description="of the learning rate; cosine: down to zero over all epochs"
     )
     init: Literal["shared", "per-silo"] = Field(
@@ -56,6 +58,10 @@ class Rounds(Section):
     lr: Rate = 0.05
     momentum: Momentum = 0.9
     weight_decay: float = Field(0.0, ge=0, le=1)
+    schedule: Schedule = Field(
+        "constant",
+        description="of the learning rate over the rounds; cosine: towards zero after max rounds",
+    )
     local_loss: LocalLoss = "cross-entropy"
     mu: Weight = Field(0.01, description="of local_loss proximal: half of it times the distance")
     beta: Weight = Field(1.0, description="of local_loss not-true: weight of the old predictions")
@@ -84,6 +90,18 @@ class Rounds(Section):
         0.2, gt=0, lt=0.5, description="share cut off at either end; of aggregation trimmed-mean"
     )
 
+    def in_round(self, number: int) -> Rounds:
+        """Return the settings of one round, counted from 1, with its learning rate.
+
+        By ``cosine`` lr (1 + cos(pi (r - 1) / max)) / 2: Loshchilov & Hutter 1608.03983, without
+        restarts. FedAvg on uneven data needs a rate that falls to come near the optimum (Li et al.
+        1907.02189).
+        """
+        if self.schedule == "constant":
+            return self
+        share = (1 + math.cos(math.pi * (number - 1) / self.max)) / 2
+        return self.model_copy(update={"lr": self.lr * share})
+
 
 class RoundOverrides(Section):
     """Keys of ``rounds`` that one arm sets otherwise."""
@@ -96,6 +114,7 @@ class RoundOverrides(Section):
     lr: Rate | None = None
     momentum: Momentum | None = None
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    schedule: Schedule | None = None
     local_loss: LocalLoss | None = None
     mu: Weight | None = None
     beta: Weight | None = None

@@ -124,6 +124,11 @@ def choose_arm(study: Study, arm: str | None) -> str:
             "data.transfer.source: student-silo keeps the transfer images on the student's silo, "
             "where no server can try settings on them; tune on another transfer set"
         )
+    if settings.epochs == 0:
+        raise UserError(
+            f"arms.{arm}.consolidation.epochs: 0 leaves nothing to tune; set some, or choose "
+            "another arm"
+        )
     if settings.uses_densities and settings.familiarity.basis == "features":
         raise UserError(
             f"arms.{arm}.consolidation.familiarity.basis: features is not tuned, as its basis is "

@@ -116,7 +116,7 @@ def committee(room: Classroom) -> Tensor:
 
 def label_free_weightings(room: Classroom) -> list[str]:
     """Return the weightings that can be tried here and need no label."""
-    if room.own.joint_densities:
+    if room.own.rests_on_densities:
         return ["familiarity"]
     known = ["equal", "size", "confidence", "class-prior", "consensus"]
     return [*known, "familiarity"] if room.has_basis() else known

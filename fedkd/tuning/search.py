@@ -119,7 +119,9 @@ def run(
 def make_space(room: Classroom, judge: Judge) -> Space:
     """Return what may be varied for the arm whose teachers these are."""
     weightings = label_free_weightings(room)
-    if judge == "validation" and room.own.mode == "weights" and room.own.teachers == "models":
+    own = room.own
+    by_models = own.teachers == "models" and not own.rests_on_densities
+    if judge == "validation" and own.mode == "weights" and by_models:
         weightings.append("accuracy")
     labelled = room.federation.study.data.transfer.labelled
     return Space(room.own, labelled=labelled, weightings=weightings)

@@ -32,6 +32,16 @@ def make_data(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     return data
 
 
+def discriminant(**changes: Any) -> dict[str, Any]:
+    """Return the consolidation of a student in closed form, whose familiarity is changed."""
+    familiarity = {"density": "pooled", "basis": "patches", "filters": 200, **changes}
+    return {
+        "student": "discriminant",
+        "weighting": "familiarity",
+        "familiarity": familiarity,
+    }
+
+
 def refusal(changes: dict[str, Any]) -> str:
     """Return the message with which a changed study is refused."""
     with pytest.raises(UserError) as caught:
@@ -141,7 +151,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"arms/fedkd/consolidation/student": "averge"},
         (
             "s.yaml: arms.fedkd.consolidation.student: 'averge' is not one of average, best, "
-            "worst, random, fresh (did you mean 'average'?)"
+            "worst, random, fresh, discriminant (did you mean 'average'?)"
         ),
     ),
     "unknown start": (
@@ -313,6 +323,26 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"arms/fedkd/consolidation/mode": "logits"},
         "s.yaml: arms.fedkd.consolidation: student: average needs the silos' models",
     ),
+    "discriminant without moments of what filters see": (
+        {"arms/fedkd/consolidation": {"student": "discriminant", "weighting": "familiarity"}},
+        "student: discriminant follows from moments of what filters see: set weighting: ",
+    ),
+    "discriminant behind too few filters": (
+        {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": discriminant(filters=100)},
+        "student: discriminant is a filterbank of 200 filters; set familiarity.filters: 200",
+    ),
+    "discriminant in an arm of another architecture": (
+        {"arms/fedkd/consolidation": discriminant()},
+        "but the arm's model is cnn; set arms.fedkd.arch: filterbank",
+    ),
+    "no epochs for a student that needs some": (
+        {"arms/fedkd/consolidation": {"epochs": 0}},
+        "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
+    ),
+    "no epochs for blends": (
+        {"arms/fedkd/consolidation": {**discriminant(), "epochs": 0, "blends": 2}},
+        "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
+    ),
     "unknown baseline": (
         {"baselines": ["fedavgg"]},
         "s.yaml: baselines: no arm is named 'fedavgg' (did you mean 'fedavg'?)",
@@ -474,3 +504,22 @@ def test_architectures_are_those_of_silos_and_arms() -> None:
     }
     study = parse_study(yaml.safe_dump(make_data(changes)))
     assert study.architectures == ("cnn", "lenet5", "mlp")
+
+
+@pytest.mark.parametrize("epochs", [0, 5])
+@pytest.mark.parametrize("mode", ["weights", "logits"])
+def test_a_discriminant_needs_no_silo_of_its_architecture(epochs: int, mode: str) -> None:
+    settings = {**discriminant(), "epochs": epochs, "mode": mode}
+    changes = {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": settings}
+    study = parse_study(yaml.safe_dump(make_data(changes)))
+    assert study.global_arch("fedkd") == "filterbank"
+
+
+def test_a_rounds_rate_falls_along_a_cosine_if_it_is_to() -> None:
+    changes = {"rounds": {"max": 4, "lr": 0.1}, "arms/fedkd/rounds": {"schedule": "cosine"}}
+    study = parse_study(yaml.safe_dump(make_data(changes)))
+    constant, falling = study.rounds_of("fedavg"), study.rounds_of("fedkd")
+    assert [constant.in_round(number).lr for number in (1, 4)] == [0.1, 0.1]
+    rates = [falling.in_round(number).lr for number in (1, 2, 3, 4)]
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    assert falling.in_round(2).model_copy(update={"lr": 0.1}) == falling

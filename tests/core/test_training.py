@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 
+from fedkd import training
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images, as_float
+from fedkd.models import filterbank
 from fedkd.models.building import Shape, build_model
 from fedkd.training import (
     Compute,
@@ -258,3 +260,42 @@ def test_cosine_falls_from_the_learning_rate_to_zero() -> None:
     rates.append(optimiser.param_groups[0]["lr"])
     expected = [0.2 * (1 + math.cos(math.pi * step / 4)) for step in range(5)]
     assert rates == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_fixed_filters_see_each_image_once_and_training_is_the_same(
+    epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against training in which every batch goes through the whole model."""
+    looked: list[int] = []
+    see = filterbank.see
+
+    def count(images: Tensor, kernels: Tensor, offset: Tensor) -> Tensor:
+        looked.append(len(images))
+        return see(images, kernels, offset)
+
+    monkeypatch.setattr(filterbank, "see", count)
+
+    def weights() -> tuple[Tensor, Tensor]:
+        model = build_model("filterbank", Shape(4, 1, 8), seed=1)
+        train_supervised(
+            model,
+            make_images(),
+            sgd=Sgd(epochs, 7, 0.01, 0.9),
+            generator=torch.Generator().manual_seed(0),
+            compute=Compute(),
+        )
+        state = model.state_dict()
+        return state["0.kernels"], state["1.weight"]
+
+    kernels, once = weights()
+    assert sum(looked) == 50 + 1, "and one image to know how wide features are"
+    monkeypatch.setattr(training, "SEEN_BYTES", 0)
+    looked.clear()
+    same, each_time = weights()
+    assert sum(looked) == 50 * epochs + 1
+    torch.testing.assert_close(once, each_time, atol=1e-5, rtol=1e-4)
+    begun = build_model("filterbank", Shape(4, 1, 8), seed=1).state_dict()
+    assert torch.equal(kernels, same)
+    assert torch.equal(kernels, begun["0.kernels"]), "filters are not trained"
+    assert not torch.equal(once, begun["1.weight"])

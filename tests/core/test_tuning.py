@@ -131,6 +131,26 @@ def test_a_student_is_the_one_that_fedkd_makes(
     assert mine.notes == theirs.notes
 
 
+def test_a_student_in_closed_form_is_tuned_by_what_it_rests_on(
+    make_study: Any, run_arm: Any, cache_dir: Path
+) -> None:
+    settings = {
+        "student": "discriminant",
+        "weighting": "familiarity",
+        "familiarity": {"density": "pooled", "basis": "patches", "filters": 200, "dims": 25},
+        "epochs": 2,
+        "lr": 0.001,
+    }
+    study = make_study({"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": settings})
+    room = classroom(study, cache_dir)
+    mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").strategy.consolidated
+    assert same(mine.state, theirs.state)
+    found = search.make_space(room, "validation")
+    trial = optuna.trial.FixedTrial(found.own_point())
+    assert found.settings(found.suggest(trial)).student == "discriminant"
+    assert trial.distributions["weighting"].choices == ("familiarity",)
+
+
 def test_without_a_basis_familiarity_falls_back_as_fedkd_does(
     make_study: Any, run_arm: Any, cache_dir: Path
 ) -> None:
@@ -517,6 +537,15 @@ def test_the_wrong_arm_is_refused(make_study: Any) -> None:
     features = {"arms/fedkd/consolidation/familiarity": {"basis": "features"}}
     with pytest.raises(UserError, match="features is not tuned"):
         command.choose_arm(make_study(features), "fedkd")
+    untaught = {
+        "student": "discriminant",
+        "weighting": "familiarity",
+        "epochs": 0,
+        "familiarity": {"density": "pooled", "basis": "patches", "filters": 200},
+    }
+    closed = {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": untaught}
+    with pytest.raises(UserError, match=r"consolidation.epochs: 0 leaves nothing to tune"):
+        command.choose_arm(make_study(closed), "fedkd")
 
 
 def test_the_file_of_another_search_is_refused(

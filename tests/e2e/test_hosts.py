@@ -385,7 +385,16 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     Plain FedAvg is what the test of a cut link runs.
     """
     consolidation = {"weighting": "familiarity", "epochs": 3}
-    moments = {"teachers": "both", "familiarity": {"density": "pooled", "basis": "patches"}}
+    moments: dict[str, Any] = {
+        "teachers": "both",
+        "familiarity": {"density": "pooled", "basis": "patches"},
+    }
+    closed = {
+        "student": "discriminant",
+        "epochs": 0,
+        "mode": "logits",
+        "familiarity": moments["familiarity"] | {"filters": 200},
+    }
     data = yaml.safe_load(study_text(hosts.root, {}))["data"]
     changes = {
         "data": data | {"source": f"npz:{hosts.root}/server/test.npz", "validation": 0},
@@ -400,14 +409,21 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
                 "start": "consolidated",
                 "consolidation": consolidation | moments | {"blends": 2},
             },
+            "fedkd-discriminant": {
+                "start": "consolidated",
+                "arch": "filterbank",
+                "consolidation": consolidation | closed,
+                "rounds": {"schedule": "cosine"},
+            },
         },
     }
     process = compare(hosts, changes, "whole")
     assert process.wait(PATIENCE) == 0, hosts.told("whole")
     whole = summary(hosts, "whole")
     runs = {run["arm"]: run for run in whole["runs"]}
-    assert set(runs) == {"fedkd", "fedkd-logits", "fedkd-moments"}
+    assert set(runs) == set(changes["arms"])
     assert [(row["arm"], row["baseline"]) for row in whole["comparison"]] == [
+        ("fedkd-discriminant", "fedkd"),
         ("fedkd-logits", "fedkd"),
         ("fedkd-moments", "fedkd"),
     ]
@@ -419,14 +435,18 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     assert [entry["silo"] for entry in runs["fedkd"]["quarantined"]] == ["west"]
     assert "share.teacher is logits" in runs["fedkd"]["quarantined"][0]["reason"]
     assert not runs["fedkd-logits"]["quarantined"]
-    assert [entry["silo"] for entry in runs["fedkd-moments"]["quarantined"]] == ["west"]
+    for arm in ("fedkd-moments", "fedkd-discriminant"):
+        assert [entry["silo"] for entry in runs[arm]["quarantined"]] == ["west"]
+    # Nothing is distilled: what was told gives the student.
+    assert runs["fedkd-discriminant"]["notes"]["distillation_loss"] is None
+    assert runs["fedkd-discriminant"]["instruments"]["student"]["delta"] == 0
     assert set(runs["fedkd-moments"]["notes"]["mean_weights"]) == {"north", "south"}
     assert "warning" not in runs["fedkd-moments"]["notes"]
     assert set(runs["fedkd-logits"]["notes"]["mean_weights"]) == set(SILOS)
     assert runs["fedkd-logits"]["curve"][0]["bytes_up"] < runs["fedkd"]["curve"][0]["bytes_up"]
     # The model stays where the SuperLink's operator keeps it.
     assert not list((hosts.root / "whole").rglob("*.safetensors"))
-    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 3
+    assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 4
 
 
 def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
@@ -435,7 +455,7 @@ def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
     assert {"query.describe", "query.teacher", "train"} <= by_type
     assert all("class-counts" not in json.dumps(entry["sent"]) for entry in entries)
     refused = [entry for entry in entries if "refused" in entry]
-    assert [entry["type"] for entry in refused] == ["query.teacher"] * 2
+    assert [entry["type"] for entry in refused] == ["query.teacher"] * 3
     assert all(len(entry["sha256"]) == 64 for entry in entries if "refused" not in entry)
     told = [entry for entry in hosts.audit("north") if entry["type"] == "query.describe"]
     assert len(told[0]["sent"]["info"]["class-counts"]) == len(WORDS)

@@ -40,6 +40,15 @@ arms:
       familiarity: {density: pooled, basis: patches}
       blends: 2
       epochs: 2
+  fedkd-discriminant:
+    arch: filterbank
+    start: consolidated
+    consolidation:
+      weighting: familiarity
+      student: discriminant
+      epochs: 0
+      familiarity: {density: pooled, basis: patches, filters: 200}
+    rounds: {max: 3, schedule: cosine}
 """
 NETS = """
 from torch import nn
@@ -220,9 +229,9 @@ def test_ray_and_inline_give_equal_curves_and_leave_nothing(disturbed: Disturbed
     assert not disturbed.inline.left_over()
     summary, other = disturbed.ray.summary(), disturbed.inline.summary()
     assert curves(summary) == curves(other)
-    assert [len(run["curve"]) for run in summary["runs"]] == [21, 21]
-    assert [run["engine"] for run in summary["runs"]] == ["ray", "ray"]
-    assert [run["cached"] for run in summary["runs"]] == [False, False]
+    assert [len(run["curve"]) for run in summary["runs"]] == [21, 21, 4]
+    assert [run["engine"] for run in summary["runs"]] == ["ray"] * 3
+    assert [run["cached"] for run in summary["runs"]] == [False] * 3
     for ray, inline in zip(summary["runs"], other["runs"], strict=True):
         assert ray["instruments"] == inline["instruments"]
         assert ray["notes"] == inline["notes"]

@@ -97,6 +97,28 @@ def test_teachers_are_selected(run: Any, by: str) -> None:
     assert set(notes["mean_weights"]) == set(notes["teachers"])
 
 
+@pytest.mark.parametrize("mode", ["weights", "logits"])
+def test_a_student_in_closed_form_needs_no_distillation_and_rounds_train_it_on(
+    run: Any, mode: str
+) -> None:
+    moments = {"density": "pooled", "basis": "patches", "filters": 200}
+    consolidation = {
+        "weighting": "familiarity",
+        "student": "discriminant",
+        "epochs": 0,
+        "mode": mode,
+        "familiarity": moments,
+    }
+    rounds = {"max": 2, "schedule": "cosine", "lr": 0.01}
+    entry = new(run(consolidation, {"arms/fedkd-new/arch": "filterbank", "rounds": rounds}))
+    average = new(run({}))
+    first, *later = (point["accuracy"] for point in entry["curve"])
+    assert first > average["curve"][0]["accuracy"]
+    assert len(later) == 2
+    assert entry["notes"]["distillation_loss"] is None
+    assert entry["instruments"]["student"]["delta"] == 0
+
+
 def test_a_student_of_another_architecture_learns_from_all_silos(run: Any) -> None:
     changes = {
         "arms/fedkd-new/arch": "cnn",
