@@ -64,9 +64,8 @@ def write_results(path: Path) -> None:
             "Accuracies are per cent on test images, mean over three seeds and in brackets the least and "
             "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
             "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            "in the study files. Records were made on two kinds of processors, and most of them before last bits "
-            "of predictions and of what filters see moved for speed: an accuracy run today may differ by an "
-            "image or a few."
+            f"in the study files. Records were made on {_list(records.processors())}; on another processor an "
+            "accuracy may differ by an image or a few, and by more where training hardly converges."
         ),
     ]
     for judge, studies in CLAIMS:
@@ -76,3 +75,7 @@ def write_results(path: Path) -> None:
             continue
         parts.append(render(judge(records)))
     write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _list(processors: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count} runs)" for name, count in processors.items())

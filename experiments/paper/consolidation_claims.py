@@ -203,14 +203,16 @@ def student(records: Records) -> Finding:
     """Which model becomes the student."""
     arms = (
         "fedkd-familiarity",
-        *(f"fedkd-student-{name}" for name in ("best", "worst", "fresh", "mlp")),
+        *(f"fedkd-student-{name}" for name in ("best", "worst", "fresh", "mlp", "discriminant")),
     )
     means = {arm: _over(records, "start-digits", arm) for arm in arms}
     spread = max(means.values()) - min(means.values())
     return Finding(
         "Choice of the student, also across architectures",
         "How much depends on the student? (fedkd-familiarity starts from the average; mlp is a new "
-        "model of another architecture.) No claim: the spread is reported.",
+        "model of another architecture; discriminant is fixed filters with a linear layer that "
+        "pooled moments give in closed form, without any teacher's model.) No claim: the spread is "
+        "reported.",
         ("arm", *PARTITIONS),
         _starts(records, "start-digits", arms),
         f"Best {max(means, key=lambda a: means[a])} ({100 * max(means.values()):.1f}), worst "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class Records:
 
     def __init__(self) -> None:
         self._found = {(r.study, r.variant): load(r) for r in plan() if is_recorded(r)}
+
+    def processors(self) -> dict[str, int]:
+        """Return on what the records were made and how many on each, as far as they say so."""
+        known = (each["processor"] for each in self._found.values() if "processor" in each)
+        return dict(Counter(known).most_common())
 
     def variants(self, study: str) -> list[tuple[str, ...]]:
         """Return a study's variants, in the order of the plan."""
