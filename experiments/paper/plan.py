@@ -45,7 +45,7 @@ DENSITIES: dict[str, dict[str, Any]] = {
     },
 }
 """What a recipe may choose from, and what goes with it."""
-CENTRAL = ("0.01", "0.02", "0.05")
+CENTRAL = ("0.005", "0.01", "0.02", "0.05")
 """Learning rates of central training."""
 INITS = ("shared", "per-silo")
 
