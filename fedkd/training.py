@@ -106,7 +106,8 @@ def fit(
 
     Args:
         model: the model, on ``compute.device``.
-        images: uint8 ``[N, C, H, W]``, turned into floats an epoch at a time; or floats.
+        images: uint8 ``[N, C, H, W]``, turned into floats an epoch at a time; or floats. The part
+            of the model that nobody trains, if it has one, sees the former once.
         others: tensors ``[N, ...]`` that go with the images, such as labels or targets.
         loss: takes logits and the batch of ``others`` to the loss.
         sgd: settings of the optimiser.

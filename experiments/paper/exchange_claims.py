@@ -51,7 +51,7 @@ def one_exchange(records: Records) -> Finding:
         f"without distillation and without the silos' models ({CLOSED}). The CNN's rate in one place is the best of four on validation data; the filters' linear layer goes on from "
         "the closed form of one place, and the best of four rates after any five epochs is taken on the test images themselves, "
         "in the favour of central training. The silos' rate and its fall, filters and dimensions were chosen on training images that no "
-        "silo and no transfer set has; while densities and blends were developed, "
+        "silo and no transfer set has; while densities, blends and the student in closed form were developed, "
         "figures on these test images were seen beside those on validation data: they are not untouched. Central training sees no blends.",
         ("arm", *PARTITIONS),
         rows,

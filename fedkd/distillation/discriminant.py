@@ -41,8 +41,8 @@ def discriminant_student(
     """
     if not isinstance(basis, PatchBasis):
         raise FedKDError(
-            "student: discriminant sees through filters learnt from transfer images, and there are "
-            "too few of them"
+            "student: discriminant sees through filters learnt from transfer images, of which 20 "
+            "distinct ones are needed"
         )
     merged = merge_moments(told)
     discriminant = pool_moments([merged])

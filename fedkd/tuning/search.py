@@ -120,8 +120,7 @@ def make_space(room: Classroom, judge: Judge) -> Space:
     """Return what may be varied for the arm whose teachers these are."""
     weightings = label_free_weightings(room)
     own = room.own
-    by_models = own.teachers == "models" and not own.rests_on_densities
-    if judge == "validation" and own.mode == "weights" and by_models:
+    if judge == "validation" and own.mode == "weights" and not own.rests_on_densities:
         weightings.append("accuracy")
     labelled = room.federation.study.data.transfer.labelled
     return Space(room.own, labelled=labelled, weightings=weightings)

@@ -101,5 +101,5 @@ def test_scale_makes_it_less_sure_and_changes_no_class(basis: Basis) -> None:
 def test_what_it_cannot_be_made_of_is_told(basis: Basis) -> None:
     with pytest.raises(FedKDError, match="every silo is too small"):
         discriminant_student([None, None], basis, SHAPE, scale=3.0)
-    with pytest.raises(FedKDError, match="too few of them"):
+    with pytest.raises(FedKDError, match="20 distinct ones are needed"):
         discriminant_student([None], None, SHAPE, scale=3.0)

@@ -97,6 +97,16 @@ def test_teachers_are_selected(run: Any, by: str) -> None:
     assert set(notes["mean_weights"]) == set(notes["teachers"])
 
 
+def test_a_rate_that_falls_is_the_constant_one_in_the_first_round_alone(run: Any) -> None:
+    curves = []
+    for schedule in ("constant", "cosine"):
+        rounds = {"max": 3, "lr": 0.05, "schedule": schedule, "stop": "budget"}
+        curves.append([p["loss"] for p in new(run({}, {"rounds": rounds}))["curve"]])
+    constant, falling = curves
+    assert constant[:2] == falling[:2]
+    assert constant[2] != falling[2]
+
+
 @pytest.mark.parametrize("mode", ["weights", "logits"])
 def test_a_student_in_closed_form_needs_no_distillation_and_rounds_train_it_on(
     run: Any, mode: str
