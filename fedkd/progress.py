@@ -101,8 +101,8 @@ class StudyProgress:
             self._console.print(f"[yellow]note[/yellow] {where}: {escape(warning)}")
         for silo, trust in record.notes.get("doubted", {}).items():
             self._console.print(
-                f"[yellow]not heard[/yellow] {where}: {escape(silo)}: those that know the same "
-                f"images contradict it (trust {trust:.2f})"
+                f"[yellow]not heard[/yellow] {where}: {escape(silo)}, which is contradicted "
+                f"(trust {trust:.2f})"
             )
 
 

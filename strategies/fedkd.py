@@ -127,7 +127,7 @@ class FedKD(SiloFedAvg):
         """Return the basis, and say what follows if there is none."""
         if basis is None:
             self.notes["fallback"] = "equal: the transfer set is too small for a basis" + (
-                ", so nobody is doubted" if self._settings().trust == "agreement" else ""
+                ", so nobody is doubted" if self._settings().trust != "equal" else ""
             )
             if self._settings().teachers == "densities":
                 raise FedKDError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedkd.checkpoint import State, copy_state
 from fedkd.distillation import METHODS
 from fedkd.distillation.choice import choose
+from fedkd.distillation.doubt import leave_out_the_doubted
 from fedkd.distillation.ensemble import Ensemble
 from fedkd.distillation.lesson import Lesson
 from fedkd.distillation.preparation import (
@@ -20,7 +21,6 @@ from fedkd.distillation.preparation import (
     make_lesson,
 )
 from fedkd.distillation.teachers import Teachers
-from fedkd.distillation.trust import BELIEVED, DOUBTED
 from fedkd.errors import FedKDError
 from fedkd.models.building import build_model
 from fedkd.seeding import torch_generator
@@ -82,34 +82,6 @@ def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:
     if not told:
         raise FedKDError("every silo is too small to fit a density, which alone would teach here")
     return teachers.only(told)
-
-
-def leave_out_the_doubted(
-    teachers: Teachers, settings: Consolidation, school: School
-) -> tuple[Teachers, dict[str, Any]]:
-    """Leave out whom those that know the same images contradict, where trust is by agreement.
-
-    One teacher after another, the least believed first: as long as a liar is heard, those that it
-    contradicts seem doubtful too. Where leaving out :data:`~fedkd.distillation.trust.DOUBTED` of
-    them does not make the rest agree, they contradict each other for another reason, such as too
-    little training, and all are heard.
-
-    Returns:
-        Those that are heard, and notes: the trust in each of the others, or why there are none.
-    """
-    most = max(1, int(DOUBTED * len(teachers))) if len(teachers) > 2 else 0
-    heard, doubted = teachers, dict[str, float]()
-    while settings.trust == "agreement":
-        trust = make_ensemble(heard, settings, school).trust
-        if trust is None or float(trust.min()) >= BELIEVED:
-            break
-        if len(doubted) == most:
-            sentence = "the teachers contradict each other too much for trust to tell who is wrong"
-            return teachers, {"warning": sentence}
-        least = int(trust.argmin())
-        doubted[heard.members[least].silo] = round(float(trust[least]), 6)
-        heard = heard.only([m for m in range(len(heard)) if m != least])
-    return heard, {"doubted": doubted} if doubted else {}
 
 
 def distil(

@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from fedkd.distillation.blends import Blends
-from fedkd.distillation.familiarity import Basis, background_log_density
+from fedkd.distillation.familiarity import AT_ONCE, Basis, background_log_density
 from fedkd.distillation.moments import pool_moments
 from fedkd.distillation.teachers import Teachers
 from fedkd.study import Consolidation
-
-_AT_ONCE = 1024
-"""Images projected at a time: all of many blends would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def _pooled(teachers: Teachers, basis: Basis, images: Tensor) -> Densities:
     discriminant = pool_moments([teacher.moments for teacher in teachers.members])
     found: list[list[Tensor | None]] = []
     backgrounds = []
-    for batch in torch.split(images, _AT_ONCE):
+    for batch in torch.split(images, AT_ONCE):
         points = basis.project(batch)
         backgrounds.append(background_log_density(points))
         if discriminant is not None:

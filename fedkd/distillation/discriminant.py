@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd.checkpoint import State
 from fedkd.distillation.familiarity import Basis, PatchBasis
-from fedkd.distillation.moments import Moments, merge_moments, pool_moments
+from fedkd.distillation.moments import Moments, common_factor, merge_moments
 from fedkd.errors import FedKDError
 from fedkd.models import FILTERBANK
 from fedkd.models.building import Shape, build_model
@@ -45,20 +45,25 @@ def discriminant_student(
             "distinct ones are needed"
         )
     merged = merge_moments(told)
-    discriminant = pool_moments([merged])
-    if merged is None or discriminant is None:
+    if merged is None:
         raise FedKDError(
             "student: discriminant follows from moments of the silos' images, and every silo is "
             "too small to tell any"
         )
+    weight, bias = linear_layer(merged)
+    return _write(basis, shape, weight / scale, bias / scale)
+
+
+def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
+    """Return weight ``[K, d]`` and bias ``[K]`` of the discriminant at scale 1, float64."""
     means = merged.means.double()
-    weight = torch.cholesky_solve(means.T, discriminant.factor).T
+    weight = torch.cholesky_solve(means.T, common_factor([merged])).T
     share = merged.counts.double() / merged.counts.sum()
     bias = share.log() - 0.5 * (weight * means).sum(1)
     known = merged.counts > 0
     weight[~known] = weight[known].mean(0)
     bias[~known] = bias[known].mean() - math.log(2 * int(merged.counts.sum()))
-    return _write(basis, shape, weight / scale, bias / scale)
+    return weight, bias
 
 
 def _write(basis: PatchBasis, shape: Shape, weight: Tensor, bias: Tensor) -> State:

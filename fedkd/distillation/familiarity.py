@@ -29,6 +29,8 @@ LEAST_EIGENVALUE = 1e-3
 ROUNDING = 1e-6
 """The same where the basis is fine: smaller ones are made by rounding alone."""
 LARGEST_SIDE = 32
+AT_ONCE = 1024
+"""Images projected at a time where there may be many: all would not fit into memory."""
 LEAST_DISTANCE = 1e-3
 """Floor of a neighbour's distance: an image that a silo holds itself has distance zero."""
 

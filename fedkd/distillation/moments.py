@@ -9,18 +9,15 @@ here with a class of its own for every silo, so that it also tells whose data an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.familiarity import LEAST_SHRINKAGE, LEAST_SILO_IMAGES, Basis
+from fedkd.distillation.familiarity import AT_ONCE, LEAST_SHRINKAGE, LEAST_SILO_IMAGES, Basis
 from fedkd.wire import NOTHING_KNOWN
-
-_AT_ONCE = 1024
-"""Images projected at a time: all of a large silo's would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,8 @@ def moments_of(
     sums = torch.zeros(num_classes, dims, dtype=torch.float64)
     second = torch.zeros(dims, dims, dtype=torch.float64)
     for images, labels in zip(
-        torch.split(data.images[kept], _AT_ONCE),
-        torch.split(data.labels[kept], _AT_ONCE),
+        torch.split(data.images[kept], AT_ONCE),
+        torch.split(data.labels[kept], AT_ONCE),
         strict=True,
     ):
         points = basis.project(images)
@@ -112,37 +109,46 @@ class Discriminant:
         return [joint[m].T.contiguous() if m in told else None for m in range(silos)]
 
 
-def pool_moments(told: Sequence[Moments | None]) -> Discriminant | None:
-    """Estimate the common covariance from all silos' moments; None if nobody told any.
+def common_factor(told: Sequence[Moments]) -> Tensor:
+    """Return the Cholesky factor of the covariance that at least one silo's moments give.
 
     Sigma = (1-l) S + l I with S the covariance within pairs of silo and class, l = max(0.1,
     d / (d + n - G)) for n images and G pairs, as a silo's own Gaussians have it.
     """
+    dims = told[0].means.shape[1]
+    scatter = torch.zeros(dims, dims, dtype=torch.float64)
+    images = groups = 0
+    for moments in told:
+        size = int(moments.counts.sum())
+        images += size
+        groups += int((moments.counts > 0).sum())
+        scatter += size * moments.within
+    spare = max(images - groups, 0)
+    shrinkage = max(LEAST_SHRINKAGE, dims / (dims + spare))
+    covariance = (1 - shrinkage) * scatter / max(spare, 1)
+    covariance.diagonal().add_(shrinkage)
+    factor: Tensor = torch.linalg.cholesky(covariance)
+    return factor
+
+
+def pool_moments(told: Sequence[Moments | None]) -> Discriminant | None:
+    """Return every silo's Gaussians about their common covariance; None if nobody told any."""
     known = [(m, moments) for m, moments in enumerate(told) if moments is not None]
     if not known:
         return None
-    classes, dims = known[0][1].means.shape
-    scatter = torch.zeros(dims, dims, dtype=torch.float64)
     groups, means, priors = [], [], []
-    total = 0
     for m, moments in known:
         size = int(moments.counts.sum())
-        total += size
-        scatter += size * moments.within
         for k in torch.nonzero(moments.counts).flatten().tolist():
             groups.append((m, k))
             means.append(moments.means[k].double())
             priors.append(math.log(int(moments.counts[k]) / size))
-    spare = max(total - len(groups), 0)
-    shrinkage = max(LEAST_SHRINKAGE, dims / (dims + spare))
-    covariance = (1 - shrinkage) * scatter / max(spare, 1)
-    covariance.diagonal().add_(shrinkage)
     return Discriminant(
-        torch.linalg.cholesky(covariance),
+        common_factor([moments for _, moments in known]),
         torch.stack(means),
         torch.tensor(groups),
         torch.tensor(priors, dtype=torch.float64),
-        (len(told), classes),
+        (len(told), len(known[0][1].counts)),
     )
 
 
@@ -159,3 +165,34 @@ def merge_moments(told: Sequence[Moments | None]) -> Moments | None:
     merged = (counts[:, :, None] * means).sum(0) / of_class.clamp_min(1)[:, None]
     within = (images[:, None, None] * second).sum(0) / images.sum()
     return Moments(of_class, merged.float(), within.float())
+
+
+def each_left_out(told: Sequence[Moments]) -> Iterator[Moments]:
+    """Yield for each of at least two silos the moments of all others' images together.
+
+    From the sums of all, less its own: no more work for a hundred silos than a hundred times that
+    for one.
+    """
+    counts = torch.zeros_like(told[0].counts)
+    sums = torch.zeros_like(told[0].means, dtype=torch.float64)
+    second = torch.zeros_like(told[0].second, dtype=torch.float64)
+    for moments in told:
+        counts += moments.counts
+        sums += _of_class(moments)
+        second += _of_all(moments)
+    for moments in told:
+        left = counts - moments.counts
+        means = (sums - _of_class(moments)) / left.clamp_min(1)[:, None]
+        means[left == 0] = 0  # and not what rounding has left
+        rest = (second - _of_all(moments)) / left.sum()
+        yield Moments(left, means.float(), rest.float())
+
+
+def _of_class(moments: Moments) -> Tensor:
+    """Return the sum of each class's images, float64 ``[K, d]``."""
+    return moments.counts[:, None] * moments.means.double()
+
+
+def _of_all(moments: Moments) -> Tensor:
+    """Return the sum of x x^T over all images, float64 ``[d, d]``."""
+    return moments.counts.sum() * moments.second.double()

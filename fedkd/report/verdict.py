@@ -284,8 +284,8 @@ def _about_runs(results: Results) -> list[str]:
     remarks += [f"{arm}, on some seed: {warning}." for arm, warning in sorted(warnings)]
     if doubted := sorted({run["arm"] for run in runs if run["notes"].get("doubted")}):
         remarks.append(
-            "Teachers were left out because those that know the same images contradict them, in "
-            f"{_list(doubted)}; summary.json names them."
+            f"Teachers were left out because they are contradicted, in {_list(doubted)}; "
+            "summary.json names them."
         )
     if any(run["accuracy_source"] == "silos" for run in runs):
         remarks.append("Accuracies are what the silos reported on their own data.")

@@ -116,10 +116,11 @@ class Consolidation(Section):
     max_weight: Fraction | None = Field(
         None, description="most that any teacher may weigh on average over the transfer images"
     )
-    trust: Literal["equal", "agreement"] = Field(
+    trust: Literal["equal", "agreement", "validation"] = Field(
         "equal",
         description="agreement: a teacher is left out if those that know the same images "
-        "contradict it; of weighting familiarity, density gaussian",
+        "contradict it; of weighting familiarity, density gaussian. validation: if validation "
+        "labels contradict its moments; of density pooled",
     )
     teachers: Literal["models", "both", "densities", "validation"] = Field(
         "models",
@@ -194,6 +195,11 @@ class Consolidation(Section):
                 "trust: agreement needs to be told who knows what: weighting: familiarity with "
                 "familiarity.density: gaussian"
             )
+        if self.trust == "validation" and not self.uses_moments:
+            raise ValueError(
+                "trust: validation judges moments: set weighting: familiarity with "
+                "familiarity.density: pooled"
+            )
         self._check_epochs()
         if self.student == "discriminant":
             self._check_moments_suffice()
@@ -246,7 +252,7 @@ class Consolidation(Section):
             raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
         if self.blends:
             raise ValueError(f"blends are shown to the silos' models, {remedy}")
-        if self.needs_validation or self.select.needs_validation:
+        if self.judges_models or self.teachers == "validation":
             raise ValueError(f"teachers are judged on validation data, {remedy}")
         if self.uses_densities and self.familiarity.basis == "features":
             raise ValueError(f"familiarity.basis: features averages models, {remedy}")
@@ -254,9 +260,13 @@ class Consolidation(Section):
     @property
     def needs_validation(self) -> bool:
         """Whether the server's validation data decides something, labels included."""
+        return self.judges_models or "validation" in (self.teachers, self.trust)
+
+    @property
+    def judges_models(self) -> bool:
+        """Whether it says which of the silos' models are better."""
         return (
             self.weighting == "accuracy"
-            or self.teachers == "validation"
             or self.student in ("best", "worst")
             or self.select.needs_validation
             or self.order in ("weakest-first", "strongest-first")

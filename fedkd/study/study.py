@@ -222,7 +222,7 @@ def _check_needs(study: Study) -> None:
             chosen == "best" or (settings and settings.needs_validation)
         ):
             raise ValueError(
-                f"arms.{name}: models are judged on validation data, but data.validation is 0"
+                f"arms.{name}: silos are judged on validation data, but data.validation is 0"
             )
         if arm.strategy == "feddf" and study.data.transfer.at_silo:
             raise ValueError(

@@ -265,7 +265,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "teachers judged without validation data": (
         {"data/validation": 0, "arms/fedkd/consolidation/select": {"top": 2}},
-        "s.yaml: arms.fedkd: models are judged on validation data",
+        "s.yaml: arms.fedkd: silos are judged on validation data",
     ),
     "student on its silo that is no silo's": (
         {"data/transfer": {"source": "student-silo"}},
@@ -313,7 +313,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "best start without validation data": (
         {"data/validation": 0, "arms/top": {"start": "best"}},
-        "s.yaml: arms.top: models are judged on validation data, but data.validation is 0",
+        "s.yaml: arms.top: silos are judged on validation data, but data.validation is 0",
     ),
     "densities without familiarity": (
         {"arms/fedkd/consolidation": {"teachers": "densities"}},

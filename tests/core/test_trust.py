@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import consolidate, leave_out_the_doubted
+from fedkd.distillation.consolidation import consolidate
+from fedkd.distillation.doubt import leave_out_the_doubted
 from fedkd.distillation.ensemble import combine
 from fedkd.distillation.familiarity import make_basis
 from fedkd.distillation.preparation import School

@@ -9,7 +9,10 @@ import pytest
 from rich.console import Console
 
 from experiments.runner import Outcome, run_study
+from fedkd.data.images import Images
 from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.distillation.familiarity import Basis
+from fedkd.distillation.moments import Moments, moments_of
 from fedkd.errors import UserError
 from fedkd.progress import StudyProgress
 
@@ -127,6 +130,39 @@ def test_a_student_in_closed_form_needs_no_distillation_and_rounds_train_it_on(
     assert len(later) == 2
     assert entry["notes"]["distillation_loss"] is None
     assert entry["instruments"]["student"]["delta"] == 0
+
+
+def test_a_silo_whose_labels_are_wrong_is_left_out_by_validation_labels(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(data: Images, basis: Basis, **settings: Any) -> Moments | None:
+        labels = (data.labels + 1) % 10 if len(data) == most else data.labels
+        return moments_of(Images(data.images, labels), basis, **settings)
+
+    changes = {
+        "arms/fedkd-new/arch": "filterbank",
+        "data": {"source": "digits", "validation": 0.1, "transfer": {"size": 300}},
+        "partition": {"scheme": "quantity", "silos": 5, "alpha": 2},
+        "pretraining/epochs": 1,
+    }
+    settings = {
+        "weighting": "familiarity",
+        "student": "discriminant",
+        "epochs": 0,
+        "familiarity": {"density": "pooled", "basis": "patches", "filters": 200},
+    }
+    outcome = run(settings, changes)
+    honest = new(outcome)
+    held = {row["silo"]: row["num_examples"] for row in outcome.summary["silos"]}
+    most = max(held.values())
+    monkeypatch.setattr("clients.silo.moments_of", lying)
+    spoilt = new(run(settings, changes, fresh=True))
+    mended = new(run({**settings, "trust": "validation"}, changes, fresh=True))
+    liar = next(silo for silo in held if held[silo] == most)
+    assert list(mended["notes"]["doubted"]) == [liar]
+    starts = [entry["curve"][0]["accuracy"] for entry in (spoilt, mended, honest)]
+    assert starts[0] < starts[1] - 0.05
+    assert starts[2] - starts[1] < 0.02
 
 
 def test_a_student_of_another_architecture_learns_from_all_silos(run: Any) -> None:
