@@ -6,13 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from fedkd.data.images import Images, as_float
+from fedkd.checkpoint import copy_state, state_hash
+from fedkd.data.images import Images, as_float, content_hash
 from fedkd.errors import UserError
 from fedkd.models.filterbank import split_fixed
 from fedkd.randomness import DrawFrom, draws_at_random
@@ -157,6 +160,8 @@ def fit(
 
 SEEN_BYTES = 4 << 30
 """Most memory that features of a model's fixed part may take; of more images none are kept."""
+KEPT_BYTES = 1 << 30
+"""Most that all features take that are kept for the next round's training of the same filters."""
 
 
 def _see_once(model: nn.Module, images: Tensor, compute: Compute) -> tuple[nn.Module, Tensor]:
@@ -168,7 +173,16 @@ def _see_once(model: nn.Module, images: Tensor, compute: Compute) -> tuple[nn.Mo
     width = predict(fixed, images[:1], compute=compute).numel()
     if len(images) * width * 4 > SEEN_BYTES:
         return model, images
-    return learner, predict(fixed, images, compute=compute)
+    return learner, _see(fixed, images, compute)
+
+
+def _identify(fixed: nn.Module, images: Tensor, compute: Compute) -> tuple[str, str, Compute]:
+    return state_hash(copy_state(fixed)), content_hash(images), compute
+
+
+@cached(LRUCache(KEPT_BYTES, getsizeof=lambda seen: seen.nbytes), key=_identify, lock=Lock())
+def _see(fixed: nn.Module, images: Tensor, compute: Compute) -> Tensor:
+    return predict(fixed, images, compute=compute)
 
 
 def is_channels_last(model: nn.Module) -> bool:

@@ -275,9 +275,10 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
         return see(images, kernels, offset)
 
     monkeypatch.setattr(filterbank, "see", count)
+    training._see.cache.clear()
 
-    def weights() -> tuple[Tensor, Tensor]:
-        model = build_model("filterbank", Shape(4, 1, 8), seed=1)
+    def weights(seed: int = 1) -> tuple[Tensor, Tensor]:
+        model = build_model("filterbank", Shape(4, 1, 8), seed=seed)
         train_supervised(
             model,
             make_images(),
@@ -290,6 +291,13 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
 
     kernels, once = weights()
     assert sum(looked) == 50 + 1, "and one image to know how wide features are"
+    looked.clear()
+    kept, again = weights()
+    assert sum(looked) == 1, "the next round sees what the last one saw"
+    assert torch.equal(once, again)
+    assert torch.equal(kernels, kept)
+    weights(seed=2)
+    assert sum(looked) == 1 + 50 + 1, "other filters see something else"
     monkeypatch.setattr(training, "SEEN_BYTES", 0)
     looked.clear()
     same, each_time = weights()
