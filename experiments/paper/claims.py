@@ -24,7 +24,7 @@ from experiments.paper.exchange_claims import one_exchange
 from experiments.paper.figures import Records
 from experiments.paper.findings import Finding, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
-from experiments.paper.plan import plan
+from experiments.paper.plan import CENTRAL, plan
 from experiments.paper.rounds import cross_device, rounds_saved, silos_that_lose
 from experiments.paper.starts import starts_tried
 from experiments.paper.transfer_claims import teachers, transfer_size, transfer_type
@@ -46,7 +46,7 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (transfer_size, ("transfer-digits",)),
     (transfer_type, ("transfer-digits",)),
     (teachers, ("transfer-digits",)),
-    (one_exchange, ("central", "one-exchange")),
+    (one_exchange, (*CENTRAL, "one-exchange")),
     (cross_device, ("cross-device",)),
     (processor_time, tuple(dict.fromkeys(run.study for run in plan()))),
 )

@@ -45,8 +45,11 @@ DENSITIES: dict[str, dict[str, Any]] = {
     },
 }
 """What a recipe may choose from, and what goes with it."""
-CENTRAL = ("0.005", "0.01", "0.02", "0.05")
-"""Learning rates of central training."""
+CENTRAL = {
+    "central": ("pretraining.lr", ("0.01", "0.02", "0.05")),
+    "central-filterbank": ("rounds.lr", ("0.005", "0.01", "0.02")),
+}
+"""Learning rates of central training, and the key of each: the best lies between two others."""
 INITS = ("shared", "per-silo")
 
 
@@ -151,10 +154,10 @@ def plan() -> list[Run]:
         for name in PARTITIONS
     ]
     runs.append(Run("cross-device", ("hundred",)))
-    runs += [Run("central", ("lr", rate), _central(rate)) for rate in CENTRAL]
+    runs += [
+        Run(study, ("lr", rate), (f"{key}={rate}",))
+        for study, (key, rates) in CENTRAL.items()
+        for rate in rates
+    ]
     runs += [Run("one-exchange", (name,), (partition(name),)) for name in PARTITIONS]
     return runs
-
-
-def _central(rate: str) -> tuple[str, ...]:
-    return f"pretraining.lr={rate}", f"arms.fedkd-central-filterbank.rounds.lr={rate}"

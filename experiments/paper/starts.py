@@ -17,13 +17,12 @@ def starts_tried(_: Records) -> Finding:
     worst = dict.fromkeys(STUDENTS, 1.0)
     for study in STUDIES:
         for variant, found in recipes(study).items():
-            by_name = {}
-            mixed = "-"
+            by_name, mixed = {}, ""
             for entry in found["fedkd"]["starts"]:
                 own = entry["settings"]
                 name = own["consolidation.student"], own["consolidation.familiarity.density"]
                 if own.get("consolidation.mixup"):
-                    mixed = f"{name[0]}, {name[1]}: {_percent(entry['start'])}"
+                    mixed = f"; {name[0]}, {name[1]} with mixup {_percent(entry['start'])}"
                 else:
                     by_name[name] = entry["start"]
                     worst[name[0]] = min(worst[name[0]], *entry["start"])
@@ -41,17 +40,16 @@ def starts_tried(_: Records) -> Finding:
                         " / ".join(_percent(by_name.get((each, kind))) for kind in DENSITIES)
                         for each in STUDENTS
                     ),
-                    mixed,
-                    f"{who}, {kind}" + (" with mixup" if "consolidation.mixup" in settings else ""),
+                    f"{who}, {kind}{' with mixup' * ('consolidation.mixup' in settings)}{mixed}",
                 )
             )
     return Finding(
         "Which start was chosen",
         "The recipes' first question: validation accuracy before any round by student, with gaussian / knn "
-        "/ pooled densities, mean over seeds that no claim is judged on; then the best of them with mixup. "
-        "What pooled stands for: densities pooled in patches, which also teach (`teachers: both`), and 8 "
-        "blends an image; it was not tried where there is a dash. No claim.",
-        ("data", "partition", "initialisation", *STUDENTS, "with mixup", "chosen"),
+        "/ pooled densities, mean over seeds that no claim is judged on; the best of them with mixup too, "
+        "where it has no blends, which are mixed already. What pooled stands for: densities pooled in "
+        "patches, which also teach (`teachers: both`), and 8 blends an image. No claim.",
+        ("data", "partition", "initialisation", *STUDENTS, "chosen"),
         rows,
         "Chosen: "
         + ", ".join(f"{name} in {count}" for name, count in (won | won_by).items())
