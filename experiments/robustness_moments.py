@@ -129,7 +129,7 @@ def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return means over seeds in points lost: to the honest ten, or to those without the liar."""
+    """Return means over seeds, in points lost against ten honest silos, and who was left out."""
     table = []
     for partition in dict.fromkeys(row["partition"] for row in rows):
         runs = [row["found"] for row in rows if row["partition"] == partition]

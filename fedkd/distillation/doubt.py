@@ -15,6 +15,7 @@ from fedkd.distillation.moments import Moments, each_left_out, merge_moments
 from fedkd.distillation.preparation import School, make_ensemble
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.trust import BELIEVED, DOUBTED
+from fedkd.errors import FedKDError
 from fedkd.study import Consolidation
 
 LEVEL = 0.05
@@ -68,9 +69,14 @@ def _by_validation(teachers: Teachers, school: School) -> tuple[Teachers, dict[s
     without? A silo is trusted as far as chance would have as many, by the sign test, and left out
     below ``LEVEL`` shared among all, so that who does no harm is heard whatever it says. Fewer
     than half are left out.
+
+    Raises:
+        FedKDError: there are no labelled images.
     """
     if school.basis is None:
         return teachers, {}
+    if not len(school.validation):
+        raise FedKDError("trust: validation judges silos by labelled images, and there are none")
     labels = school.validation.labels
     batches = torch.split(school.validation.images, AT_ONCE)
     points = torch.cat([school.basis.project(images) for images in batches])

@@ -23,6 +23,7 @@ from fedkd.distillation.familiarity import make_basis
 from fedkd.distillation.moments import Moments, each_left_out, merge_moments, moments_of
 from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teacher, Teachers
+from fedkd.errors import FedKDError
 from fedkd.models import FILTERBANK, FILTERBANK_MAPS
 from fedkd.models.building import Shape
 from fedkd.study import Consolidation
@@ -175,6 +176,12 @@ def test_who_told_nothing_is_not_judged() -> None:
     assert leave_out_the_doubted(teachers, SETTINGS, SCHOOL) == (teachers, {})
     nowhere = replace(SCHOOL, basis=None)
     assert leave_out_the_doubted(teachers, SETTINGS, nowhere) == (teachers, {})
+
+
+def test_without_labelled_images_it_is_refused() -> None:
+    blind = replace(SCHOOL, validation=SCHOOL.validation.take(torch.tensor([], dtype=torch.int64)))
+    with pytest.raises(FedKDError, match="labelled images, and there are none"):
+        leave_out_the_doubted(Teachers(silos(), SHAPE, Compute()), SETTINGS, blind)
 
 
 def test_moments_less_one_are_those_of_the_others() -> None:
