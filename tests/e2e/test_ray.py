@@ -46,6 +46,7 @@ arms:
     consolidation:
       weighting: familiarity
       student: discriminant
+      trust: validation
       epochs: 0
       familiarity: {density: pooled, basis: patches, filters: 200}
     rounds: {max: 3, schedule: cosine}
