@@ -52,6 +52,7 @@ class Recommendation:
         support: recorded federations in this leaf.
         agreeing: in how many of them this method came within half a point of the best.
         known: what holds for the whole tree: accuracy by cross-validation and more.
+        remarks: what else the records say of such a federation.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Recommendation:
     support: int
     agreeing: int
     known: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Recommendation:
@@ -94,7 +96,27 @@ def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Re
         node["support"],
         node["agreeing"],
         tree["known"],
+        _remarks(figures, node, tree["known"]),
     )
+
+
+def _remarks(
+    figures: dict[str, Any], leaf: dict[str, Any], known: dict[str, Any]
+) -> tuple[str, ...]:
+    found = []
+    if figures.get("native") is False and leaf.get("foreign"):
+        found.append(
+            "Beware: the transfer set is another data set or noise. In only "
+            f"{leaf['foreign_agreeing']} of {leaf['foreign']} recorded federations of that kind "
+            "the method came near the best: look for transfer images of the silos' own kind."
+        )
+    if known.get("closed_form_federations"):
+        found.append(
+            "Where silos may tell sums over their images, a student in closed form (student: "
+            "discriminant) began above all methods that were asked about in "
+            f"{known['closed_form_higher']} of {known['closed_form_federations']} federations."
+        )
+    return tuple(found)
 
 
 def load_tree() -> dict[str, Any]:

@@ -24,14 +24,14 @@ from experiments.paper.exchange_claims import one_exchange
 from experiments.paper.figures import Records
 from experiments.paper.findings import Finding, render
 from experiments.paper.pair_claims import good_teacher, when_tuning_matters
-from experiments.paper.plan import CENTRAL, plan
+from experiments.paper.plan import CENTRAL, SAME_LOSS, plan
 from experiments.paper.rounds import cross_device, rounds_saved, silos_that_lose
 from experiments.paper.starts import starts_tried
 from experiments.paper.transfer_claims import teachers, transfer_size, transfer_type
 from fedkd.files import write_text
 
 CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
-    (rounds_saved, ("main-digits", "main-fashion")),
+    (rounds_saved, (*SAME_LOSS, *SAME_LOSS.values())),
     (starts_tried, ("main-digits", "main-fashion")),
     (silos_that_lose, ("main-digits", "main-fashion")),
     (methods, ("labelled-digits",)),
@@ -61,10 +61,10 @@ def write_results(path: Path) -> None:
         "# What the studies found",
         (
             "Written by `make paper` from the records in `results/`; nothing here is typed by hand. "
-            "Accuracies are per cent on test images, mean over three seeds and in brackets the least and "
+            "Accuracies are per cent on test images, mean over three seeds, where no other number is said, and in brackets the least and "
             "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
             "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            f"in the study files. Records were made on {_list(records.processors())}; on another processor an "
+            f"in the study files. Records that name a processor were made on {_list(records.processors())}; on another processor an "
             "accuracy may differ by an image or a few, and by more where training hardly converges."
         ),
     ]

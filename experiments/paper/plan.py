@@ -31,6 +31,9 @@ RATES = {
 
 STUDIES = tuple(RATES)
 """Those that a recipe is chosen for."""
+SAME_LOSS = {"main-digits": "loss-digits", "main-fashion": "loss-fashion"}
+"""Where plain FedAvg has FedKD's local loss, for the same federations; a random start has no
+initialisation of the silos' models."""
 STUDENTS = ("average", "best", "fresh")
 DENSITIES: dict[str, dict[str, Any]] = {
     "gaussian": {"consolidation.familiarity.density": "gaussian"},
@@ -151,6 +154,11 @@ def plan() -> list[Run]:
         )
         for study, rates in RATES.items()
         for init in INITS
+        for name in PARTITIONS
+    ]
+    runs += [
+        Run(SAME_LOSS[study], (name,), (partition(name), f"rounds.lr={rates[name]}"))
+        for study, rates in RATES.items()
         for name in PARTITIONS
     ]
     runs.append(Run("cross-device", ("hundred",)))

@@ -141,13 +141,19 @@ def export(tree: DecisionTreeRegressor, rows: Rows, medians: dict[str, float]) -
         if inner.children_left[index] < 0:
             named = int(inner.value[index][:, 0].argmin())
             lost = losses(rows)[leaves == index, named]
-            agreeing = int((lost <= MARGIN).sum())
-            return {"method": NAMES[named], "support": len(lost), "agreeing": agreeing}
+            foreign = np.array([not row["figures"]["native"] for row in rows])[leaves == index]
+            return {
+                "method": NAMES[named],
+                "support": len(lost),
+                "agreeing": int((lost <= MARGIN).sum()),
+                "foreign": int(foreign.sum()),
+                "foreign_agreeing": int((lost[foreign] <= MARGIN).sum()),
+            }
         left, right = (
             node(int(side[index])) for side in (inner.children_left, inner.children_right)
         )
         if left.get("method") == right.get("method") and "method" in left:
-            both = {key: left[key] + right[key] for key in ("support", "agreeing")}
+            both = {key: left[key] + right[key] for key in left if key != "method"}
             return {"method": left["method"], **both}
         return {
             "feature": FEATURES[inner.feature[index]],
@@ -168,7 +174,19 @@ def fit_and_judge() -> dict[str, Any]:
     }
     known = cross_validate(rows, medians)
     tree = export(fit(rows, medians, best_depth(rows, medians)), rows, medians)
-    return {"known": known, "medians": medians, "root": tree}
+    return {"known": known | closed_form(Records()), "medians": medians, "root": tree}
+
+
+def closed_form(records: Records) -> dict[str, int]:
+    """Return in how many federations the student in closed form began above all methods."""
+    higher = federations = 0
+    for variant in records.variants("start-digits"):
+        runs = records.record("start-digits", variant)["runs"]
+        for own in records.runs("start-digits", variant, "fedkd-student-discriminant"):
+            others = [r for r in runs if r["seed"] == own["seed"] and r["arm"] in ARMS]
+            federations += 1
+            higher += own["accuracy"][0] > max(run["accuracy"][0] for run in others)
+    return {"closed_form_higher": higher, "closed_form_federations": federations}
 
 
 def main() -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper.figures import Records
+from experiments.paper.figures import Records, mean
 from experiments.paper.findings import Finding, cell
-from experiments.paper.plan import STUDIES
+from experiments.paper.plan import SAME_LOSS, STUDIES
 
 TARGETS = ("90 %", "95 %", "99 %")
 ARMS = (
     "fedavg",
+    "fedavg-same-loss",
     "fedavg-same-rounds",
     "fedavg-average",
     "fedkd",
@@ -38,26 +39,31 @@ def rounds_saved(records: Records) -> Finding:
     cells: list[_Cell] = []
     for study in STUDIES:
         for variant in records.variants(study):
-            by_arm = {
-                arm: {run["seed"]: run for run in records.runs(study, variant, arm)} for arm in ARMS
-            }
+            by_arm = {arm: _by_seed(records, study, variant, arm) for arm in ARMS}
             seeds = by_arm["fedavg"]
             sums = [
                 " / ".join(_sum(by_arm[arm], seeds, index) for arm in ARMS)
                 for index in range(len(TARGETS))
             ]
-            starts = [cell(records.start(study, variant, arm)).split()[0] for arm in ARMS]
+            starts = [
+                f"{100 * mean([run['accuracy'][0] for run in runs.values()]):.1f}"
+                if runs
+                else "failed"
+                for runs in by_arm.values()
+            ]
             rows.append((study.split("-")[1], *variant, " / ".join(starts), *sums))
             cells += _cells(by_arm)
     return Finding(
         "Rounds saved in each partition",
         "Consolidation by familiarity, then FedAvg. Student, density (and what goes with it) and mixup of the consolidated start, "
         "and learning rate and local loss after it and after the averaged one, were chosen on validation "
-        "data and other seeds (`recipes/`), as was the learning rate of plain FedAvg (`../sweeps/`). Targets are shares of the best accuracy of "
+        "data and other seeds (`recipes/`); the learning rate of plain FedAvg on validation data too, but on seeds that are judged here "
+        "(`../sweeps/`), in its favour. Targets are shares of the best accuracy of "
         "tuned plain FedAvg on the same seed. Starts are mean accuracies before any round. Exchanges are "
         "summed over seeds, an unreached run counted in full and marked >. Arms, in this order: "
         + ", ".join(ARMS)
-        + "; same-rounds is a random start with the rounds of fedkd, the controls have none of the "
+        + "; same-loss is plain FedAvg at its own rate with the logit-adjusted loss that fedkd trains on with in nearly "
+        "all cells, same-rounds a random start with the loss and the rate of fedkd, a lower one; the controls have none of the "
         "teachers: densities alone label the transfer set, or the validation labels alone teach. One "
         "exchange a seed is the least that a start other than random can cost. (The seed work: 60.6 % of "
         "rounds saved on average.)",
@@ -68,6 +74,14 @@ def rounds_saved(records: Records) -> Finding:
             for goal, met, figure in _goals(cells)
         ),
     )
+
+
+def _by_seed(
+    records: Records, study: str, variant: tuple[str, ...], arm: str
+) -> dict[int, dict[str, Any]]:
+    if arm == "fedavg-same-loss":
+        study, variant = SAME_LOSS[study], variant[:1]
+    return {run["seed"]: run for run in records.runs(study, variant, arm)}
 
 
 def _cells(by_arm: dict[str, dict[int, dict[str, Any]]]) -> list[_Cell]:
@@ -96,12 +110,9 @@ def _goals(cells: list[_Cell]) -> list[tuple[str, bool, str]]:
     third = sum(c.reached and 3 * c.spent["fedkd"] <= c.spent["fedavg"] for c in at[2])
     all_99 = _saved(at[2], "fedavg")
     later = sum(c.spent["fedkd"] > c.spent["fedavg"] for c in cells)
-    same = sum(c.spent["fedkd"] > c.spent["fedavg-same-rounds"] for c in cells)
+    same = sum(c.spent["fedkd"] > c.spent["fedavg-same-loss"] for c in cells)
     saved = _saved(cells, "fedavg-average")
-    controls = ", ".join(
-        f"{arm} {100 * (1 - sum(c.spent[arm] for c in cells) / sum(c.spent['fedavg'] for c in cells)):.1f} %"
-        for arm in ARMS[1:]
-    )
+    controls = ", ".join(f"{arm} {_saved_by(arm, cells):.1f} %" for arm in ARMS[1:])
     return [
         (
             "90 and 95 % before any round in at least 80 % of the cells",
@@ -116,14 +127,28 @@ def _goals(cells: list[_Cell]) -> list[tuple[str, bool, str]]:
         (
             "In no cell later than plain FedAvg",
             later == 0,
-            f"later in {later} of {len(cells)} (than the same rounds from a random start in {same})",
+            f"later in {later} of {len(cells)} (than with the same loss in {same})",
         ),
         (
             "At least 60 % of exchanges saved against the average start, in sum",
             saved >= 60,
-            f"{saved:.1f} %; against plain FedAvg every arm saves: {controls}",
+            f"{saved:.1f} %; against plain FedAvg the arms save: {controls}. {_what_models_add(cells)}",
         ),
     ]
+
+
+def _what_models_add(cells: list[_Cell]) -> str:
+    own, control = (_saved_by(arm, cells) for arm in ("fedkd", "control-densities"))
+    return (
+        "The densities alone save as much or more: the silos' models add nothing to them in sum"
+        if control >= own
+        else "The densities alone save less than with the silos' models"
+    )
+
+
+def _saved_by(arm: str, cells: list[_Cell]) -> float:
+    """Return how many per cent of plain FedAvg's exchanges an arm saves in sum."""
+    return 100 * (1 - sum(c.spent[arm] for c in cells) / sum(c.spent["fedavg"] for c in cells))
 
 
 def _saved(cells: list[_Cell], baseline: str) -> float:
@@ -181,8 +206,7 @@ def cross_device(records: Records) -> Finding:
     """A hundred small silos with cohorts of ten."""
     variant = ("hundred",)
     arms = ("fedavg", "fedavg-average", "fedkd-equal", "fedkd-familiarity", "control-densities")
-    rows = []
-    spent = {}
+    rows, spent, missed = [], {}, {}
     for arm in arms:
         runs = records.runs("cross-device", variant, arm)
         spent[arm] = sum(_spent(run, 1) for run in runs)
@@ -194,13 +218,16 @@ def cross_device(records: Records) -> Finding:
                 *(_sum(by_seed, by_seed, index) for index in (0, 1)),
             )
         )
+        missed[arm] = any(run["exchanges"][1] is None for run in runs)
     saved = 100 * (1 - spent["fedkd-familiarity"] / spent["fedavg"])
+    at_least = "at least " * (missed["fedavg"] and not missed["fedkd-familiarity"])
     return Finding(
         "A hundred small silos, cohorts of ten",
         "Consolidation saves exchanges across many devices too (Fashion-MNIST, 5,000 images, Dirichlet "
         "0.3, all hundred teach, ten train a round). Holds if exchanges to 70 % are fewer than plain "
-        "FedAvg's. An exchange with a hundred teachers carries ten times the bytes of a round here.",
+        "FedAvg's, whose learning rate is the best of a sweep on validation data (`../sweeps/`). An exchange with a hundred teachers carries ten times the bytes of a round here.",
         ("arm", "start", "exchanges to 60 %", "to 70 %"),
         rows,
-        f"{'Holds' if saved > 0 else 'Does not hold'}: {saved:.1f} % saved.",
+        f"{'Holds' if saved > 0 else 'Does not hold'}: {at_least}{saved:.1f} % saved, and "
+        f"{100 * (1 - spent['control-densities'] / spent['fedavg']):.1f} % by densities without any model.",
     )

@@ -98,6 +98,7 @@ def teachers(records: Records) -> Finding:
         return (
             f"{'Holds' if falls else 'Does not hold'}: equal "
             + ", ".join(f"{100 * v:.1f}" for v in equal)
+            + (", not step by step" if sorted(equal, reverse=True) != equal else "")
             + "; familiarity "
             + ", ".join(f"{100 * v:.1f}" for v in familiar)
             + "."

@@ -43,15 +43,20 @@ def print_recommendation(found: Recommendation, figures: dict[str, Any], console
     for reason in found.reasons:
         console.print(f"- {reason}")
     known = found.known
+    alike = " that look like this" if found.reasons else ""
     console.print(
-        f"\nIn {found.agreeing} of {found.support} recorded federations that look like this it "
-        f"came within half a point of the best method there. On studies not looked at before "
+        f"\nIn {found.agreeing} of {found.support} recorded federations{alike} it came within half "
+        f"a point of the best method there. On studies not looked at before "
         f"({known['variants']} variants, {known['federations']} federations) a tree made like this "
         f"one did so in {known['accuracy']:.0%} and cost {known['points_lost']:.1f} points of "
         f"accuracy on average; always naming the same method: "
         f"{known['accuracy_of_always_the_same']:.0%} and "
         f"{known['points_lost_of_always_the_same']:.1f} points."
     )
+    if not found.reasons:
+        console.print("No question about the federation was found to tell more than that.")
+    for remark in found.remarks:
+        console.print(remark)
 
 
 def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:

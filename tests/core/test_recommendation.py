@@ -48,6 +48,26 @@ def test_an_unknown_figure_is_named_as_such() -> None:
     )
 
 
+def test_what_else_the_records_say_is_told() -> None:
+    tree = {
+        **TREE,
+        "known": {"closed_form_higher": 3, "closed_form_federations": 4},
+        "root": {
+            "method": "kd-equal",
+            "support": 9,
+            "agreeing": 7,
+            "foreign": 5,
+            "foreign_agreeing": 1,
+        },
+    }
+    own = recommend({"native": True}, tree).remarks
+    beware, *rest = recommend({"native": False}, tree).remarks
+    assert "1 of 5 recorded federations of that kind" in beware
+    assert tuple(rest) == own
+    assert "3 of 4 federations" in own[0]
+    assert recommend({"native": False, "label_skew": 0.1}, TREE).remarks == ()
+
+
 def leaves(node: dict[str, Any]) -> list[dict[str, Any]]:
     return [node] if "method" in node else leaves(node["left"]) + leaves(node["right"])
 
