@@ -151,14 +151,15 @@ def _refuse_what_needs_silos(offline: Offline) -> None:
         raise UserError(f"--examples: has {len(offline.examples)} numbers for {number} teachers")
     if min(offline.examples, default=1) < 1:
         raise UserError("--examples: every number must be at least 1")
-    if settings.method in NEEDS_LABELS and not offline.images.labelled:
+    by_labels = settings.method in NEEDS_LABELS and settings.teachers != "validation"
+    if by_labels and not offline.images.labelled:
         raise UserError(
             f"method: {settings.method} learns from labels of the transfer set; give --labelled "
             "if they may be used"
         )
     if offline.images.validation is None and (reason := _why_validate(settings)):
         raise UserError(
-            f"{reason} judges teachers on labelled images; give --validation, such as "
+            f"{reason} uses labelled images that are set apart; give --validation, such as "
             "--validation 0.2"
         )
 
@@ -167,6 +168,7 @@ def _why_validate(settings: Consolidation) -> str:
     """Return the setting that needs validation data, or an empty string."""
     reasons = {
         "weighting: accuracy": settings.weighting == "accuracy",
+        "teachers: validation": settings.teachers == "validation",
         f"student: {settings.student}": settings.student in ("best", "worst"),
         "select": settings.select.needs_validation,
         f"order: {settings.order}": settings.order.endswith("-first"),

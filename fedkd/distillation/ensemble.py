@@ -44,7 +44,7 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     """
     weights = WEIGHTINGS.load(settings.weighting)(evidence, settings)
     if settings.weighting not in WEIGHTINGS:
-        _check(weights, evidence, settings.weighting)
+        weights = _checked(weights, evidence, settings.weighting)
     votes = evidence.logits.argmax(2)
     if settings.max_weight is not None:
         weights = cap(weights, settings.max_weight)
@@ -97,16 +97,23 @@ def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
     return chosen[: subset.size].sort().values
 
 
-def _check(weights: object, evidence: Evidence, name: str) -> None:
+def _checked(weights: object, evidence: Evidence, name: str) -> Tensor:
+    """Return what a function of the user's own gave as float64, if it is a weighting."""
     teachers, samples, classes = evidence.logits.shape
     shapes = ((teachers, samples), (teachers, samples, classes))
-    if not isinstance(weights, Tensor) or tuple(weights.shape) not in shapes:
+    if (
+        not isinstance(weights, Tensor)
+        or weights.is_complex()
+        or tuple(weights.shape) not in shapes
+    ):
         raise UserError(
-            f"weighting {name} must give a tensor [{teachers}, {samples}] or "
+            f"weighting {name} must give a real tensor [{teachers}, {samples}] or "
             f"[{teachers}, {samples}, {classes}]"
         )
-    whole = torch.isclose(weights.double().sum(0), torch.ones((), dtype=torch.float64), atol=1e-6)
+    weights = weights.detach().double()
+    whole = torch.isclose(weights.sum(0), torch.ones((), dtype=torch.float64), atol=1e-6)
     if not bool(torch.isfinite(weights).all() and (weights >= 0).all() and whole.all()):
         raise UserError(
             f"weighting {name} must give weights that are not negative and sum to one over teachers"
         )
+    return weights

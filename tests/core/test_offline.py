@@ -152,8 +152,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] 
     "a size of zero": ({}, {}, {"examples": (3, 0)}, "at least 1"),
     "logits": ({"mode": "logits", "student": "fresh"}, {}, {}, "leave it out"),
     "no labels": ({"method": "fine-tune"}, {}, {}, "give --labelled"),
-    "no judges": ({"weighting": "accuracy"}, {}, {}, "weighting: accuracy judges"),
-    "no judges of students": ({"student": "worst"}, {}, {}, "student: worst judges"),
+    "no judges": ({"weighting": "accuracy"}, {}, {}, "weighting: accuracy uses labelled"),
+    "no judges of students": ({"student": "worst"}, {}, {}, "student: worst uses labelled"),
+    "no labels set apart": (
+        {"method": "fine-tune", "teachers": "validation"},
+        {"labelled": True},
+        {},
+        "teachers: validation uses labelled",
+    ),
     "no teachers": ({}, {}, {"teachers": ()}, "at least one"),
     "no architecture": ({}, {}, {"arch": None}, "give --arch"),
     "an architecture that nobody has": ({}, {}, {"arch": "cnn"}, "does not fit the architecture"),
@@ -172,6 +178,14 @@ def test_what_files_cannot_give_is_refused(name: str, teach: Any) -> None:
     settings, wanted, changes, expected = REFUSALS[name]
     with pytest.raises(UserError, match=expected):
         teach(settings, wanted, **changes)
+
+
+def test_validation_labels_alone_may_teach_without_labels_of_the_transfer_set(teach: Any) -> None:
+    made = teach(
+        {"method": "fine-tune", "teachers": "validation", "student": "fresh"},
+        {"validation": "0.2"},
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in made.state.values())
 
 
 def test_a_model_that_diverged_and_a_file_named_twice_are_refused(

@@ -293,3 +293,22 @@ def test_a_student_that_learns_nothing_is_told_of(school: School) -> None:
     still = consolidate(Teachers(dead, school.shape, school.compute), settings, school)
     assert still.notes["student_agreement"] == pytest.approx(1 / 3)
     assert "student: fresh" in still.notes["warning"]
+    fresh = Consolidation(student="fresh", epochs=1, lr=1e-9)
+    teachers = Teachers(members, school.shape, school.compute)
+    lost = consolidate(teachers, fresh, school).notes.get("warning", "")
+    assert "student: fresh" not in lost, "it is fresh"
+
+
+def test_images_that_no_silo_knows_are_told_of(school: School) -> None:
+    members = make_teachers(torch.arange(60) % 3, school.shape)[:4]
+    settings = Consolidation(weighting="familiarity", epochs=1)
+
+    def warning(log_density: float) -> str:
+        told = torch.full((60,), log_density, dtype=torch.float64)
+        known = [replace(member, log_density=told) for member in members]
+        teachers = Teachers(known, school.shape, school.compute)
+        found: str = consolidate(teachers, settings, school).notes.get("warning", "")
+        return found
+
+    assert "unlike any silo's" in warning(-500.0)
+    assert "unlike any silo's" not in warning(50.0)

@@ -270,3 +270,31 @@ def test_a_subset_holds_the_least_certain_or_random_images() -> None:
     drawn = {tuple(choose_subset(target, Subset(size=2), seed).tolist()) for seed in range(20)}
     assert len(drawn) > 2
     assert choose_subset(target, Subset(size=9), 0).tolist() == [0, 1, 2, 3]
+
+
+def one_hot(evidence: Evidence, _: Consolidation) -> Tensor:
+    """Weigh the first teacher alone, in whole numbers."""
+    weights = torch.zeros(evidence.logits.shape[:2], dtype=torch.int64)
+    weights[0] = 1
+    return weights
+
+
+def learnt(evidence: Evidence, _: Consolidation) -> Tensor:
+    """Weigh all alike, with a gradient."""
+    teachers, samples, _classes = evidence.logits.shape
+    return torch.softmax(torch.zeros(teachers, samples, requires_grad=True), dim=0)
+
+
+def complex_ones(evidence: Evidence, _: Consolidation) -> Tensor:
+    """Give what is no weight."""
+    return torch.ones(evidence.logits.shape[:2], dtype=torch.complex64)
+
+
+def test_what_a_users_own_weighting_gives_is_brought_into_form() -> None:
+    evidence = make_evidence()
+    hot = combine(evidence, Consolidation(weighting=f"{__name__}:one_hot"))
+    assert hot.weights.dtype == torch.float64
+    assert hot.weights.mean(1).tolist() == [1.0] + [0.0] * (len(evidence.logits) - 1)
+    assert not combine(evidence, Consolidation(weighting=f"{__name__}:learnt")).target.requires_grad
+    with pytest.raises(UserError, match="must give a real tensor"):
+        combine(evidence, Consolidation(weighting=f"{__name__}:complex_ones"))
