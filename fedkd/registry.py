@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -74,6 +75,26 @@ class Registry(Mapping[str, str]):
             raise UserError(f"{self.kind} {name} is no function")
         function: Callable[..., Any] = loaded
         return function
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call what ``name`` stands for.
+
+        Raises:
+            UserError: it is a function of the user's own and raised something.
+        """
+        function = self.load(name)
+        if name in self._entries:
+            return function(*args)
+        try:
+            return function(*args)
+        except UserError:
+            raise
+        except Exception as error:
+            *_, last = traceback.extract_tb(error.__traceback__)
+            raise UserError(
+                f"{self.kind} {name} raised {type(error).__name__}: {error} "
+                f"({Path(last.filename).name}, line {last.lineno})"
+            ) from error
 
     def fingerprint(self, name: str) -> str:
         """Return what a name stands for, for cache keys; an edit of a user's module changes it."""

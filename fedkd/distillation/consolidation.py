@@ -21,7 +21,7 @@ from fedkd.distillation.preparation import (
     make_lesson,
 )
 from fedkd.distillation.teachers import Teachers
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, UserError
 from fedkd.models.building import build_model
 from fedkd.seeding import torch_generator
 from fedkd.study import Consolidation
@@ -137,7 +137,7 @@ def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: Sc
             school.on_student(model, epoch, last)
             model.train()  # whoever looked may have left it in evaluation mode
 
-    loss: float = METHODS.load(settings.method)(
+    loss = METHODS.load(settings.method)(
         model,
         lesson,
         settings,
@@ -145,7 +145,13 @@ def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: Sc
         compute=school.compute,
         on_epoch=on_epoch,
     )
-    return loss
+    try:
+        return float(loss)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"method {settings.method} must return the mean loss of its last epoch, a number, and "
+            f"not {type(loss).__name__}"
+        ) from error
 
 
 def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     Raises:
         UserError: a weighting of the user's own gave what is no weighting.
     """
-    weights = WEIGHTINGS.load(settings.weighting)(evidence, settings)
+    weights = WEIGHTINGS.call(settings.weighting, evidence, settings)
     if settings.weighting not in WEIGHTINGS:
         weights = _checked(weights, evidence, settings.weighting)
     votes = evidence.logits.argmax(2)

@@ -21,6 +21,7 @@ from fedkd.distillation.preparation import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.trust import agreement, cap, knowledge, trust
 from fedkd.distillation.weightings import Evidence, pool
+from fedkd.errors import UserError
 from fedkd.models.building import Shape, build_model
 from fedkd.study import Consolidation
 from fedkd.training import Compute
@@ -312,3 +313,15 @@ def test_images_that_no_silo_knows_are_told_of(school: School) -> None:
 
     assert "unlike any silo's" in warning(-500.0)
     assert "unlike any silo's" not in warning(50.0)
+
+
+def says_nothing(*_: object, **__: object) -> None:
+    """Be a method that forgets to return its loss."""
+
+
+def test_a_method_that_returns_no_loss_is_refused(school: School) -> None:
+    members = make_teachers(torch.arange(60) % 3, school.shape)
+    teachers = Teachers(members, school.shape, school.compute)
+    settings = Consolidation(method=f"{__name__}:says_nothing", epochs=1)
+    with pytest.raises(UserError, match="says_nothing must return the mean loss"):
+        consolidate(teachers, settings, school)

@@ -290,6 +290,16 @@ def complex_ones(evidence: Evidence, _: Consolidation) -> Tensor:
     return torch.ones(evidence.logits.shape[:2], dtype=torch.complex64)
 
 
+def fails(evidence: Evidence, settings: Consolidation) -> Tensor:
+    """Fail as code does."""
+    raise KeyError("densities")
+
+
+def test_where_a_users_own_weighting_fails_is_told() -> None:
+    with pytest.raises(UserError, match=r"fails raised KeyError: 'densities' \(test_weigh.*, line"):
+        combine(make_evidence(), Consolidation(weighting=f"{__name__}:fails"))
+
+
 def test_what_a_users_own_weighting_gives_is_brought_into_form() -> None:
     evidence = make_evidence()
     hot = combine(evidence, Consolidation(weighting=f"{__name__}:one_hot"))
