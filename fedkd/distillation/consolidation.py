@@ -63,7 +63,9 @@ def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> 
         basis=school.basis,
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
-    return replace(learnt, notes=told | choice.notes | learnt.notes)
+    notes = told | choice.notes | learnt.notes
+    warnings = [each["warning"] for each in (told, learnt.notes) if "warning" in each]
+    return replace(learnt, notes=notes | ({"warning": "; ".join(warnings)} if warnings else {}))
 
 
 def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:

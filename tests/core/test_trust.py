@@ -325,3 +325,20 @@ def test_a_method_that_returns_no_loss_is_refused(school: School) -> None:
     settings = Consolidation(method=f"{__name__}:says_nothing", epochs=1)
     with pytest.raises(UserError, match="says_nothing must return the mean loss"):
         consolidate(teachers, settings, school)
+
+
+def test_no_warning_hides_another(school: School) -> None:
+    members = [
+        replace(
+            member,
+            logits=torch.roll(member.logits, m, dims=1),
+            state={key: torch.zeros_like(t) for key, t in (member.state or {}).items()},
+        )
+        for m, member in enumerate(make_teachers(torch.arange(60) % 3, school.shape))
+        if member.logits is not None
+    ]
+    teachers = Teachers(members, school.shape, school.compute)
+    settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
+    warning = consolidate(teachers, settings, school).notes["warning"]
+    assert "contradict each other too much" in warning
+    assert "has learnt nothing" in warning
