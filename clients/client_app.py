@@ -11,19 +11,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from clients.field import field_silo, is_in_field
+from clients.deployed import field_silo, is_in_field
 from clients.guard import guard
-from clients.questions import read_basis, read_teachers
 from clients.silo import Silo
-from fedkd import wire
-from fedkd.cache import cache_root
-from fedkd.checkpoint import state_hash
+from fedkd.config import Study
+from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
-from fedkd.distillation.moments import Moments
-from fedkd.federation import Federation
-from fedkd.study import Study
-from fedkd.study_file import parse_study
-from fedkd.training import intra_op_threads
+from fedkd.distillation.density.moments import Moments
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from fedkd.messages.distil import read_basis, read_teachers
+from fedkd.models.state import state_hash
+from fedkd.training.loop import intra_op_threads
+from fedkd.util.cache import cache_root
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
 

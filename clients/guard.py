@@ -17,10 +17,10 @@ from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedkd import wire
+from fedkd.deploy.audit import append_entry
+from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError
-from fedkd.silo.audit import append_entry
-from fedkd.silo.file import Share, SiloFile, load_silo_file
+from fedkd.messages import keys as wire
 
 REFUSED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fedkd import wire
-from fedkd.checkpoint import State, copy_state
+from fedkd.config import Consolidation, Rounds
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import distil
-from fedkd.distillation.familiarity import LEAST_SILO_IMAGES, Basis, log_densities
-from fedkd.distillation.moments import Moments, moments_of
-from fedkd.distillation.preparation import School
+from fedkd.distillation.consolidate import distil
+from fedkd.distillation.density.basis import LEAST_SILO_IMAGES, Basis, log_densities
+from fedkd.distillation.density.moments import Moments, moments_of
+from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation, Pretrained
-from fedkd.local_training import LocalTask, train_locally
-from fedkd.models.building import Shape
-from fedkd.models.shelf import ModelShelf
-from fedkd.seeding import torch_generator
-from fedkd.study import Consolidation, Rounds
-from fedkd.training import Compute, Metrics, evaluate, predict
+from fedkd.federation.federation import Federation, Pretrained
+from fedkd.messages import keys as wire
+from fedkd.models.build import Shape
+from fedkd.models.pool import ModelShelf
+from fedkd.models.state import State, copy_state
+from fedkd.training.local import LocalTask, train_locally
+from fedkd.training.loop import Compute, Metrics, evaluate, predict
+from fedkd.util.seeding import torch_generator
 
 
 @dataclass(frozen=True)

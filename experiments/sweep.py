@@ -17,15 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engines.base import Task
-from experiments.engines.inline import InlineEngine, silo_pool
-from fedkd.cache import cache_root, check_cache_root
+from fedkd.config import RelativeTargets, Study
+from fedkd.config.study_file import load_study
+from fedkd.engines.base import Task
+from fedkd.engines.inline import InlineEngine, silo_pool
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation
-from fedkd.files import write_json
-from fedkd.results import Point, RunRecord
-from fedkd.study import RelativeTargets, Study
-from fedkd.study_file import load_study
+from fedkd.federation.federation import Federation
+from fedkd.results.record import Point, RunRecord
+from fedkd.util.cache import cache_root, check_cache_root
+from fedkd.util.files import write_json
 
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 

@@ -19,9 +19,9 @@ from fedkd.version import VERSION
 
 if TYPE_CHECKING:
     from fedkd.api import Comparison, compare
+    from fedkd.config import Study
+    from fedkd.config.study_file import load_study
     from fedkd.errors import FedKDError, UserError
-    from fedkd.study import Study
-    from fedkd.study_file import load_study
 
 __version__ = VERSION
 __all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study"]
@@ -29,10 +29,10 @@ __all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_st
 _HOMES = {
     "Comparison": "fedkd.api",
     "FedKDError": "fedkd.errors",
-    "Study": "fedkd.study",
+    "Study": "fedkd.config",
     "UserError": "fedkd.errors",
     "compare": "fedkd.api",
-    "load_study": "fedkd.study_file",
+    "load_study": "fedkd.config.study_file",
 }
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.report.results import Results, find_run
-from fedkd.study import Study
+from fedkd.results.folder import Results, find_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +50,9 @@ def compare(
     """
     from rich.console import Console
 
-    from experiments.runner import resume_study, run_study
-    from fedkd.progress import StudyProgress
-    from fedkd.report.results import STUDY_FILE
+    from fedkd.report.progress import StudyProgress
+    from fedkd.results.folder import STUDY_FILE
+    from fedkd.runner.run import resume_study, run_study
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     folder = None if resume is None else find_run(Path(resume))
@@ -144,7 +144,7 @@ class Comparison:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML report, by default into the results folder, and return its path."""
         from fedkd.report.page import write_report
-        from fedkd.report.results import REPORT_FILE
+        from fedkd.results.folder import REPORT_FILE
 
         return write_report([self._results], Path(path) if path else self.folder / REPORT_FILE)
 
@@ -154,7 +154,7 @@ class Comparison:
 
 
 def _load(study: str | Path | Mapping[str, Any] | Study) -> Study:
-    from fedkd.study_file import load_study, resolve_study
+    from fedkd.config.study_file import load_study, resolve_study
 
     if isinstance(study, Study):
         return study

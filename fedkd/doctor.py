@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedkd import __version__
-from fedkd.cache import cache_root, check_cache_root, processor
 from fedkd.data import TORCHVISION_SETS
-from fedkd.data.fetch import data_directory
+from fedkd.data.download import data_directory
 from fedkd.errors import UserError
+from fedkd.util.cache import cache_root, check_cache_root, processor
 
 Level = Literal["ok", "note", "broken"]
 

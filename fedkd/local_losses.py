@@ -5,7 +5,7 @@ from fedkd.registry import Registry
 LOCAL_LOSSES = Registry(
     "local loss",
     {
-        name: f"fedkd.local_training:{name.replace('-', '_')}"
+        name: f"fedkd.training.local:{name.replace('-', '_')}"
         for name in (
             "cross-entropy",
             "logit-adjusted",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.results import Quarantined
-from strategies.gate import RefusedError
+from fedkd.messages.validate import RefusedError
+from fedkd.results.record import Quarantined
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
 GONE = "it is not connected"

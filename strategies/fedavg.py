@@ -14,23 +14,23 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fedkd import wire
-from fedkd.aggregation import aggregate
-from fedkd.checkpoint import State, copy_state
-from fedkd.distillation.consolidation import Consolidated
+from fedkd.distillation.consolidate import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
-from fedkd.names import natural_key
-from fedkd.results import Point, Stopped
-from fedkd.seeding import numpy_generator
-from fedkd.training import evaluate
-from strategies.examine import Beginning, look_at_start
+from fedkd.messages import keys as wire
+from fedkd.messages.validate import RefusedError, read_info, read_num_examples, read_update
+from fedkd.models.state import State, copy_state
+from fedkd.results.record import Point, Stopped
+from fedkd.training.aggregation import aggregate
+from fedkd.training.loop import evaluate
+from fedkd.util.names import natural_key
+from fedkd.util.seeding import numpy_generator
+from strategies.collect import collect_teachers
+from strategies.context import Observer, Setting
+from strategies.diagnostics import Beginning, look_at_start
 from strategies.exchange import GONE, Ledger, Member, exchange
-from strategies.gate import RefusedError, read_info, read_num_examples, read_update
 from strategies.roster import Roster
 from strategies.savepoint import Keeper, SavePoint
-from strategies.setting import Observer, Setting
-from strategies.teachers import collect_teachers
 from strategies.updates import RoundModels, server_update
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.aggregation import reduce
-from fedkd.checkpoint import State, copy_state
 from fedkd.data.images import as_float
-from fedkd.distillation.losses import kd_loss
 from fedkd.errors import FedKDError, UserError
-from fedkd.seeding import torch_generator
-from fedkd.training import Sgd, fit, is_finite, predict
-from strategies.setting import Setting
+from fedkd.models.state import State, copy_state
+from fedkd.training.aggregation import reduce
+from fedkd.training.loop import Sgd, fit, is_finite, predict
+from fedkd.training.losses import kd_loss
+from fedkd.util.seeding import torch_generator
+from strategies.context import Setting
 from strategies.updates import RoundModels, ServerUpdate
 
 

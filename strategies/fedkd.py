@@ -5,19 +5,19 @@ from __future__ import annotations
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedkd.checkpoint import State
+from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation import LEAST_TRANSFER_IMAGES
-from fedkd.distillation.choice import choose
-from fedkd.distillation.consolidation import Consolidated, consolidate
-from fedkd.distillation.familiarity import Basis, make_basis, make_feature_basis
-from fedkd.distillation.preparation import School
+from fedkd.distillation.consolidate import Consolidated, consolidate
+from fedkd.distillation.density.basis import Basis, make_basis, make_feature_basis
+from fedkd.distillation.selection import choose
+from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
-from fedkd.study import Consolidation
-from strategies.at_silo import distil_at_silo
+from fedkd.models.state import State
+from strategies.collect import collect_densities, collect_teachers
+from strategies.distil_at_silo import distil_at_silo
 from strategies.fedavg import SiloFedAvg
-from strategies.teachers import collect_densities, collect_teachers
 
 
 class FedKD(SiloFedAvg):

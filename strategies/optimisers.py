@@ -18,10 +18,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
-from fedkd.checkpoint import State
 from fedkd.errors import FedKDError
-from fedkd.training import is_finite
-from strategies.setting import Setting
+from fedkd.models.state import State
+from fedkd.training.loop import is_finite
+from strategies.context import Setting
 from strategies.updates import RoundModels, ServerUpdate
 
 FEDAVGM_LR, FEDADAM_LR = 1.0, 0.01

@@ -15,14 +15,20 @@ from dataclasses import replace
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd import wire
 from fedkd.data.images import content_hash
 from fedkd.errors import FedKDError
-from fedkd.names import natural_key
+from fedkd.messages import keys as wire
+from fedkd.messages.validate import (
+    RefusedError,
+    read_class_counts,
+    read_info,
+    read_name,
+    read_num_examples,
+)
+from fedkd.util.names import natural_key
+from strategies.context import Setting
 from strategies.exchange import Ledger, Member, exchange
-from strategies.gate import RefusedError, read_class_counts, read_info, read_name, read_num_examples
 from strategies.savepoint import ABSENT
-from strategies.setting import Setting
 
 LATECOMER_SECONDS = 60.0
 """How long the other silos wait before a round for a new node to introduce itself."""

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedkd.results import Point, RunRecord
-from fedkd.run_log import Kind, encode_line
+from fedkd.messages.run_log import Kind, encode_line
+from fedkd.results.record import Point, RunRecord
 
 
 class RunLog:

@@ -1,7 +1,7 @@
 """Where a run stands after a round, in one file, so that a killed run goes on to the same bits.
 
 Nothing random is in it: every choice is drawn anew from its seed, purpose, silo and round
-(:mod:`fedkd.seeding`), so that a round depends on the model before it, on what the server's update
+(:mod:`fedkd.util.seeding`), so that a round depends on the model before it, on what the server's update
 remembers, and on who took part.
 """
 
@@ -17,18 +17,18 @@ from flwr.app import ConfigRecord
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedkd import wire
-from fedkd.cache import cache_key
-from fedkd.checkpoint import State, mismatch, save_state
-from fedkd.checkpoint_header import find_checkpoint_problem, read_metadata
 from fedkd.data.images import Images, content_hash
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
-from fedkd.models.building import arch_fingerprint
-from fedkd.results import PROGRESS_FILE, Point, Quarantined
-from strategies.examine import Beginning
+from fedkd.messages import keys as wire
+from fedkd.models.build import arch_fingerprint
+from fedkd.models.state import State, mismatch, save_state
+from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
+from fedkd.util.cache import cache_key
+from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
+from strategies.context import Setting
+from strategies.diagnostics import Beginning
 from strategies.exchange import Member
-from strategies.setting import Setting
 
 _KEY = "fedkd-progress"
 _MODEL, _MEMORY, _BEGUN, _TAUGHT, _STUDENT = "model/", "memory/", "begun", "taught/", "student"

@@ -12,14 +12,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd import wire
-from fedkd.cache import cache_root
+from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation
-from fedkd.files import remove_unfinished, write_text
-from fedkd.lease import lease
-from fedkd.model_card import ModelCard, save_model
-from fedkd.results import (
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from fedkd.models.card import ModelCard, save_model
+from fedkd.results.record import (
     CHECKPOINT_FILE,
     Point,
     RunRecord,
@@ -27,14 +25,16 @@ from fedkd.results import (
     write_points,
     write_state,
 )
-from fedkd.study_file import parse_study
-from fedkd.training import intra_op_threads
-from strategies.examine import examine
+from fedkd.training.loop import intra_op_threads
+from fedkd.util.cache import cache_root
+from fedkd.util.files import remove_unfinished, write_text
+from fedkd.util.lock import lease
+from strategies.context import Observer, Setting
+from strategies.diagnostics import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
 from strategies.run_log import RunLog
 from strategies.savepoint import Keeper
-from strategies.setting import Observer, Setting
 
 ERROR_FILE = "error.txt"
 LEASE_SECONDS = 30.0

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedkd.checkpoint import State
+from fedkd.models.state import State
 from fedkd.registry import Registry
-from strategies.setting import Setting
+from strategies.context import Setting
 
 
 @dataclass(frozen=True)

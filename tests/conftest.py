@@ -15,11 +15,11 @@ import torch
 import yaml
 from hypothesis import settings
 
-from experiments.summary import run_entry
-from fedkd.comparison import compare
-from fedkd.results import Point, RunRecord
-from fedkd.study import Study
-from fedkd.study_file import parse_study
+from fedkd.config import Study
+from fedkd.config.study_file import parse_study
+from fedkd.results.comparison import compare
+from fedkd.results.record import Point, RunRecord
+from fedkd.runner.summary import run_entry
 
 settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("fedkd")
@@ -229,13 +229,13 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
 
     from clients.client_app import make_client_app
     from clients.silo import Silo
-    from experiments.engines.inline import InlineGrid
-    from fedkd import wire
-    from fedkd.federation import Federation
+    from fedkd.engines.inline import InlineGrid
+    from fedkd.federation.federation import Federation
+    from fedkd.messages import keys as wire
+    from strategies.context import Setting
     from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
     from strategies.fedkd import FedKD
     from strategies.savepoint import Keeper
-    from strategies.setting import Setting
 
     class TamperingGrid(InlineGrid):
         tamper: Any = None

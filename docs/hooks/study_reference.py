@@ -8,7 +8,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from fedkd.study_file import study_schema
+from fedkd.config.study_file import study_schema
 
 PAGE = "reference/study.md"
 INTRODUCTION = """# Study file

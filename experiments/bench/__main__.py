@@ -15,7 +15,7 @@ from experiments.bench.goals import Goal
 from experiments.bench.process import end_tidily
 from experiments.bench.publish import RESULTS, publish
 from experiments.bench.workload import HERE
-from fedkd.files import write_json
+from fedkd.util.files import write_json
 
 PARTS = ("federated", "distillation", "everyday", "many-silos")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.bench.process import Taken, watch
 from experiments.bench.workload import HERE, STUDY
-from experiments.engines.processes import free_port
+from fedkd.engines.processes import free_port
 
 RIVALS = HERE / "rivals"
 BEST_LOOP = RIVALS / "best_loop.py"

@@ -12,7 +12,7 @@ from experiments.bench.federated import Say
 from experiments.bench.goals import Goal, Spread
 from experiments.bench.process import watch
 from experiments.bench.workload import ARM, GRID, write_classroom
-from fedkd.study_file import load_study
+from fedkd.config.study_file import load_study
 from fedkd.tuning.space import Space
 
 TOLERANCE = 0.01

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.engines.inline import available_cores
-from fedkd.cache import processor
+from fedkd.engines.inline import available_cores
+from fedkd.util.cache import processor
 
 PACKAGES = ("torch", "flwr", "ray", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.bench.contenders import contenders
 from experiments.bench.federated import TOLERANCE, accuracy, names, ratios
 from experiments.bench.workload import HERE
-from fedkd.files import replacing, write_text
+from fedkd.util.files import replacing, write_text
 
 RESULTS, README, PLOT = "results.json", "README.md", "rounds.svg"
 

@@ -19,7 +19,7 @@ from experiments.bench.contenders import fedkd
 from experiments.bench.federated import Say
 from experiments.bench.process import CommandFailedError, end_tidily
 from experiments.bench.workload import HERE, STUDY
-from fedkd.files import replacing, write_json, write_text
+from fedkd.util.files import replacing, write_json, write_text
 
 RESULTS, PAGE, PLOT = "scale.json", "SCALE.md", "scale.svg"
 IMAGES = 59

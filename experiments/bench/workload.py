@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.files import replacing
-from fedkd.seeding import derive_seed
-from fedkd.study_file import load_study
+from fedkd.config.study_file import load_study
+from fedkd.util.files import replacing
+from fedkd.util.seeding import derive_seed
 
 HERE = Path(__file__).parent
 STUDY = HERE / "fedavg.yaml"
@@ -27,9 +27,9 @@ def write_workload(path: Path) -> None:
     ``test_images``, ``test_labels``, ``seeds`` int64 ``[rounds, silos]``, and a ``start.KEY`` for
     every tensor of the model.
     """
-    from fedkd.federation import Federation
+    from fedkd.federation.federation import Federation
+    from strategies.context import Setting
     from strategies.fedavg import initial_arrays
-    from strategies.setting import Setting
 
     study = load_study(STUDY)
     with tempfile.TemporaryDirectory() as cache:
@@ -69,9 +69,9 @@ def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float
         cache: of fedkd, where the teachers lie afterwards.
         points: of the grid.
     """
-    from experiments.engines.inline import silo_pool
-    from fedkd.federation import Federation
-    from fedkd.tuning.classroom import Classroom
+    from fedkd.engines.inline import silo_pool
+    from fedkd.federation.federation import Federation
+    from fedkd.federation.simulated_teachers import Classroom
 
     study = load_study(GRID)
     federation = Federation.load(study, study.seeds[0], cache)

@@ -28,7 +28,7 @@ from experiments.paper.plan import CENTRAL, SAME_LOSS, plan
 from experiments.paper.rounds import cross_device, rounds_saved, silos_that_lose
 from experiments.paper.starts import starts_tried
 from experiments.paper.transfer_claims import teachers, transfer_size, transfer_type
-from fedkd.files import write_text
+from fedkd.util.files import write_text
 
 CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (rounds_saved, (*SAME_LOSS, *SAME_LOSS.values())),

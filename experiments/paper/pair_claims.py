@@ -11,7 +11,7 @@ import numpy as np
 from experiments.paper.figures import Records, mean
 from experiments.paper.findings import Finding
 from experiments.paper.pairs import STUDY
-from fedkd.correlation import spearman
+from fedkd.util.correlation import spearman
 
 METHODS = ("kd", "kd-tuned", "dml", "dp-kd", "fine-tune")
 TRAITS = ("gap", "complementary", "label_distance")

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.engines.inline import silo_pool
 from experiments.paper.plan import Run
+from fedkd.config.study_file import load_study
+from fedkd.engines.inline import silo_pool
 from fedkd.pairs.command import measure_pairs
-from fedkd.progress import PairsProgress
-from fedkd.study_file import load_study
+from fedkd.report.progress import PairsProgress
 
 STUDY = "pairs-digits"
 COLUMNS = (

@@ -26,8 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engines.base import Task
-from experiments.engines.inline import InlineEngine, silo_pool
 from experiments.paper.plan import (
     DENSITIES,
     FOLDER,
@@ -40,13 +38,15 @@ from experiments.paper.plan import (
     recipes,
 )
 from experiments.sweep import Silent, judged_on_validation
-from fedkd.cache import cache_root
+from fedkd.config import RelativeTargets
+from fedkd.config.study_file import load_study
+from fedkd.engines.base import Task
+from fedkd.engines.inline import InlineEngine, silo_pool
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation
-from fedkd.files import write_json
-from fedkd.results import RunRecord
-from fedkd.study import RelativeTargets
-from fedkd.study_file import load_study
+from fedkd.federation.federation import Federation
+from fedkd.results.record import RunRecord
+from fedkd.util.cache import cache_root
+from fedkd.util.files import write_json
 
 SEEDS = {"main-digits": (10, 11, 12), "main-fashion": (10, 11)}
 """On one seed chance decides, and the more so on digits, which leave few validation images."""

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeRegressor
 
 from experiments.paper.figures import Records
-from fedkd.files import write_json
-from fedkd.recommendation import FEATURES, METHODS
+from fedkd.federation.recommend import FEATURES, METHODS
+from fedkd.util.files import write_json
 
-OUT = Path(__file__).parents[2] / "fedkd" / "recommendation.json"
+OUT = Path(__file__).parents[2] / "fedkd" / "federation" / "recommendation.json"
 MARGIN = 0.005
 DEPTHS = range(4)
 LEAF = 6

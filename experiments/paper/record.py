@@ -15,14 +15,14 @@ from rich.console import Console
 
 from experiments.paper import pairs
 from experiments.paper.plan import Run
-from experiments.runner import run_study
-from fedkd.cache import cache_root
-from fedkd.description import describe
+from fedkd.config.study_file import load_study
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation
-from fedkd.files import write_json
-from fedkd.progress import StudyProgress
-from fedkd.study_file import load_study
+from fedkd.federation.describe import describe
+from fedkd.federation.federation import Federation
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import run_study
+from fedkd.util.cache import cache_root
+from fedkd.util.files import write_json
 
 
 def fingerprint(run: Run) -> str:

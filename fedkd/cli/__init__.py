@@ -15,7 +15,7 @@ from fedkd.cli.choosing import pairs, recommend, tune
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
 from fedkd.errors import FedKDError
-from fedkd.files import DISK_ERRORS
+from fedkd.util.files import DISK_ERRORS
 
 app = typer.Typer(
     name="fedkd",

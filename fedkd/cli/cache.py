@@ -12,7 +12,7 @@ import typer
 from fedkd.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from fedkd.cache_contents import Entry
+    from fedkd.util.cache_entries import Entry
 
 app = typer.Typer(
     help="Show what the cache holds, or clear it.\n\n"
@@ -33,8 +33,8 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
     """List what the cache holds by kind: entries, size, age."""
     if context.invoked_subcommand is not None:
         return
-    from fedkd.cache import cache_root
-    from fedkd.cache_contents import KINDS, find_entries
+    from fedkd.util.cache import cache_root
+    from fedkd.util.cache_entries import KINDS, find_entries
 
     root = cache_root()
     entries = find_entries(root)
@@ -77,10 +77,10 @@ def clear(
     as_json: AsJson = False,
 ) -> None:
     """Remove entries from the cache; asks before it does."""
-    from fedkd.cache import cache_root
-    from fedkd.cache_contents import check_kind, find_entries, parse_age, select
-    from fedkd.cache_contents import clear as take_away
     from fedkd.errors import UserError
+    from fedkd.util.cache import cache_root
+    from fedkd.util.cache_entries import check_kind, find_entries, parse_age, select
+    from fedkd.util.cache_entries import clear as take_away
 
     check_kind(kind)
     age, root = parse_age(older_than), cache_root()

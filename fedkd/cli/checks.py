@@ -11,7 +11,7 @@ from fedkd.cli.options import AsJson, Overrides, StudyPath, load
 
 def validate(study: StudyPath, overrides: Overrides = None) -> None:
     """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
-    from fedkd.study_file import check_files, dump_study
+    from fedkd.config.study_file import check_files, dump_study
 
     loaded = load(study, overrides)
     check_files(loaded)
@@ -20,7 +20,7 @@ def validate(study: StudyPath, overrides: Overrides = None) -> None:
 
 def schema() -> None:
     """Print the JSON schema of study files, for editors and programs."""
-    from fedkd.study_file import study_schema
+    from fedkd.config.study_file import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=1))
 

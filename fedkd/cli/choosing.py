@@ -21,8 +21,8 @@ from fedkd.cli.options import (
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
-    from fedkd.recommendation import Recommendation
-    from fedkd.study import Study
+    from fedkd.config import Study
+    from fedkd.federation.recommend import Recommendation
 
 
 def tune(
@@ -64,8 +64,8 @@ def tune(
     if search not in ("tpe", "grid"):
         raise UserError(f"--search: {search!r} is neither tpe nor grid")
     loaded = load(study, overrides, seeds=seeds)
-    from experiments.engines.inline import silo_pool
-    from fedkd.progress import SearchProgress
+    from fedkd.engines.inline import silo_pool
+    from fedkd.report.progress import SearchProgress
     from fedkd.tuning.command import tune as run_search
     from fedkd.tuning.outcome import print_outcome
 
@@ -124,10 +124,10 @@ def pairs(
     For example: fedkd pairs experiments/quickstart.yaml --set partition.silos=5 --methods kd,dml
     """
     loaded = load(study, overrides, seeds=seeds)
-    from experiments.engines.inline import silo_pool
+    from fedkd.engines.inline import silo_pool
     from fedkd.pairs.command import measure_pairs
     from fedkd.pairs.outcome import print_outcome
-    from fedkd.progress import PairsProgress
+    from fedkd.report.progress import PairsProgress
 
     quiet = progress_console(quiet=as_json)
     with PairsProgress(quiet) as progress, silo_pool(loaded) as pool:
@@ -177,12 +177,12 @@ def recommend(
 
 
 def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
-    from experiments.engines.inline import silo_pool
-    from fedkd.cache import cache_root, check_cache_root
-    from fedkd.description import describe
-    from fedkd.federation import Federation
-    from fedkd.recommendation import recommend
-    from fedkd.study_file import check_files
+    from fedkd.config.study_file import check_files
+    from fedkd.engines.inline import silo_pool
+    from fedkd.federation.describe import describe
+    from fedkd.federation.federation import Federation
+    from fedkd.federation.recommend import recommend
+    from fedkd.util.cache import cache_root, check_cache_root
 
     check_files(study)
     check_cache_root()

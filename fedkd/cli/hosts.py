@@ -58,7 +58,7 @@ def keys_init(
 
     For example: fedkd keys init --host fl.example.org --host 192.0.2.7
     """
-    from fedkd.keys import make_server_keys
+    from fedkd.deploy.keys import make_server_keys
 
     for path in make_server_keys(out, host, days=days, renew=renew):
         typer.echo(f"wrote {path}")
@@ -94,7 +94,7 @@ def keys_add_silo(
 
     For example: fedkd keys add-silo clinic-a --superlink fl.example.org:8000
     """
-    from fedkd.keys import make_silo_key
+    from fedkd.deploy.keys import make_silo_key
 
     private, public = make_silo_key(out, name)
     typer.echo(
@@ -132,10 +132,10 @@ def silo_check(
 
     For example: fedkd silo check silo.yaml --superlink fl.example.org:8000
     """
-    from fedkd.silo.check import SiloCheck
-    from fedkd.silo.file import load_silo_file
-    from fedkd.silo.link import Address, check_link
-    from fedkd.study_file import load_study
+    from fedkd.config.study_file import load_study
+    from fedkd.deploy.check import SiloCheck
+    from fedkd.deploy.link import Address, check_link
+    from fedkd.deploy.silo_file import load_silo_file
 
     if insecure and root_certificates is not None:
         raise UserError("--insecure: plain HTTP has no certificate; leave out --root-certificates")
@@ -153,7 +153,7 @@ def silo_check(
 
 def silo_schema() -> None:
     """Print the JSON schema of silo.yaml, for editors and programs."""
-    from fedkd.silo.file import silo_schema as schema
+    from fedkd.deploy.silo_file import silo_schema as schema
 
     typer.echo(json.dumps(schema(), indent=1))
 

@@ -152,18 +152,18 @@ def consolidate(
     For example: fedkd consolidate --teachers a.safetensors mlp=b.safetensors --arch cnn
     --transfer folder:scans --validation 0.2 --set temperature=4 --out student.safetensors
     """
-    from fedkd.study_file import parse_consolidation
+    from fedkd.config.study_file import parse_consolidation
 
     chosen = {"method": method, "weighting": weighting, "student": student}
     settings = parse_consolidation(chosen, overrides or ())
     numbers = parse_numbers(examples, "--examples")
     _check_out(out, _SAFETENSORS)
 
-    from fedkd.classroom import Wanted
-    from fedkd.model_card import save_model
-    from fedkd.offline import Offline, TeacherFile, consolidate_files
-    from fedkd.offline_report import render
-    from fedkd.progress import EpochBar
+    from fedkd.models.card import save_model
+    from fedkd.offline.from_files import Offline, TeacherFile, consolidate_files
+    from fedkd.offline.images import Wanted
+    from fedkd.offline.report import render
+    from fedkd.report.progress import EpochBar
 
     offline = Offline(
         teachers=tuple(TeacherFile.parse(text) for text in teachers),
@@ -224,7 +224,7 @@ def export(
     """
     chosen = _choose_format(out, file_format)
 
-    from fedkd.export import SUFFIXES, Described, export_model, sidecar
+    from fedkd.offline.export import SUFFIXES, Described, export_model, sidecar
 
     _check_out(out, SUFFIXES[chosen])
     described = Described(_check_arch(arch), classes, channels, image_size)

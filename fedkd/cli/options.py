@@ -14,7 +14,7 @@ from fedkd.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedkd.study import Study
+    from fedkd.config import Study
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Overrides = Annotated[
@@ -42,7 +42,7 @@ def load(
     engine: str | None = None,
 ) -> Study:
     """Load a study with what the command line says instead of the file."""
-    from fedkd.study_file import load_study
+    from fedkd.config.study_file import load_study
 
     return load_study(path, overrides or (), seeds=parse_numbers(seeds, "--seeds"), engine=engine)
 

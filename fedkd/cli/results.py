@@ -39,7 +39,7 @@ def report(
     """
     from fedkd.report.page import write_report
     from fedkd.report.paper import PICTURES, write_csv, write_pictures
-    from fedkd.report.results import REPORT_FILE, Results, find_run
+    from fedkd.results.folder import REPORT_FILE, Results, find_run
 
     wanted = list(dict.fromkeys(kind.strip() for kind in kinds.split(",")))
     for kind in wanted:
@@ -72,7 +72,7 @@ def watch(
     Arms, seeds, rounds, accuracy against targets and time left are read from the files in the
     folder, so any host that sees it can watch. Ctrl-C ends the watching; the study goes on.
     """
-    from fedkd.watch import watch as follow
+    from fedkd.report.watch import watch as follow
 
     console = wide_console()
     try:

@@ -22,8 +22,8 @@ from fedkd.cli.options import (
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
-    from experiments.runner import Outcome
-    from fedkd.study import Study
+    from fedkd.config import Study
+    from fedkd.runner.run import Outcome
 
 
 def compare(
@@ -92,7 +92,7 @@ def compare(
     else:
         _show(outcome)
     if outcome.interrupted:
-        from experiments.resumption import command
+        from fedkd.runner.resume import command
 
         typer.echo(f"Interrupted. Go on by: {command(outcome.folder, names)}", err=as_json)
         raise typer.Exit(130)
@@ -102,7 +102,7 @@ def compare(
 
 
 def _study_of(run: Path) -> Path:
-    from fedkd.report.results import STUDY_FILE, find_run
+    from fedkd.results.folder import STUDY_FILE, find_run
 
     return find_run(run) / STUDY_FILE
 
@@ -116,8 +116,8 @@ def _run(
     quiet: bool,
     track: Sequence[str],
 ) -> Outcome:
-    from experiments.runner import resume_study, run_study
-    from fedkd.progress import StudyProgress
+    from fedkd.report.progress import StudyProgress
+    from fedkd.runner.run import resume_study, run_study
 
     console = progress_console(quiet=quiet)
     with StudyProgress(console, len(study.arms) * len(study.seeds)) as progress:

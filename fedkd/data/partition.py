@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from fedkd.data import PARTITIONS
 from fedkd.errors import UserError
-from fedkd.seeding import derive_seed, numpy_generator
+from fedkd.util.seeding import derive_seed, numpy_generator
 
 if TYPE_CHECKING:
-    from fedkd.study import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
+    from fedkd.config import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
 
     Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant
 

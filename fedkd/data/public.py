@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from fedkd.data import TORCHVISION_SETS
-from fedkd.data.fetch import PublicFile, data_directory, find_file, read_files, read_members
+from fedkd.data.download import PublicFile, data_directory, find_file, read_files, read_members
 from fedkd.data.images import Images
 from fedkd.data.sources import Source
 from fedkd.errors import UserError

@@ -105,11 +105,11 @@ def _read(name: str, image_size: int | None) -> Source:
 
         return read_npz(name, _path(place))
     if kind == "folder":
-        from fedkd.data.readers import read_folder
+        from fedkd.data.folder import read_folder
 
         return read_folder(name, _path(place), image_size)
     if kind == "hf":
-        from fedkd.data.readers import read_hugging_face
+        from fedkd.data.folder import read_hugging_face
 
         return read_hugging_face(name, place, image_size)
     from fedkd.data.public import read_public

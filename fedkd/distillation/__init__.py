@@ -5,10 +5,10 @@ from fedkd.registry import Registry
 METHODS = Registry(
     "distillation method",
     {
-        "kd": "fedkd.distillation.kd:kd",
-        "dml": "fedkd.distillation.dml:dml",
-        "dp-kd": "fedkd.distillation.dp_kd:dp_kd",
-        "fine-tune": "fedkd.distillation.fine_tune:fine_tune",
+        "kd": "fedkd.distillation.methods.kd:kd",
+        "dml": "fedkd.distillation.methods.dml:dml",
+        "dp-kd": "fedkd.distillation.methods.dp_kd:dp_kd",
+        "fine-tune": "fedkd.distillation.methods.fine_tune:fine_tune",
     },
     own=True,
 )
@@ -25,13 +25,13 @@ NEEDS_MODELS = frozenset({"dml"})
 WEIGHTINGS = Registry(
     "weighting",
     {
-        "equal": "fedkd.distillation.weightings:equal",
-        "size": "fedkd.distillation.weightings:size",
-        "accuracy": "fedkd.distillation.weightings:accuracy",
-        "confidence": "fedkd.distillation.weightings:confidence",
-        "class-prior": "fedkd.distillation.weightings:class_prior",
-        "consensus": "fedkd.distillation.weightings:consensus",
-        "familiarity": "fedkd.distillation.weightings:familiarity",
+        "equal": "fedkd.distillation.weighting.weightings:equal",
+        "size": "fedkd.distillation.weighting.weightings:size",
+        "accuracy": "fedkd.distillation.weighting.weightings:accuracy",
+        "confidence": "fedkd.distillation.weighting.weightings:confidence",
+        "class-prior": "fedkd.distillation.weighting.weightings:class_prior",
+        "consensus": "fedkd.distillation.weighting.weightings:consensus",
+        "familiarity": "fedkd.distillation.weighting.weightings:familiarity",
     },
     own=True,
 )

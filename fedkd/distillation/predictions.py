@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedkd.cache import cache_key
-from fedkd.checkpoint import State, load_state, save_state, state_hash
 from fedkd.errors import UserError
-from fedkd.models.building import Shape, arch_fingerprint
-from fedkd.training import Compute, is_finite
+from fedkd.models.build import Shape, arch_fingerprint
+from fedkd.models.state import State, load_state, save_state, state_hash
+from fedkd.training.loop import Compute, is_finite
+from fedkd.util.cache import cache_key
 
 PREDICTIONS = "predictions"
 _LOGITS = "logits"

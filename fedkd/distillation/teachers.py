@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedkd.checkpoint import State, average_states
+from fedkd.config import Selection
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation.moments import Moments
+from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
-from fedkd.models.building import Shape, build_model
-from fedkd.seeding import numpy_generator
-from fedkd.study import Selection
-from fedkd.training import Compute, predict
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import State, average_states
+from fedkd.training.loop import Compute, predict
+from fedkd.util.seeding import numpy_generator
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ ARCHITECTURES = Registry(
     "architecture",
     {
         "cnn": "fedkd.models.builtin:cnn",
-        "filterbank": "fedkd.models.filterbank:filterbank",
+        "filterbank": "fedkd.models.patch_features:filterbank",
         "lenet5": "fedkd.models.builtin:lenet5",
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedkd.cache import cache_key, cache_root, check_cache_root
+from fedkd.config import Consolidation, Study
+from fedkd.config.study_file import check_files
 from fedkd.distillation import METHODS, NEEDS_LABELS
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation import Federation
-from fedkd.files import write_json, write_text
+from fedkd.federation.federation import Federation
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
 from fedkd.registry import suggest
-from fedkd.study import Consolidation, Study
-from fedkd.study_file import check_files
+from fedkd.util.cache import cache_key, cache_root, check_cache_root
+from fedkd.util.files import write_json, write_text
 
 _SETTINGS = ("epochs", "batch_size", "lr", "momentum")
 
 
 class Progress(Protocol):
-    """Shows how far the table is; see :class:`fedkd.progress.PairsProgress`."""
+    """Shows how far the table is; see :class:`fedkd.report.progress.PairsProgress`."""
 
     def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Return a context that yields a function to call for every silo."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedkd.files import write_text
+from fedkd.util.files import write_text
 
 LOG_FILE = "pairs.jsonl"
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.description import label_distance, simulated_teachers
 from fedkd.distillation import METHODS
-from fedkd.distillation.lesson import Lesson
-from fedkd.federation import Federation
-from fedkd.instruments import DIGITS, complementary_knowledge, flips
-from fedkd.models.building import Shape, build_model
-from fedkd.seeding import torch_generator
-from fedkd.study import Consolidation
-from fedkd.training import Compute, intra_op_threads, is_finite, predict
+from fedkd.distillation.methods.base import Lesson
+from fedkd.federation.describe import label_distance, simulated_teachers
+from fedkd.federation.federation import Federation
+from fedkd.models.build import Shape, build_model
+from fedkd.results.diagnostics import DIGITS, complementary_knowledge, flips
+from fedkd.training.loop import Compute, intra_op_threads, is_finite, predict
+from fedkd.util.seeding import torch_generator
 
 KD_TUNED = "kd-tuned"
 """Method kd with the temperature and weight that serve the pair best on validation data."""

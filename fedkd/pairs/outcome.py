@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.correlation import pearson, spearman
-from fedkd.instruments import DIGITS
+from fedkd.results.diagnostics import DIGITS
+from fedkd.util.correlation import pearson, spearman
 
 TRAITS = {
     "gap": "gap",

@@ -7,10 +7,10 @@ from typing import Any
 
 from fedkd.report.curves import MAX_POINTS, Curve, band, thin
 from fedkd.report.figure import Figure, Variant, plain
-from fedkd.report.results import Results, percent
 from fedkd.report.tables import Table, curve_table, saving_rows
 from fedkd.report.theme import Look, looks
 from fedkd.report.verdict import Row, is_known, saved
+from fedkd.results.folder import Results, percent
 
 MIN_POINTS_OF_RUN = 8
 AXIS_TITLES = {"exchanges": "exchanges", "megabytes": "megabytes, both ways"}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedkd.report.figure import HEAT, Figure, Variant, heat_map, plain
-from fedkd.report.results import Results, class_names, instruments, percent
 from fedkd.report.tables import NONE, clip
+from fedkd.results.folder import Results, class_names, instruments, percent
 
 FULL_GRID = 0.6
 """Share of a grid's pairs from which on a map tells more than points."""

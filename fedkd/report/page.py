@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import __version__
-from fedkd.files import write_text
 from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import Figure
-from fedkd.report.results import REPORT_FILE, Results, find_run
 from fedkd.report.theme import MARKERS, OKABE_ITO
 from fedkd.report.verdict import Verdict, judge
-from fedkd.yaml_loader import dump_yaml
+from fedkd.results.folder import REPORT_FILE, Results, find_run
+from fedkd.util.files import write_text
+from fedkd.util.yaml_loader import dump_yaml
 
 DASH_ARRAYS = {"solid": "", "dash": "9 4", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "13 4"}
 GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", strict=True))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.files import replacing, write_text
 from fedkd.report.curves import Curve, band, tidy_rows
-from fedkd.report.results import Results, percent
 from fedkd.report.tables import saving_rows
 from fedkd.report.theme import looks
 from fedkd.report.verdict import is_known
+from fedkd.results.folder import Results, percent
+from fedkd.util.files import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 from fedkd.report.figure import Figure, Variant, heat_map, plain
-from fedkd.report.results import Results, class_names, instruments, percent
 from fedkd.report.tables import NONE, clip
 from fedkd.report.theme import looks
+from fedkd.results.folder import Results, class_names, instruments, percent
 
 
 def class_map(results: Results) -> Figure | None:

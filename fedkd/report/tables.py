@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.curves import MEGABYTE, Curve, band
-from fedkd.report.results import Results, percent
 from fedkd.report.verdict import Row, count, interval, is_known, saved
+from fedkd.results.folder import Results, percent
 
 MAX_ROWS = 200
 CURVE_ROWS = 40

@@ -8,8 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.recommendation import Recommendation
-from fedkd.yaml_loader import dump_yaml
+from fedkd.federation.recommend import Recommendation
+from fedkd.util.yaml_loader import dump_yaml
 
 UNREACHED = "red"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedkd.comparison import BOOTSTRAP_SEEDS
-from fedkd.report.results import Results, percent
+from fedkd.results.comparison import BOOTSTRAP_SEEDS
+from fedkd.results.folder import Results, percent
 
 SIGNS = {"exact": "", "at_least": "at least ", "at_most": "at most "}
 SHORT_SIGNS = {"exact": "", "at_least": "\u2265\u00a0", "at_most": "\u2264\u00a0"}

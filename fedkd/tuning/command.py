@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedkd.cache import cache_root, check_cache_root
+from fedkd.config import Study
+from fedkd.config.study_file import check_files
 from fedkd.errors import UserError
-from fedkd.federation import Federation
+from fedkd.federation.federation import Federation
 from fedkd.registry import suggest
-from fedkd.study import Study
-from fedkd.study_file import check_files
-from fedkd.training import intra_op_threads
+from fedkd.training.loop import intra_op_threads
 from fedkd.tuning import search, store
-from fedkd.tuning.exams import choose_judge
+from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome
+from fedkd.util.cache import cache_root, check_cache_root
 
 
 class Progress(search.Progress, Protocol):
-    """Shows how far a search is; see :class:`fedkd.progress.SearchProgress`."""
+    """Shows how far a search is; see :class:`fedkd.report.progress.SearchProgress`."""
 
     def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Return a context that yields a function to call for every silo."""

@@ -10,14 +10,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from fedkd.config import Consolidation, Study
+from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import FedKDError
-from fedkd.files import write_json, write_text
-from fedkd.study import Consolidation, Study
-from fedkd.study_file import dump_study, parse_study
-from fedkd.tuning.exams import SAYS, Judge, agreement
+from fedkd.tuning.objective import SAYS, Judge, agreement
 from fedkd.tuning.search import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
 from fedkd.tuning.space import Space
 from fedkd.tuning.store import Kind
+from fedkd.util.files import write_json, write_text
 
 SCHEMA = 1
 TUNED_FILE = "tuned.yaml"

@@ -16,17 +16,17 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPE
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from fedkd.config import Consolidation
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation import Federation
-from fedkd.models.building import build_model
-from fedkd.parallel import work_off
-from fedkd.seeding import derive_seed
-from fedkd.study import Consolidation
-from fedkd.training import intra_op_threads
-from fedkd.tuning.classroom import Classroom
-from fedkd.tuning.exams import Exam, Judge, label_free_weightings, make_exam
+from fedkd.federation.federation import Federation
+from fedkd.federation.simulated_teachers import Classroom
+from fedkd.models.build import build_model
+from fedkd.training.loop import intra_op_threads
+from fedkd.tuning.objective import Exam, Judge, label_free_weightings, make_exam
 from fedkd.tuning.space import Space, Value
 from fedkd.tuning.store import ENDED, Kind
+from fedkd.util.parallel import work_off
+from fedkd.util.seeding import derive_seed
 
 TRIALS = 30
 """Of a TPE search, where nothing else is said."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
-from fedkd.study import Consolidation
+from fedkd.config import Consolidation
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -13,11 +13,11 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import DatabaseError
 
-from fedkd.cache import cache_key
+from fedkd.config import Study
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation import Federation
-from fedkd.study import Study
-from fedkd.tuning.exams import Judge
+from fedkd.federation.federation import Federation
+from fedkd.tuning.objective import Judge
+from fedkd.util.cache import cache_key
 
 Kind = Literal["grid", "tpe"]
 

@@ -17,16 +17,16 @@ import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.client_app import app
-from experiments.engines.inline import RUN_ID, SERVER_NODE, InlineGrid
-from fedkd import wire
-from fedkd.checkpoint import copy_state
-from fedkd.federation import Federation
-from fedkd.model_card import ModelCard, save_model
-from fedkd.models.building import Shape, build_model
-from fedkd.results import RunRecord
-from fedkd.study_file import parse_study
+from fedkd.config.study_file import parse_study
+from fedkd.engines.inline import RUN_ID, SERVER_NODE, InlineGrid
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from fedkd.models.build import Shape, build_model
+from fedkd.models.card import ModelCard, save_model
+from fedkd.models.state import copy_state
+from fedkd.results.record import RunRecord
+from strategies.context import Setting
 from strategies.server_app import Serving, make_server_app
-from strategies.setting import Setting
 
 SHAPE = Shape(3, 1, 8)
 NAMES = ("north", "south", "west")
@@ -241,7 +241,7 @@ def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field
     from flwr.app import ArrayRecord
 
     from clients.guard import UnsharedError, keep_back
-    from fedkd.silo.file import Share
+    from fedkd.deploy.silo_file import Share
 
     share = Share(teacher="weights", moments=True, min_samples=10)
     question = Message(

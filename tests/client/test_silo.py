@@ -8,8 +8,8 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedkd import wire
 from fedkd.data.images import content_hash
+from fedkd.messages import keys as wire
 
 CHANGES = {
     "rounds/max": 2,
@@ -251,7 +251,7 @@ def test_local_training_depends_on_silo_and_round_alone(run_arm: Any, make_study
 
 
 def test_densities_are_finite_and_single_precision(run_arm: Any, make_study: Any) -> None:
-    from fedkd.distillation.familiarity import make_basis
+    from fedkd.distillation.density.basis import make_basis
 
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg")
     images = ran.setting.transfer.images

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.aggregation import aggregate, reduce
-from fedkd.checkpoint import State, average_states
+from fedkd.models.state import State, average_states
+from fedkd.training.aggregation import aggregate, reduce
 
 RULES = ["median", "trimmed-mean"]
 

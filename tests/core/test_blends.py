@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.distillation.blends import Blends, blend, move
+from fedkd.distillation.augmentation import Blends, blend, move
 
 
 def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> Tensor:

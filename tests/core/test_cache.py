@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.cache import cache_key, drop_entry, new_entry
-from fedkd.cache_contents import KINDS, clear, find_entries, parse_age
-from fedkd.checkpoint import copy_state
-from fedkd.data import fetch
-from fedkd.data.cut import load_cut
-from fedkd.data.kept import load_kept_source, share_out
+from fedkd.data import download as fetch
+from fedkd.data.cached import load_kept_source, share_out
 from fedkd.data.sources import load_source
 from fedkd.distillation import teachers as teachers_module
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import UserError
-from fedkd.models.building import Shape, build_model
-from fedkd.training import Compute, predict
+from fedkd.federation.split import load_cut
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
+from fedkd.training.loop import Compute, predict
+from fedkd.util.cache import cache_key, drop_entry, new_entry
+from fedkd.util.cache_entries import KINDS, clear, find_entries, parse_age
 
 SHAPE = Shape(4, 1, 8)
 
@@ -68,7 +68,7 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_behind_is_no_entry_and_is_cleared_when_old(tmp_path: Path) -> None:
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom fedkd.cache import new_entry\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom fedkd.util.cache import new_entry\n"
         f"with new_entry(Path(sys.argv[1]) / 'arms' / {'a' * 40!r}) as folder:\n"
         "    (folder / 'half').write_text('x')\n    print('ready', flush=True)\n    time.sleep(600)"
     )
@@ -205,7 +205,7 @@ def test_a_decoded_source_is_read_from_the_cache_and_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_kept_source("digits", image_size=12, cache=tmp_path)
-    monkeypatch.setattr("fedkd.data.kept.load_source", None)
+    monkeypatch.setattr("fedkd.data.cached.load_source", None)
     again = load_kept_source("digits", image_size=12, cache=tmp_path)
     plain = load_source("digits", image_size=12)
     for source in (first, again):
@@ -284,7 +284,7 @@ def test_shares_are_drawn_once_for_the_same_labels_scheme_and_seed(
     drawn = share_out(labels, scheme, 5, tmp_path)
     plain = share_out(labels, scheme, 5, None)
     assert all(np.array_equal(a, b) for a, b in zip(drawn, plain, strict=True))
-    monkeypatch.setattr("fedkd.data.kept.partition", None)
+    monkeypatch.setattr("fedkd.data.cached.partition", None)
     kept = share_out(labels, scheme, 5, tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(kept, plain, strict=True))
     other = make_study({"partition/alpha": 0.7}).partition

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from fedkd.checkpoint import average_states, copy_state, load_state, mismatch, save_state
 from fedkd.errors import UserError
-from fedkd.files import replacing, write_json
+from fedkd.models.state import average_states, copy_state, load_state, mismatch, save_state
+from fedkd.util.files import replacing, write_json
 
 
 def make_state(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedkd.comparison import compare
 from fedkd.errors import FedKDError
-from fedkd.results import (
+from fedkd.results.comparison import compare
+from fedkd.results.record import (
     Point,
     Quarantined,
     RunRecord,

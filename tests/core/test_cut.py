@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data.cut import Cut, cut, load_cut
+from fedkd.config import Study
 from fedkd.data.images import Images
 from fedkd.data.sources import Source, load_source
 from fedkd.errors import UserError
-from fedkd.study import Study
+from fedkd.federation.split import Cut, cut, load_cut
 
 
 def make_study(arms=None, partition=None, **data) -> Study:

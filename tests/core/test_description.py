@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedkd.description import describe, label_skew
-from fedkd.federation import Federation
+from fedkd.federation.describe import describe, label_skew
+from fedkd.federation.federation import Federation
 
 
 def test_equal_mixes_have_no_skew_whatever_their_sizes() -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fedkd.checkpoint import State
 from fedkd.data.images import Images
-from fedkd.distillation.discriminant import discriminant_student
-from fedkd.distillation.familiarity import Basis, make_basis
-from fedkd.distillation.moments import Moments, merge_moments, moments_of, pool_moments
+from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.discriminant import discriminant_student
+from fedkd.distillation.density.moments import Moments, merge_moments, moments_of, pool_moments
 from fedkd.errors import FedKDError
 from fedkd.models import FILTERBANK, FILTERBANK_MAPS
-from fedkd.models.building import Shape, build_model
-from fedkd.training import Compute, predict
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import State
+from fedkd.training.loop import Compute, predict
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]

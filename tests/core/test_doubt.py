@@ -16,18 +16,18 @@ from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import Consolidated, consolidate
-from fedkd.distillation.doubt import leave_out_the_doubted, sign_test
-from fedkd.distillation.familiarity import make_basis
-from fedkd.distillation.moments import Moments, each_left_out, merge_moments, moments_of
-from fedkd.distillation.preparation import School
+from fedkd.distillation.consolidate import Consolidated, consolidate
+from fedkd.distillation.density.basis import make_basis
+from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments, moments_of
+from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
+from fedkd.distillation.weighting.exclusion import leave_out_the_doubted, sign_test
 from fedkd.errors import FedKDError
 from fedkd.models import FILTERBANK, FILTERBANK_MAPS
-from fedkd.models.building import Shape
-from fedkd.study import Consolidation
-from fedkd.training import Compute
+from fedkd.models.build import Shape
+from fedkd.training.loop import Compute
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]
@@ -214,7 +214,9 @@ def test_it_is_refused_where_no_moments_are_told(changes: dict[str, Any]) -> Non
 def test_the_pages_table_is_the_records() -> None:
     top = Path(__file__).parents[2]
     page = (top / "docs" / "robustness.md").read_text(encoding="utf-8")
-    for row in json.loads((top / "experiments" / "robustness_moments.json").read_text())["lost"]:
+    for row in json.loads((top / "experiments" / "robustness" / "moments.json").read_text())[
+        "lost"
+    ]:
         figures = [f"{value:.1f}" for value in (row["without"], *row["lost"].values())]
         caught = f"{row['caught']} of {row['of']}" if row["trust"] == "validation" else ""
         assert f"| `{row['trust']}` | {' | '.join(figures)} | {caught}".rstrip() in page

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from fedkd.data.images import Images
-from fedkd.distillation.familiarity import (
+from fedkd.distillation.density.basis import (
     LEAST_DISTANCE,
     Basis,
     FeatureBasis,
@@ -25,10 +25,10 @@ from fedkd.distillation.familiarity import (
     make_basis,
     make_feature_basis,
 )
-from fedkd.models.building import Shape, build_model
-from fedkd.models.features import penultimate_features
-from fedkd.training import Compute
-from fedkd.wire import NOTHING_KNOWN
+from fedkd.messages.keys import NOTHING_KNOWN
+from fedkd.models.build import Shape, build_model
+from fedkd.training.features import penultimate_features
+from fedkd.training.loop import Compute
 
 DIGITS = load_digits()
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fedkd.data.images import as_float
 from fedkd.errors import UserError
-from fedkd.models.building import Shape, build_model
-from fedkd.models.features import penultimate_features
-from fedkd.training import Compute
+from fedkd.models.build import Shape, build_model
+from fedkd.training.features import penultimate_features
+from fedkd.training.loop import Compute
 
 CPU = Compute()
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from experiments.engines import check_engine
-from fedkd.data.cut import load_cut
-from fedkd.data.field import draw_transfer, load_server_cut
+from fedkd.config import Study
+from fedkd.config.study_file import load_study, parse_study
+from fedkd.engines import check_engine
 from fedkd.errors import UserError
-from fedkd.federation import Federation
-from fedkd.study import Study
-from fedkd.study_file import load_study, parse_study
+from fedkd.federation.deployed_data import draw_transfer, load_server_cut
+from fedkd.federation.federation import Federation
+from fedkd.federation.split import load_cut
 
 DATA = {"classes": ["a", "b", "c"], "channels": 1, "image_size": 8}
 FEDKD = {"start": "consolidated"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.instruments import accuracy_for_mix, complementary_knowledge, flips
+from fedkd.results.diagnostics import accuracy_for_mix, complementary_knowledge, flips
 
 LABELS = torch.tensor([0, 0, 0, 1, 1])
 BEFORE = torch.tensor([0, 1, 1, 1, 0])

@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedkd.deploy.keys import make_server_keys, make_silo_key
 from fedkd.errors import UserError
-from fedkd.keys import make_server_keys, make_silo_key
 
 
 def certificate(path: Path) -> x509.Certificate:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fedkd.local_training
+import fedkd.training.local
+from fedkd.config import Rounds
 from fedkd.data.images import Images, as_float
 from fedkd.local_losses import LOCAL_LOSSES
-from fedkd.local_training import (
+from fedkd.models.build import Shape, build_model
+from fedkd.training.local import (
     LocalTask,
     Objective,
     log_prior,
@@ -23,9 +25,7 @@ from fedkd.local_training import (
     squared_distance,
     train_locally,
 )
-from fedkd.models.building import Shape, build_model
-from fedkd.study import Rounds
-from fedkd.training import Compute, Sgd, evaluate, predict, train_supervised
+from fedkd.training.loop import Compute, Sgd, evaluate, predict, train_supervised
 
 NAMES = list(LOCAL_LOSSES)
 CLASSES = 4
@@ -289,8 +289,8 @@ def test_the_received_model_predicts_once_and_stays_with_its_image(
         met.append((labels, old))
         return real_loss(logits, old, labels, temperature=temperature)
 
-    monkeypatch.setattr(fedkd.local_training, "predict", counted)
-    monkeypatch.setattr(fedkd.local_training, "not_true_loss", watched)
+    monkeypatch.setattr(fedkd.training.local, "predict", counted)
+    monkeypatch.setattr(fedkd.training.local, "not_true_loss", watched)
     model = build_model("mlp", Shape(CLASSES, 1, 8), seed=1)
     expected = real_predict(model, UNEVEN.images, compute=Compute())
     train("not-true", local_epochs=3)

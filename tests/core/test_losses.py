@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.distillation.losses import kd_loss
+from fedkd.training.losses import kd_loss
 
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedkd.config import Consolidation
 from fedkd.distillation import METHODS, NEEDS_LABELS
-from fedkd.distillation.blends import Blends, blend
-from fedkd.distillation.dml import mutual_loss
-from fedkd.distillation.dp_kd import pick_surest
-from fedkd.distillation.ensemble import Ensemble, combine
-from fedkd.distillation.lesson import Lesson
-from fedkd.distillation.mixup import Mixup
-from fedkd.distillation.weightings import Evidence
+from fedkd.distillation.augmentation import Blends, blend
+from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.methods.dml import mutual_loss
+from fedkd.distillation.methods.dp_kd import pick_surest
+from fedkd.distillation.methods.mixup import Mixup
+from fedkd.distillation.weighting.ensemble import Ensemble, combine
+from fedkd.distillation.weighting.weightings import Evidence
 from fedkd.errors import UserError
-from fedkd.study import Consolidation
-from fedkd.training import Compute, predict
+from fedkd.training.loop import Compute, predict
 
 CLASSES = 3
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models import ARCHITECTURES, check_architecture
-from fedkd.models.building import Shape, arch_fingerprint, build_model, check_model
+from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
 
 
 @pytest.mark.parametrize("channels", [1, 3])

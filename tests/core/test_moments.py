@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from fedkd.data.images import Images
-from fedkd.distillation.familiarity import Basis, make_basis
-from fedkd.distillation.moments import Moments, moments_of, pool_moments
-from fedkd.wire import NOTHING_KNOWN
+from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.moments import Moments, moments_of, pool_moments
+from fedkd.messages.keys import NOTHING_KNOWN
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]
@@ -146,7 +146,7 @@ def test_a_silo_that_tells_nothing_keeps_its_place() -> None:
 
 
 def test_large_silos_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedkd.distillation import moments
+    from fedkd.distillation.density import moments
 
     basis = plain(64)
     whole = told(digits(torch.arange(200)), basis)

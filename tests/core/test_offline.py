@@ -15,16 +15,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from fedkd.checkpoint import copy_state
-from fedkd.classroom import Wanted
+from fedkd.config import Engine
+from fedkd.config.study_file import parse_consolidation
 from fedkd.errors import UserError
-from fedkd.model_card import ModelCard, load_model, read_card, save_model
-from fedkd.models.building import Shape, build_model, count_bytes
-from fedkd.offline import Made, Offline, TeacherFile, agreement, consolidate_files
-from fedkd.progress import EpochBar
-from fedkd.study import Engine
-from fedkd.study_file import parse_consolidation
-from fedkd.training import intra_op_threads
+from fedkd.models.build import Shape, build_model, count_bytes
+from fedkd.models.card import ModelCard, load_model, read_card, save_model
+from fedkd.models.state import copy_state
+from fedkd.offline.from_files import Made, Offline, TeacherFile, agreement, consolidate_files
+from fedkd.offline.images import Wanted
+from fedkd.report.progress import EpochBar
+from fedkd.training.loop import intra_op_threads
 
 SHAPE = Shape(10, 1, 8)
 FAST = {"epochs": 2}

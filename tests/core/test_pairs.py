@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.correlation import pearson, ranks, spearman
+from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.description import label_distance
 from fedkd.errors import UserError
-from fedkd.federation import Federation
-from fedkd.models.building import Shape
+from fedkd.federation.describe import label_distance
+from fedkd.federation.federation import Federation
+from fedkd.models.build import Shape
 from fedkd.pairs import measure as measuring
 from fedkd.pairs.command import choose_methods, choose_settings
 from fedkd.pairs.log import Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Member, Pair, compare, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
-from fedkd.study import Consolidation
-from fedkd.training import Compute
+from fedkd.training.loop import Compute
+from fedkd.util.correlation import pearson, ranks, spearman
 
 QUICK = Consolidation(epochs=4, lr=0.1)
 VALIDATED = {"data/validation": 0.2}

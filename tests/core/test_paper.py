@@ -11,7 +11,7 @@ import pytest
 
 from fedkd.errors import UserError
 from fedkd.report.paper import draw_accuracy, write_csv, write_pictures
-from fedkd.report.results import Results
+from fedkd.results.folder import Results
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from fedkd.parallel import StoppedError, work_off
+from fedkd.util.parallel import StoppedError, work_off
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from fedkd.config import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
 from fedkd.data.partition import partition
 from fedkd.errors import UserError
-from fedkd.study import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
 
 SPECS = {
     "iid": Iid(),

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.data.images import as_float
-from fedkd.distillation.familiarity import PatchBasis, make_basis
-from fedkd.distillation.patches import FILTERS, FilterBank, learn_filters
+from fedkd.distillation.density.basis import PatchBasis, make_basis
+from fedkd.distillation.density.filters import FILTERS, FilterBank, learn_filters
 
 
 def digits(count: int) -> Tensor:
@@ -53,7 +53,7 @@ def test_as_many_filters_as_are_asked_for() -> None:
 
 
 def test_the_same_images_give_the_same_filters_with_any_number_of_threads() -> None:
-    from fedkd.training import intra_op_threads
+    from fedkd.training.loop import intra_op_threads
 
     banks = []
     for threads in (1, 1, 2):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.models import ARCHITECTURES
-from fedkd.models.building import Shape, build_model
-from fedkd.randomness import DrawFrom, draws_at_random
-from fedkd.training import Compute, Sgd, fit
+from fedkd.models.build import Shape, build_model
+from fedkd.training.loop import Compute, Sgd, fit
+from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
 class Noisy(nn.Module):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedkd.recommendation import FEATURES, METHODS, load_tree, recommend
-from fedkd.study import Arm
+from fedkd.config import Arm
+from fedkd.federation.recommend import FEATURES, METHODS, load_tree, recommend
 
 TREE: dict[str, Any] = {
     "known": {"accuracy": 0.5},

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fedkd.config import Study
 from fedkd.errors import UserError
 from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import plain
 from fedkd.report.page import render_page
-from fedkd.report.results import Results, find_run
-from fedkd.study import Study
+from fedkd.results.folder import Results, find_run
 
 ATTACKS = [
     "</script><script>window.hacked=1</script>",

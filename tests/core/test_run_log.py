@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.run_log import BrokenLogError, LogReader, encode_line
+from fedkd.messages.run_log import BrokenLogError, LogReader, encode_line
 
 VALUES = [{"round": 0, "accuracy": 0.1}, {"round": 1, "accuracy": 0.25}, {"round": 2}]
 LINES = [encode_line(number, "point", value) for number, value in enumerate(VALUES)]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.checkpoint import copy_state
-from fedkd.models.building import Shape, build_model
-from fedkd.models.shelf import ModelShelf, remembers_only_its_state
+from fedkd.models.build import Shape, build_model
+from fedkd.models.pool import ModelShelf, remembers_only_its_state
+from fedkd.models.state import copy_state
 
 SHAPE = Shape(4, 1, 8)
 STATE = copy_state(build_model("cnn", SHAPE, seed=1))

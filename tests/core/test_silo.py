@@ -14,17 +14,17 @@ import pytest
 import torch
 import yaml
 
-from fedkd.checkpoint import copy_state
+from fedkd.config import Study
+from fedkd.config.study_file import parse_study
+from fedkd.deploy.check import SiloCheck
+from fedkd.deploy.holdings import read_holdings, read_own_model
+from fedkd.deploy.keys import make_server_keys
+from fedkd.deploy.link import Address, check_link, judge_certificate, judge_clock
+from fedkd.deploy.silo_file import SiloFile, load_silo_file
 from fedkd.errors import UserError
-from fedkd.keys import make_server_keys
-from fedkd.model_card import ModelCard, save_model
-from fedkd.models.building import Shape, build_model
-from fedkd.silo.check import SiloCheck
-from fedkd.silo.file import SiloFile, load_silo_file
-from fedkd.silo.holdings import read_holdings, read_own_model
-from fedkd.silo.link import Address, check_link, judge_certificate, judge_clock
-from fedkd.study import Study
-from fedkd.study_file import parse_study
+from fedkd.models.build import Shape, build_model
+from fedkd.models.card import ModelCard, save_model
+from fedkd.models.state import copy_state
 
 SHAPE = Shape(3, 1, 8)
 CLASSES = ("red", "green", "blue")

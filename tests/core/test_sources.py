@@ -21,8 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.data import fetch
-from fedkd.data.fetch import PublicFile, data_directory, find_file, read_members
+from fedkd.data import download as fetch
+from fedkd.data.download import PublicFile, data_directory, find_file, read_members
 from fedkd.data.images import Images, as_float, content_hash, resize
 from fedkd.data.public import read_idx
 from fedkd.data.sources import convert_like, load_source
@@ -179,7 +179,7 @@ def test_an_unknown_name_gets_the_nearest_one():
 
 
 def test_the_package_imports_no_torch():
-    code = "import sys, fedkd.data, fedkd.study; print({'torch', 'numpy'} & {*sys.modules})"
+    code = "import sys, fedkd.data, fedkd.config; print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -456,7 +456,7 @@ def test_folder_with_a_picture_cut_short_names_it(tmp_path):
 
 
 def test_folder_larger_than_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedkd.data.pictures.MAX_BYTES", 31)
+    monkeypatch.setattr("fedkd.data.decode.MAX_BYTES", 31)
     for name in ("a", "b"):
         write(tmp_path / name / "1.png", noise(4, 4))
     refused(f"folder:{tmp_path}", "2 images take 32 bytes of memory, more than 31")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from fedkd.config import Familiarity, Study
+from fedkd.config.study_file import parse_study
 from fedkd.errors import UserError
-from fedkd.study import Familiarity, Study
-from fedkd.study_file import parse_study
 
 FEDKD = {"start": "consolidated", "consolidation": {"weighting": "familiarity"}}
 
@@ -398,7 +398,7 @@ def test_endless_problems_are_counted_not_listed() -> None:
 def test_numbers_too_long_to_print_are_refused_all_the_same() -> None:
     from pydantic import ValidationError
 
-    from fedkd.study_errors import to_user_error
+    from fedkd.config.error_messages import to_user_error
 
     data = make_data({"rounds/max": 10**5000})
     with pytest.raises(ValidationError) as caught:

@@ -20,13 +20,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fedkd.checkpoint_header import find_checkpoint_problem
+from fedkd.config import Study
+from fedkd.config.study_file import check_files, dump_study, load_study, parse_study, study_schema
 from fedkd.data import TORCHVISION_SETS
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
-from fedkd.study import Study
-from fedkd.study_file import check_files, dump_study, load_study, parse_study, study_schema
-from fedkd.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
+from fedkd.util.safetensors_header import find_checkpoint_problem
+from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
 ROOT = Path(__file__).parents[2]
 GOLDEN_KEYS = ROOT / "tests" / "golden" / "study_keys.txt"
@@ -158,7 +158,7 @@ def test_scalars_are_read_as_a_researcher_means_them(text: str, value: Any) -> N
 
 
 def test_values_are_counted_without_aliases_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedkd.yaml_loader.MAX_NODES", 100)
+    monkeypatch.setattr("fedkd.util.yaml_loader.MAX_NODES", 100)
     assert len(load_yaml("[" + "1," * 99 + "]", origin="s")) == 99
     with pytest.raises(UserError, match="expands to more than 100 values"):
         load_yaml("[" + "1," * 100 + "]", origin="s")
@@ -674,7 +674,7 @@ def test_no_key_of_a_study_comes_or_goes_unnoticed() -> None:
 def test_checking_a_study_imports_no_heavy_library(study_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from fedkd.study_file import check_files, dump_study, load_study, study_schema\n"
+        "from fedkd.config.study_file import check_files, dump_study, load_study, study_schema\n"
         "study = load_study(pathlib.Path(sys.argv[1]))\n"
         "check_files(study), dump_study(study), study_schema()\n"
         "heavy = 'torch torchvision flwr sklearn ray numpy safetensors'.split()\n"

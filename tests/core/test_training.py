@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 
-from fedkd import training
-from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images, as_float
-from fedkd.models import filterbank
-from fedkd.models.building import Shape, build_model
-from fedkd.training import (
+from fedkd.models import patch_features as filterbank
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
+from fedkd.training import loop as training
+from fedkd.training.loop import (
     Compute,
     Sgd,
     batch_bounds,

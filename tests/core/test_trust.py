@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.checkpoint import copy_state
+from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.consolidation import consolidate
-from fedkd.distillation.doubt import leave_out_the_doubted
-from fedkd.distillation.ensemble import combine
-from fedkd.distillation.familiarity import make_basis
-from fedkd.distillation.preparation import School
+from fedkd.distillation.consolidate import consolidate
+from fedkd.distillation.density.basis import make_basis
+from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
-from fedkd.distillation.trust import agreement, cap, knowledge, trust
-from fedkd.distillation.weightings import Evidence, pool
+from fedkd.distillation.weighting.ensemble import combine
+from fedkd.distillation.weighting.exclusion import leave_out_the_doubted
+from fedkd.distillation.weighting.trust import agreement, cap, knowledge, trust
+from fedkd.distillation.weighting.weightings import Evidence, pool
 from fedkd.errors import UserError
-from fedkd.models.building import Shape, build_model
-from fedkd.study import Consolidation
-from fedkd.training import Compute
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
+from fedkd.training.loop import Compute
 
 
 def rows(*values: list[float]) -> Tensor:

@@ -15,20 +15,20 @@ import optuna
 import pytest
 import torch
 
-from fedkd.data.cut import load_cut
+from fedkd.config import Consolidation, Study
+from fedkd.config.study_file import load_study
 from fedkd.data.images import content_hash
-from fedkd.distillation.preparation import make_ensemble
+from fedkd.distillation.targets import make_ensemble
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation import Federation
-from fedkd.models.building import build_model
-from fedkd.study import Consolidation, Study
-from fedkd.study_file import load_study
-from fedkd.training import evaluate
+from fedkd.federation.federation import Federation
+from fedkd.federation.simulated_teachers import Classroom
+from fedkd.federation.split import load_cut
+from fedkd.models.build import build_model
+from fedkd.training.loop import evaluate
 from fedkd.tuning import command, search, store
-from fedkd.tuning.classroom import Classroom
 from fedkd.tuning.command import Tuned, tune
-from fedkd.tuning.exams import agreement, choose_judge, committee, make_exam, split_transfer
+from fedkd.tuning.objective import agreement, choose_judge, committee, make_exam, split_transfer
 from fedkd.tuning.space import Space
 
 WEIGHTINGS = ["equal", "confidence", "familiarity"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedkd.report.results import Results, percent
 from fedkd.report.verdict import judge
+from fedkd.results.folder import Results, percent
 
 SLOW = [0.1, 0.2, 0.3, 0.4, 0.6]
 """Reaches one half in round 4."""

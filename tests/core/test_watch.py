@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedkd.config.study_file import dump_study
 from fedkd.errors import UserError
-from fedkd.results import Point, RunRecord, append_point, write_state
-from fedkd.study_file import dump_study
-from fedkd.watch import read_state, render, watch
+from fedkd.report.watch import read_state, render, watch
+from fedkd.results.record import Point, RunRecord, append_point, write_state
 
 START = 1_700_000_000
 

@@ -13,11 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.config import Consolidation, Subset
 from fedkd.distillation import WEIGHTINGS
-from fedkd.distillation.ensemble import choose_subset, combine
-from fedkd.distillation.weightings import Evidence, confidence, familiarity, foreign_share, pool
+from fedkd.distillation.weighting.ensemble import choose_subset, combine
+from fedkd.distillation.weighting.weightings import (
+    Evidence,
+    confidence,
+    familiarity,
+    foreign_share,
+    pool,
+)
 from fedkd.errors import UserError
-from fedkd.study import Consolidation, Subset
 
 NAN = math.nan
 

@@ -19,12 +19,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from fedkd.checkpoint import copy_state
+from fedkd.config.study_file import parse_study
+from fedkd.deploy.silo_file import load_silo_file
 from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.local_losses import LOCAL_LOSSES
-from fedkd.models.building import Shape, build_model
-from fedkd.silo.file import load_silo_file
-from fedkd.study_file import parse_study
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ SHORTER = {
     "fedkd compare ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.sweep ": "--lr 0.1",
-    "python -m experiments.robustness ": "--partitions iid --weightings equal",
+    "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
 }
 
 # Pages that go on from the files of another.
@@ -212,11 +212,11 @@ def test_the_silo_of_the_message_contract_is_accepted(
 ) -> None:
     from flwr.app import Context, RecordDict
 
-    from experiments.engines.inline import InlineGrid
-    from fedkd.federation import Federation
+    from fedkd.engines.inline import InlineGrid
+    from fedkd.federation.federation import Federation
+    from strategies.context import Setting
     from strategies.fedavg import initial_arrays
     from strategies.fedkd import FedKD
-    from strategies.setting import Setting
 
     class Watcher:
         def on_point(self, point: Any) -> None:

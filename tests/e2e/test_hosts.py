@@ -25,13 +25,13 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from experiments.engines.processes import MARK, end_all, marked, start
-from fedkd.checkpoint import copy_state
 from fedkd.data.images import Images
-from fedkd.model_card import ModelCard, save_model
-from fedkd.models.building import Shape, build_model
-from fedkd.training import Compute, Sgd, train_supervised
-from fedkd.wire import FAMILIARITY
+from fedkd.engines.processes import MARK, end_all, marked, start
+from fedkd.messages.keys import FAMILIARITY
+from fedkd.models.build import Shape, build_model
+from fedkd.models.card import ModelCard, save_model
+from fedkd.models.state import copy_state
+from fedkd.training.loop import Compute, Sgd, train_supervised
 
 pytestmark = pytest.mark.hosts
 
@@ -158,7 +158,7 @@ class Hosts:
 KEEPER = """
 import subprocess, sys
 from pathlib import Path
-from experiments.engines.processes import end_all
+from fedkd.engines.processes import end_all
 sys.stdin.read()
 end_all(Path(sys.argv[1]))
 for name in sys.argv[2:]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from experiments.engines.processes import free_port
+from fedkd.engines.processes import free_port
 
 pytestmark = pytest.mark.ray
 

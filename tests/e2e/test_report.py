@@ -15,10 +15,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from fedkd.files import write_json
 from fedkd.report.page import write_report
-from fedkd.report.results import Results
 from fedkd.report.theme import OKABE_ITO
+from fedkd.results.folder import Results
+from fedkd.util.files import write_json
 
 pytestmark = pytest.mark.browser
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedkd import wire
-from fedkd.checkpoint import State, average_states
-from strategies import gate
-from strategies.gate import RefusedError, read_array
+from fedkd.messages import keys as wire
+from fedkd.messages import validate as gate
+from fedkd.messages.validate import RefusedError, read_array
+from fedkd.models.state import State, average_states
 
 HOSTILE = "silo-1"
 KEY = "1.weight"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
-from fedkd import wire
-from fedkd.aggregation import aggregate
-from fedkd.checkpoint import State
+from fedkd.messages import keys as wire
+from fedkd.models.state import State
+from fedkd.training.aggregation import aggregate
 from strategies.updates import RoundModels, server_update
 
 FOUR = {"partition": {"scheme": "iid", "silos": 4, "min_size": 12}, "data/train_size": 160}

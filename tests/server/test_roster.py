@@ -10,11 +10,11 @@ from flwr.app import Context, RecordDict
 
 from clients.client_app import make_client_app
 from clients.silo import Silo
-from experiments.engines.inline import InlineGrid
-from fedkd import wire
-from fedkd.federation import Federation
+from fedkd.engines.inline import InlineGrid
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from strategies.context import Setting
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
-from strategies.setting import Setting
 
 ROUNDS = 4
 Plan = dict[int, set[int]]

@@ -9,10 +9,10 @@ import pytest
 from flwr.app import Error, Message
 from safetensors.torch import load_file, save_file
 
-from fedkd import wire
-from fedkd.checkpoint_header import read_metadata
 from fedkd.errors import FedKDError
-from fedkd.results import PROGRESS_FILE
+from fedkd.messages import keys as wire
+from fedkd.results.record import PROGRESS_FILE
+from fedkd.util.safetensors_header import read_metadata
 
 
 def failing(*silos: str, from_round: int = 0, kind: str = wire.TRAIN) -> Any:

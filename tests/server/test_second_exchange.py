@@ -12,13 +12,13 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from fedkd import wire
-from fedkd.checkpoint import State, average_states
-from fedkd.distillation.consolidation import distil
-from fedkd.distillation.preparation import School
+from fedkd.distillation.consolidate import distil
+from fedkd.distillation.targets import School
 from fedkd.errors import FedKDError
-from fedkd.models.building import build_model
-from fedkd.training import evaluate
+from fedkd.messages import keys as wire
+from fedkd.models.build import build_model
+from fedkd.models.state import State, average_states
+from fedkd.training.loop import evaluate
 from strategies.exchange import count_bytes
 
 FEATURES = {
@@ -451,7 +451,7 @@ def question_for(silo: Any, **changes: Any) -> RecordDict:
 def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_study: Any) -> None:
     """An architecture may be any function: the server must not choose what a silo imports."""
     from clients.client_app import learn
-    from clients.questions import read_basis
+    from fedkd.messages.distil import read_basis
 
     silo, study = silo_and_study
     learn(silo, study, "fedkd", question_for(silo))
@@ -472,7 +472,7 @@ def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_stu
 
 def test_a_silo_whose_own_model_diverged_says_so(silo_and_study: Any) -> None:
     from clients.client_app import learn
-    from fedkd.federation import Pretrained
+    from fedkd.federation.federation import Pretrained
 
     silo, study = silo_and_study
     question = question_for(silo)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-from fedkd import wire
-from fedkd.checkpoint import State, average_states, save_state
 from fedkd.errors import FedKDError
-from fedkd.federation import Federation
-from fedkd.models.building import Shape, build_model
-from fedkd.names import natural_key
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import State, average_states, save_state
+from fedkd.util.names import natural_key
+from strategies.context import Setting
 from strategies.exchange import Member
 from strategies.fedavg import SiloFedAvg
-from strategies.setting import Setting
 
 SHAPE = Shape(10, 1, 8)
 
@@ -225,7 +225,7 @@ def test_all_diverged_is_an_error_in_words(
 def test_the_best_start_is_the_best_on_validation_data(
     tmp_path: Path, run_arm: Any, make_study: Any
 ) -> None:
-    from fedkd.training import evaluate
+    from fedkd.training.loop import evaluate
 
     study = make_study(
         {"rounds/max": 1, "rounds/lr": 1e-9, "rounds/momentum": 0.0, "arms/best": {"start": "best"}}

@@ -13,14 +13,14 @@ from flwr.app import Error, Message
 from flwr.serverapp.strategy import FedAdam, FedAvgM
 from torch import Tensor, nn
 
-from fedkd import wire
-from fedkd.checkpoint import State, average_states, copy_state
+from fedkd.config import Arm
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation import Federation
-from fedkd.study import Arm
-from fedkd.training import metrics, predict
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from fedkd.models.state import State, average_states, copy_state
+from fedkd.training.loop import metrics, predict
+from strategies.context import Setting
 from strategies.optimisers import FlowerOptimiser
-from strategies.setting import Setting
 from strategies.updates import SERVER_UPDATES, RoundModels, server_update
 
 STRATEGIES = list(SERVER_UPDATES)

@@ -16,9 +16,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from fedkd.checkpoint import copy_state
 from fedkd.cli import main
-from fedkd.models.building import Shape, build_model
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
 
 DIVERGING = {
     "model/arch": "resnet8",

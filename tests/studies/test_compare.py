@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.runner import Outcome, run_study
+from fedkd.config import Study
+from fedkd.config.study_file import load_study
 from fedkd.errors import UserError
-from fedkd.progress import StudyProgress
 from fedkd.report import print_summary
-from fedkd.results import RunRecord
-from fedkd.study import Study
-from fedkd.study_file import load_study
+from fedkd.report.progress import StudyProgress
+from fedkd.results.record import RunRecord
+from fedkd.runner.run import Outcome, run_study
 
 USER_MODEL = """
 import torch

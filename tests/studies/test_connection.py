@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from experiments.engines.base import Task
-from experiments.engines.connection import write_record
-from experiments.engines.follower import read_record
-from experiments.engines.superlink import read_connection
+from fedkd.engines.base import Task
+from fedkd.engines.connection import write_record
+from fedkd.engines.follower import read_record
+from fedkd.engines.superlink import read_connection
 from fedkd.errors import FedKDError, UserError
-from fedkd.results import Point, RunRecord, read_points
+from fedkd.results.record import Point, RunRecord, read_points
 from strategies.run_log import RunLog
 
 
@@ -97,7 +97,7 @@ def test_a_record_is_checked_and_not_believed(
 def test_what_a_server_prints_is_what_a_caller_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedkd.run_log import LogReader
+    from fedkd.messages.run_log import LogReader
 
     write_record(tmp_path, RECORD)
     log = RunLog()

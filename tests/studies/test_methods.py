@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.runner import Outcome, run_study
 from fedkd.data.images import Images
 from fedkd.distillation import METHODS, WEIGHTINGS
-from fedkd.distillation.familiarity import Basis
-from fedkd.distillation.moments import Moments, moments_of
+from fedkd.distillation.density.basis import Basis
+from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.errors import UserError
-from fedkd.progress import StudyProgress
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import Outcome, run_study
 
 LABELLED = {"data/transfer": {"size": 60, "labelled": True}}
 

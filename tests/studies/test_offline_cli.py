@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from fedkd.checkpoint import copy_state
 from fedkd.cli import main
 from fedkd.cli.offline import repeat_option
-from fedkd.models.building import Shape, build_model
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state
 
 FAST = ("--transfer", "digits", "--size", "60", "--set", "epochs=2")
 

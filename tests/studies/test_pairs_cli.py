@@ -15,7 +15,7 @@ import yaml
 from fedkd.cli import main
 from fedkd.pairs import command
 from fedkd.pairs.measure import COLUMNS
-from fedkd.progress import PairsProgress
+from fedkd.report.progress import PairsProgress
 
 FOLDER = Path("runs/tiny")
 

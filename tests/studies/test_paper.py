@@ -12,7 +12,7 @@ from experiments.paper.claims import write_results
 from experiments.paper.plan import FOLDER, Run, plan
 from experiments.paper.recommendation import OUT, fit_and_judge
 from experiments.paper.record import is_recorded
-from fedkd.study_file import load_study
+from fedkd.config.study_file import load_study
 
 
 def test_the_page_is_rebuilt_from_the_records(tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import fedkd
-from experiments.runner import Outcome, resume_study, run_study
-from fedkd.checkpoint_header import find_checkpoint_problem
+from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError, UserError
-from fedkd.lease import LEASE_FILE, lease
-from fedkd.progress import StudyProgress
-from fedkd.report.results import Results
+from fedkd.report.progress import StudyProgress
 from fedkd.report.verdict import judge
-from fedkd.results import Point
-from fedkd.study_file import parse_study
+from fedkd.results.folder import Results
+from fedkd.results.record import Point
+from fedkd.runner.run import Outcome, resume_study, run_study
+from fedkd.util.lock import LEASE_FILE, lease
+from fedkd.util.safetensors_header import find_checkpoint_problem
 
 FEDKD = Path(sys.executable).parent / "fedkd"
 ROUNDS = 20
@@ -430,7 +430,7 @@ def test_a_folder_has_one_writer(make_data: Any, disturbed: Any) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fedkd.lease import lease
+from fedkd.util.lock import lease
 with lease(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

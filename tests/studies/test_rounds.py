@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.runner import Outcome, run_study
+from fedkd.config import Study
 from fedkd.local_losses import LOCAL_LOSSES
-from fedkd.progress import StudyProgress
-from fedkd.study import Study
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import Outcome, run_study
 from strategies.updates import SERVER_UPDATES
 
 # What an arm does otherwise than plain FedAvg, by the arm's name.

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from fedkd.study_file import dump_study, load_study, parse_study, study_schema
+from fedkd.config.study_file import dump_study, load_study, parse_study, study_schema
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCHEMA = EXPERIMENTS / "study.schema.json"

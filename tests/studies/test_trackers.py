@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.runner import run_study
-from fedkd.progress import StudyProgress
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import run_study
 
 pytestmark = pytest.mark.slow
 

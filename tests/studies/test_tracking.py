@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.runner import run_study
-from experiments.trackers import make_trackers
-from experiments.trackers.base import final_figures
-from experiments.trackers.tracking import Tracking
 from fedkd.errors import FedKDError, UserError
-from fedkd.progress import StudyProgress
-from fedkd.results import Point, RunRecord
+from fedkd.report.progress import StudyProgress
+from fedkd.results.record import Point, RunRecord
+from fedkd.runner.run import run_study
+from fedkd.trackers import make_trackers
+from fedkd.trackers.base import final_figures
+from fedkd.trackers.tracking import Tracking
 
 
 def point(number: int, accuracy: float, loss: float | None = 1.0) -> Point:
@@ -163,7 +163,7 @@ def test_a_missing_package_is_refused_before_anything_is_written(
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
         return real(wanted, *arguments, **more)
 
-    forgotten = (package, f"experiments.trackers.{name}", "torch.utils.tensorboard")
+    forgotten = (package, f"fedkd.trackers.{name}", "torch.utils.tensorboard")
     for loaded in list(sys.modules):
         if loaded.startswith(forgotten):
             monkeypatch.delitem(sys.modules, loaded)
@@ -179,7 +179,7 @@ def test_a_study_is_the_same_whoever_watches(
     make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = Remembering()
-    monkeypatch.setattr("experiments.runner.make_trackers", lambda _: [tracker])
+    monkeypatch.setattr("fedkd.runner.run.make_trackers", lambda _: [tracker])
     study = make_study({"rounds/max": 1})
     curves = []
     for fresh in (True, False):
@@ -200,13 +200,13 @@ def test_a_failed_arm_ends_its_run_at_the_trackers(
     make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = Remembering()
-    monkeypatch.setattr("experiments.runner.make_trackers", lambda _: [tracker])
+    monkeypatch.setattr("fedkd.runner.run.make_trackers", lambda _: [tracker])
 
     def failing(self: Any, task: Any, observer: Any) -> None:
         observer.on_point(point(0, 0.1))
         raise FedKDError("it broke")
 
-    monkeypatch.setattr("experiments.engines.inline.InlineEngine.run", failing)
+    monkeypatch.setattr("fedkd.engines.inline.InlineEngine.run", failing)
     progress = StudyProgress(Console(quiet=True), 2)
     outcome = run_study(
         make_study(), out=tmp_path, fresh=True, progress=progress, track=["anything"]

@@ -19,14 +19,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from experiments.runner import run_study
 from fedkd.cli import main
-from fedkd.federation import Federation
-from fedkd.models.building import build_model
-from fedkd.progress import StudyProgress
-from fedkd.study import Study
-from fedkd.training import evaluate, intra_op_threads
-from fedkd.tuning.classroom import Classroom
+from fedkd.config import Study
+from fedkd.federation.federation import Federation
+from fedkd.federation.simulated_teachers import Classroom
+from fedkd.models.build import build_model
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import run_study
+from fedkd.training.loop import evaluate, intra_op_threads
 
 PATIENCE = 400.0
 """Seconds in which a killed search must have ended some trials; never reached when all is well."""

@@ -1,0 +1,76 @@
+"""A silo in the field: its images and model come from its own host, by its own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from torch import Tensor
+
+from clients.guard import UnsharedError
+from clients.silo import Silo
+from fedkd.config import Study
+from fedkd.config.study_file import parse_study
+from fedkd.deploy.holdings import read_holdings, read_own_model
+from fedkd.deploy.silo_file import SiloFile, load_silo_file
+from fedkd.distillation.density.basis import LEAST_SILO_IMAGES
+from fedkd.federation.deployed_data import draw_transfer
+from fedkd.federation.federation import Pretrained
+from fedkd.messages import keys as wire
+from fedkd.training.loop import Compute
+
+
+def is_in_field(context: Context) -> bool:
+    """Whether the node has a silo of its own."""
+    return wire.NODE_SILO in context.node_config
+
+
+def field_silo(context: Context) -> tuple[Silo, Study]:
+    """Open the node's own silo for the run that asks for it.
+
+    Raises:
+        UnsharedError: the silo takes no part in such a run.
+        UserError: its file, images or model are not as they should be.
+    """
+    config = context.run_config
+    study = parse_study(str(config[wire.CONFIG_STUDY]), origin="run config: study")
+    file = load_silo_file(Path(str(context.node_config[wire.NODE_SILO])))
+    return open_silo(file, study, str(config[wire.CONFIG_ARM]), int(str(config[wire.CONFIG_SEED])))
+
+
+def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, Study]:
+    """Read what the file names, in the study's order and shape; see :func:`field_silo`."""
+    if not study.in_field:
+        raise UnsharedError("it is no simulated silo, but the study shares out one data set")
+    if file.name not in study.silo_names:
+        raise UnsharedError(f"it is {file.name}, which the study's partition.names has not")
+    data = study.data
+    held = read_holdings(
+        file, classes=data.classes, channels=data.channels, image_size=data.image_size
+    )
+    if len(held.train) < file.share.min_samples:
+        raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
+    arch = file.model.arch if file.model else None
+    own = Pretrained(None, "it has no model of its own")
+    if file.model is not None:
+        arch, state = read_own_model(file, held.shape, held.classes)
+        own = Pretrained(state)
+
+    def transfer() -> Tensor | None:
+        drawn = draw_transfer(study, seed, file.transfer)
+        return None if drawn is None else drawn.images
+
+    silo = Silo(
+        name=file.name,
+        data=held.train,
+        shape=held.shape,
+        arch=arch or study.arch_of(file.name),
+        global_arch=study.global_arch(arm),
+        own_model=lambda: own,
+        seed=seed,
+        compute=Compute(file.device, study.engine.precision),
+        least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
+        test=held.test,
+        transfer=transfer,
+    )
+    return silo, study

@@ -1,0 +1,44 @@
+"""The study file as types: every key, its default, its bounds, and what may stand together.
+
+Importing this package imports no PyTorch, so that a study is checked at once.
+"""
+
+from fedkd.config.arm import Arm, Fusion, ServerOptimiser
+from fedkd.config.consolidation import Consolidation, Familiarity, Selection, Subset
+from fedkd.config.data import (
+    Data,
+    Iid,
+    LabelDirichlet,
+    LabelDominant,
+    LabelShards,
+    Partition,
+    Quantity,
+    TransferSet,
+)
+from fedkd.config.rounds import Model, Pretraining, RoundOverrides, Rounds
+from fedkd.config.study import Engine, RelativeTargets, Study
+
+__all__ = [
+    "Arm",
+    "Consolidation",
+    "Data",
+    "Engine",
+    "Familiarity",
+    "Fusion",
+    "Iid",
+    "LabelDirichlet",
+    "LabelDominant",
+    "LabelShards",
+    "Model",
+    "Partition",
+    "Pretraining",
+    "Quantity",
+    "RelativeTargets",
+    "RoundOverrides",
+    "Rounds",
+    "Selection",
+    "ServerOptimiser",
+    "Study",
+    "Subset",
+    "TransferSet",
+]

@@ -1,0 +1,295 @@
+"""The whole study, and what may stand together in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from fedkd.config.arm import Arm
+from fedkd.config.consolidation import Consolidation
+from fedkd.config.data import (
+    Data,
+    Iid,
+    InField,
+    LabelDirichlet,
+    LabelDominant,
+    LabelShards,
+    Quantity,
+)
+from fedkd.config.deployed import check_field, fill_field
+from fedkd.config.rounds import Model, Pretraining, Rounds
+from fedkd.config.sections import Fraction, Section, Seed
+from fedkd.distillation import LEAST_TRANSFER_IMAGES, NEEDS_LABELS
+from fedkd.models import FILTERBANK
+from fedkd.registry import suggest
+from fedkd.util.names import natural_key
+
+
+class RelativeTargets(Section):
+    """Targets as fractions of the best accuracy of the first baseline."""
+
+    of_baseline_best: list[Fraction] = Field(min_length=1, max_length=20)
+
+
+def _kind_of_targets(value: Any) -> str:
+    return "relative" if isinstance(value, dict | RelativeTargets) else "absolute"
+
+
+class Engine(Section):
+    """Where an arm runs, and on what."""
+
+    name: str = Field("inline", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    server_threads: int = Field(2, ge=1, le=1024)
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+Name = Annotated[
+    str, Field(pattern=rf"^{_NAME.pattern}$", description="lower-case letters, digits, hyphens")
+]
+
+
+class Study(Section):
+    """A whole study: what is compared, on which data, how often."""
+
+    name: Name
+    data: Data = Data()
+    partition: Annotated[
+        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | InField,
+        Field(discriminator="scheme"),
+    ] = Iid()
+    model: Model = Model()
+    pretraining: Pretraining = Pretraining()
+    rounds: Rounds = Rounds()
+    targets: Annotated[
+        Annotated[list[Fraction], Field(min_length=1, max_length=20), Tag("absolute")]
+        | Annotated[RelativeTargets, Tag("relative")],
+        Discriminator(_kind_of_targets),
+    ]
+    baselines: list[str] = Field(default=[])
+    arms: dict[Name, Arm] = Field(min_length=1, max_length=100)
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1, max_length=1000)
+    engine: Engine = Engine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_baseline(cls, data: Any) -> Any:
+        arms = data.get("arms") if isinstance(data, dict) else None
+        if isinstance(arms, dict) and "fedavg" in arms and "baselines" not in data:
+            return {**data, "baselines": ["fedavg"]}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_field(cls, data: Any) -> Any:
+        return fill_field(data)
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        for check in (_check_arms, _check_baselines, check_field, _check_silo_names, _check_needs):
+            check(self)
+        for key, values, noun in (
+            ("seeds", self.seeds, "seed"),
+            ("baselines", self.baselines, "baseline"),
+            ("targets", self.target_values, "target"),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: {values} names a {noun} twice")
+        return self
+
+    @property
+    def silo_names(self) -> tuple[str, ...]:
+        """Names of all silos, in natural order."""
+        if isinstance(self.partition, InField):
+            return tuple(sorted(self.partition.names, key=natural_key))
+        return tuple(f"silo-{index}" for index in range(self.partition.silos))
+
+    @property
+    def in_field(self) -> bool:
+        """Whether the silos own their images, on hosts of their own: nothing is simulated."""
+        return isinstance(self.partition, InField)
+
+    @property
+    def target_values(self) -> list[float]:
+        """Targets as the study names them: accuracies, or fractions of the baseline's best."""
+        if isinstance(self.targets, RelativeTargets):
+            return self.targets.of_baseline_best
+        return self.targets
+
+    @property
+    def absolute_targets(self) -> list[float] | None:
+        """Targets in accuracy, or None where they depend on the first baseline's runs."""
+        return None if isinstance(self.targets, RelativeTargets) else self.targets
+
+    def global_arch(self, arm: str) -> str:
+        """The architecture that an arm's rounds train."""
+        return self.arms[arm].arch or self.model.arch
+
+    def arch_of(self, silo: str) -> str:
+        """The architecture of a silo's pre-trained model."""
+        return self.model.per_silo.get(silo, self.model.arch)
+
+    def rounds_of(self, arm: str) -> Rounds:
+        """The round settings of an arm: the study's, with the arm's own on top.
+
+        Where targets are relative to the first baseline's best, that arm uses its whole budget.
+        """
+        overrides = self.arms[arm].rounds.model_dump(exclude_none=True)
+        if isinstance(self.targets, RelativeTargets) and arm == self.baselines[0]:
+            overrides["stop"] = "budget"
+        return self.rounds.model_copy(update=overrides)
+
+    def exchanges_before_round_1(self, arm: str) -> int:
+        """Exchanges that an arm's start costs: one collects models, a second sends some out.
+
+        A transfer set whose images are all alike, found out only in the run, spares the second.
+        """
+        if self.arms[arm].start == "random":
+            return 0
+        settings, transfer = self.arms[arm].consolidation, self.data.transfer
+        if settings is None:
+            return 1
+        by_features = settings.uses_features and transfer.size >= LEAST_TRANSFER_IMAGES
+        return 2 if transfer.at_silo or by_features else 1
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Every architecture that the study names, of silos' and of global models."""
+        own = [arm.arch for arm in self.arms.values() if arm.arch]
+        return tuple(sorted({self.model.arch, *self.model.per_silo.values(), *own}))
+
+    @property
+    def needs_pretrained(self) -> bool:
+        """Whether any arm uses the silos' own models."""
+        return any(arm.needs_pretrained for arm in self.arms.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved study as plain values; loading it again gives an equal study."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _check_arms(study: Study) -> None:
+    for name, arm in study.arms.items():
+        named = name == "fedkd" or name.startswith("fedkd-")
+        control = name.startswith("control-")
+        if arm.start == "consolidated" and not (named or control):
+            raise ValueError(
+                f"arms.{name}: an arm that consolidates is named fedkd, fedkd-... or control-..."
+            )
+        if arm.start != "consolidated" and named:
+            raise ValueError(
+                f"arms.{name}: the name says that it consolidates but start is {arm.start!r}"
+            )
+
+
+def _check_baselines(study: Study) -> None:
+    for name in study.baselines:
+        if name not in study.arms:
+            raise ValueError(
+                f"baselines: no arm is named {name!r}{suggest(name, list(study.arms))}"
+            )
+    if isinstance(study.targets, RelativeTargets) and not study.baselines:
+        raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
+
+
+def _check_silo_names(study: Study) -> None:
+    known = set(study.silo_names)
+    for key, mapping in (
+        ("model.per_silo", study.model.per_silo),
+        ("pretraining.checkpoints", study.pretraining.checkpoints),
+    ):
+        for silo in mapping:
+            if silo not in known:
+                names = (
+                    ", ".join(study.silo_names)
+                    if study.in_field
+                    else f"silo-0 to silo-{study.partition.silos - 1}"
+                )
+                raise ValueError(f"{key}: no silo is named {silo!r}; they are {names}")
+
+
+def _check_needs(study: Study) -> None:
+    for name, arm in study.arms.items():
+        settings = arm.consolidation
+        path = f"arms.{name}.consolidation"
+        chosen = settings.student if settings else arm.start
+        _check_architectures(study, name, chosen)
+        if study.data.validation == 0 and (
+            chosen == "best" or (settings and settings.needs_validation)
+        ):
+            raise ValueError(
+                f"arms.{name}: silos are judged on validation data, but data.validation is 0"
+            )
+        if arm.strategy == "feddf" and study.data.transfer.at_silo:
+            raise ValueError(
+                f"arms.{name}.strategy: feddf distils on the server, but data.transfer.source is "
+                "student-silo"
+            )
+        if settings is None:
+            continue
+        labelled = (
+            study.data.transfer.labelled
+            or study.data.transfer.at_silo
+            or settings.teachers == "validation"
+        )
+        if settings.method in NEEDS_LABELS and not labelled:
+            raise ValueError(
+                f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled "
+                "is false"
+            )
+        if study.data.transfer.at_silo:
+            _check_at_silo(settings, path)
+
+
+def _check_architectures(study: Study, name: str, chosen: str) -> None:
+    """Refuse an arm that starts from silos' models where no silo has its architecture."""
+    if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
+        return
+    arch = study.global_arch(name)
+    if chosen == "discriminant":
+        if arch != FILTERBANK:
+            raise ValueError(
+                f"arms.{name}.consolidation.student: discriminant is a {FILTERBANK}, but the arm's "
+                f"model is {arch}; set arms.{name}.arch: {FILTERBANK}"
+            )
+        return
+    others = sorted({study.arch_of(silo) for silo in study.silo_names})
+    if chosen != "fresh" and arch not in others:
+        key = "consolidation.student" if study.arms[name].consolidation else "start"
+        raise ValueError(
+            f"arms.{name}.{key}: {chosen} needs a silo whose model is {arch}, but they are "
+            f"{', '.join(others)}; use "
+            + ("student: fresh" if study.arms[name].consolidation else "start: random")
+        )
+    settings = study.arms[name].consolidation
+    if settings and settings.uses_features and arch not in others:
+        raise ValueError(
+            f"arms.{name}.consolidation.familiarity.basis: features averages silos' models of the "
+            f"architecture {arch}, but they are {', '.join(others)}; use basis: pixels"
+        )
+
+
+def _check_at_silo(settings: Consolidation, path: str) -> None:
+    """A student that learns on its own silo is that silo's model; teachers travel there."""
+    reason = "but data.transfer.source is student-silo"
+    if settings.student not in ("best", "worst", "random"):
+        raise ValueError(
+            f"{path}.student: {settings.student} is no silo's model, {reason}; use best, worst or "
+            "random"
+        )
+    if settings.uses_densities:
+        raise ValueError(
+            f"{path}.weighting: familiarity shows the transfer images to all silos, {reason}"
+        )
+    if settings.teachers == "validation":
+        raise ValueError(f"{path}.teachers: validation data is the server's, {reason}")
+    if settings.mode == "logits":
+        raise ValueError(f"{path}.mode: logits leaves no model to send to the student, {reason}")
+    if settings.select.by == "complementary" or settings.subset:
+        raise ValueError(
+            f"{path}: the server cannot choose by images that it does not see, {reason}"
+        )

@@ -1,0 +1,249 @@
+"""Studies in and out: YAML text to a checked ``Study`` and back, without importing PyTorch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedkd.config import Consolidation, Study
+from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
+from fedkd.errors import UserError
+from fedkd.util.safetensors_header import find_checkpoint_problem
+from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
+
+MAX_BYTES = 1 << 20
+_PATH_PREFIXES = ("folder:", "npz:")
+
+
+def load_study(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] | None = None,
+    engine: str | None = None,
+) -> Study:
+    """Return the study of a YAML file, its relative paths made absolute.
+
+    Args:
+        path: the study file.
+        overrides: ``path=value`` each, such as ``"rounds.max=10"`` or ``"targets.0=0.8"``; the
+            value is YAML. Later ones win. Paths of files in them are relative to the study
+            file's folder too.
+        seeds: used instead of the file's.
+        engine: the engine's name, used instead of the file's.
+
+    Raises:
+        UserError: if the file cannot be read or is no valid study; one line a problem.
+    """
+    origin = str(path)
+    data = _load_mapping(_read_text(path), origin=origin)
+    for override in overrides:
+        keys, value = _parse_override(override)
+        data = _replace(data, keys, value, origin=f"--set {override}")
+    if seeds is not None:
+        data = {**data, "seeds": list(seeds)}
+    if engine is not None:
+        data = _replace(data, ["engine", "name"], engine, origin=origin)
+    study = _validate(data, origin=origin)
+    return _make_paths_absolute(study, path.absolute().parent)
+
+
+def parse_study(text: str, *, origin: str = "study") -> Study:
+    """Return the study that YAML or JSON text holds; its paths stay as they are.
+
+    Args:
+        text: the study, such as :func:`dump_study` gives.
+        origin: what to call it in error messages.
+
+    Raises:
+        UserError: if it is no valid study; one line a problem.
+    """
+    return _validate(_load_mapping(text, origin=origin), origin=origin)
+
+
+def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
+    """Return the study that a mapping holds, its paths taken from the working folder.
+
+    Args:
+        data: what a study file would hold.
+        origin: what to call it in error messages.
+
+    Raises:
+        UserError: if it is no valid study; one line a problem.
+    """
+    return _make_paths_absolute(_validate(dict(data), origin=origin), Path.cwd())
+
+
+def parse_consolidation(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Consolidation:
+    """Return the settings of a consolidation outside any study.
+
+    Args:
+        values: by their keys in a study's section ``consolidation``.
+        overrides: ``key=value`` each, such as ``"temperature=4"``; later ones win.
+
+    Raises:
+        UserError: if they are no valid settings; one line a problem.
+    """
+    data = dict(values)
+    for override in overrides:
+        keys, value = _parse_override(override, example="temperature=4")
+        data = _replace(data, keys, value, origin=f"--set {override}")
+    try:
+        return Consolidation.model_validate(data)
+    except ValidationError as error:
+        raise to_user_error(error, data, origin="consolidation") from None
+
+
+def dump_study(study: Study) -> str:
+    """Return the resolved study as YAML text; parsing it gives an equal study."""
+    return dump_yaml(study.to_dict())
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON schema of study files, for editors that complete and check YAML."""
+    schema = Study.model_json_schema()
+    # The scheme has a default for a study without a partition, but a partition must name its own.
+    schema["$defs"]["Iid"]["required"] = ["scheme"]
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **schema, "title": "fedkd study"}
+
+
+def check_files(study: Study) -> None:
+    """Refuse a study whose files are missing or cannot be what they should be.
+
+    Raises:
+        UserError: one line a problem, each beginning with the key's path.
+    """
+    if study.in_field:
+        return  # what it names lies on the SuperLink's host, which looks for itself
+    problems = []
+    for silo, checkpoint in study.pretraining.checkpoints.items():
+        if sentence := find_checkpoint_problem(Path(checkpoint)):
+            problems.append(Problem(f"pretraining.checkpoints.{silo}", sentence))
+    sources = {"data.source": study.data.source, "data.transfer.source": study.data.transfer.source}
+    for key, source in sources.items():
+        if source is not None and (sentence := _find_source_problem(source)):
+            problems.append(Problem(key, sentence))
+    if problems:
+        raise join_problems(problems)
+
+
+def _find_source_problem(source: str) -> str | None:
+    prefix, _, name = source.partition(":")
+    if f"{prefix}:" not in _PATH_PREFIXES:
+        return None
+    expected = "folder" if prefix == "folder" else "file"
+    try:
+        mode = os.stat(name).st_mode  # noqa: PTH116 - Path drops what makes a name invalid
+    except FileNotFoundError:
+        return f"there is no {expected} {name}"
+    except (OSError, ValueError) as error:
+        return f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+    fits = stat.S_ISDIR(mode) if expected == "folder" else stat.S_ISREG(mode)
+    return None if fits else f"{name} is not a {expected}"
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file of bounded size; a pipe or device would have no end."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a folder; name the study file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: is larger than 1 MiB, too large for a study")
+    if b"\0" in content:
+        raise UserError(f"{path}: is a binary file, not a study in YAML")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _load_mapping(text: str, *, origin: str) -> dict[str, Any]:
+    data = load_yaml(text, origin=origin)
+    if data is None:
+        raise UserError(f"{origin}: is empty; a study needs at least name, targets and arms")
+    if not isinstance(data, dict):
+        what = "a list" if isinstance(data, list) else f"only the value {show(data)}"
+        raise UserError(f"{origin}: holds {what}, but a study is a mapping of keys to values")
+    return data
+
+
+def _validate(data: dict[str, Any], *, origin: str) -> Study:
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        raise to_user_error(error, data, origin=origin) from None
+
+
+def _parse_override(override: str, example: str = "rounds.max=10") -> tuple[list[str], Any]:
+    origin = f"--set {override}"
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"{origin}: write it as path=value, such as {example}")
+    if len(keys) > MAX_DEPTH:
+        raise UserError(f"{origin}: the path has more than {MAX_DEPTH} parts")
+    return keys, load_yaml(text, origin=origin)
+
+
+def _replace(data: Any, keys: Sequence[str], value: Any, *, origin: str, done: str = "") -> Any:
+    """Return ``data`` with the value at a path replaced.
+
+    Copies what it passes through, as an anchor may stand behind several keys of the file and only
+    the named one is meant.
+    """
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    here = f"{done}.{key}" if done else key
+    if data is None:
+        data = {}
+    if isinstance(data, Mapping):
+        return {**data, key: _replace(data.get(key), rest, value, origin=origin, done=here)}
+    if not isinstance(data, list):
+        raise UserError(f"{origin}: {done} is {show(data)}, which has no keys of its own")
+    if not key.isdecimal() or len(key) > len(str(len(data))) or int(key) >= len(data):
+        last = f"{done}.0 to {done}.{len(data) - 1}" if data else "it is empty"
+        raise UserError(f"{origin}: {done} is a list without entry {key!r}; {last}")
+    index = int(key)
+    entry = _replace(data[index], rest, value, origin=origin, done=here)
+    return [*data[:index], entry, *data[index + 1 :]]
+
+
+def _make_paths_absolute(study: Study, folder: Path) -> Study:
+    """Return the study with its files' paths taken from ``folder``, so that it loads anywhere.
+
+    Symbolic links are kept: what a link points to may have another ending.
+    """
+
+    def absolute(name: str) -> str:
+        return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
+
+    def absolute_source(source: str | None) -> str | None:
+        for prefix in _PATH_PREFIXES:
+            if source is not None and source.startswith(prefix):
+                return prefix + absolute(source.removeprefix(prefix))
+        return source
+
+    data, pretraining = study.data, study.pretraining
+    transfer = data.transfer.model_copy(update={"source": absolute_source(data.transfer.source)})
+    data = data.model_copy(update={"source": absolute_source(data.source), "transfer": transfer})
+    checkpoints = {silo: absolute(name) for silo, name in pretraining.checkpoints.items()}
+    pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
+    return study.model_copy(update={"data": data, "pretraining": pretraining})

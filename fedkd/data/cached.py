@@ -1,0 +1,160 @@
+"""Data prepared before: sets once decoded, and shares of the silos once drawn.
+
+A public set's files are compressed and their readers slow to import; a decoded set lies in the
+cache as plain arrays, mapped into memory and read only as far as it is used. So it is with the
+indices that a partition scheme drew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedkd.data import check_source
+from fedkd.data.download import Seen, data_directory, look_at, noting_files
+from fedkd.data.images import Images
+from fedkd.data.partition import Indices, partition
+from fedkd.data.sources import Source, load_source
+from fedkd.errors import UserError
+from fedkd.util.cache import cache_key, drop_entry, new_entry
+from fedkd.util.files import replacing
+
+if TYPE_CHECKING:
+    from fedkd.data.partition import Scheme
+
+SOURCES, PARTITIONS = "sources", "partitions"
+_OWN = ("folder:", "npz:", "hf:")
+_META = "source.json"
+
+
+def load_kept_source(name: str, *, image_size: int | None, cache: Path | None) -> Source:
+    """Read a data source, a public one from the cache where the same files were decoded before.
+
+    Args:
+        name: see :func:`fedkd.data.sources.load_source`.
+        image_size: height and width to resize to, in pixels; by default images stay as they are.
+        cache: root of the cache, or None to read the files themselves.
+
+    Raises:
+        UserError: the source is missing, unreadable, or not what a study can use.
+    """
+    if cache is None or name.startswith(_OWN):
+        return load_source(name, image_size=image_size)
+    entry = _entry(cache, name, image_size)
+    kept = _read_source(entry)
+    if kept is not None:
+        return kept
+    with noting_files() as seen:
+        source = load_source(name, image_size=image_size)
+    # A cache that cannot be written to is told of elsewhere, in a sentence.
+    with contextlib.suppress(OSError):
+        drop_entry(entry)
+        with new_entry(entry) as folder:
+            _write_source(folder, source, seen)
+    return source
+
+
+def share_out(
+    labels: np.ndarray[Any, np.dtype[np.int64]], scheme: Scheme, seed: int, cache: Path | None
+) -> list[Indices]:
+    """Return which images each silo gets, as drawn before where labels and scheme are the same.
+
+    Args:
+        labels: int64 ``[N]``.
+        scheme: says how.
+        seed: of the draw.
+        cache: root of the cache, or None to draw anew.
+
+    Raises:
+        UserError: the images cannot be shared so.
+    """
+
+    def draw() -> list[Indices]:
+        return list(partition(labels, scheme, seed))
+
+    if cache is None:
+        return draw()
+    key = cache_key(
+        {
+            "kind": "partition",
+            "labels": hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest(),
+            "scheme": scheme.model_dump(),
+            "seed": seed,
+        }
+    )
+    return _kept_parts(cache / PARTITIONS / f"{key}.npz", draw)
+
+
+def _kept_parts(path: Path, draw: Callable[[], list[Indices]]) -> list[Indices]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [part.astype(np.int64) for part in np.split(file["indices"], file["ends"])]
+    except (OSError, ValueError, KeyError, EOFError):
+        parts = draw()
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    with contextlib.suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, indices=np.concatenate(parts), ends=ends)
+    return parts
+
+
+def _entry(cache: Path, name: str, image_size: int | None) -> Path:
+    try:
+        check_source(name)
+    except ValueError as problem:
+        raise UserError(str(problem)) from problem
+    parts = {
+        "kind": "source",
+        "name": name,
+        "image_size": image_size,
+        "data": str(data_directory().absolute()),
+        # The digits come with scikit-learn; torchvision says where the others are published.
+        "packages": [version("scikit-learn"), version("torchvision")],
+    }
+    return cache / SOURCES / cache_key(parts)
+
+
+def _write_source(folder: Path, source: Source, seen: Seen) -> None:
+    for what, part in (("train", source.train), ("test", source.test)):
+        if part is not None:
+            np.save(folder / f"{what}-images.npy", part.images.numpy())
+            np.save(folder / f"{what}-labels.npy", part.labels.numpy())
+    meta = {
+        "name": source.name,
+        "classes": source.classes,
+        "has_test": source.test is not None,
+        "files": seen,
+    }
+    (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _read_source(entry: Path) -> Source | None:
+    """Map an entry into memory; None where there is none, or its files are no longer the same."""
+    try:
+        meta = json.loads((entry / _META).read_text(encoding="utf-8"))
+        for path, noted in meta["files"].items():
+            if look_at(Path(path)) != (None if noted is None else tuple(noted)):
+                return None
+        train = _map(entry, "train")
+        test = _map(entry, "test") if meta["has_test"] else None
+        return Source(meta["name"], train, test, tuple(meta["classes"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+
+
+def _map(entry: Path, what: str) -> Images:
+    """Map images into memory: a page that is never looked at is never read."""
+    # Copy on write: the mapping counts as writable, as PyTorch wants, and the file stays as it is.
+    arrays = [
+        np.load(entry / f"{what}-{kind}.npy", mmap_mode="c", allow_pickle=False)
+        for kind in ("images", "labels")
+    ]
+    images, labels = (torch.from_numpy(array) for array in arrays)
+    return Images(images, labels)

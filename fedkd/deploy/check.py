@@ -1,0 +1,192 @@
+"""The look before a silo starts: everything that would fail in the middle of a run, found now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from fedkd.config import Study
+from fedkd.deploy.audit import check_log
+from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
+from fedkd.deploy.silo_file import SiloFile
+from fedkd.doctor import Finding
+from fedkd.errors import FedKDError
+from fedkd.federation.deployed_data import draw_transfer
+from fedkd.models.build import build_model
+from fedkd.training.loop import Compute, evaluate, intra_op_threads
+
+LITTLE_DISK = 1 << 30
+
+
+class SiloCheck:
+    """Looks at what a silo's file names, in the study's terms if there is a study.
+
+    Args:
+        file: the silo's.
+        study: in which it will take part, or None.
+    """
+
+    def __init__(self, file: SiloFile, study: Study | None) -> None:
+        self._file = file
+        self._study = study
+        self._held: Holdings | None = None
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield what every check finds; one that fails hides no other."""
+        checks: dict[str, Callable[[], Finding]] = {
+            "study": self._check_study,
+            "data": self._check_data,
+            "labels": self._check_labels,
+            "model": self._check_model,
+            "transfer": self._check_transfer,
+            "sharing": self._check_sharing,
+            "device": self._check_device,
+            "audit log": self._check_audit,
+            "disk": self._check_disk,
+        }
+        for name, check in checks.items():
+            try:
+                yield check()
+            except FedKDError as error:
+                yield Finding(name, "broken", str(error), "mend this in silo.yaml or its files")
+            except Exception as error:
+                yield Finding(name, "broken", f"{type(error).__name__}: {error}")
+
+    def _check_study(self) -> Finding:
+        study = self._study
+        if study is None:
+            return Finding("study", "note", "none given", "give --study to check against it")
+        if not study.in_field:
+            return Finding(
+                "study",
+                "broken",
+                f"{study.name} shares out one data set among simulated silos",
+                "ask for a study whose partition.scheme is field",
+            )
+        if self._file.name not in study.silo_names:
+            names = ", ".join(study.silo_names)
+            return Finding(
+                "study",
+                "broken",
+                f"{study.name} has no silo {self._file.name!r}; it has {names}",
+                "set name, or have it added to partition.names",
+            )
+        return Finding("study", "ok", f"{study.name} has a silo {self._file.name}")
+
+    def _check_data(self) -> Finding:
+        held = self._holdings()
+        count, least = len(held.train), self._file.share.min_samples
+        shape = held.shape
+        pixels = f"{shape.in_channels} x {shape.image_size} x {shape.image_size}"
+        value = f"{count} images of {pixels}"
+        if held.test is not None:
+            value += f", and {len(held.test)} to test on"
+        if self._study and self._study.in_field:
+            least = max(least, self._study.partition.min_size)
+        if count < least:
+            return Finding("data", "broken", f"{value}; {least} are the least that take part")
+        if held.test is None:
+            advice = "a test set of its own would tell accuracy on images that no round trains on"
+            return Finding("data", "note", f"{value}, none to test on", advice)
+        return Finding("data", "ok", value)
+
+    def _check_labels(self) -> Finding:
+        held = self._holdings()
+        counts = torch.bincount(held.train.labels, minlength=len(held.classes)).tolist()
+        told = [f"{name} {n}" for name, n in zip(held.classes, counts, strict=True) if n]
+        value = f"{len(told)} of {len(held.classes)} classes: {', '.join(told[:12])}"
+        return Finding("labels", "ok", value + (", ..." if len(told) > 12 else ""))
+
+    def _check_model(self) -> Finding:
+        if self._file.model is None:
+            return Finding("model", "note", "none: the silo takes part in rounds alone")
+        held = self._holdings()
+        arch, state = read_own_model(self._file, held.shape, held.classes)
+        model = build_model(arch, held.shape, seed=0)
+        model.load_state_dict(state)
+        judged = held.train if held.test is None else held.test
+        with intra_op_threads(1):  # as in a run
+            found = evaluate(model, judged, compute=Compute())
+        which = "its images" if held.test is None else "its test images"
+        value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
+        study = self._study
+        if study and study.in_field and self._file.name in study.silo_names:
+            expected = study.arch_of(self._file.name)
+            if expected != arch:
+                advice = f"have model.per_silo of the study say {self._file.name}: {arch}"
+                return Finding("model", "broken", f"{value}; the study says {expected}", advice)
+        if found.accuracy <= 1 / held.shape.num_classes:
+            advice = "are the labels mapped as they were when it was trained?"
+            return Finding("model", "note", f"{value}, no better than guessing", advice)
+        return Finding("model", "ok", value)
+
+    def _check_transfer(self) -> Finding:
+        study, source = self._study, self._file.transfer
+        if source is None:
+            return Finding("transfer", "ok", "not here: sent by the server where it is needed")
+        if study is None or not study.in_field:
+            return Finding("transfer", "note", source, "give --study to check against it")
+        drawn = draw_transfer(study, study.seeds[0], source)
+        if drawn is None:
+            return Finding("transfer", "note", f"{source}: the study draws from no such source")
+        value = f"{source}: {len(drawn)} images; the server compares their hash with its own"
+        return Finding("transfer", "ok", value)
+
+    def _check_sharing(self) -> Finding:
+        share = self._file.share
+        switches = ("rounds", "metrics", "densities", "moments", "class_counts")
+        told = [f"{key}: {'yes' if getattr(share, key) else 'no'}" for key in switches]
+        value = ", ".join([f"teacher: {share.teacher}", *told])
+        if self._study and (missing := missing_shares(self._file, self._study)):
+            advice = "the silo will refuse these, and be left out where they are asked for"
+            return Finding("sharing", "note", f"{value}; {'; '.join(missing)}", advice)
+        return Finding("sharing", "ok", value)
+
+    def _check_device(self) -> Finding:
+        Compute(self._file.device).check()
+        return Finding("device", "ok", self._file.device)
+
+    def _check_audit(self) -> Finding:
+        check_log(Path(self._file.audit))
+        return Finding("audit log", "ok", self._file.audit)
+
+    def _check_disk(self) -> Finding:
+        place = Path(self._file.audit).parent
+        free = shutil.disk_usage(place).free
+        value = f"{free / (1 << 30):.1f} GiB free at {place}"
+        if free < LITTLE_DISK:
+            return Finding("disk", "note", value, "make room for the log and Flower's files")
+        return Finding("disk", "ok", value)
+
+    def _holdings(self) -> Holdings:
+        """Read the images once, in the study's terms where there is one to go by."""
+        if self._held is None:
+            study = self._study
+            data = study.data if study and study.in_field else None
+            self._held = read_holdings(
+                self._file,
+                classes=data.classes if data else None,
+                channels=data.channels if data else None,
+                image_size=data.image_size if data else None,
+            )
+        return self._held
+
+
+def missing_shares(file: SiloFile, study: Study) -> list[str]:
+    """Return what arms of the study ask for that the silo does not share."""
+    share, missing = file.share, []
+    for name, arm in study.arms.items():
+        settings = arm.consolidation
+        mode = settings.mode if settings else "weights"
+        if arm.needs_pretrained and share.teacher not in ("weights", mode):
+            missing.append(f"arms.{name} asks for the {mode} of its model")
+        if settings and settings.uses_densities:
+            asked = "moments" if settings.uses_moments else "densities"
+            if not getattr(share, asked):
+                missing.append(f"arms.{name} asks for {asked}")
+    if not share.rounds:
+        missing.append("all arms ask for rounds")
+    return missing

@@ -1,0 +1,130 @@
+"""What a silo in the field holds, read from its host's disk in the study's order and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedkd.data.images import Images
+from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.deploy.silo_file import SiloFile
+from fedkd.errors import UserError
+from fedkd.models.build import Shape
+from fedkd.models.card import ModelCard, load_model, read_card
+from fedkd.models.state import State
+from fedkd.training.loop import is_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Holdings:
+    """A silo's images, labelled by the study's classes.
+
+    Attributes:
+        train: images that its models learn from.
+        test: images that they do not, or None where its source has none.
+        classes: of the study, in its order.
+        shape: of the images, and the number of classes.
+    """
+
+    train: Images
+    test: Images | None
+    classes: tuple[str, ...]
+    shape: Shape
+
+
+def read_holdings(
+    file: SiloFile,
+    *,
+    classes: Sequence[str] | None = None,
+    channels: int | None = None,
+    image_size: int | None = None,
+) -> Holdings:
+    """Read a silo's images and bring labels and pixels into the study's terms.
+
+    Args:
+        file: says where they are, and how its labels are called.
+        classes: of the study, in its order; by default those that the file maps to.
+        channels: of the study's images; by default as they are.
+        image_size: height and width of the study's images, in pixels; likewise.
+
+    Raises:
+        UserError: they cannot be read, or a label has no place among the study's classes.
+    """
+    source = load_source(file.data, image_size=image_size)
+    known = set(source.classes)
+    if strange := [name for name in file.labels if name not in known]:
+        raise UserError(
+            f"labels: {file.data} has no class {strange[0]!r}; it has {', '.join(source.classes)}"
+        )
+    names = [file.labels.get(name, name) for name in source.classes]
+    wanted = tuple(dict.fromkeys(names)) if classes is None else tuple(classes)
+    train = _convert(source.train, names, wanted, source, channels, image_size)
+    test = source.test
+    if test is not None:
+        test = _convert(test, names, wanted, source, channels, image_size)
+    shape = Shape(len(wanted), int(train.images.shape[1]), int(train.images.shape[2]))
+    return Holdings(train, test, wanted, shape)
+
+
+def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tuple[str, State]:
+    """Read the silo's own model, which must fit its architecture and the study's classes.
+
+    Returns:
+        The architecture and the state dict, all of it finite.
+
+    Raises:
+        UserError: there is no such model, or it does not fit.
+    """
+    if file.model is None:
+        raise UserError("model: the silo has none")
+    path, what = Path(file.model.checkpoint), "model.checkpoint"
+    card = read_card(path, what=what)
+    arch = file.model.arch or (card.arch if card else None)
+    if arch is None:
+        raise UserError(f"model.arch: is missing, and {path} does not name its architecture")
+    if card is not None and card.arch != arch:
+        raise UserError(f"model.arch: is {arch}, but {path} says that it is {card.arch}")
+    if card is not None and card.classes:
+        _check_order(card.classes, file.labels, classes, path)
+    state = load_model(path, ModelCard(arch, shape), what=what)
+    if not is_finite(state):
+        raise UserError(f"{what}: {path} holds values that are not finite; train it again")
+    return arch, state
+
+
+def _convert(
+    images: Images,
+    names: Sequence[str],
+    wanted: Sequence[str],
+    source: Source,
+    channels: int | None,
+    image_size: int | None,
+) -> Images:
+    place = {name: index for index, name in enumerate(wanted)}
+    mapping = torch.tensor([place.get(name, -1) for name in names])
+    labels = mapping[images.labels]
+    if bool((labels < 0).any()):
+        local = source.classes[int(images.labels[labels < 0][0])]
+        raise UserError(
+            f"labels: images of class {local!r} have no place among the study's classes "
+            f"({', '.join(wanted[:20])}); map it under labels, or take these images out"
+        )
+    return convert_like(
+        Images(images.images, labels),
+        channels=channels or int(images.images.shape[1]),
+        size=image_size or source.image_size,
+    )
+
+
+def _check_order(
+    own: Sequence[str], labels: Mapping[str, str], classes: Sequence[str], path: Path
+) -> None:
+    mapped = [labels.get(name, name) for name in own]
+    if mapped != list(classes):
+        raise UserError(
+            f"model.checkpoint: {path} predicts {', '.join(mapped[:20])}, in this order, but the "
+            f"study's classes are {', '.join(classes[:20])}; reorder its last layer"
+        )

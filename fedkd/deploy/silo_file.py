@@ -1,0 +1,157 @@
+"""``silo.yaml``: what a silo on a host of its own holds, and what it is willing to share."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedkd.config.data import ClassName, SiloName
+from fedkd.config.error_messages import to_user_error
+from fedkd.config.sections import Architecture, Rate, Section, Source
+from fedkd.errors import UserError
+from fedkd.util.yaml_loader import load_yaml
+
+MAX_BYTES = 1 << 20
+_FILE_PREFIXES = ("folder:", "npz:")
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class OwnModel(Section):
+    """The model that the silo trained before."""
+
+    checkpoint: FilePath = Field(description="a safetensors file, its outputs in the study's order")
+    arch: Architecture | None = Field(
+        None, description="its architecture; may be left out where the file names it"
+    )
+
+
+class Share(Section):
+    """What may leave the silo. The number of its images always does, for averages need it."""
+
+    teacher: Literal["weights", "logits", "none"] = Field(
+        description="of its own model: the weights, or only predictions on the transfer set"
+    )
+    rounds: bool = Field(
+        default=True, description="global models trained on its images, once a round"
+    )
+    metrics: bool = Field(
+        default=True, description="accuracy and loss of the global model on its images"
+    )
+    densities: bool = Field(
+        default=False, description="how likely each transfer image is under its images"
+    )
+    moments: bool = Field(
+        default=False,
+        description="sums over its images in a basis that the server names: how many of each "
+        "class, their mean, and one covariance; classes of fewer than min_samples are kept back",
+    )
+    class_counts: bool = Field(default=False, description="its number of images of each class")
+    min_samples: int = Field(
+        10,
+        ge=1,
+        le=10**9,
+        description="with fewer images it takes no part; class counts stay here if any class that "
+        "it has has fewer",
+    )
+
+
+class LocalDp(Section):
+    """Flower's LocalDpMod on every trained model: its change is clipped, then noise is added."""
+
+    clipping_norm: Rate = Field(description="greatest L2 norm of the change")
+    sensitivity: Rate = Field(description="of the noise's scale")
+    epsilon: Rate
+    delta: float = Field(gt=0, lt=1)
+
+
+class SiloFile(Section):
+    """All that ``silo.yaml`` says."""
+
+    name: SiloName = Field(description="one of the study's partition.names")
+    data: Source = Field(description="its private images: folder:PATH or npz:PATH")
+    labels: dict[str, ClassName] = Field(
+        default={}, description="its own class names to the study's, where they differ"
+    )
+    model: OwnModel | None = Field(None, description="without one it takes part in rounds alone")
+    share: Share
+    audit: FilePath = Field(description="log of all that leaves, one JSON object a line")
+    transfer: Source | None = Field(
+        None, description="the study's data.transfer.source on this host, so that it is not sent"
+    )
+    local_dp: LocalDp | None = None
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    @model_validator(mode="after")
+    def _check(self) -> SiloFile:
+        if self.model is None and self.share.teacher != "none":
+            raise ValueError("share.teacher: must be none for a silo without a model")
+        if self.local_dp is not None and self.share.teacher == "weights":
+            raise ValueError(
+                "local_dp: adds noise to models of the rounds, but share.teacher: weights would "
+                "send the silo's own model without any; use logits or none"
+            )
+        return self
+
+
+def load_silo_file(path: Path) -> SiloFile:
+    """Read ``silo.yaml``; relative paths in it are seen from its own folder.
+
+    Raises:
+        UserError: it cannot be read or is not valid; one line a problem.
+    """
+    origin = str(path)
+    data = load_yaml(_read_text(path), origin=origin)
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: is no mapping; a silo has at least name, data, share and audit")
+    try:
+        file = SiloFile.model_validate(data)
+    except ValidationError as error:
+        raise to_user_error(error, data, origin=origin) from None
+    return _make_paths_absolute(file, path.absolute().parent)
+
+
+def silo_schema() -> dict[str, Any]:
+    """Return the JSON schema of ``silo.yaml``, for editors."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **SiloFile.model_json_schema(), "title": "fedkd silo"}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: is larger than 1 MiB, too large for a silo's file")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+
+
+def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:
+    def absolute(name: str) -> str:
+        return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
+
+    def absolute_source(source: str | None) -> str | None:
+        for prefix in _FILE_PREFIXES:
+            if source is not None and source.startswith(prefix):
+                return prefix + absolute(source.removeprefix(prefix))
+        return source
+
+    model = file.model
+    if model is not None:
+        model = model.model_copy(update={"checkpoint": absolute(model.checkpoint)})
+    return file.model_copy(
+        update={
+            "data": absolute_source(file.data),
+            "transfer": absolute_source(file.transfer),
+            "audit": absolute(file.audit),
+            "model": model,
+        }
+    )

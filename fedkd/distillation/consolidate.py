@@ -1,0 +1,209 @@
+"""Consolidation: teachers in, one student out. No federation needed; it knows no messages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedkd.config import Consolidation
+from fedkd.distillation import METHODS
+from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.selection import choose
+from fedkd.distillation.targets import School, make_control_lesson, make_ensemble, make_lesson
+from fedkd.distillation.teachers import Teachers
+from fedkd.distillation.weighting.ensemble import Ensemble
+from fedkd.distillation.weighting.exclusion import leave_out_the_doubted
+from fedkd.errors import FedKDError, UserError
+from fedkd.models.build import build_model
+from fedkd.models.state import State, copy_state
+from fedkd.training.loop import is_finite, predict
+from fedkd.util.seeding import torch_generator
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """A student that has learnt, and what is known about how.
+
+    Attributes:
+        state: the student's weights.
+        start: its weights before.
+        teachers: those that taught.
+        notes: figures for the record: mean weight of each teacher, last loss, who was chosen.
+        loss: mean of the last epoch; NaN where there was none.
+    """
+
+    state: State
+    start: State
+    teachers: Teachers
+    notes: dict[str, Any] = field(default_factory=dict)
+    loss: float = math.nan
+
+
+def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> Consolidated:
+    """Choose the student and the teachers, combine what they say, and let the student learn.
+
+    Raises:
+        FedKDError: distillation diverged, or nothing usable is there to learn from.
+    """
+    heard, told = leave_out_the_doubted(those_that_teach(teachers, settings), settings, school)
+    choice = choose(
+        heard,
+        settings,
+        validation=school.validation,
+        arch=school.arch,
+        seed=school.seed,
+        basis=school.basis,
+    )
+    learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
+    notes = told | choice.notes | learnt.notes
+    warnings = [each["warning"] for each in (told, learnt.notes) if "warning" in each]
+    return replace(learnt, notes=notes | ({"warning": "; ".join(warnings)} if warnings else {}))
+
+
+def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:
+    """Leave out silos too small to tell densities, where these alone teach.
+
+    Raises:
+        FedKDError: all are.
+    """
+    if settings.teachers != "densities":
+        return teachers
+    told = [
+        m
+        for m, teacher in enumerate(teachers.members)
+        if teacher.log_density is not None or teacher.moments is not None
+    ]
+    if not told:
+        raise FedKDError("every silo is too small to fit a density, which alone would teach here")
+    return teachers.only(told)
+
+
+def distil(
+    start: State,
+    teachers: Teachers,
+    student: int | None,
+    settings: Consolidation,
+    school: School,
+) -> Consolidated:
+    """Combine what the teachers say, and let the student that begins at ``start`` learn.
+
+    Args:
+        start: the student's weights before.
+        teachers: all of them teach.
+        student: which of them the student is a copy of, or None.
+        settings: of the consolidation; who learns and who teaches is settled.
+        school: its validation data may be empty if the teachers' accuracies are told.
+
+    Raises:
+        FedKDError: distillation diverged, or nothing usable is there to learn from.
+    """
+    model = build_model(school.arch, school.shape, seed=0).to(school.compute.device)
+    model.load_state_dict(start)
+    ensemble = make_ensemble(teachers, settings, school)
+    loss = math.nan
+    if settings.all_epochs:
+        if settings.teachers == "validation":
+            lesson = make_control_lesson(school)
+        else:
+            lesson = make_lesson(teachers, settings, school, ensemble, student)
+        loss = _learn(model, lesson, settings, school)
+    state = copy_state(model)
+    if not is_finite(state):
+        raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
+    notes = _describe(teachers, ensemble, loss)
+    said = predict(model, school.transfer.images, compute=school.compute).argmax(1)
+    notes["student_agreement"] = _share_alike(said, ensemble.target.argmax(1))
+    warnings = _warnings(said, ensemble, settings)
+    if warnings:
+        notes["warning"] = "; ".join(warnings)
+    return Consolidated(state, start, teachers, notes, loss)
+
+
+def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: School) -> float:
+    last = settings.all_epochs
+    epochs = iter(range(1, last + 1))
+
+    def on_epoch() -> None:
+        epoch = next(epochs, last)
+        if school.on_epoch:
+            school.on_epoch(epoch, last)
+        if school.on_student:
+            school.on_student(model, epoch, last)
+            model.train()  # whoever looked may have left it in evaluation mode
+
+    loss = METHODS.load(settings.method)(
+        model,
+        lesson,
+        settings,
+        generator=torch_generator(school.seed, "distillation"),
+        compute=school.compute,
+        on_epoch=on_epoch,
+    )
+    try:
+        return float(loss)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"method {settings.method} must return the mean loss of its last epoch, a number, and "
+            f"not {type(loss).__name__}"
+        ) from error
+
+
+def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, Any]:
+    names = [teacher.silo for teacher in teachers.members]
+    notes: dict[str, Any] = {
+        "distillation_loss": round(loss, 6) if math.isfinite(loss) else None,
+        "mean_weights": _by_name(names, ensemble.weights.mean(1)),
+        "agreement": _by_name(names, ensemble.agreement),
+    }
+    if ensemble.trust is not None:
+        notes["trust"] = _by_name(names, ensemble.trust)
+    if ensemble.foreign is not None:
+        notes["foreign_share"] = round(ensemble.foreign, 6)
+    return notes
+
+
+_REMEDIES = {
+    "average": "models of separate initialisations average to one that cannot learn: set student: "
+    "fresh or best",
+    "worst": "set student: fresh or best",
+    "random": "set student: fresh or best",
+    "best": "set student: fresh",
+}
+_FOREIGN = (
+    "most transfer images are unlike any silo's (foreign_share in the notes); another data set or "
+    "noise teaches little: take images of the silos' own kind"
+)
+STRANGE = 0.7
+"""Of gaussian densities: a greater share that no silo knows is seen on foreign transfer sets only
+(0.94 to 1 of the recorded ones, 0.14 to 0.43 where the images are the silos' own kind)."""
+
+
+def _share_alike(said: Tensor, taught: Tensor) -> float:
+    """Return how often the student says what the teachers say, of classes ``[N]`` each."""
+    return round(float((said == taught).double().mean()), 6)
+
+
+def _warnings(said: Tensor, ensemble: Ensemble, settings: Consolidation) -> list[str]:
+    """Say what is likely to have gone wrong, if anything.
+
+    Args:
+        said: the student's classes ``[N]``.
+        ensemble: what it was taught.
+        settings: how it began, and in which densities silos told what they know.
+    """
+    found = []
+    taught = ensemble.target.argmax(1)
+    if bool((said == said[0]).all()) and bool((taught != taught[0]).any()):
+        remedy = _REMEDIES.get(settings.student, "more epochs or another learning rate may help")
+        found.append(f"the student says the same of every image and has learnt nothing; {remedy}")
+    gaussian = settings.familiarity.density == "gaussian"
+    if gaussian and ensemble.foreign is not None and ensemble.foreign > STRANGE:
+        found.append(_FOREIGN)
+    return found
+
+
+def _by_name(names: list[str], values: Tensor) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in zip(names, values.tolist(), strict=True)}

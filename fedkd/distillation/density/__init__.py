@@ -1,0 +1,1 @@
+"""Densities of the silos' data: bases, estimators, moments that add up."""

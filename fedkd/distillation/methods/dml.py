@@ -1,0 +1,118 @@
+"""Deep mutual learning: all models learn from each other, and one of them goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd.config import Consolidation
+from fedkd.data.images import as_float
+from fedkd.distillation.methods.base import Lesson
+from fedkd.training.loop import Compute, batch_bounds, make_optimiser, make_schedule
+from fedkd.util.random_ops import DrawFrom, draws_at_random
+
+
+def dml(
+    student: nn.Module,
+    lesson: Lesson,
+    settings: Consolidation,
+    *,
+    generator: torch.Generator,
+    compute: Compute,
+    on_epoch: Callable[[], None] | None = None,
+) -> float:
+    """Train the student and all teachers together on L_i = [CE] + mean over j of KL(p_j || p_i).
+
+    Zhang et al. 1706.00384, algorithm 1: on each batch the models take turns, peers' predictions
+    are constants, and a model's are recomputed after its own step. Without labels the
+    cross-entropy falls away. A student that is one of the teachers takes that place; any other
+    joins them. Temperature and ``weight`` play no part.
+
+    Our refinement: under a weighting other than ``equal`` the mean over j is weighted per image
+    by what the weighting gives to each peer, so that a model is not dragged towards peers that
+    know nothing of the image. A student that is no teacher counts 1/M. Teachers are copied, not
+    changed.
+    """
+    models, weights = _circle(student, lesson)
+    optimisers = [make_optimiser(model, settings.lr, settings.momentum) for model in models]
+    noises = [
+        DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
+        for model in models
+    ]
+    images = as_float(lesson.images)
+    bounds = batch_bounds(len(images), settings.batch_size)
+    steps = settings.epochs * len(bounds)
+    schedules = [make_schedule(each, settings.schedule, steps) for each in optimisers]
+    mean = float("nan")
+    for model in models:
+        model.train()
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(images), generator=generator)
+        shuffled = images[order].to(compute.device)
+        weighed = weights[:, order].to(compute.device)
+        labels = None if lesson.labels is None else lesson.labels[order].to(compute.device)
+        total = torch.zeros((), device=compute.device)
+        for start, end in bounds:
+            batch = shuffled[start:end]
+
+            def say(index: int, batch: Tensor = batch) -> Tensor:
+                with noises[index], compute.autocast():
+                    logits = models[index](batch)
+                return functional.log_softmax(logits.float(), dim=1)
+
+            with torch.no_grad():
+                said = [say(index) for index in range(len(models))]
+            for index, optimiser in enumerate(optimisers):
+                optimiser.zero_grad()
+                own = say(index)
+                loss = mutual_loss(own, said, weighed[:, start:end], index)
+                if labels is not None:
+                    loss = loss + functional.nll_loss(own, labels[start:end])
+                loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
+                optimiser.step()
+                schedules[index]()
+                with torch.no_grad():
+                    said[index] = say(index)
+                if models[index] is student:
+                    total += loss.detach() * (end - start)
+        mean = float(total) / len(images)
+        if on_epoch:
+            on_epoch()
+        if not torch.isfinite(total):
+            break
+    return mean
+
+
+def mutual_loss(own: Tensor, said: list[Tensor], weights: Tensor, index: int) -> Tensor:
+    """Return the weighted mean over peers of KL(p_j || p_i), averaged over the batch.
+
+    Args:
+        own: log-probabilities of model i with gradient ``[B, K]``.
+        said: log-probabilities of all models ``[B, K]`` each, constants.
+        weights: of all models on the batch ``[M, B]``.
+        index: i.
+    """
+    peers = [j for j in range(len(said)) if j != index]
+    if not peers:
+        return own.sum() * 0
+    share = weights[peers]
+    totals = share.sum(0)
+    # Where no peer has any weight, all have the same.
+    share = torch.where(totals > 0, share / totals.clamp_min(1e-300), 1 / len(peers)).to(own.dtype)
+    divergences = torch.stack([(said[j].exp() * (said[j] - own)).sum(1) for j in peers])
+    return (share * divergences).sum(0).mean()
+
+
+def _circle(student: nn.Module, lesson: Lesson) -> tuple[list[nn.Module], Tensor]:
+    """Return all models that learn, and their weights ``[M, N]``."""
+    models = [copy.deepcopy(model) for model in lesson.models]
+    if lesson.student is not None:
+        models[lesson.student] = student
+        return models, lesson.weights
+    joined = torch.full_like(lesson.weights[:1], 1 / max(1, len(models)))
+    return [*models, student], torch.cat([lesson.weights, joined])

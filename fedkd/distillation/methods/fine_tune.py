@@ -1,0 +1,47 @@
+"""The control: what the labels of the transfer set alone would teach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from fedkd.config import Consolidation
+from fedkd.distillation.methods.base import Lesson, optimiser_of
+from fedkd.distillation.methods.mixup import Mixup
+from fedkd.errors import UserError
+from fedkd.training.loop import Compute, fit
+
+
+def fine_tune(
+    student: nn.Module,
+    lesson: Lesson,
+    settings: Consolidation,
+    *,
+    generator: torch.Generator,
+    compute: Compute,
+    on_epoch: Callable[[], None] | None = None,
+) -> float:
+    """Learn the labels by cross-entropy and ignore the teachers.
+
+    Raises:
+        UserError: the lesson has no labels.
+    """
+    if lesson.labels is None:
+        raise UserError("method fine-tune learns from labels, but the transfer set has none")
+    labels = lesson.labels
+    if settings.mixup:
+        labels = one_hot(labels, lesson.target.shape[1]).float()
+    return fit(
+        student,
+        lesson.images,
+        (labels,),
+        lambda logits, rest: cross_entropy(logits, rest[0]),
+        sgd=optimiser_of(settings),
+        generator=generator,
+        compute=compute,
+        on_epoch=on_epoch,
+        mix=Mixup(generator) if settings.mixup else None,
+    )

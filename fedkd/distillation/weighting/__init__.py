@@ -1,0 +1,1 @@
+"""How teachers are weighted, capped and excluded."""

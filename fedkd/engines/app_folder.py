@@ -1,0 +1,72 @@
+"""Where the engines that run Flower's programs work: a folder with the app, swept up afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tomli_w
+
+from fedkd.engines.flower_app import write_app
+from fedkd.engines.processes import MARK, end_all, start, start_keeper
+
+
+class Workplace:
+    """A temporary folder that holds the app and marks what is started from it.
+
+    However this process ends, what it started ends with it: a keeper sees to that.
+
+    Attributes:
+        folder: temporary; removed by :meth:`close`.
+        app: the Flower app folder.
+        environment: of what is started here; an engine may add to it.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
+        self._keeper = start_keeper(self.folder)
+        self._started: list[subprocess.Popen[bytes]] = []
+        programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        self.environment = {
+            **os.environ,
+            MARK: str(self.folder),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "NO_COLOR": "1",
+            "PATH": os.pathsep.join(programs),
+        }
+        try:
+            self.app = write_app(self.folder / "fedkd-app")
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+        """Start a program that :meth:`end_all` ends."""
+        process = start(command, self.environment, log)
+        self._started.append(process)
+        return process
+
+    def write_config(self, name: str, values: Mapping[str, str | int]) -> Path:
+        """Write a run config as a file: on the command line an apostrophe would cut it."""
+        path = self.folder / f"{name}.toml"
+        path.write_text(tomli_w.dumps(dict(values)), encoding="utf-8")
+        return path
+
+    def end_all(self) -> None:
+        """End all that was started here, and what that started."""
+        end_all(self.folder, self._started)
+        self._started.clear()
+
+    def close(self) -> None:
+        """End all, and remove the folder."""
+        self.end_all()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+        self._keeper.wait()

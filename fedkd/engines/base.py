@@ -1,0 +1,60 @@
+"""What an engine is: it runs one arm of one seed and leaves the record in a folder."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedkd.federation.federation import Federation
+from fedkd.messages import keys as wire
+from strategies.context import Observer
+
+
+@dataclass(frozen=True)
+class Task:
+    """One arm and seed to run.
+
+    Attributes:
+        federation: data and models of the seed.
+        arm: the arm's name.
+        targets: accuracies, in the order of the study's targets.
+        folder: where the record goes.
+    """
+
+    federation: Federation
+    arm: str
+    targets: tuple[float, ...]
+    folder: Path
+
+    def run_config(self) -> dict[str, str | int]:
+        """Return Flower's run config: scalars only; the study travels as one string."""
+        study = self.federation.study
+        return {
+            wire.CONFIG_STUDY: json.dumps(study.to_dict()),
+            wire.CONFIG_ARM: self.arm,
+            wire.CONFIG_SEED: self.federation.seed,
+            wire.CONFIG_TARGETS: json.dumps(list(self.targets)),
+            wire.CONFIG_RUN_DIR: str(self.folder.absolute()),
+            wire.CONFIG_CACHE_DIR: str(self.federation.cache.absolute()),
+        }
+
+
+class Engine(AbstractContextManager[Any], Protocol):
+    """Runs tasks; entered once for a study, so that it may keep processes or threads.
+
+    Attributes:
+        remote: whether arms run on hosts of others, so that silos keep their models and nothing
+            that this host holds may stand for a run there.
+    """
+
+    remote: bool
+
+    def run(self, task: Task, observer: Observer) -> None:
+        """Run ``task`` to its end, telling ``observer`` of every round.
+
+        Raises:
+            FedKDError: the run failed for a reason that was foreseen.
+        """

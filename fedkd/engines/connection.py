@@ -1,0 +1,119 @@
+"""The engine of real hosts: every arm is a run on a SuperLink that others started.
+
+What comes back is the run's log, whose lines are checked (:mod:`fedkd.messages.run_log`). The run goes on
+whether or not anybody listens, so a stream that breaks is opened again; model and state stay on
+the SuperLink's host.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+from fedkd.engines.app_folder import Workplace
+from fedkd.engines.base import Task
+from fedkd.engines.follower import Follower, KilledRunError, OnlyNew
+from fedkd.engines.superlink import SuperLink, read_connection
+from fedkd.messages import keys as wire
+from fedkd.results.record import CUT_SHORT, ROUNDS_FILE, RunRecord, write_points, write_state
+from fedkd.util.files import write_json
+from strategies.context import Observer
+
+RUN_FILE = "flower-run.json"
+"""Beside a run's record: Flower's id of it, and the name under which its host keeps its state."""
+RUN_NAME, RUN_ID = "run-name", "run-id"
+
+
+class ConnectionEngine:
+    """Runs every arm by ``flwr run`` on a SuperLink, and follows its log.
+
+    Args:
+        name: of the connection.
+
+    Raises:
+        UserError: Flower knows no such connection.
+    """
+
+    remote = True
+
+    def __init__(self, name: str) -> None:
+        self._connection = read_connection(name)
+
+    def __enter__(self) -> ConnectionEngine:
+        """Make the app folder."""
+        self._place = Workplace()
+        self._superlink = SuperLink(self._connection, self._place)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End what listens still, and remove the folder; the runs are not ours to end."""
+        self._place.close()
+
+    def run(self, task: Task, observer: Observer) -> None:
+        """Run one arm; see :class:`fedkd.engines.base.Engine`.
+
+        Interrupted, it stops the run on the SuperLink too. A run that was left alone meanwhile is
+        taken up where it is; one that was cut short goes on from what its host has kept.
+        """
+        told = OnlyNew(observer)
+        note = _read_note(task.folder)
+        run_id = note.get(RUN_ID, "")
+        if run_id and self._still_tells(run_id):
+            record = self._follow(run_id, task, told)
+            if record is not None and record.stopped not in CUT_SHORT:
+                write_record(task.folder, record)
+                return
+        name = note.get(RUN_NAME) or f"{task.folder.parents[1].name[:40]}-{uuid.uuid4().hex[:8]}"
+        record = None
+        while record is None:
+            write_json(task.folder / RUN_FILE, {RUN_NAME: name})
+            run_id = self._submit(task, name)
+            write_json(task.folder / RUN_FILE, {RUN_NAME: name, RUN_ID: run_id})
+            record = self._follow(run_id, task, told)
+        write_record(task.folder, record)
+
+    def _follow(self, run_id: str, task: Task, told: OnlyNew) -> RunRecord | None:
+        """Return the run's record; None if its server was killed after it had got further.
+
+        Raises:
+            FedKDError: the run failed, and another that goes on from it would too.
+        """
+        (task.folder / ROUNDS_FILE).unlink(missing_ok=True)  # the log begins with round 0
+        before = told.points
+        try:
+            return Follower(self._superlink, run_id, task, told).follow()
+        except KilledRunError:
+            if told.points == before:
+                raise
+            return None
+        except KeyboardInterrupt:
+            self._superlink.stop(run_id)
+            raise
+
+    def _still_tells(self, run_id: str) -> bool:
+        """Whether a run that was begun before is under way, or has come to a good end."""
+        state = self._superlink.state_of(run_id)
+        return state is not None and (
+            not state[0].startswith("finished") or state[0] == "finished:completed"
+        )
+
+    def _submit(self, task: Task, name: str) -> str:
+        """Start the run under a name of ours; folders of this host mean nothing there."""
+        elsewhere = {wire.CONFIG_RUN_DIR: "", wire.CONFIG_CACHE_DIR: "", wire.CONFIG_RUN_NAME: name}
+        return self._superlink.submit(task.run_config() | elsewhere)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write a record as a local engine would have left it, but for the model."""
+    write_points(folder, record.curve)
+    write_state(folder, record)
+
+
+def _read_note(folder: Path) -> dict[str, str]:
+    """Return what was noted of a run before it was cut short, or nothing."""
+    try:
+        noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: str(value) for key, value in noted.items()} if isinstance(noted, dict) else {}

@@ -1,0 +1,191 @@
+"""Follow a run on a SuperLink by its log, however often the stream breaks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fedkd.engines.base import Task
+from fedkd.engines.flower_app import last_lines
+from fedkd.engines.superlink import SuperLink
+from fedkd.errors import FedKDError
+from fedkd.messages.run_log import BrokenLogError, LogReader
+from fedkd.results.record import Point, RunRecord, append_point
+from strategies.context import Observer
+
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 2.0
+PATIENCE_SECONDS = 900.0
+"""How long a SuperLink may stay out of reach before the caller gives up on a run."""
+QUIET_SECONDS = 120.0
+"""How long a stream may say nothing before it is opened anew: a cut link leaves it hanging."""
+MOST_REREADS = 5
+"""How often the log is read again in a row without anything new in it."""
+
+
+class KilledRunError(FedKDError):
+    """A run ended without a record, and without a reason that it told itself."""
+
+
+class OnlyNew:
+    """Passes on to an observer what it has not been told before, however often a curve begins."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.points = 0
+
+    def on_point(self, point: Point) -> None:
+        """Pass on a round."""
+        if point.round == self.points:
+            self.points += 1
+            self._observer.on_point(point)
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        """Pass on an epoch of the consolidation."""
+        if not self.points:
+            self._observer.on_distillation(epoch, epochs)
+
+
+class Follower:
+    """Reads one run's log to its end, opening it again as often as it breaks.
+
+    Args:
+        superlink: where the run is.
+        run_id: Flower's.
+        task: what it was asked to do.
+        observer: told of every round.
+    """
+
+    def __init__(self, superlink: SuperLink, run_id: str, task: Task, observer: Observer) -> None:
+        self._superlink = superlink
+        self._run_id = run_id
+        self._task = task
+        self._observer = observer
+        self._reader = LogReader()
+        self._record: dict[str, Any] | None = None
+        self._entries = 0
+        self._lost_since: float | None = None
+
+    def follow(self) -> RunRecord:
+        """Return the run's record.
+
+        Raises:
+            KilledRunError: the run ended without a word.
+            FedKDError: the run failed, or the SuperLink is out of reach for long.
+        """
+        rereads, shown = 0, False
+        while True:
+            before = self._entries
+            problem = self._listen(stream=not shown)
+            if self._record is not None:
+                return read_record(self._record, self._task)
+            rereads = rereads + 1 if problem and self._entries == before else 0
+            if rereads > MOST_REREADS:
+                raise FedKDError(f"{problem}, however often it is read; {self._remedy()}")
+            status = self._superlink.state_of(self._run_id)
+            if status is None:
+                self._wait()
+                continue
+            self._lost_since = None
+            if status[0].startswith("finished"):
+                # The stream may miss what was said last; what is shown now is all there is.
+                if shown and not problem:
+                    raise KilledRunError(self._why_ended(status))
+                shown = True
+
+    def _listen(self, *, stream: bool) -> str:
+        """Take in the log until its end, and return what is wrong with it, if anything."""
+        log = self._superlink.log_of(self._run_id)
+        process = self._superlink.open_log(self._run_id, log, stream=stream)
+        spoke = time.monotonic()
+        try:
+            with log.open("rb") as file:
+                rest = b""
+                while True:
+                    ended = process.poll() is not None
+                    more = file.read()
+                    spoke = time.monotonic() if more else spoke
+                    rest += more
+                    *lines, rest = rest.split(b"\n")
+                    for line in lines:
+                        self._take(line.decode("utf-8", errors="replace"))
+                    silent = time.monotonic() - spoke > QUIET_SECONDS
+                    if self._record is not None or ended or silent:
+                        return ""
+                    time.sleep(POLL_SECONDS)
+        except BrokenLogError as problem:
+            return str(problem)
+        finally:
+            process.kill()
+            process.wait()
+
+    def _take(self, line: str) -> None:
+        entry = self._reader.read(line)
+        if entry is None:
+            return
+        self._entries += 1
+        kind, value = entry
+        if kind == "point":
+            point = _build(Point, value)
+            append_point(self._task.folder, point)
+            self._observer.on_point(point)
+        elif kind == "distillation":
+            self._observer.on_distillation(*_build(tuple[int, int], value))
+        elif kind == "error":
+            raise FedKDError(str(value))
+        else:
+            self._record = value
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        if now - self._lost_since > PATIENCE_SECONDS:
+            raise FedKDError(
+                f"the SuperLink {self._superlink.address} has not answered for "
+                f"{PATIENCE_SECONDS / 60:.0f} minutes; {self._remedy()}"
+            )
+        time.sleep(RETRY_SECONDS)
+
+    def _remedy(self) -> str:
+        return (
+            f"the run may go on there: `flwr log {self._run_id} {self._superlink.name}` shows it, "
+            f"`flwr stop {self._run_id} {self._superlink.name}` ends it"
+        )
+
+    def _why_ended(self, status: tuple[str, str]) -> str:
+        how, details = status
+        end = last_lines(self._superlink.log_of(self._run_id))
+        return f"the run ended ({how}: {details or 'no reason given'}) without a record:\n{end}"
+
+
+def read_record(value: Any, task: Task) -> RunRecord:
+    """Build the record that a SuperLink's host sent; what it says is checked, not believed.
+
+    Raises:
+        FedKDError: it is not the record of this very run.
+    """
+    record: RunRecord = _build(RunRecord, value)
+    asked = (task.arm, task.federation.seed, task.targets)
+    if (record.arm, record.seed, record.targets) != asked:
+        raise FedKDError("the run's record is of another arm, seed or targets")
+    if not record.curve or [p.round for p in record.curve] != list(range(len(record.curve))):
+        raise FedKDError("the run's record does not hold every round")
+    return record
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Build what a type says from plain values, each of them checked.
+
+    Raises:
+        FedKDError: they are something else.
+    """
+    try:
+        if is_dataclass(kind) and set(value) - {each.name for each in fields(kind)}:
+            raise ValueError("it has a key too many")
+        return TypeAdapter(kind).validate_python(value)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FedKDError(f"the run's record cannot be understood: {reason}") from error

@@ -1,0 +1,165 @@
+"""The inline engine: Flower's apps in this process, silos in parallel on a thread pool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.client_app import make_client_app
+from clients.silo import Silo
+from fedkd.config import Study
+from fedkd.engines.base import Task
+from strategies.context import Observer, Setting
+from strategies.server_app import Serving, make_server_app
+
+RUN_ID = 1
+SERVER_NODE = 1
+CLIENT_RAISED = 2
+"""Flower's error code for an exception in a ClientApp."""
+
+
+class InlineGrid(Grid):
+    """A grid whose nodes are threads: pushing a message runs the ClientApp on the pool.
+
+    Messages go by reference; neither side changes what it received. The largest silos are
+    started first, so that the pool does not wait for one of them at the end.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, contexts: dict[int, Context], pool: ThreadPoolExecutor
+    ) -> None:
+        self._client_app = client_app
+        self._contexts = contexts
+        self._pool = pool
+        self._replies: dict[str, Message] = {}
+        # A message takes its ids from the process's identity, which a SuperLink would set.
+        TaskIdentity.task_id, TaskIdentity.run_id = RUN_ID, RUN_ID
+        TaskIdentity.node_id = SERVER_NODE
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """An empty description of the one run."""
+        return Run.create_empty(RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message as Flower's own grids do."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes' ids."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the ClientApp for every message and keep the replies."""
+        ids: list[str] = []
+        jobs: list[Future[Message]] = []
+        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
+            message_id = uuid.uuid4().hex
+            message.metadata.__dict__["_message_id"] = message_id
+            ids.append(message_id)
+            jobs.append(self._pool.submit(self._answer, message))
+        for message_id, job in zip(ids, jobs, strict=True):
+            self._replies[message_id] = job.result()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand over the replies."""
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002 -- threads cannot be interrupted
+    ) -> Iterable[Message]:
+        """Push and pull."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+
+
+class InlineEngine:
+    """Runs every arm in this process.
+
+    Args:
+        pool: threads for silos, one intra-op thread each.
+    """
+
+    remote = False
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> InlineEngine:
+        """Quieten Flower's narration of every step."""
+        self._level = logging.getLogger("flwr").level
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Let Flower speak again."""
+        logging.getLogger("flwr").setLevel(self._level)
+
+    def run(self, task: Task, observer: Observer) -> None:
+        """Run one arm; see :class:`fedkd.engines.base.Engine`."""
+        federation = task.federation
+        silos = [Silo.of(federation, name, task.arm) for name in federation.study.silo_names]
+        order = sorted(range(len(silos)), key=lambda index: -len(silos[index].data))
+        client_app = make_client_app(
+            lambda context: (silos[int(str(context.node_config["partition-id"]))], federation.study)
+        )
+        setting = Setting.of(federation, task.arm, task.targets)
+        server_app = make_server_app(lambda _: Serving(setting, task.folder, observer))
+        config = task.run_config()
+        contexts = {
+            # Node ids begin after the server's, largest silos first.
+            SERVER_NODE + 1 + rank: Context(
+                RUN_ID,
+                SERVER_NODE + 1 + rank,
+                {"partition-id": index, "num-partitions": len(silos)},
+                RecordDict(),
+                dict(config),
+            )
+            for rank, index in enumerate(order)
+        }
+        grid = InlineGrid(client_app, contexts, self._pool)
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+
+
+def silo_pool(study: Study) -> ThreadPoolExecutor:
+    """Return the pool on which silos train, one intra-op thread each."""
+    workers = study.engine.workers
+    size = available_cores() if workers == "auto" else workers
+    return ThreadPoolExecutor(
+        size, thread_name_prefix="silo", initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
+def available_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,275 @@
+"""The ray engine: Flower's Simulation Runtime, silos in processes of a Ray cluster.
+
+Flower's own managed SuperLink is one shared daemon that keeps its first caller's environment, so
+this engine starts a private one for the study and ends it, with all that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import tomli_w
+
+from fedkd.config import Study
+from fedkd.engines.app_folder import Workplace
+from fedkd.engines.base import Task
+from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
+from fedkd.engines.inline import available_cores
+from fedkd.engines.processes import free_port
+from fedkd.errors import FedKDError
+from fedkd.results.record import ROUNDS_FILE, STATE_FILE, read_points
+from strategies.context import Observer
+from strategies.server_app import ERROR_FILE
+
+CONNECTION = "fedkd"
+LOG_FILE = "flower.log"
+START_SECONDS = 120.0
+START_ATTEMPTS = 3
+LINGER_SECONDS = 30.0
+"""How long a run may take to wind up once its record is written."""
+ASK_SECONDS = 5.0
+ASK_ATTEMPTS = 3
+ASK_TIMEOUT = 60.0
+POLL_SECONDS = 0.1
+SOCKET_PATH_ROOM = 32
+"""How long the folder of Ray's sockets may be: their paths may have about 100 characters."""
+
+
+class RayEngine:
+    """Runs every arm by ``flwr run`` on a private local SuperLink.
+
+    ``RAY_ADDRESS`` in the environment makes Flower join that Ray cluster instead of starting one.
+
+    Args:
+        study: whose silos and workers the simulation gets.
+    """
+
+    remote = False
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._runs = 0
+
+    def __enter__(self) -> RayEngine:
+        """Make the app folder and start the SuperLink."""
+        self._place = Workplace()
+        self._place.environment |= ray_environment(self._place.folder)
+        try:
+            self._superlink = self._start_superlink()
+        except BaseException:
+            self._place.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End the SuperLink and whatever it started, and remove the folder."""
+        self._place.close()
+
+    def run(self, task: Task, observer: Observer) -> None:
+        """Run one arm; see :class:`fedkd.engines.base.Engine`."""
+        if self._superlink.poll() is not None:
+            self._superlink = self._start_superlink()
+        self._runs += 1
+        log = self._place.folder / f"run-{self._runs}.log"
+        process = self._place.start(self._run_command(task), log)
+        try:
+            self._follow(_Tail(task, observer), process)
+        except BaseException:
+            # No ServerApp may go on writing to a folder that the caller takes for finished.
+            self._place.end_all()
+            raise
+        if not (task.folder / STATE_FILE).is_file():
+            raise FedKDError(why_failed(task.folder, log))
+
+    def _run_command(self, task: Task) -> list[str | Path]:
+        config = self._place.write_config(f"run-{self._runs}", task.run_config())
+        simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
+        return [
+            *(find_program("flwr"), "run", self._place.app, CONNECTION, "--stream"),
+            *("--run-config", config, "--federation-config", " ".join(simulation)),
+        ]
+
+    def _simulation_config(self) -> dict[str, int | float]:
+        engine, silos = self._study.engine, len(self._study.silo_names)
+        workers = available_cores() if engine.workers == "auto" else engine.workers
+        workers = min(workers, silos)
+        config: dict[str, int | float] = {"num-supernodes": silos, "client-resources-num-cpus": 1}
+        if engine.device != "cpu":
+            # Ray hides GPUs from those who ask for none; rounded down, the shares fit into one.
+            config["client-resources-num-gpus"] = int(1000 / workers) / 1000
+        if "RAY_ADDRESS" not in os.environ:
+            # Ray refuses to size a cluster that it only joins.
+            config["init-args-num-cpus"] = workers
+        return config
+
+    def _follow(self, tail: _Tail, process: subprocess.Popen[bytes]) -> None:
+        """Report rounds until the run has ended.
+
+        The log stream ends with the run, unless it broke or hangs: then the SuperLink is asked.
+        """
+        asked = written = None
+        while True:
+            superlink_ended = self._superlink.poll() is not None
+            streaming = process.poll() is None
+            tail.report()
+            now = time.monotonic()
+            if tail.ended:
+                written = now if written is None else written
+                if not streaming or now - written > LINGER_SECONDS:
+                    if streaming:
+                        # It hangs. The next run gets a SuperLink and a machine of its own.
+                        self._place.end_all()
+                    return
+            elif superlink_ended:
+                raise FedKDError(
+                    "Flower's SuperLink ended in the middle of a run; its log ends with:\n"
+                    + last_lines(self._superlink_log)
+                )
+            elif not streaming and (asked is None or now - asked > ASK_SECONDS):
+                if not self._runs_on():
+                    tail.report()
+                    return
+                asked = now
+            time.sleep(POLL_SECONDS)
+
+    def _runs_on(self) -> bool:
+        """Ask the SuperLink whether a run has not finished yet."""
+        command: list[str | Path] = [find_program("flwr"), "ls", CONNECTION, "--format", "json"]
+        for _ in range(ASK_ATTEMPTS):
+            with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+                answer = subprocess.run(  # noqa: S603 -- our own command
+                    command,
+                    env=self._place.environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=ASK_TIMEOUT,
+                    check=False,
+                )
+                runs = json.loads(answer.stdout)["runs"]
+                return not all(str(run["status"]).startswith("finished") for run in runs)
+        raise FedKDError(
+            "Flower's SuperLink does not say how the run goes; its log ends with:\n"
+            + last_lines(self._superlink_log)
+        )
+
+    @property
+    def _superlink_log(self) -> Path:
+        return self._place.folder / "superlink.log"
+
+    def _start_superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink on a free port and wait until it answers.
+
+        Another program may take the port in between: then again with another port.
+        """
+        for _ in range(START_ATTEMPTS):
+            port = free_port()
+            home = Path(self._place.environment["FLWR_HOME"])
+            write_connection(home, port)
+            command: list[str | Path] = [
+                *(find_program("flower-superlink"), "--insecure", "--simulation"),
+                *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
+                "--disable-runtime-dependency-installation",
+            ]
+            superlink = self._place.start(command, self._superlink_log)
+            try:
+                if _answers(superlink, port):
+                    return superlink
+            except BaseException:
+                self._place.end_all()
+                raise
+            self._place.end_all()
+        raise FedKDError(
+            "Flower's SuperLink does not start; its log ends with:\n"
+            + last_lines(self._superlink_log)
+        )
+
+
+class _Tail:
+    """Tells an observer of every round that the ServerApp has written to disk."""
+
+    def __init__(self, task: Task, observer: Observer) -> None:
+        self._folder = task.folder
+        self._observer = observer
+        self._size = 0
+        self._reported = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the ServerApp has written its last word."""
+        return any((self._folder / name).is_file() for name in (STATE_FILE, ERROR_FILE))
+
+    def report(self) -> None:
+        """Report the rounds that are new and whole."""
+        try:
+            size = (self._folder / ROUNDS_FILE).stat().st_size
+        except OSError:
+            return
+        if size == self._size:
+            return
+        points = read_points(self._folder)
+        for point in points[self._reported :]:
+            self._observer.on_point(point)
+        self._size, self._reported = size, len(points)
+
+
+def write_connection(home: Path, port: int) -> None:
+    """Name the SuperLink by its address, so that Flower starts none of its own."""
+    home.mkdir(exist_ok=True)
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def ray_environment(folder: Path) -> dict[str, str]:
+    """Return what Flower's and Ray's processes get to know beside what a workplace tells."""
+    environment = {
+        "FLWR_HOME": str(folder / "home"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's agents rename themselves; by default that overwrites the environment that /proc
+        # shows, and with it the mark by which they are found.
+        "SPT_NOENV": "1",
+        "PYTHONPATH": os.pathsep.join(user_paths()),
+    }
+    for name in ("no_proxy", "NO_PROXY"):
+        others = os.environ.get(name)
+        environment[name] = ",".join(filter(None, ("127.0.0.1,localhost", others)))
+    if "RAY_ADDRESS" not in os.environ and len(str(folder)) <= SOCKET_PATH_ROOM:
+        environment["RAY_TMPDIR"] = str(folder)
+    return environment
+
+
+def why_failed(folder: Path, log: Path) -> str:
+    """Keep the log of a failed run beside its record and say what is known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / LOG_FILE
+    shutil.copyfile(log, kept)
+    if (folder / ERROR_FILE).is_file():
+        return (folder / ERROR_FILE).read_text(encoding="utf-8").strip()
+    # The last line of a traceback says most; Flower prints its own advice after it.
+    raised = [line for line in read_log(log) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    if raised:
+        return f"the ServerApp ended with {raised[-1]} (its log is {kept})"
+    return f"Flower ended the run without a result; its log {kept} ends with:\n{last_lines(log)}"
+
+
+def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the SuperLink says that it is well; False if it ended or never does."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and superlink.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return superlink.poll() is None
+        connection.close()
+        time.sleep(POLL_SECONDS)
+    return False

@@ -1,0 +1,106 @@
+"""A federation in a few figures that can be known before any distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd.data import NOISE
+from fedkd.distillation.teachers import Teacher, Teachers
+from fedkd.distillation.weighting.weightings import entropy
+from fedkd.federation.federation import Federation
+from fedkd.models.state import State
+
+
+def describe(federation: Federation) -> dict[str, Any]:
+    """Describe one seed's federation.
+
+    Returns:
+        ``silos``: how many; ``images``: in all silos; ``label_skew``: mean Jensen-Shannon distance
+        (base 2, in [0, 1]) of the silos' label mixes from that of all silos together;
+        ``size_skew``: standard deviation of silo sizes divided by their mean; ``labelled``: whether
+        transfer labels may be used; ``native``: whether transfer images come from the study's own
+        source; ``transfer_size``; and on validation data, None without any: ``teachers``: mean
+        accuracy of the silos' models, ``best``: of the best of them, ``average``: of their average,
+        ``gap``: best - average, None where no model has the study's architecture.
+    """
+    study, cut = federation.study, federation.cut
+    counts = torch.stack(
+        [torch.bincount(part.labels, minlength=cut.num_classes) for part in cut.silos]
+    ).double()
+    sizes = counts.sum(1)
+    figures: dict[str, Any] = {
+        "silos": len(counts),
+        "images": int(sizes.sum()),
+        "label_skew": round(label_skew(counts), 4),
+        "size_skew": round(float(sizes.std(unbiased=False) / sizes.mean()), 4),
+        "labelled": study.data.transfer.labelled or study.data.transfer.at_silo,
+        "native": study.data.transfer.source in (None, study.data.source),
+        "noise": study.data.transfer.source == NOISE,
+        "transfer_size": len(cut.transfer) if cut.transfer is not None else 0,
+        **dict.fromkeys(("teachers", "best", "average", "gap")),
+    }
+    if not len(cut.validation):
+        return figures
+    teachers = simulated_teachers(federation)
+    accuracy = teachers.accuracy(cut.validation)
+    figures["teachers"] = round(float(accuracy.mean()), 4)
+    figures["best"] = round(float(accuracy.max()), 4)
+    if any(teacher.arch == study.model.arch for teacher in teachers.members):
+        mean = _accuracy_of(teachers.average(study.model.arch), federation)
+        figures["average"] = round(mean, 4)
+        figures["gap"] = round(figures["best"] - mean, 4)
+    return figures
+
+
+def label_skew(counts: Tensor) -> float:
+    """Return the mean Jensen-Shannon distance of label mixes from their total, in [0, 1].
+
+    Args:
+        counts: images of each class in each silo, float64 ``[M, K]``; no silo is empty.
+    """
+    mixes = counts / counts.sum(1, keepdim=True)
+    return float(_js_distance(mixes, counts.sum(0) / counts.sum()).mean())
+
+
+def label_distance(first: Tensor, second: Tensor) -> float:
+    """Return the Jensen-Shannon distance (base 2, in [0, 1]) of two silos' label mixes.
+
+    Args:
+        first: images of each class in one silo ``[K]``; it is not empty.
+        second: likewise in the other.
+    """
+    mixes = torch.stack([first, second]).double()
+    mixes = mixes / mixes.sum(1, keepdim=True)
+    return float(_js_distance(mixes[:1], mixes[1])[0])
+
+
+def _js_distance(mixes: Tensor, other: Tensor) -> Tensor:
+    """Return the distance ``[M]`` of each mix ``[M, K]`` from another ``[K]``, all float64."""
+    middle = (mixes + other) / 2
+    divergence = entropy(middle) - (entropy(mixes) + entropy(other)) / 2
+    bits = (divergence / torch.log(torch.tensor(2.0, dtype=torch.float64))).clamp(0, 1)
+    return bits.sqrt()
+
+
+def simulated_teachers(federation: Federation) -> Teachers:
+    """Return all usable pre-trained models of a simulated federation, without any message."""
+    members = []
+    for silo in federation.study.silo_names:
+        data = federation.data_of(silo)
+        state = federation.pretrained(silo).state
+        if state is not None:
+            counts = torch.bincount(data.labels, minlength=federation.shape.num_classes)
+            arch = federation.study.arch_of(silo)
+            members.append(
+                Teacher(silo, arch, len(data), state, class_counts=tuple(counts.tolist()))
+            )
+    return Teachers(members, federation.shape, federation.compute)
+
+
+def _accuracy_of(state: State, federation: Federation) -> float:
+    arch = federation.study.model.arch
+    alone = Teachers([Teacher("average", arch, 1, state)], federation.shape, federation.compute)
+    return float(alone.accuracy(federation.cut.validation)[0])

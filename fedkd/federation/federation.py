@@ -1,0 +1,249 @@
+"""A federation: the data of one seed, cut among simulated silos that own trained models.
+
+Of silos in the field it holds the server's own data, and theirs nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedkd.config import Study
+from fedkd.data.images import Images
+from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.errors import UserError
+from fedkd.federation.deployed_data import empty_cut, load_server_cut
+from fedkd.federation.split import Cut, load_cut
+from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
+from fedkd.models.pool import ModelShelf
+from fedkd.models.state import State, copy_state, load_state, save_state
+from fedkd.training.features import penultimate_features
+from fedkd.training.loop import Compute, Sgd, intra_op_threads, is_finite, train_supervised
+from fedkd.util.cache import cache_key
+from fedkd.util.seeding import derive_seed, torch_generator
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A silo's own model: its state, or what is wrong with it."""
+
+    state: State | None
+    problem: str = ""
+
+
+class Federation:
+    """All that the arms of one seed share: test, validation and transfer data, silos, models.
+
+    Args:
+        study: the study.
+        seed: the repetition.
+        cut: the data, cut by :func:`fedkd.federation.split.load_cut`.
+        cache: folder in which pre-trained models are kept.
+    """
+
+    def __init__(self, study: Study, seed: int, cut: Cut, cache: Path) -> None:
+        self.study = study
+        self.seed = seed
+        self.cut = cut
+        self.cache = cache
+        self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
+        self.compute = Compute(study.engine.device, study.engine.precision)
+        self.shelf = ModelShelf()
+        self._fingerprint: dict[str, object] | None = None
+        names = () if study.in_field else study.silo_names
+        self._silos = dict(zip(names, cut.silos, strict=True))
+
+    @classmethod
+    def load(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read the study's data and cut it.
+
+        Raises:
+            UserError: a source is missing or too small, or the silos are in the field.
+        """
+        return cls(study, seed, load_cut(study, seed, cache), cache)
+
+    @classmethod
+    def on_server(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read what the host of the ServerApp needs: of silos in the field, the server's own data.
+
+        Raises:
+            UserError: a source is missing, too small, or does not fit the study.
+        """
+        cut = load_server_cut(study, seed) if study.in_field else load_cut(study, seed, cache)
+        return cls(study, seed, cut, cache)
+
+    @classmethod
+    def for_caller(cls, study: Study, seed: int, cache: Path) -> Federation:
+        """Read what whoever starts a study needs: of silos in the field, no data at all."""
+        cut = empty_cut(study) if study.in_field else load_cut(study, seed, cache)
+        return cls(study, seed, cut, cache)
+
+    def data_of(self, silo: str) -> Images:
+        """The private images of a silo."""
+        return self._silos[silo]
+
+    def holdings(self) -> list[dict[str, object]]:
+        """Return what each silo holds, in natural order of names: a simulation's own knowledge.
+
+        Real silos tell as much only if they choose to.
+        """
+        return [
+            {
+                "seed": self.seed,
+                "silo": silo,
+                "num_examples": len(data),
+                "class_counts": torch.bincount(
+                    data.labels, minlength=self.shape.num_classes
+                ).tolist(),
+            }
+            for silo, data in self._silos.items()
+        ]
+
+    def pretrain(
+        self, executor: Executor, *, fresh: bool = False, on_silo: Callable[[], None] | None = None
+    ) -> None:
+        """Train the silos' own models in parallel, as far as they are not in the cache.
+
+        The largest silos go first, so that no worker waits for one of them at the end.
+        """
+
+        def train(silo: str) -> None:
+            if fresh or self._read_model(silo) is None:
+                self._train_model(silo)
+            if on_silo:
+                on_silo()
+
+        silos = [s for s in self._silos if s not in self.study.pretraining.checkpoints]
+        silos.sort(key=lambda silo: -len(self._silos[silo]))
+        for future in [executor.submit(train, silo) for silo in silos]:
+            future.result()
+
+    def pretrained(self, silo: str) -> Pretrained:
+        """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
+        if checkpoint := self.study.pretraining.checkpoints.get(silo):
+            what = f"pretraining.checkpoints.{silo}"
+            state = load_state(Path(checkpoint), self.initial_model(silo), what=what)
+        else:
+            state = self._read_model(silo) or self._train_model(silo)
+        if not is_finite(state):
+            return Pretrained(None, "its pre-trained model diverged: not all weights are finite")
+        return Pretrained(state)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what determines the seed's data and models, for cache keys; hashed once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._find_fingerprint()
+        return self._fingerprint
+
+    def _find_fingerprint(self) -> dict[str, object]:
+        parts = [self.cut.test, self.cut.validation, *self.cut.silos]
+        parts += [self.cut.transfer] if self.cut.transfer is not None else []
+        checkpoints = {
+            silo: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for silo, path in self.study.pretraining.checkpoints.items()
+        }
+        return {
+            "seed": self.seed,
+            "images": [_digest(part) for part in parts],
+            "classes": self.shape.num_classes,
+            "archs": [arch_fingerprint(self.study.arch_of(silo)) for silo in self._silos],
+            "arch": arch_fingerprint(self.study.model.arch),
+            "pretraining": self.study.pretraining.model_dump(exclude={"checkpoints"}),
+            "checkpoints": checkpoints,
+        }
+
+    def check(self) -> None:
+        """Look for the device and what names stand for; build every architecture, read checkpoints.
+
+        Raises:
+            UserError: one of them does not fit.
+        """
+        if not self.study.in_field:  # the hosts that compute look for themselves
+            self.compute.check()
+        for arch in self.study.architectures:
+            check_model(arch, self.shape)
+        for name, arm in self.study.arms.items():
+            if arm.consolidation is None:
+                continue
+            METHODS.load(arm.consolidation.method)
+            WEIGHTINGS.load(arm.consolidation.weighting)
+            if arm.consolidation.uses_features:
+                self._check_features(name)
+        for silo in self.study.pretraining.checkpoints:
+            self.pretrained(silo)
+
+    def _check_features(self, arm: str) -> None:
+        """Look once for the features on which an arm's densities would rest."""
+        model = build_model(self.study.global_arch(arm), self.shape, seed=0)
+        side = self.shape.image_size
+        images = torch.zeros(2, self.shape.in_channels, side, side, dtype=torch.uint8)
+        try:
+            penultimate_features(model, images, compute=Compute())
+        except UserError as error:
+            raise UserError(f"arms.{arm}.consolidation.{error}") from error
+
+    def initial_model(self, silo: str) -> State:
+        """Return the weights from which a silo's own model is trained."""
+        owner = silo if self.study.pretraining.init == "per-silo" else ""
+        seed = derive_seed(self.seed, "initial-model", owner)
+        return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
+
+    def _read_model(self, silo: str) -> State | None:
+        """Read a silo's model from the cache; None where it is absent or damaged."""
+        try:
+            return load_state(self._cached_model(silo), self.initial_model(silo))
+        except UserError:
+            return None
+
+    def _train_model(self, silo: str) -> State:
+        settings = self.study.pretraining
+        model = build_model(self.study.arch_of(silo), self.shape, seed=0)
+        model.load_state_dict(self.initial_model(silo))
+        model.to(self.compute.device)
+        with intra_op_threads(1):
+            train_supervised(
+                model,
+                self._silos[silo],
+                sgd=Sgd(
+                    settings.epochs,
+                    settings.batch_size,
+                    settings.lr,
+                    settings.momentum,
+                    schedule=settings.schedule,
+                ),
+                generator=torch_generator(self.seed, "pre-training", silo),
+                compute=self.compute,
+            )
+        state = copy_state(model)
+        save_state(self._cached_model(silo), state)
+        return state
+
+    def _cached_model(self, silo: str) -> Path:
+        data = self._silos[silo]
+        settings = self.study.pretraining.model_dump(exclude={"checkpoints"})
+        key = cache_key(
+            {
+                "kind": "pre-trained model",
+                "images": _digest(data),
+                "arch": arch_fingerprint(self.study.arch_of(silo)),
+                "classes": self.shape.num_classes,
+                "settings": settings,
+                "seed": self.seed,
+                "silo": silo,
+                "device": self.compute.device,
+                "precision": self.compute.precision,
+            }
+        )
+        return self.cache / "pretrained" / f"{key}.safetensors"
+
+
+def _digest(data: Images) -> str:
+    digest = hashlib.sha256(str(tuple(data.images.shape)).encode())
+    digest.update(data.images.contiguous().numpy().data)
+    digest.update(data.labels.contiguous().numpy().data)
+    return digest.hexdigest()

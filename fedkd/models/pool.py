@@ -1,0 +1,52 @@
+"""Models kept to be used again: building one takes longer than a small silo takes to train it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import State
+from fedkd.util.random_ops import draws_at_random
+
+
+class ModelShelf:
+    """Lends models, as many as are in use at once, and takes them back.
+
+    A model comes back to be lent again only if its state dict is all that it remembers: then
+    whoever gets it next cannot tell it from a new one. So it is with modules of PyTorch's own that
+    draw nothing at random and with the built-in architectures. A module class of the user's may
+    keep what it likes, such as a counter or a cache, and is built anew every time.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[str, Shape, str], list[nn.Module]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, arch: str, shape: Shape, state: State, device: str) -> Iterator[nn.Module]:
+        """Lend a model of ``arch`` on ``device`` whose weights are ``state``.
+
+        Nobody else has it until the block ends; what is to outlive the block must be copied.
+        """
+        key = (arch, shape, device)
+        with self._lock:
+            free = self._free.setdefault(key, [])
+            model = free.pop() if free else None
+        if model is None:
+            model = build_model(arch, shape, seed=0).to(device)
+        model.load_state_dict(state)
+        yield model.train()
+        if remembers_only_its_state(model):
+            model.zero_grad(set_to_none=True)
+            with self._lock:
+                free.append(model)
+
+
+def remembers_only_its_state(model: nn.Module) -> bool:
+    """Whether loading a state dict makes the model equal to a new one of that state."""
+    kept = set(model.state_dict())
+    return not draws_at_random(model) and all(name in kept for name, _ in model.named_buffers())

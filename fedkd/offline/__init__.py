@@ -1,0 +1,1 @@
+"""Consolidation without a federation: model files in, one student out."""

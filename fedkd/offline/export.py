@@ -1,0 +1,193 @@
+"""A final model leaves fedkd: as safetensors, or as a program of ``torch.export``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedkd.config.study_file import load_study
+from fedkd.errors import FedKDError, UserError
+from fedkd.models.build import Shape, build_model
+from fedkd.models.card import ModelCard, load_model, read_card, save_model
+from fedkd.models.state import State
+from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
+from fedkd.util.files import replacing, write_json
+
+SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2"}
+"""Formats, and how the names of their files end."""
+
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the user says of a checkpoint that does not say it itself."""
+
+    arch: str | None = None
+    num_classes: int | None = None
+    in_channels: int | None = None
+    image_size: int | None = None
+
+    def card(self) -> ModelCard | None:
+        """Return a card, or None unless all is said."""
+        said = (self.num_classes, self.in_channels, self.image_size)
+        if self.arch is None or None in said:
+            return None
+        return ModelCard(self.arch, Shape(*(int(value or 0) for value in said)))
+
+
+def export_model(
+    source: Path, out: Path, file_format: str, described: Described | None = None
+) -> dict[str, Any]:
+    """Write the model of a finished run or of a checkpoint, and a JSON file beside it.
+
+    Args:
+        source: a run's folder, or a checkpoint that fedkd or the user wrote.
+        out: the file to write; the JSON's name is :func:`sidecar`'s.
+        file_format: one of :data:`SUFFIXES`.
+        described: architecture and shape where the checkpoint does not tell them.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        UserError: there is no such model, or its file does not say how to build it.
+        FedKDError: PyTorch cannot export it, or the exported program gives other logits.
+    """
+    path, facts = _find(source)
+    if out.resolve() == path.resolve():
+        raise UserError(f"--out: {out} is the model itself; choose another name")
+    card = _card(path, described or Described())
+    state = load_model(path, card, what=str(source))
+    card = replace(card, facts=card.facts | facts)
+    if file_format == "torch-export":
+        _write_program(out, state, card)
+    else:
+        save_model(out, state, card)
+    told = _describe(out, file_format, state, card)
+    write_json(sidecar(out), told)
+    return told
+
+
+def sidecar(out: Path) -> Path:
+    """Return the path of the JSON file that goes with an exported model."""
+    return out.with_name(f"{out.name}.json")
+
+
+def _find(source: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint that ``source`` names and, of a run, what is known of it."""
+    if source.name == CHECKPOINT_FILE and (source.parent / STATE_FILE).is_file():
+        source = source.parent
+    if not source.is_dir():
+        return source, {}
+    if not (source / STATE_FILE).is_file():
+        runs = sorted(path.parent for path in source.glob(f"**/seed-*/{STATE_FILE}"))[:1]
+        hint = f", such as {runs[0]}" if runs else ""
+        raise UserError(f"{source} is no folder of a finished run; name one{hint}")
+    record = RunRecord.read(source)
+    study = source.absolute().parent.parent / "study.yaml"
+    facts: dict[str, Any] = {
+        "study": load_study(study).name if study.is_file() else None,
+        "arm": record.arm,
+        "seed": record.seed,
+        "rounds": record.curve[-1].round,
+        "accuracy": record.curve[-1].accuracy,
+        "accuracy_on": "the study's test images"
+        if record.accuracy_source == "test"
+        else "the silos' own images",
+    }
+    return source / CHECKPOINT_FILE, facts
+
+
+def _card(path: Path, described: Described) -> ModelCard:
+    """Return what the file says of itself, else what the user says of it."""
+    card = read_card(path, what="export")
+    if card is None:
+        card = described.card()
+        if card is None:
+            raise UserError(
+                f"export: {path} does not say how to build its model; give --arch, --classes, "
+                "--channels and --image-size"
+            )
+        return card
+    # Code of a user's own is never imported because a file says so.
+    if card.is_own and described.arch != card.arch:
+        raise UserError(
+            f"export: {path} says that its architecture is {card.arch}, which is code that would "
+            f"be run; if it is yours, give --arch {card.arch}"
+        )
+    for key, value in vars(described).items():
+        found = card.arch if key == "arch" else getattr(card.shape, key)
+        if value is not None and value != found:
+            raise UserError(f"export: {path} says that its {key} is {found}, not {value}")
+    return card
+
+
+def _write_program(out: Path, state: State, card: ModelCard) -> None:
+    """Write a program that takes any number of images, and check that it gives the same logits."""
+    model = build_model(card.arch, card.shape, seed=0)
+    model.load_state_dict(state)
+    model.eval()
+    shape = card.shape
+    side = shape.image_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(5, shape.in_channels, side, side, generator=generator)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: batch},))
+    except Exception as error:  # a model of any kind may fail anywhere inside PyTorch
+        reason = str(error).strip().split("\n", 1)[0]
+        raise FedKDError(
+            f"export: torch.export cannot export {card.arch}: {reason}; use --format safetensors"
+        ) from error
+    with replacing(out) as temporary:
+        with temporary.open("wb") as file:
+            torch.export.save(program, file)
+        with temporary.open("rb") as file:
+            _check_same(model, torch.export.load(file).module(), images, card)
+
+
+@torch.no_grad()
+def _check_same(
+    model: nn.Module, program: nn.Module, images: torch.Tensor, card: ModelCard
+) -> None:
+    for count in (1, len(images)):
+        expected, found = model(images[:count]), program(images[:count])
+        if not torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE):
+            worst = float((expected - found).abs().max())
+            raise FedKDError(
+                f"export: the exported {card.arch} gives logits that differ from the model's by up "
+                f"to {worst:g}; use --format safetensors"
+            )
+
+
+def _describe(out: Path, file_format: str, state: State, card: ModelCard) -> dict[str, Any]:
+    shape = card.shape
+    return {
+        "file": out.name,
+        "format": file_format,
+        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "arch": card.arch,
+        **vars(shape),
+        "classes": list(card.classes) or None,
+        "num_parameters": sum(tensor.numel() for tensor in state.values()),
+        "input": {
+            "type": "float32",
+            "shape": ["N", shape.in_channels, shape.image_size, shape.image_size],
+            "range": [0, 1],
+            "preprocessing": "crop the centre square, resize it with antialiased bilinear "
+            "interpolation, divide 8-bit values by 255; no further normalisation",
+        },
+        "output": {
+            "type": "float32",
+            "shape": ["N", shape.num_classes],
+            "meaning": "logits; their softmax gives probabilities",
+        },
+        "origin": card.facts,
+        "versions": {"fedkd": card.version, "torch": torch.__version__},
+    }

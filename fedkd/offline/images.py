@@ -1,0 +1,183 @@
+"""Images for consolidation outside a federation: the transfer set, and a validation set if any."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedkd.data.images import Images
+from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.errors import UserError
+from fedkd.models.build import Shape
+from fedkd.models.card import ModelCard
+from fedkd.util.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks of the images.
+
+    Attributes:
+        transfer: a data source.
+        size: how many of its training images to distil on; None for all.
+        labelled: whether their labels may be used.
+        validation: a fraction of the transfer source to set apart, another data source, or None.
+        num_classes: of the models, where the user says so.
+        in_channels: likewise.
+        image_size: likewise, height and width in pixels.
+    """
+
+    transfer: str
+    size: int | None = None
+    labelled: bool = False
+    validation: str | None = None
+    num_classes: int | None = None
+    in_channels: int | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Classroom:
+    """Images in the shape of the models.
+
+    Attributes:
+        transfer: images to distil on; labels are -1 where they may not be used.
+        validation: labelled images, possibly none.
+        validation_from: in words, where they come from; empty if there are none.
+        shape: what all models are built for.
+        classes: names of the classes, or empty where no labels that are used tell them.
+    """
+
+    transfer: Images
+    validation: Images
+    validation_from: str
+    shape: Shape
+    classes: tuple[str, ...]
+
+
+def open_classroom(
+    wanted: Wanted, cards: Sequence[tuple[str, ModelCard | None]], seed: int
+) -> Classroom:
+    """Read the images and bring them into the shape for which the teachers were made.
+
+    The shape is what the user or the teachers' own files say, else that of the transfer source.
+
+    Args:
+        wanted: what the user asks for.
+        cards: what each teacher's file, named first, says of itself.
+        seed: of which images are drawn.
+
+    Raises:
+        UserError: a source cannot be read or does not fit, or the files contradict each other.
+    """
+    size = _agree("image_size", "--image-size", wanted.image_size, cards)
+    source = _load("--transfer", wanted.transfer, size)
+    shape = Shape(
+        _agree("num_classes", "--classes", wanted.num_classes, cards) or source.num_classes,
+        _agree("in_channels", "--channels", wanted.in_channels, cards) or source.in_channels,
+        source.image_size,
+    )
+    fraction = _fraction(wanted.validation)
+    if wanted.labelled or fraction:
+        _check_classes("--labelled" if wanted.labelled else "--validation", source, shape)
+    pool = np.arange(len(source.train), dtype=np.int64)
+    validation, told = source.train.take([]), ""
+    classes = source.classes if wanted.labelled else ()
+    if fraction is not None:
+        count = min(len(pool) - 1, max(1, round(fraction * len(pool))))
+        mixed = numpy_generator(seed, "cut-validation").permutation(pool)
+        validation, pool = source.train.take(mixed[:count]), np.sort(mixed[count:])
+        told, classes = f"images of {source.name}, set apart from the transfer set", source.classes
+    elif wanted.validation is not None:
+        judge, validation, told = _validate_elsewhere(wanted, source)
+        _check_classes("--validation", judge, shape)
+        classes = classes or judge.classes
+    if wanted.size is not None:
+        if wanted.size > len(pool):
+            raise UserError(
+                f"--size: asks for {wanted.size} images, but {wanted.transfer} has {len(pool)} "
+                "to distil on; lower it"
+            )
+        pool = numpy_generator(seed, "cut-transfer").permutation(pool)[: wanted.size]
+    transfer = _convert(source.train.take(pool), shape, "--transfer")
+    if not wanted.labelled:
+        transfer = dataclasses.replace(transfer, labels=torch.full_like(transfer.labels, -1))
+    return Classroom(
+        transfer=transfer,
+        validation=_convert(validation, shape, "--validation"),
+        validation_from=told,
+        shape=shape,
+        classes=classes,
+    )
+
+
+def _validate_elsewhere(wanted: Wanted, transfer: Source) -> tuple[Source, Images, str]:
+    name = wanted.validation or ""
+    if name == wanted.transfer:
+        if transfer.test is None:
+            raise UserError(
+                f"--validation: {name} has no test set of its own, so that its images would be "
+                "judged on as well as learnt from; give a fraction such as 0.2 to set some apart"
+            )
+        return transfer, transfer.test, f"test images of {name}"
+    source = _load("--validation", name, transfer.image_size)
+    if source.test is not None:
+        return source, source.test, f"test images of {name}"
+    return source, source.train, f"images of {name}"
+
+
+def _load(option: str, name: str, size: int | None) -> Source:
+    try:
+        return load_source(name, image_size=size)
+    except UserError as error:
+        sentence = str(error).replace("data.image_size", "--image-size")
+        raise UserError(f"{option}: {sentence}") from error
+
+
+def _convert(images: Images, shape: Shape, option: str) -> Images:
+    try:
+        return convert_like(images, channels=shape.in_channels, size=shape.image_size)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+
+
+def _fraction(text: str | None) -> float | None:
+    """Return the number that ``text`` is, or None where it names a source."""
+    try:
+        fraction = float(text or "")
+    except ValueError:
+        return None
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"--validation: {text} is no fraction between 0 and 1, such as 0.2, of the transfer "
+            "source's images"
+        )
+    return fraction
+
+
+def _check_classes(option: str, source: Source, shape: Shape) -> None:
+    if source.num_classes != shape.num_classes:
+        raise UserError(
+            f"{option}: {source.name} has {source.num_classes} classes but the models have "
+            f"{shape.num_classes}, so that its labels cannot be used"
+        )
+
+
+def _agree(
+    key: str, option: str, given: int | None, cards: Sequence[tuple[str, ModelCard | None]]
+) -> int | None:
+    """Return the one value that the option and the teachers' files name, or None if none does."""
+    said = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
+    if given is not None:
+        said.insert(0, (option, given))
+    for name, value in said:
+        if value != said[0][1]:
+            raise UserError(
+                f"{said[0][0]} says {key} {said[0][1]} but {name} says {value}; teachers and "
+                "student must be made for the same images and classes"
+            )
+    return said[0][1] if said else None

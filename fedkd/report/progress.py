@@ -1,0 +1,218 @@
+"""Bars on the terminal while a study runs; silent where the output is no terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedkd.results.record import Point, RunRecord
+
+
+class StudyProgress:
+    """Shows the whole study and the run under way.
+
+    Args:
+        console: where to draw; bars appear only on a terminal, warnings always.
+        total_runs: arms times seeds.
+    """
+
+    def __init__(self, console: Console, total_runs: int) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._study: TaskID = self._bars.add_task("study", total=total_runs, detail="")
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Clear the bars away."""
+        self._bars.stop()
+
+    @contextmanager
+    def pretraining(self, seed: int, total: int) -> Iterator[Callable[[], None]]:
+        """Show the pre-training of a seed's silos."""
+        task = self._bars.add_task(f"pre-training, seed {seed}", total=total, detail="silos")
+        yield lambda: self._bars.advance(task)
+        self._bars.remove_task(task)
+
+    @contextmanager
+    def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Iterator[_RunBar]:
+        """Show the rounds of one run."""
+        task = self._bars.add_task(f"{arm}, seed {seed}", total=rounds, detail="starting")
+        try:
+            yield _RunBar(self._bars, task, targets)
+        finally:
+            self._bars.remove_task(task)
+            self._bars.advance(self._study)
+
+    def reused(self, arm: str, seed: int) -> None:  # noqa: ARG002 -- the bar moves, no more
+        """Count a run that came from the cache."""
+        self._bars.advance(self._study)
+
+    def failed(self, arm: str, seed: int, reason: str) -> None:
+        """Say at once that a run failed."""
+        self._console.print(f"[red]failed[/red] {arm}, seed {seed}: {escape(reason)}")
+
+    def warn(self, sentence: str) -> None:
+        """Say at once that something beside the study failed."""
+        self._console.print(f"[yellow]note[/yellow] {escape(sentence)}")
+
+    def quarantined(self, record: RunRecord) -> None:
+        """Say which silos' replies were not used, and of what else to beware."""
+        where = f"{record.arm}, seed {record.seed}"
+        for silo, entries in _by_silo(record).items():
+            rounds = ", ".join(str(entry.round) for entry in entries[:5])
+            more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+            last = record.notes.get("quarantined_after", {}).get(silo)
+            end = "" if last is None else f"; not asked after round {last}"
+            self._console.print(
+                f"[yellow]not used[/yellow] {where}: {silo} in round {rounds}{more}: "
+                f"{escape(entries[0].reason)}{end}"
+            )
+        if fallback := record.notes.get("fallback"):
+            self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")
+        if warning := record.notes.get("warning"):
+            self._console.print(f"[yellow]note[/yellow] {where}: {escape(warning)}")
+        for silo, trust in record.notes.get("doubted", {}).items():
+            self._console.print(
+                f"[yellow]not heard[/yellow] {where}: {escape(silo)}, which is contradicted "
+                f"(trust {trust:.2f})"
+            )
+
+
+class SearchProgress(StudyProgress):
+    """Shows the trials of a search and the student under way.
+
+    Args:
+        console: where to draw; bars appear only on a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="trials")
+        self._said = ""
+
+    def on_trial(self, ended: int, total: int, best: float | None) -> None:
+        """Show that so many trials have ended."""
+        self._said = "" if best is None else f"best {best:.1%}"
+        self._bars.update(self._study, completed=ended, total=total, detail=self._said)
+
+    def on_epoch(self, seed: int, epoch: int, epochs: int) -> None:
+        """Show how far a student is."""
+        detail = f"{self._said}  seed {seed}, epoch {epoch} of {epochs}"
+        self._bars.update(self._study, detail=detail)
+
+
+class PairsProgress(StudyProgress):
+    """Shows how many rows of the table of pairs are there.
+
+    Args:
+        console: where to draw; bars appear only on a terminal, warnings always.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="pairs")
+
+    def on_row(self, ended: int, total: int) -> None:
+        """Show that so many rows are there."""
+        self._bars.update(self._study, completed=ended, total=total)
+
+
+class _RunBar:
+    """Observes one run."""
+
+    def __init__(self, bars: Progress, task: TaskID, targets: Sequence[float]) -> None:
+        self._bars = bars
+        self._task = task
+        self._targets = sorted(targets)
+
+    def on_point(self, point: Point) -> None:
+        left = [target for target in self._targets if point.accuracy < target]
+        goal = f" (next target {left[0]:.1%})" if left else ""
+        detail = f"accuracy {point.accuracy:.1%}{goal}"
+        self._bars.update(self._task, completed=point.round, detail=detail)
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        self._bars.update(self._task, detail=f"distilling, epoch {epoch} of {epochs}")
+
+
+class EpochBar:
+    """A bar over the epochs of one distillation, drawn only if it takes a while.
+
+    Args:
+        console: where to draw; nothing appears unless it is a terminal.
+        patience: seconds before the bar appears.
+    """
+
+    def __init__(self, console: Console, patience: float = 2.0) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None)
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer = threading.Timer(patience, self._appear)
+        self._timer.daemon = True
+
+    def __enter__(self) -> EpochBar:
+        """Begin to wait."""
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Clear the bar away."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            self._bar.stop()
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Note that an epoch ended."""
+        description = "distilling, epochs"
+        self._bar.update(self._task, completed=epoch, total=epochs, description=description)
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._bar.start()
+
+
+def _by_silo(record: RunRecord) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for entry in record.quarantined:
+        found.setdefault(entry.silo, []).append(entry)
+    return found

@@ -1,0 +1,217 @@
+"""Follow a study that another process runs, by the files that it writes as it goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fedkd.config import RelativeTargets, Study
+from fedkd.config.study_file import parse_study
+from fedkd.errors import FedKDError
+from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent
+from fedkd.results.record import ROUNDS_FILE, STATE_FILE, Point, RunRecord, read_points
+
+POLL_SECONDS = 1.0
+ROWS_ALWAYS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far one arm and seed is.
+
+    Attributes:
+        record: of a run that has ended; None before.
+        points: its curve so far.
+        max_rounds: its budget of rounds.
+        targets: in accuracy; empty while they depend on a baseline that has not ended.
+    """
+
+    arm: str
+    seed: int
+    record: RunRecord | None
+    points: tuple[Point, ...]
+    max_rounds: int
+    targets: tuple[float, ...]
+
+    @property
+    def phase(self) -> str:
+        """``waiting``, ``running``, ``cached``, or by what it ended, such as ``targets``."""
+        if self.record is not None:
+            return "cached" if self.record.cached else self.record.stopped
+        return "running" if self.points else "waiting"
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """How far a study is.
+
+    Attributes:
+        study: what runs.
+        runs: all arms and seeds, in the order in which they run.
+        ended: whether the summary has been written.
+        elapsed: seconds from its start to its newest file, by the clock of the host that writes.
+    """
+
+    study: Study
+    runs: tuple[RunState, ...]
+    ended: bool
+    elapsed: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left if every run uses its whole budget at the pace so far; None before round 1."""
+        computed = [run for run in self.runs if run.phase not in ("waiting", "cached")]
+        done = sum(run.points[-1].round for run in computed if run.points)
+        if not done or self.ended:
+            return None
+        left = sum(
+            run.max_rounds - (run.points[-1].round if run.points else 0)
+            for run in self.runs
+            if run.record is None
+        )
+        return self.elapsed / done * left
+
+
+def read_state(folder: Path) -> StudyState:
+    """Read how far the study of a results folder is.
+
+    Raises:
+        UserError: the folder is no results folder.
+    """
+    folder = find_run(folder)
+    path = folder / STUDY_FILE
+    study = parse_study(path.read_text(encoding="utf-8"), origin=str(path))
+    arms = list(study.arms)
+    if isinstance(study.targets, RelativeTargets):
+        arms.sort(key=lambda arm: arm != study.baselines[0])
+    started = newest = path.stat().st_mtime
+    runs = []
+    for seed in study.seeds:
+        # Under relative targets the first baseline's curve sets those of its seed.
+        targets = tuple(study.absolute_targets or ())
+        for arm in arms:
+            own = folder / arm / f"seed-{seed}"
+            run = _read_run(study, own, arm, seed, targets)
+            runs.append(run)
+            targets = run.record.targets if run.record is not None and not targets else targets
+            newest = max([newest, *(p.stat().st_mtime for p in own.glob(ROUNDS_FILE))])
+    ended = (folder / SUMMARY_FILE).is_file()
+    return StudyState(study, tuple(runs), ended, newest - started)
+
+
+def watch(
+    folder: Path,
+    console: Console,
+    *,
+    once: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Show how far a study is until it has ended, and return whether it has.
+
+    Args:
+        folder: its results folder, or that of the study's name: then the newest one in it.
+        console: where to draw.
+        once: show the state and return at once.
+        sleep: waits between two looks.
+
+    Raises:
+        UserError: the folder is no results folder.
+        KeyboardInterrupt: the reader has seen enough; the study goes on.
+    """
+    folder = find_run(folder)
+    state = read_state(folder)
+    if once or state.ended:
+        console.print(render(state, ROWS_ALWAYS_SHOWN))
+        return state.ended
+    rows = max(8, console.height - 8)
+    with Live(render(state, rows), console=console, auto_refresh=False) as live:
+        while not state.ended:
+            sleep(POLL_SECONDS)
+            state = read_state(folder)
+            live.update(render(state, rows), refresh=True)
+    return True
+
+
+def render(state: StudyState, max_rows: int) -> RenderableType:
+    """Return a table of all runs; of those under way alone where they are too many to show."""
+    table = Table(title=state.study.name, title_justify="left", title_style="bold")
+    for name, right in (("arm", 0), ("seed", 1), ("state", 0), ("rounds", 1), ("accuracy", 1)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("targets")
+    shown = list(state.runs)
+    if len(shown) > max_rows:
+        shown = [run for run in shown if run.phase == "running"][:max_rows]
+    for run in shown:
+        table.add_row(*_cells(run))
+    return Group(table, Text(_status(state)))
+
+
+def _read_run(
+    study: Study, folder: Path, arm: str, seed: int, targets: tuple[float, ...]
+) -> RunState:
+    record: RunRecord | None = None
+    points: tuple[Point, ...] = ()
+    try:
+        if (folder / STATE_FILE).is_file():
+            record = RunRecord.read(folder)
+        points = record.curve if record is not None else read_points(folder)
+    except (FedKDError, json.JSONDecodeError, TypeError, OSError):
+        # Caught between two writes, or while a copy arrives: the next look sees it whole.
+        record = None
+    own = record.targets if record is not None and record.targets else targets
+    return RunState(arm, seed, record, points, study.rounds_of(arm).max, own)
+
+
+def _cells(run: RunState) -> list[RenderableType]:
+    style = {"running": "bold", "waiting": "dim", "interrupted": "red"}.get(run.phase, "")
+    last = run.points[-1] if run.points else None
+    return [
+        Text(run.arm, style),
+        Text(str(run.seed), style),
+        Text(f"ended: {run.phase}" if run.record is not None else run.phase, style),
+        Text(f"{last.round if last else 0}/{run.max_rounds}", style),
+        Text(percent(last.accuracy) if last else "", style),
+        _targets(run),
+    ]
+
+
+def _targets(run: RunState) -> Text:
+    """Every target with the round that reached it, or how far it is."""
+    text = Text()
+    best = max((point.accuracy for point in run.points), default=0.0)
+    for target in run.targets:
+        reached = next((p.round for p in run.points if p.accuracy >= target), None)
+        text.append("  " if text else "")
+        if reached is not None:
+            text.append(f"{percent(target)} in round {reached}", "green")
+        elif run.record is not None:
+            text.append(f"{percent(target)} not reached", "red")
+        else:
+            gap = f", best {percent(best)}" if run.points else ""
+            text.append(f"{percent(target)} to come{gap}", "dim")
+    return text
+
+
+def _status(state: StudyState) -> str:
+    ended = sum(run.record is not None for run in state.runs)
+    running = sum(run.phase == "running" for run in state.runs)
+    words = f"{ended} of {len(state.runs)} runs have ended, {running} under way"
+    words += f"; {_clock(state.elapsed)} so far"
+    if state.ended:
+        return words + "; the study has ended"
+    if (left := state.seconds_left) is not None:
+        words += f", at most about {_clock(left)} left"
+    return words
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

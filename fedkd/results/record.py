@@ -1,0 +1,171 @@
+"""One run's record: its curve, written a line a round as it happens, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedkd.errors import FedKDError
+from fedkd.util.files import write_json, write_text
+
+ROUNDS_FILE = "rounds.jsonl"
+STATE_FILE = "state.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PROGRESS_FILE = "progress.safetensors"
+"""Where a run that has not ended stands; see :mod:`strategies.savepoint`."""
+
+Stopped = Literal["targets", "budget", "quorum", "interrupted"]
+CUT_SHORT = frozenset({"quorum", "interrupted"})
+"""Ends of runs that had rounds left and targets unreached: such a run may yet go on."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One round of a curve; round 0 is the start itself. All figures are that round's own.
+
+    Attributes:
+        round: the round's number.
+        accuracy: of the global model after the round, in [0, 1].
+        loss: its mean cross-entropy in nats, None where it is not finite.
+        bytes_up: from the silos to the server.
+        bytes_down: from the server to the silos.
+        seconds: sending, training and aggregation; neither pre-training nor evaluation.
+        silos_ok: replies used.
+        silos_failed: replies missing or refused.
+        macro_f1: mean F1 over classes.
+    """
+
+    round: int
+    accuracy: float
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    silos_ok: int
+    silos_failed: int
+    macro_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A silo whose reply was not used in a round (0: the start), and why."""
+
+    silo: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that one arm and seed left behind."""
+
+    arm: str
+    seed: int
+    engine: str
+    curve: tuple[Point, ...]
+    stopped: Stopped
+    exchanges_before_round_1: int
+    max_rounds: int
+    targets: tuple[float, ...] = ()
+    accuracy_source: Literal["test", "silos"] = "test"
+    cached: bool = False
+    quarantined: tuple[Quarantined, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    instruments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> int:
+        """Exchanges of a run that uses all its rounds."""
+        return self.exchanges_before_round_1 + self.max_rounds
+
+    def reached(self, target: float) -> int | None:
+        """The first round whose accuracy is at least ``target``, or None."""
+        return next((p.round for p in self.curve if p.accuracy >= target), None)
+
+    def cost(self, target: float) -> dict[str, Any]:
+        """What it took to reach ``target``; all four figures are None when it was not reached."""
+        reached = self.reached(target)
+        if reached is None:
+            return dict.fromkeys(("round", "exchanges", "bytes", "seconds"))
+        used = self.curve[: reached + 1]
+        return {
+            "round": reached,
+            "exchanges": reached + self.exchanges_before_round_1,
+            "bytes": sum(p.bytes_up + p.bytes_down for p in used),
+            "seconds": sum(p.seconds for p in used),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Read a finished run from its folder.
+
+        Raises:
+            FedKDError: the run did not finish or its files do not belong together.
+        """
+        try:
+            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            curve = read_points(folder)
+            num_points = state.pop("num_points")
+            quarantined = tuple(Quarantined(**entry) for entry in state.pop("quarantined"))
+            record = cls(
+                curve=curve,
+                quarantined=quarantined,
+                targets=tuple(state.pop("targets")),
+                **state,
+            )
+        except (
+            *(OSError, ValueError, TypeError),
+            *(KeyError, AttributeError, RecursionError),
+        ) as error:
+            raise FedKDError(f"{folder} holds no finished run: {error}") from error
+        whole = bool(curve) and len(curve) == num_points
+        if not whole or [p.round for p in curve] != list(range(num_points)):
+            raise FedKDError(f"{folder / ROUNDS_FILE} does not hold every round of the run")
+        return record
+
+
+def read_points(folder: Path) -> tuple[Point, ...]:
+    """Read the curve as far as it is whole: a last line cut short by a kill is left out."""
+    points: list[Point] = []
+    path = folder / ROUNDS_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        points.append(Point(**json.loads(line)))
+    return tuple(points)
+
+
+def write_state(folder: Path, record: RunRecord) -> None:
+    """Write what ``rounds.jsonl`` does not hold; its presence says that the run finished."""
+    state = asdict(record)
+    state["num_points"] = len(state.pop("curve"))
+    write_json(folder / STATE_FILE, state)
+
+
+def write_points(folder: Path, points: Sequence[Point]) -> None:
+    """Make ``rounds.jsonl`` hold exactly these points, atomically; nothing is touched if it does.
+
+    An empty curve has no file.
+    """
+    path = folder / ROUNDS_FILE
+    if not points:
+        path.unlink(missing_ok=True)
+        return
+    text = "".join(_line(point) for point in points)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def append_point(folder: Path, point: Point) -> None:
+    """Add one line to ``rounds.jsonl``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ROUNDS_FILE).open("a", encoding="utf-8") as file:
+        file.write(_line(point))
+
+
+def _line(point: Point) -> str:
+    return json.dumps(asdict(point), allow_nan=False) + "\n"

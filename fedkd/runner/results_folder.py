@@ -1,0 +1,58 @@
+"""Folders that come to be whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedkd.config import Study
+from fedkd.config.study_file import dump_study
+from fedkd.errors import FedKDError
+from fedkd.results.folder import STUDY_FILE
+from fedkd.runner import resume as resumption
+from fedkd.util.files import write_text
+
+
+def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
+    """Make ``<out>/<study>/<timestamp>`` with the resolved study in it, both at once.
+
+    A folder that bears such a name can be resumed, whenever its process is killed.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    place = out / study.name
+    try:
+        with scratch_folder(place / stamp) as scratch:
+            write_text(scratch / STUDY_FILE, dump_study(study))
+            resumption.write_beginning(scratch, fresh=fresh)
+            for attempt in range(1000):
+                folder = place / (f"{stamp}-{attempt}" if attempt else stamp)
+                if folder.exists():
+                    continue
+                try:
+                    scratch.rename(folder)
+                except OSError as error:  # another process was a moment faster
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    continue
+                return folder
+    except OSError as error:
+        raise FedKDError(
+            f"{place} cannot be written to: {error.strerror}; choose another place by --out"
+        ) from error
+    raise FedKDError(f"{place} is full of results of this very second")
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Give a folder beside one that is to be; what is left of it afterwards goes."""
+    folder = beside.with_name(f".{beside.name}.{os.getpid()}.part")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

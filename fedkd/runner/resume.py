@@ -1,0 +1,125 @@
+"""Going on with a study in its own results folder: what is in it, and whether that can be used."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd.config import Study
+from fedkd.config.study_file import load_study
+from fedkd.engines.connection import RUN_FILE
+from fedkd.errors import FedKDError, UserError
+from fedkd.results.folder import STUDY_FILE
+from fedkd.results.record import CHECKPOINT_FILE, CUT_SHORT, PROGRESS_FILE, STATE_FILE, RunRecord
+from fedkd.util.cache import environment
+from fedkd.util.files import write_json
+from fedkd.util.lock import lease
+from fedkd.util.safetensors_header import find_checkpoint_problem
+from strategies.server_app import ERROR_FILE, LEASE_SECONDS
+
+BEGINNING_FILE = "beginning.json"
+_LARGEST = 1 << 16
+
+
+def write_beginning(folder: Path, *, fresh: bool) -> None:
+    """Note what ``study.yaml`` does not say and a resumed study must do alike."""
+    write_json(folder / BEGINNING_FILE, {"fresh": fresh, "environment": environment()})
+
+
+def read_beginning(folder: Path) -> tuple[Study, bool]:
+    """Return the study of a results folder, and whether it runs without the cache.
+
+    Raises:
+        UserError: the folder was not begun by this version of fedkd on this kind of machine.
+    """
+    study = load_study(folder / STUDY_FILE)
+    path = folder / BEGINNING_FILE
+    try:
+        with path.open("rb") as file:
+            said = json.loads(file.read(_LARGEST))
+        begun, fresh = dict(said["environment"]), said["fresh"]
+        if not isinstance(fresh, bool):
+            raise TypeError("fresh is neither true nor false")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}), so that {folder} cannot be gone on with; run the "
+            f"study anew: fedkd compare {shlex.quote(str(folder / STUDY_FILE))}"
+        ) from error
+    now = environment()
+    if changed := [name for name in now if begun.get(name) != now[name]]:
+        name = changed[0]
+        what = "fedkd's code" if name == "code" else f"{name} ({begun.get(name)!s:.60})"
+        raise UserError(
+            f"{folder} was begun with another version of {what}, whose rounds must not be mixed "
+            f"with today's; run the study anew: fedkd compare "
+            f"{shlex.quote(str(folder / STUDY_FILE))}"
+        )
+    return study, fresh
+
+
+def check_runs(folder: Path, study: Study) -> None:
+    """Look at the files of every run before anything is done with them.
+
+    Raises:
+        UserError: one is damaged, or is not what a run of this study would have written.
+    """
+    for arm in study.arms:
+        for seed in study.seeds:
+            run = folder / arm / f"seed-{seed}"
+            if not run.exists():
+                continue
+            try:
+                _check_run(run, arm, seed)
+            except (FedKDError, OSError, ValueError) as error:
+                raise UserError(
+                    f"{error}; if {run} is not worth keeping, remove it, and it will run anew"
+                ) from error
+
+
+def _check_run(run: Path, arm: str, seed: int) -> None:
+    if (progress := run / PROGRESS_FILE).exists() and (
+        problem := find_checkpoint_problem(progress)
+    ):
+        raise UserError(problem)
+    if not (run / STATE_FILE).exists():
+        return
+    record = RunRecord.read(run)
+    if (record.arm, record.seed) != (arm, seed):
+        raise UserError(f"{run / STATE_FILE} is of {record.arm}, seed {record.seed}")
+    elsewhere = (run / RUN_FILE).exists()  # its model stayed on the SuperLink's host
+    if (
+        record.stopped != "interrupted"
+        and not elsewhere
+        and (problem := find_checkpoint_problem(run / CHECKPOINT_FILE))
+    ):
+        raise UserError(problem)
+
+
+def read_ended(folder: Path) -> RunRecord | None:
+    """Return the record of a run that has ended for good; None where it may yet go on."""
+    if not (folder / STATE_FILE).is_file():
+        return None
+    record = RunRecord.read(folder)
+    return None if record.stopped in CUT_SHORT else record
+
+
+def clear(folder: Path) -> None:
+    """Leave of a run that was cut short no more than it needs to go on."""
+    # Its server may yet be alive for a moment, where an engine was killed that had started it.
+    with lease(folder, wait=LEASE_SECONDS):
+        if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
+            for name in (STATE_FILE, ERROR_FILE):
+                (folder / name).unlink(missing_ok=True)
+            return
+    shutil.rmtree(folder)
+
+
+def command(folder: Path, track: Sequence[str] = ()) -> str:
+    """Return the command that goes on with a study."""
+    words = ["fedkd", "compare", "--resume", str(folder)]
+    for name in track:
+        words += ["--track", name]
+    return shlex.join(words)

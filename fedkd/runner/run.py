@@ -1,0 +1,281 @@
+"""From one study to its results: check, cut, pre-train, run every arm and seed, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedkd.config import RelativeTargets, Study
+from fedkd.config.study_file import check_files
+from fedkd.engines import check_engine, make_engine
+from fedkd.engines.base import Engine, Task
+from fedkd.engines.inline import silo_pool
+from fedkd.errors import FedKDError
+from fedkd.federation.federation import Federation
+from fedkd.report.page import write_run_report
+from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
+from fedkd.results.record import CUT_SHORT, RunRecord, read_points, write_state
+from fedkd.runner import resume as resumption
+from fedkd.runner import run_cache
+from fedkd.runner.results_folder import make_results_folder
+from fedkd.runner.summary import Failure, summarise
+from fedkd.trackers import make_trackers
+from fedkd.trackers.tracking import Tracking
+from fedkd.util.cache import cache_root, check_cache_root
+from fedkd.util.files import DISK_ERRORS, remove_unfinished, write_json
+from fedkd.util.lock import lease
+
+
+class Progress(Protocol):
+    """Shows how far a study is; see :mod:`fedkd.report.progress`."""
+
+    def pretraining(self, seed: int, total: int) -> Any:
+        """Return a context that yields a function to call for every silo."""
+
+    def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Any:
+        """Return a context that yields an Observer of the run."""
+
+    def reused(self, arm: str, seed: int) -> None:
+        """A run was taken from the cache."""
+
+    def failed(self, arm: str, seed: int, reason: str) -> None:
+        """A run failed."""
+
+    def quarantined(self, record: RunRecord) -> None:
+        """A run ended; some replies in it may have been refused."""
+
+    def warn(self, sentence: str) -> None:
+        """Something beside the study failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study's results: where they lie, and the summary."""
+
+    folder: Path
+    summary: dict[str, Any]
+    interrupted: bool = False
+
+
+def run_study(
+    study: Study, *, out: Path, fresh: bool, progress: Progress, track: Sequence[str] = ()
+) -> Outcome:
+    """Run a study and write its results folder.
+
+    Nothing is written before the study has been checked against data, models and files.
+
+    Args:
+        study: what to run.
+        out: root of all results.
+        fresh: ignore and rewrite what the cache holds.
+        progress: told of every step.
+        track: names of trackers that are told of every round; they change no result.
+
+    Raises:
+        UserError: the study asks for what the data or the files do not give, or a tracker's
+            package is not installed.
+    """
+    trackers = make_trackers(track)
+    federations = _load(study)
+    with silo_pool(study) as pool, make_engine(study, pool) as engine:
+        folder = make_results_folder(out, study, fresh=fresh)
+        with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
+            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+            return runner.run(federations, pool)
+
+
+def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
+    """Go on with a study that was cut short, in its own results folder.
+
+    Runs that had ended are kept, the one under way goes on from its last whole round, and the
+    others run as they would have: the results are those of a study that nothing had disturbed.
+
+    Args:
+        folder: a results folder, or that of a study: then the newest one in it.
+        progress: told of every step.
+        track: names of trackers, as in :func:`run_study`.
+
+    Raises:
+        UserError: there are no results, they are damaged or of another version of fedkd, or
+            another process writes to them.
+    """
+    trackers = make_trackers(track)
+    folder = find_run(folder)
+    with lease(folder):
+        study, fresh = resumption.read_beginning(folder)
+        federations = _load(study)
+        resumption.check_runs(folder, study)
+        remove_unfinished(folder)
+        with silo_pool(study) as pool, make_engine(study, pool) as engine:
+            # Whoever looks at the folder meanwhile shall not take it for ended.
+            for name in (SUMMARY_FILE, REPORT_FILE):
+                (folder / name).unlink(missing_ok=True)
+            with Tracking(trackers, study, folder, progress.warn) as tracking:
+                runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+                return runner.run(federations, pool)
+
+
+def _load(study: Study) -> list[Federation]:
+    """Return a federation a seed, after everything that the study asks for has been looked for."""
+    check_engine(study)
+    check_files(study)
+    cache = cache_root()
+    federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
+    federations[0].check()
+    check_cache_root()
+    return federations
+
+
+class _Runner:
+    def __init__(
+        self,
+        study: Study,
+        engine: Engine,
+        folder: Path,
+        progress: Progress,
+        tracking: Tracking,
+        *,
+        fresh: bool,
+    ) -> None:
+        self._study = study
+        self._engine = engine
+        self._folder = folder
+        self._fresh = fresh
+        self._progress = progress
+        self._tracking = tracking
+        self._records: dict[tuple[str, int], RunRecord] = {}
+        self._failures: list[Failure] = []
+
+    def run(self, federations: Sequence[Federation], pool: Executor) -> Outcome:
+        interrupted = False
+        try:
+            for federation in federations:
+                self._pretrain(federation, pool)
+                for arm in self._order():
+                    self._run_arm(federation, arm)
+        except KeyboardInterrupt:
+            interrupted = True
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise FedKDError(
+                f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
+                f"are kept: mend this, then {resumption.command(self._folder)}"
+            ) from error
+        summary = summarise(self._study, federations, self._records, self._failures)
+        write_json(self._folder / SUMMARY_FILE, summary)
+        write_run_report(self._folder)
+        return Outcome(self._folder, summary, interrupted)
+
+    def _order(self) -> list[str]:
+        """All arms as the study lists them; the first baseline first where it sets the targets."""
+        arms = list(self._study.arms)
+        if isinstance(self._study.targets, RelativeTargets):
+            arms.sort(key=lambda arm: arm != self._study.baselines[0])
+        return arms
+
+    def _pretrain(self, federation: Federation, pool: Executor) -> None:
+        if not self._study.needs_pretrained or self._engine.remote:
+            return
+        runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
+        if all(resumption.read_ended(run) for run in runs):
+            return
+        total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
+        with self._progress.pretraining(federation.seed, total) as on_silo:
+            federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
+
+    def _run_arm(self, federation: Federation, arm: str) -> None:
+        targets = self._targets(federation.seed)
+        if targets is None and arm != self._study.baselines[0]:
+            reason = f"its targets depend on {self._study.baselines[0]}, which failed"
+            self._fail(arm, federation.seed, reason)
+            return
+        folder = self._folder / arm / f"seed-{federation.seed}"
+        task = Task(federation, arm, tuple(targets or ()), folder)
+        try:
+            record = self._keep(task) or self._reuse(task) or self._compute(task)
+        except FedKDError as error:
+            self._fail(arm, federation.seed, str(error))
+            return
+        if targets is None:
+            self._records[arm, federation.seed] = record
+            record = replace(record, targets=tuple(self._targets(federation.seed) or ()))
+            write_state(folder, record)
+        self._records[arm, federation.seed] = record
+        self._progress.quarantined(record)
+        self._tracking.finish(record)
+
+    def _targets(self, seed: int) -> list[float] | None:
+        """Targets in accuracy, or None while the first baseline of the seed has not run."""
+        targets = self._study.targets
+        if not isinstance(targets, RelativeTargets):
+            return targets
+        baseline = self._records.get((self._study.baselines[0], seed))
+        if baseline is None:
+            return None
+        best = max(point.accuracy for point in baseline.curve)
+        return [fraction * best for fraction in targets.of_baseline_best]
+
+    def _fail(self, arm: str, seed: int, reason: str) -> None:
+        self._failures.append(Failure(arm, seed, reason))
+        self._tracking.fail(arm, seed)
+        self._progress.failed(arm, seed, reason)
+
+    def _keep(self, task: Task) -> RunRecord | None:
+        """Return the record of a run that had ended in this folder; else make room for one."""
+        if not task.folder.exists():
+            return None
+        record = resumption.read_ended(task.folder)
+        if record is None:
+            resumption.clear(task.folder)
+            return None
+        self._progress.reused(task.arm, task.federation.seed)
+        return record
+
+    def _compute(self, task: Task) -> RunRecord:
+        rounds = self._study.rounds_of(task.arm)
+        seed = task.federation.seed
+        with self._progress.run(task.arm, seed, rounds.max, task.targets) as observer:
+            try:
+                self._engine.run(task, self._tracking.watch(task.arm, seed, observer))
+            except KeyboardInterrupt:
+                self._keep_interrupted(task)
+                raise
+        record = RunRecord.read(task.folder)
+        if record.stopped not in CUT_SHORT and not self._engine.remote:
+            try:
+                run_cache.store(task)
+            except OSError as error:  # the results are there; a full cache must not end a study
+                self._progress.warn(f"{task.arm}, seed {seed} is not kept in the cache: {error}")
+        return record
+
+    def _keep_interrupted(self, task: Task) -> None:
+        """Keep what an interrupted run had measured."""
+        curve = read_points(task.folder)
+        if not curve:
+            return
+        record = RunRecord(
+            arm=task.arm,
+            seed=task.federation.seed,
+            engine=self._study.engine.name,
+            curve=curve,
+            stopped="interrupted",
+            exchanges_before_round_1=self._study.exchanges_before_round_1(task.arm),
+            max_rounds=self._study.rounds_of(task.arm).max,
+            targets=task.targets,
+        )
+        write_state(task.folder, record)
+        self._records[task.arm, task.federation.seed] = record
+        self._tracking.finish(record)
+
+    def _reuse(self, task: Task) -> RunRecord | None:
+        """Take a finished run from the cache; hosts of others have theirs, which we cannot see."""
+        if self._engine.remote or self._fresh:
+            return None
+        record = run_cache.take(task)
+        if record is not None:
+            self._progress.reused(task.arm, task.federation.seed)
+        return record

@@ -1,0 +1,76 @@
+"""Finished runs in the cache: kept under all that determines them, and taken from there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from fedkd.config import Study
+from fedkd.distillation import METHODS, WEIGHTINGS
+from fedkd.engines.base import Task
+from fedkd.errors import FedKDError
+from fedkd.models.build import arch_fingerprint
+from fedkd.results.record import RunRecord, write_state
+from fedkd.runner.results_folder import scratch_folder
+from fedkd.util.cache import cache_key, drop_entry, new_entry
+
+
+def cached_run(task: Task) -> Path:
+    """Return where the cache keeps this run, if it does."""
+    study = task.federation.study
+    key = cache_key(
+        {
+            "kind": "arm",
+            "federation": _federation(task),
+            "transfer": study.data.transfer.model_dump(),
+            "name": task.arm,
+            "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+            "own": _own_functions(study, task.arm),
+            "rounds": study.rounds_of(task.arm).model_dump(),
+            "engine": study.engine.model_dump(exclude={"workers"}),
+            "targets": task.targets,
+        }
+    )
+    return task.federation.cache / "arms" / key
+
+
+def take(task: Task) -> RunRecord | None:
+    """Copy the run into its folder, if the cache holds one that is whole."""
+    cached = cached_run(task)
+    if task.folder.exists() or not cached.is_dir():
+        return None
+    with scratch_folder(task.folder) as scratch:
+        try:
+            # Copied first: another process may take the entry away at any time.
+            shutil.copytree(cached, scratch, dirs_exist_ok=True)
+            record = replace(RunRecord.read(scratch), cached=True)
+        except (FedKDError, OSError):
+            return None
+        write_state(scratch, record)
+        scratch.rename(task.folder)
+    return record
+
+
+def store(task: Task) -> None:
+    """Put a finished run into the cache, in place of one that is there."""
+    cached = cached_run(task)
+    drop_entry(cached)
+    with new_entry(cached) as entry:
+        shutil.copytree(task.folder, entry, dirs_exist_ok=True)
+
+
+def _federation(task: Task) -> dict[str, object]:
+    """Identify the data and models that the run knows; a random start asks for no silo's model."""
+    known = task.federation.fingerprint()
+    if task.federation.study.arms[task.arm].needs_pretrained:
+        return known
+    return {key: part for key, part in known.items() if key not in ("pretraining", "checkpoints")}
+
+
+def _own_functions(study: Study, arm: str) -> list[str]:
+    """Identify architecture, method and weighting, some of which may be the user's own code."""
+    names = [arch_fingerprint(study.global_arch(arm))]
+    if settings := study.arms[arm].consolidation:
+        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
+    return names

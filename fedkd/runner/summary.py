@@ -1,0 +1,95 @@
+"""``summary.json``: a study's runs, what they are compared to, and on what they ran."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fedkd import __version__
+from fedkd.config import Study
+from fedkd.engines.inline import available_cores
+from fedkd.federation.federation import Federation
+from fedkd.results.comparison import compare
+from fedkd.results.folder import SCHEMA
+from fedkd.results.record import CUT_SHORT, RunRecord
+from fedkd.util.cache import processor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended without a result, and why."""
+
+    arm: str
+    seed: int
+    reason: str
+
+
+def summarise(
+    study: Study,
+    federations: Sequence[Federation],
+    records: Mapping[tuple[str, int], RunRecord],
+    failures: Sequence[Failure],
+) -> dict[str, Any]:
+    """Return what ``summary.json`` holds.
+
+    Args:
+        study: as resolved.
+        federations: one for each seed.
+        records: of runs, by arm and seed.
+        failures: runs without a record.
+    """
+    order = [(arm, seed) for arm in study.arms for seed in study.seeds]
+    ended = [records[key] for key in order if key in records]
+    complete = [record for record in ended if record.stopped not in CUT_SHORT]
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "resolved": study.to_dict(),
+        "versions": _versions(),
+        "machine": _machine(),
+        "runs": [run_entry(record) for record in ended],
+        "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
+        "failures": [vars(failure) for failure in failures],
+        "classes": list(federations[0].cut.classes),
+        "silos": [row for federation in federations for row in federation.holdings()],
+    }
+
+
+def run_entry(record: RunRecord) -> dict[str, Any]:
+    """Return a run as ``summary.json`` tells it."""
+    accuracies = [point.accuracy for point in record.curve]
+    return {
+        "arm": record.arm,
+        "seed": record.seed,
+        "engine": record.engine,
+        "cached": record.cached,
+        "accuracy_source": record.accuracy_source,
+        "stopped": record.stopped,
+        "exchanges_before_round_1": record.exchanges_before_round_1,
+        "max_rounds": record.max_rounds,
+        "curve": [vars(point) for point in record.curve],
+        "targets": [{"target": t, **record.cost(t)} for t in record.targets],
+        "best_accuracy": max(accuracies),
+        "final_accuracy": accuracies[-1],
+        "quarantined": [vars(entry) for entry in record.quarantined],
+        "notes": record.notes,
+        "instruments": record.instruments,
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return {"fedkd": __version__, "python": python, **{name: version(name) for name in packages}}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": available_cores(),
+    }

@@ -1,0 +1,107 @@
+"""What a tracker is, and what it is told: settings, a point a round, a few figures at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedkd.config import Study
+from fedkd.results.record import Point, RunRecord
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One arm and seed of a study.
+
+    Attributes:
+        study: the study.
+        arm: the arm's name.
+        seed: the repetition.
+        folder: the study's results folder, ``<out>/<study>/<timestamp>``.
+    """
+
+    study: Study
+    arm: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """A name for people."""
+        return f"{self.arm}-seed-{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the run was asked to do, as nested plain values."""
+        resolved = self.study.to_dict()
+        return {
+            "study": self.study.name,
+            "timestamp": self.folder.name,
+            "arm": self.arm,
+            "seed": self.seed,
+            **{key: resolved[key] for key in ("data", "partition", "model", "pretraining")},
+            **resolved["arms"][self.arm],
+            "rounds": self.study.rounds_of(self.arm).model_dump(mode="json", exclude_none=True),
+            "engine": resolved["engine"],
+        }
+
+
+class RunLog(Protocol):
+    """One run at one tracker."""
+
+    def log(self, point: Point) -> None:
+        """Keep a round; its figures bear the names that they have in ``rounds.jsonl``."""
+
+    def end(self, figures: Mapping[str, float], *, status: str) -> None:
+        """Keep the final figures and close the run.
+
+        Args:
+            figures: by name; see :func:`final_figures`.
+            status: why the run stopped, or ``failed``.
+        """
+
+
+class Tracker(Protocol):
+    """Writes runs to one place. Its constructor imports the package, so that it fails early."""
+
+    def begin(self, run: TrackedRun) -> RunLog:
+        """Open a run."""
+
+    def close(self) -> None:
+        """Let go of whatever was kept for all runs."""
+
+
+def figures_of(point: Point) -> dict[str, float]:
+    """Return a point's figures by name; a loss that was not finite is left out."""
+    values = asdict(point)
+    del values["round"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def final_figures(study: Study, record: RunRecord) -> dict[str, float]:
+    """Return what a run comes to: best and final accuracy, and the price of every target.
+
+    A target bears the number that the study gives it, such as ``exchanges_to_0.85``; targets that
+    were not reached are left out.
+    """
+    accuracies = [point.accuracy for point in record.curve]
+    figures: dict[str, float] = {
+        "best_accuracy": max(accuracies),
+        "final_accuracy": accuracies[-1],
+    }
+    for named, target in zip(study.target_values, record.targets, strict=False):
+        for figure in ("exchanges", "bytes", "seconds"):
+            spent = record.cost(target)[figure]
+            if spent is not None:
+                figures[f"{figure}_to_{named:g}"] = spent
+    return figures
+
+
+def flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{above}.{key}" if above else key
+        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return flat

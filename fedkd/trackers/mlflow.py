@@ -1,0 +1,84 @@
+"""MLflow: an SQLite file beside the results, or whatever ``MLFLOW_TRACKING_URI`` names."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+# MLflow reads this when it is imported; a user's own value stands.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from fedkd.results.record import Point
+from fedkd.trackers.base import TrackedRun, figures_of, flatten
+
+DATABASE = "mlflow.db"
+LONGEST_PARAM = 6000
+"""MLflow refuses longer values of a parameter."""
+
+
+class MLflowTracker:
+    """Writes an experiment a study, a run for every arm and seed.
+
+    ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` choose other places than
+    ``<out>/mlflow.db`` and the study's name.
+    """
+
+    def __init__(self) -> None:
+        self._uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not self._uri:
+            importlib.import_module("sqlalchemy")
+            importlib.import_module("alembic")
+        self._client: MlflowClient | None = None
+
+    def begin(self, run: TrackedRun) -> _Log:
+        """Open a run, in an experiment that is made when it is missing."""
+        client = self._connect(run.folder)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.study.name
+        experiment = client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else client.create_experiment(name)
+        tags = {"arm": run.arm, "seed": str(run.seed), "results": str(run.folder)}
+        opened = client.create_run(number, run_name=run.name, tags=tags)
+        settings = flatten(run.settings()).items()
+        params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in settings]
+        client.log_batch(opened.info.run_id, params=params)
+        return _Log(client, opened.info.run_id)
+
+    def close(self) -> None:
+        """Forget the connection."""
+        self._client = None
+
+    def _connect(self, folder: Path) -> MlflowClient:
+        if self._client is None:
+            # Otherwise they narrate how a new database is laid out.
+            for chatty in ("mlflow.store", "alembic"):
+                logging.getLogger(chatty).setLevel(logging.WARNING)
+            database = folder.absolute().parents[1] / DATABASE
+            self._client = MlflowClient(self._uri or f"sqlite:///{database}")
+        return self._client
+
+
+class _Log:
+    def __init__(self, client: MlflowClient, run: str) -> None:
+        self._client = client
+        self._run = run
+
+    def log(self, point: Point) -> None:
+        self._write(figures_of(point), point.round)
+
+    def end(self, figures: Mapping[str, float], *, status: str) -> None:
+        self._write(figures, 0)
+        self._client.log_batch(self._run, tags=[RunTag("stopped", status)])
+        ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
+        self._client.set_terminated(self._run, ended)
+
+    def _write(self, figures: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value in figures.items()]
+        self._client.log_batch(self._run, metrics=metrics)

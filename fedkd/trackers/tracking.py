@@ -1,0 +1,114 @@
+"""Passing every run on to the trackers, none of which may ever end or change a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from fedkd.config import Study
+from fedkd.results.record import Point, RunRecord
+from fedkd.trackers.base import RunLog, TrackedRun, Tracker, final_figures
+from strategies.context import Observer
+
+Key = tuple[str, int]
+
+
+class Tracking:
+    """Keeps the trackers of one study up to date.
+
+    A tracker that raises is dropped for the rest of the study and told once, in a sentence.
+    What counts is the record: points that an engine did not announce, and whole runs that come
+    from the cache, are passed on when the run ends.
+
+    Args:
+        trackers: where to write.
+        study: the study under way.
+        folder: its results folder.
+        warn: told which tracker failed, and why.
+    """
+
+    def __init__(
+        self,
+        trackers: Sequence[Tracker],
+        study: Study,
+        folder: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._trackers = list(trackers)
+        self._study = study
+        self._folder = folder
+        self._warn = warn
+        self._logs: dict[Key, list[tuple[Tracker, RunLog]]] = {}
+        self._logged: dict[Key, int] = {}
+
+    def __enter__(self) -> Tracking:
+        """Begin to track."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close what is still open."""
+        for arm, seed in list(self._logs):
+            self.fail(arm, seed)
+        for tracker in list(self._trackers):
+            self._guard(tracker, tracker.close)
+
+    def watch(self, arm: str, seed: int, observer: Observer) -> Observer:
+        """Return an observer that passes on what it hears to ``observer`` and to the trackers."""
+        return _Both(observer, lambda point: self._log((arm, seed), point))
+
+    def finish(self, record: RunRecord) -> None:
+        """Close a run that has its record, after passing on what the trackers lack."""
+        key = (record.arm, record.seed)
+        for point in record.curve[self._logged.get(key, 0) :]:
+            self._log(key, point)
+        self._end(key, final_figures(self._study, record), record.stopped)
+
+    def fail(self, arm: str, seed: int) -> None:
+        """Close a run that left no record, if it had begun."""
+        self._end((arm, seed), {}, "failed")
+
+    def _log(self, key: Key, point: Point) -> None:
+        for tracker, log in self._opened(key):
+            self._guard(tracker, partial(log.log, point))
+        self._logged[key] = self._logged.get(key, 0) + 1
+
+    def _opened(self, key: Key) -> list[tuple[Tracker, RunLog]]:
+        if key not in self._logs:
+            run = TrackedRun(self._study, *key, self._folder)
+            self._logs[key] = []
+            for tracker in list(self._trackers):
+                self._guard(tracker, partial(self._begin, tracker, run))
+        return [(t, log) for t, log in self._logs[key] if t in self._trackers]
+
+    def _begin(self, tracker: Tracker, run: TrackedRun) -> None:
+        self._logs[run.arm, run.seed].append((tracker, tracker.begin(run)))
+
+    def _end(self, key: Key, figures: dict[str, float], status: str) -> None:
+        for tracker, log in self._logs.pop(key, []):
+            if tracker in self._trackers:
+                self._guard(tracker, partial(log.end, figures, status=status))
+
+    def _guard(self, tracker: Tracker, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._trackers.remove(tracker)
+            name = type(tracker).__name__.removesuffix("Tracker")
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self._warn(f"{name} is left out from here on: {lines[0]}")
+
+
+class _Both:
+    """Tells an observer first, and the trackers after it."""
+
+    def __init__(self, observer: Observer, log: Callable[[Point], None]) -> None:
+        self._observer = observer
+        self._log = log
+
+    def on_point(self, point: Point) -> None:
+        self._observer.on_point(point)
+        self._log(point)
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        self._observer.on_distillation(epoch, epochs)

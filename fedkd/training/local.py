@@ -1,0 +1,162 @@
+"""How a silo trains the global model on its own data: the local losses, and the training itself.
+
+A local loss is a function of the :class:`LocalTask` that returns an :class:`Objective`. It is
+called once for every silo and round, so that what stays the same for the whole round (a prior, a
+copy of the received parameters, the received model's predictions) is computed once. Silos keep
+nothing between rounds, so that any of them may be left out of any round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd.config import Rounds
+from fedkd.data.images import Images
+from fedkd.local_losses import LOCAL_LOSSES
+from fedkd.training.loop import Compute, Loss, Sgd, fit, predict
+from fedkd.training.losses import kd_loss
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """What a local loss may look at before the first step of a round.
+
+    Attributes:
+        model: the global model as it was received, on the device; it is then trained in place.
+        data: the silo's N labelled images.
+        num_classes: C.
+        settings: of the rounds, among them ``mu``, ``beta`` and ``tau``.
+        compute: device and precision.
+    """
+
+    model: nn.Module
+    data: Images
+    num_classes: int
+    settings: Rounds
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A local loss made ready for one silo and one round.
+
+    Attributes:
+        loss: takes logits ``[B, C]`` and a batch's labels ``[B]``, then its part of every one of
+            ``extras``, to a scalar.
+        extras: tensors ``[N, ...]``, a row for each image of the silo, in the order of its data.
+    """
+
+    loss: Loss
+    extras: tuple[Tensor, ...] = ()
+
+
+def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
+    """Train the task's model in place for one round; see :func:`fedkd.training.loop.fit`.
+
+    Returns:
+        The mean of the local loss, penalties included, over the last epoch.
+    """
+    settings = task.settings
+    objective: Objective = LOCAL_LOSSES.load(settings.local_loss)(task)
+    return fit(
+        task.model,
+        task.data.images,
+        (task.data.labels, *objective.extras),
+        objective.loss,
+        sgd=Sgd(
+            settings.local_epochs,
+            settings.batch_size,
+            settings.lr,
+            settings.momentum,
+            settings.weight_decay,
+        ),
+        generator=generator,
+        compute=task.compute,
+    )
+
+
+def cross_entropy(task: LocalTask) -> Objective:  # noqa: ARG001 -- one signature for all
+    """Plain cross-entropy, as in McMahan et al. 1602.05629."""
+    return Objective(lambda logits, batch: functional.cross_entropy(logits, batch[0]))
+
+
+def logit_adjusted(task: LocalTask) -> Objective:
+    """Cross-entropy of z + tau log prior, so that a silo's label mix is not learned again.
+
+    Menon et al. 2007.07314, equation 10, with the prior of each silo's own labels as in FedLC
+    2209.00189. Predictions are made from z itself.
+    """
+    counts = torch.bincount(task.data.labels, minlength=task.num_classes)
+    adjustment = (task.settings.tau * log_prior(counts)).to(task.compute.device)
+    return Objective(lambda logits, batch: functional.cross_entropy(logits + adjustment, batch[0]))
+
+
+def proximal(task: LocalTask) -> Objective:
+    """Cross-entropy plus mu/2 ||w - w_t||^2, w_t the received parameters.
+
+    FedProx, Li et al. 1812.06127, equation 2. Buffers are not parameters and go free.
+    """
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    received = [parameter.detach().clone() for parameter in parameters]
+
+    def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        distance = squared_distance(parameters, received)
+        return functional.cross_entropy(logits, batch[0]) + task.settings.mu / 2 * distance
+
+    return Objective(loss)
+
+
+def not_true(task: LocalTask) -> Objective:
+    """Cross-entropy plus beta times the distillation of the received model's not-true classes.
+
+    FedNTD, Lee et al. 2106.03097, equations 3 and 4, times tau^2 as in the authors' code. The
+    received model predicts once, before the first step.
+    """
+    received = predict(task.model, task.data.images, compute=task.compute)
+
+    def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        labels, old_logits = batch
+        kept = not_true_loss(logits, old_logits, labels, temperature=task.settings.tau)
+        return functional.cross_entropy(logits, labels) + task.settings.beta * kept
+
+    return Objective(loss, (received,))
+
+
+def log_prior(class_counts: Tensor) -> Tensor:
+    """Return the log share of each class, fp32 ``[C]``, from counts ``[C]``.
+
+    A class of which there is none counts as one image, so that its log prior is finite; this is
+    our choice. The formula's limit, minus infinity, takes absent classes out of the softmax: a
+    silo of one class would learn nothing, and one of two would forget how those two differ from
+    the rest.
+    """
+    counts = class_counts.double().clamp_min(1)
+    return (counts / counts.sum()).log().float()
+
+
+def squared_distance(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Return ||w - v||^2 of two lists of tensors of the same shapes."""
+    return torch.stack(
+        [(one - other).square().sum() for one, other in zip(parameters, others, strict=True)]
+    ).sum()
+
+
+def not_true_loss(
+    logits: Tensor, old_logits: Tensor, labels: Tensor, *, temperature: float
+) -> Tensor:
+    """Return T^2 KL(old || new) over the C-1 classes that are not the label, averaged.
+
+    Args:
+        logits: of the model in training ``[B, C]``; gradients flow here alone.
+        old_logits: of the received model ``[B, C]``.
+        labels: the true classes ``[B]``, which are left out of both softmaxes.
+        temperature: T.
+    """
+    others = functional.one_hot(labels, logits.shape[1]) == 0
+    new, old = (z[others].reshape(len(labels), -1) for z in (logits, old_logits.float()))
+    return kd_loss(new, torch.softmax(old / temperature, dim=1), temperature=temperature)

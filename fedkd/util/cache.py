@@ -1,0 +1,129 @@
+"""What need not be computed twice, kept by a hash of all that determines it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+
+ROOMS = ("fedkd", "strategies", "clients")
+
+
+def cache_root() -> Path:
+    """Return ``$FEDKD_CACHE_DIR``, or ``fedkd`` in the user's cache folder."""
+    if chosen := os.environ.get("FEDKD_CACHE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fedkd"
+
+
+def check_cache_root() -> None:
+    """Make the cache folder and try to write to it.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {root} cannot be used: {error.strerror}; set FEDKD_CACHE_DIR to "
+            "one that can be written to"
+        ) from error
+
+
+@contextmanager
+def new_entry(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes the entry ``path`` when the block succeeds.
+
+    An entry is whole or absent. Of two processes that make the same one, whoever comes second
+    finds it there and loses nothing: the key says that both are equal.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield scratch
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def drop_entry(path: Path) -> None:
+    """Remove an entry: first under another name, so that nobody finds half of it."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            grave = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+            path.rename(grave / path.name)
+            shutil.rmtree(grave, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """Return a hash of ``parts`` (JSON values), of this code and of what it computes with."""
+    everything = {**parts, "environment": environment()}
+    text = json.dumps(everything, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Name all beside the study that decides the bits of a result."""
+    return {
+        "code": code_fingerprint(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "flwr": version("flwr"),
+        "flwr-datasets": version("flwr-datasets"),
+        "processor": processor(),
+    }
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """Hash the text of the method and of both Flower sides, so that an edit misses the cache.
+
+    The command line and the report are left out: no result depends on them.
+    """
+    digest = hashlib.sha256()
+    top = Path(__file__).parents[2]
+    for room in ROOMS:
+        for path in sorted((top / room).rglob("*.py")):
+            if not path.name.startswith("cli") and path.parent.name != "report":
+                digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def processor() -> str:
+    """Name the processor type: kernels, and so the last bits, depend on it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

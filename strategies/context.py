@@ -1,0 +1,95 @@
+"""What a strategy knows of the run that it serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from fedkd.config import Arm, Rounds, Study
+from fedkd.data.images import Images
+from fedkd.federation.federation import Federation
+from fedkd.models.build import Shape, build_model
+from fedkd.results.record import Point
+from fedkd.training.loop import Compute
+from fedkd.util.seeding import derive_seed
+
+
+class Observer(Protocol):
+    """Whoever wants to know how a run goes on."""
+
+    def on_point(self, point: Point) -> None:
+        """A round, or the start, has been measured."""
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        """An epoch of distillation has ended."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One arm and seed, and the data that the server itself holds.
+
+    Attributes:
+        study: the study.
+        arm_name: which of its arms.
+        seed: which of its seeds.
+        shape: what models are built for.
+        compute: device and precision.
+        test: labelled images that measure every round, or None where the server has none.
+        validation: labelled images on which choices are made; may be empty.
+        transfer: images to distil on, or None.
+        targets: accuracies at which the run may stop.
+        classes: names of the classes, or empty where the server does not know them.
+        cache: where predictions that no run is charged for are kept, or None.
+    """
+
+    study: Study
+    arm_name: str
+    seed: int
+    shape: Shape
+    compute: Compute
+    test: Images | None
+    validation: Images
+    transfer: Images | None
+    targets: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
+        """Return the server's part of a federation."""
+        return cls(
+            study=federation.study,
+            arm_name=arm_name,
+            seed=federation.seed,
+            shape=federation.shape,
+            compute=federation.compute,
+            test=federation.cut.test if len(federation.cut.test) else None,
+            validation=federation.cut.validation,
+            transfer=federation.cut.transfer,
+            targets=targets,
+            classes=federation.cut.classes,
+            cache=federation.cache,
+        )
+
+    @property
+    def arm(self) -> Arm:
+        """The arm's settings."""
+        return self.study.arms[self.arm_name]
+
+    @property
+    def rounds(self) -> Rounds:
+        """The arm's round settings."""
+        return self.study.rounds_of(self.arm_name)
+
+    @property
+    def arch(self) -> str:
+        """The architecture of the global model."""
+        return self.study.global_arch(self.arm_name)
+
+    def model(self, purpose: str, arch: str | None = None) -> nn.Module:
+        """Build a model on the device, initialised from the study's seed and ``purpose``."""
+        seed = derive_seed(self.seed, purpose)
+        return build_model(arch or self.arch, self.shape, seed=seed).to(self.compute.device)

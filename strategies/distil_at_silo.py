@@ -1,0 +1,78 @@
+"""Distillation on the student's own silo: the teachers travel there, no image travels at all."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.distillation.selection import Choice
+from fedkd.errors import FedKDError
+from fedkd.messages import keys as wire
+from fedkd.messages.validate import RefusedError, read_update
+from fedkd.models.state import State
+from strategies.context import Setting
+from strategies.exchange import Ledger, Member, exchange
+
+
+def distil_at_silo(
+    grid: Grid, member: Member, choice: Choice, setting: Setting, ledger: Ledger, run_id: str
+) -> tuple[State, float]:
+    """Send the chosen teachers to the student's silo, which distils them: one exchange.
+
+    Args:
+        grid: the way to the nodes.
+        member: the silo whose model is the student.
+        choice: who learns and who teaches.
+        setting: the run.
+        ledger: the books.
+        run_id: what the reply must echo.
+
+    Returns:
+        The student and its mean loss of the last epoch.
+
+    Raises:
+        FedKDError: the silo did not answer, or its reply was refused.
+    """
+    message = Message(_question(choice, setting, run_id), member.node_id, wire.DISTIL)
+    replies = exchange(grid, [message], timeout=setting.rounds.timeout, traffic=ledger.traffic)
+    try:
+        if member.node_id not in replies:
+            raise RefusedError("it did not answer in time")
+        state, _, loss = read_update(
+            replies[member.node_id],
+            choice.start,
+            silo=member.name,
+            run_id=run_id,
+            round_number=0,
+            max_examples=setting.rounds.max_examples,
+        )
+    except RefusedError as error:
+        ledger.traffic.ok -= 1
+        ledger.refuse(member.name, error)
+        raise FedKDError(
+            f"arms.{setting.arm_name}: {member.name}, whose model is the student, did not distil "
+            f"on its images: {error}"
+        ) from error
+    return state, loss
+
+
+def _question(choice: Choice, setting: Setting, run_id: str) -> RecordDict:
+    """Write ``query.distil``: the teachers, but for the silo's own model, and what is known."""
+    teachers = choice.teachers
+    config: dict[str, str | int | list[str] | list[int] | list[float]] = {
+        wire.RUN_ID: run_id,
+        wire.ROUND: 0,
+        wire.STUDENT: wire.NO_TEACHER if choice.student is None else choice.student,
+        wire.ARCHITECTURES: [teacher.arch for teacher in teachers.members],
+        wire.NUM_EXAMPLES: [teacher.num_examples for teacher in teachers.members],
+    }
+    settings = setting.arm.consolidation
+    if settings and settings.uses_accuracy and teachers.can_be_judged(setting.validation):
+        config[wire.ACCURACIES] = [float(a) for a in teachers.accuracy(setting.validation)]
+    if all(teacher.class_counts for teacher in teachers.members):
+        config[wire.CLASS_COUNTS] = [n for t in teachers.members for n in t.class_counts]
+    records: dict[str, ArrayRecord | ConfigRecord] = {wire.CONFIG: ConfigRecord(dict(config))}
+    for index, teacher in enumerate(teachers.members):
+        if index != choice.student and teacher.state is not None:
+            records[wire.teacher_record(index)] = ArrayRecord(teacher.state)
+    return RecordDict(dict(records))
