@@ -17,12 +17,13 @@ from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
-from fedkd.distillation.density.moments import Moments
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
-from fedkd.messages.distil import read_basis, read_teachers
+from fedkd.messages import keys
+from fedkd.messages.basis import read_basis
+from fedkd.messages.distil import read_teachers
+from fedkd.messages.moments import write_moments
 from fedkd.models.state import state_hash
-from fedkd.training.loop import intra_op_threads
+from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
@@ -41,7 +42,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
     @app.query("describe", mods=around)
     def describe(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
-        config = message.content.config_records[wire.CONFIG]
+        config = message.content.config_records[keys.CONFIG]
         owns_model = study.arms[_arm(context)].needs_pretrained
         return _reply(message, silo, describe_silo(silo, config, owns_model))
 
@@ -60,78 +61,78 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
     @app.train(mods=around)
     def train(message: Message, context: Context) -> Message:
         silo, study = find_silo(context)
-        config = message.content.config_records[wire.CONFIG]
+        config = message.content.config_records[keys.CONFIG]
         with intra_op_threads(1):
             state, loss = silo.train(
-                message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
-                _integer(config, wire.ROUND),
+                message.content.array_records[keys.ARRAYS].to_torch_state_dict(),
+                _integer(config, keys.ROUND),
                 study.rounds_of(_arm(context)),
             )
-        metrics = MetricRecord({wire.NUM_EXAMPLES: len(silo.data), wire.LOSS: loss})
+        metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
         return _reply(
-            message, silo, RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
+            message, silo, RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
         )
 
     @app.evaluate(mods=around)
     def evaluate(message: Message, context: Context) -> Message:
         silo, _ = find_silo(context)
         with intra_op_threads(1):
-            found = silo.evaluate(message.content.array_records[wire.ARRAYS].to_torch_state_dict())
+            found = silo.evaluate(message.content.array_records[keys.ARRAYS].to_torch_state_dict())
         metrics = MetricRecord(
             {
-                wire.NUM_EXAMPLES: len(silo.judged),
-                wire.ACCURACY: found.accuracy,
-                wire.LOSS: found.loss,
-                wire.MACRO_F1: found.macro_f1,
+                keys.NUM_EXAMPLES: len(silo.judged),
+                keys.ACCURACY: found.accuracy,
+                keys.LOSS: found.loss,
+                keys.MACRO_F1: found.macro_f1,
             }
         )
-        return _reply(message, silo, RecordDict({wire.METRICS: metrics}))
+        return _reply(message, silo, RecordDict({keys.METRICS: metrics}))
 
     return app
 
 
 def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
     """Answer ``query.describe``."""
-    wanted = config.get(wire.TRANSFER_HASH)
+    wanted = config.get(keys.TRANSFER_HASH)
     own = silo.own_model().state if owns_model else None
     info = ConfigRecord(
         {
-            wire.ARCHITECTURE: silo.arch,
-            wire.NUM_EXAMPLES: len(silo.data),
-            wire.CLASS_COUNTS: silo.class_counts,
-            wire.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
-            wire.CHECKPOINT_HASH: state_hash(own) if own else wire.NO_HASH,
-            wire.HOLDS_TRANSFER: _held(silo, wanted) is not None,
+            keys.ARCHITECTURE: silo.arch,
+            keys.NUM_EXAMPLES: len(silo.data),
+            keys.CLASS_COUNTS: silo.class_counts,
+            keys.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
+            keys.CHECKPOINT_HASH: state_hash(own) if own else keys.NO_HASH,
+            keys.HOLDS_TRANSFER: _held(silo, wanted) is not None,
         }
     )
-    return RecordDict({wire.INFO: info})
+    return RecordDict({keys.INFO: info})
 
 
 def teach(silo: Silo, content: RecordDict) -> RecordDict:
     """Answer ``query.teacher``: the silo's model or its predictions, and densities if asked."""
-    config = content.config_records[wire.CONFIG]
-    mode, density = str(config[wire.MODE]), str(config[wire.DENSITY])
-    info = ConfigRecord({wire.NUM_EXAMPLES: len(silo.data)})
+    config = content.config_records[keys.CONFIG]
+    mode, density = str(config[keys.MODE]), str(config[keys.DENSITY])
+    info = ConfigRecord({keys.NUM_EXAMPLES: len(silo.data)})
     reply = RecordDict()
     images: torch.Tensor | None = None
-    if wire.TRANSFER in content.array_records:
-        images = torch.from_numpy(content.array_records[wire.TRANSFER][wire.IMAGES].numpy())
-        info[wire.TRANSFER_HASH] = content_hash(images)
-    elif (held := _held(silo, config.get(wire.TRANSFER_HASH))) is not None:
+    if keys.TRANSFER in content.array_records:
+        images = torch.from_numpy(content.array_records[keys.TRANSFER][keys.IMAGES].numpy())
+        info[keys.TRANSFER_HASH] = content_hash(images)
+    elif (held := _held(silo, config.get(keys.TRANSFER_HASH))) is not None:
         images = held
-        info[wire.TRANSFER_HASH] = str(config[wire.TRANSFER_HASH])
-    if mode != wire.MODE_NONE:
+        info[keys.TRANSFER_HASH] = str(config[keys.TRANSFER_HASH])
+    if mode != keys.MODE_NONE:
         own = silo.own_model()
         if own.state is None:
-            info[wire.PROBLEM] = own.problem
-        elif mode == wire.MODE_WEIGHTS:
-            reply[wire.TEACHER_RECORD] = ArrayRecord(own.state)
+            info[keys.PROBLEM] = own.problem
+        elif mode == keys.MODE_WEIGHTS:
+            reply[keys.TEACHER_RECORD] = ArrayRecord(own.state)
         else:
             logits = silo.predict(own.state, _needed(images))
-            reply[wire.TEACHER_RECORD] = ArrayRecord({wire.LOGITS: logits})
-    if density != wire.DENSITY_NONE and (record := familiarity(silo, content, images)) is not None:
-        reply[wire.FAMILIARITY] = record
-    reply[wire.INFO] = info
+            reply[keys.TEACHER_RECORD] = ArrayRecord({keys.LOGITS: logits})
+    if density != keys.DENSITY_NONE and (record := familiarity(silo, content, images)) is not None:
+        reply[keys.FAMILIARITY] = record
+    reply[keys.INFO] = info
     return reply
 
 
@@ -143,31 +144,21 @@ def familiarity(silo: Silo, content: RecordDict, images: torch.Tensor | None) ->
         content: the question.
         images: the transfer images, where the silo has them.
     """
-    config = content.config_records[wire.CONFIG]
-    basis = read_basis(silo, content)
-    if config[wire.DENSITY] == wire.DENSITY_MOMENTS:
+    config = content.config_records[keys.CONFIG]
+    basis = read_basis(
+        content, global_arch=silo.global_arch, shape=silo.shape, compute=silo.compute
+    )
+    if config[keys.DENSITY] == keys.DENSITY_MOMENTS:
         moments = silo.moments(basis)
         return None if moments is None else write_moments(moments)
     found = silo.familiarity(
         _needed(images),
         basis,
-        per_class=config[wire.DENSITY] == wire.DENSITY_CLASS,
-        kind=str(config[wire.DENSITY_KIND]),
-        neighbours=_integer(config, wire.NEIGHBOURS),
+        per_class=config[keys.DENSITY] == keys.DENSITY_CLASS,
+        kind=str(config[keys.DENSITY_KIND]),
+        neighbours=_integer(config, keys.NEIGHBOURS),
     )
-    return None if found is None else ArrayRecord({wire.LOG_DENSITY: found})
-
-
-def write_moments(moments: Moments) -> ArrayRecord:
-    """Write moments; of the second, which is symmetric, the upper triangle row by row."""
-    rows, columns = torch.triu_indices(*moments.second.shape)
-    return ArrayRecord(
-        {
-            wire.MOMENT_COUNTS: moments.counts,
-            wire.MOMENT_MEANS: moments.means,
-            wire.MOMENT_SECOND: moments.second[rows, columns],
-        }
-    )
+    return None if found is None else ArrayRecord({keys.LOG_DENSITY: found})
 
 
 def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
@@ -175,15 +166,21 @@ def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict
     settings = study.arms[arm].consolidation
     if settings is None or not study.data.transfer.at_silo:
         raise ValueError(f"the study has no silo distil in arm {arm}")
-    teachers, student = read_teachers(silo, study, content)
+    teachers, student = read_teachers(
+        content,
+        own=silo.own_model().state,
+        architectures=study.architectures,
+        shape=silo.shape,
+        compute=silo.compute,
+    )
     state, loss = silo.distil(teachers, student, settings)
-    metrics = MetricRecord({wire.NUM_EXAMPLES: len(silo.data), wire.LOSS: loss})
-    return RecordDict({wire.ARRAYS: ArrayRecord(state), wire.METRICS: metrics})
+    metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
+    return RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
 
 
 def _held(silo: Silo, wanted: object) -> torch.Tensor | None:
     """Return the transfer images of the hash ``wanted``, if the silo has just these."""
-    if wanted is None or wanted == wire.NO_HASH:
+    if wanted is None or wanted == keys.NO_HASH:
         return None
     images = silo.transfer()
     return images if images is not None and content_hash(images) == wanted else None
@@ -197,17 +194,17 @@ def _needed(images: torch.Tensor | None) -> torch.Tensor:
 
 def _reply(message: Message, silo: Silo, content: RecordDict) -> Message:
     """Send ``content`` back, saying which silo, run and round it belongs to."""
-    config = message.content.config_records[wire.CONFIG]
-    info = content.config_records.get(wire.INFO) or ConfigRecord()
-    info[wire.SILO] = silo.name
-    info[wire.RUN_ID] = str(config[wire.RUN_ID])
-    info[wire.ROUND] = _integer(config, wire.ROUND)
-    content[wire.INFO] = info
+    config = message.content.config_records[keys.CONFIG]
+    info = content.config_records.get(keys.INFO) or ConfigRecord()
+    info[keys.SILO] = silo.name
+    info[keys.RUN_ID] = str(config[keys.RUN_ID])
+    info[keys.ROUND] = _integer(config, keys.ROUND)
+    content[keys.INFO] = info
     return Message(content, reply_to=message)
 
 
 def _arm(context: Context) -> str:
-    return str(context.run_config[wire.CONFIG_ARM])
+    return str(context.run_config[keys.CONFIG_ARM])
 
 
 def _integer(config: ConfigRecord, key: str) -> int:
@@ -230,12 +227,12 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
         ValueError: the node has no silo in this study.
     """
     config = context.run_config
-    if parse_study(str(config[wire.CONFIG_STUDY])).in_field:
+    if parse_study(str(config[keys.CONFIG_STUDY])).in_field:
         raise ValueError("the study's silos are in the field, but this node has no silo.yaml")
     federation = _federation(
-        str(config[wire.CONFIG_STUDY]),
-        int(str(config[wire.CONFIG_SEED])),
-        str(config[wire.CONFIG_CACHE_DIR]),
+        str(config[keys.CONFIG_STUDY]),
+        int(str(config[keys.CONFIG_SEED])),
+        str(config[keys.CONFIG_CACHE_DIR]),
     )
     names = federation.study.silo_names
     partition = int(str(context.node_config["partition-id"]))

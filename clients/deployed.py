@@ -13,16 +13,16 @@ from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.deploy.holdings import read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
-from fedkd.distillation.density.basis import LEAST_SILO_IMAGES
+from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
-from fedkd.messages import keys as wire
-from fedkd.training.loop import Compute
+from fedkd.messages import keys
+from fedkd.training.compute import Compute
 
 
 def is_in_field(context: Context) -> bool:
     """Whether the node has a silo of its own."""
-    return wire.NODE_SILO in context.node_config
+    return keys.NODE_SILO in context.node_config
 
 
 def field_silo(context: Context) -> tuple[Silo, Study]:
@@ -33,9 +33,9 @@ def field_silo(context: Context) -> tuple[Silo, Study]:
         UserError: its file, images or model are not as they should be.
     """
     config = context.run_config
-    study = parse_study(str(config[wire.CONFIG_STUDY]), origin="run config: study")
-    file = load_silo_file(Path(str(context.node_config[wire.NODE_SILO])))
-    return open_silo(file, study, str(config[wire.CONFIG_ARM]), int(str(config[wire.CONFIG_SEED])))
+    study = parse_study(str(config[keys.CONFIG_STUDY]), origin="run config: study")
+    file = load_silo_file(Path(str(context.node_config[keys.NODE_SILO])))
+    return open_silo(file, study, str(config[keys.CONFIG_ARM]), int(str(config[keys.CONFIG_SEED])))
 
 
 def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, Study]:

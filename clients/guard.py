@@ -20,7 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 
 REFUSED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""
@@ -34,10 +34,10 @@ class UnsharedError(FedKDError):
 
 def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Answer as the silo's file allows; simulated nodes, which have no file, pass."""
-    if wire.NODE_SILO not in context.node_config:
+    if keys.NODE_SILO not in context.node_config:
         return call_next(message, context)
     try:
-        file = load_silo_file(Path(str(context.node_config[wire.NODE_SILO])))
+        file = load_silo_file(Path(str(context.node_config[keys.NODE_SILO])))
     except FedKDError as error:
         return _fail(message, error)
     try:
@@ -63,23 +63,23 @@ def check_question(share: Share, message: Message) -> None:
         UnsharedError: it is not shared.
     """
     kind, config = message.metadata.message_type, _config(message)
-    if kind == wire.TEACHER:
-        mode, density = config.get(wire.MODE), config.get(wire.DENSITY)
+    if kind == keys.TEACHER:
+        mode, density = config.get(keys.MODE), config.get(keys.DENSITY)
         allowed = {"weights": ("weights", "logits"), "logits": ("logits",), "none": ()}
-        if mode != wire.MODE_NONE and mode not in allowed[share.teacher]:
+        if mode != keys.MODE_NONE and mode not in allowed[share.teacher]:
             raise UnsharedError(
                 f"it does not share the {mode} of its model (share.teacher is {share.teacher})"
             )
-        if density == wire.DENSITY_MOMENTS:
+        if density == keys.DENSITY_MOMENTS:
             if not share.moments:
                 raise UnsharedError("it does not share moments of its images (share.moments)")
-        elif density != wire.DENSITY_NONE and not share.densities:
+        elif density != keys.DENSITY_NONE and not share.densities:
             raise UnsharedError("it does not share densities (share.densities)")
-    elif kind == wire.DISTIL and (share.teacher != "weights" or not share.rounds):
+    elif kind == keys.DISTIL and (share.teacher != "weights" or not share.rounds):
         raise UnsharedError("it does not share a model that learnt on its images (share.teacher)")
-    elif kind == wire.TRAIN and not share.rounds:
+    elif kind == keys.TRAIN and not share.rounds:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
-    elif kind == wire.EVALUATE and not share.metrics:
+    elif kind == keys.EVALUATE and not share.metrics:
         raise UnsharedError("it does not share how good a model is on its images (share.metrics)")
 
 
@@ -91,35 +91,35 @@ def keep_back(share: Share, message: Message, content: RecordDict) -> None:
     """
     kind, config = message.metadata.message_type, _config(message)
     expected: set[str] = set()
-    if kind == wire.TEACHER and config.get(wire.MODE) != wire.MODE_NONE:
-        expected.add(wire.TEACHER_RECORD)
-    if kind == wire.TEACHER and config.get(wire.DENSITY) != wire.DENSITY_NONE:
-        expected.add(wire.FAMILIARITY)
-    if kind in (wire.TRAIN, wire.DISTIL):
-        expected.add(wire.ARRAYS)
-    teacher = content.array_records.get(wire.TEACHER_RECORD)
-    predictions = config.get(wire.MODE) == wire.MODE_LOGITS
+    if kind == keys.TEACHER and config.get(keys.MODE) != keys.MODE_NONE:
+        expected.add(keys.TEACHER_RECORD)
+    if kind == keys.TEACHER and config.get(keys.DENSITY) != keys.DENSITY_NONE:
+        expected.add(keys.FAMILIARITY)
+    if kind in (keys.TRAIN, keys.DISTIL):
+        expected.add(keys.ARRAYS)
+    teacher = content.array_records.get(keys.TEACHER_RECORD)
+    predictions = config.get(keys.MODE) == keys.MODE_LOGITS
     if set(content.array_records) - expected or (
-        predictions and teacher is not None and set(teacher) != {wire.LOGITS}
+        predictions and teacher is not None and set(teacher) != {keys.LOGITS}
     ):
         raise UnsharedError("its reply would have held more than was asked for")
-    told = content.array_records.get(wire.FAMILIARITY)
-    moments = config.get(wire.DENSITY) == wire.DENSITY_MOMENTS
-    if told is not None and moments != (wire.LOG_DENSITY not in told):
+    told = content.array_records.get(keys.FAMILIARITY)
+    moments = config.get(keys.DENSITY) == keys.DENSITY_MOMENTS
+    if told is not None and moments != (keys.LOG_DENSITY not in told):
         raise UnsharedError("its reply would have told of its images what was not asked for")
     if told is not None and moments:
-        of_class = told[wire.MOMENT_COUNTS].numpy()
+        of_class = told[keys.MOMENT_COUNTS].numpy()
         if bool(((of_class > 0) & (of_class < share.min_samples)).any()):
             raise UnsharedError("it has moments of fewer images of a class than share.min_samples")
-    info = content.config_records.get(wire.INFO)
-    counts = info.get(wire.CLASS_COUNTS) if info is not None else None
+    info = content.config_records.get(keys.INFO)
+    counts = info.get(keys.CLASS_COUNTS) if info is not None else None
     if info is not None and isinstance(counts, list):
         few = any(0 < int(n) < share.min_samples for n in counts)
         if few or not share.class_counts:
-            del info[wire.CLASS_COUNTS]
-    metrics = content.metric_records.get(wire.METRICS)
-    if metrics is not None and not share.metrics and wire.LOSS in metrics:
-        del metrics[wire.LOSS]
+            del info[keys.CLASS_COUNTS]
+    metrics = content.metric_records.get(keys.METRICS)
+    if metrics is not None and not share.metrics and keys.LOSS in metrics:
+        del metrics[keys.LOSS]
 
 
 def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
     config = _config(message)
     entry: dict[str, Any] = {
         "run": str(message.metadata.run_id),
-        "round": config.get(wire.ROUND),
+        "round": config.get(keys.ROUND),
         "type": message.metadata.message_type,
     }
     if reply.has_error():
@@ -153,9 +153,9 @@ def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
 def _answer(
     file: SiloFile, message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
-    if file.local_dp is None or message.metadata.message_type != wire.TRAIN:
+    if file.local_dp is None or message.metadata.message_type != keys.TRAIN:
         return call_next(message, context)
-    model = message.content.array_records[wire.ARRAYS]
+    model = message.content.array_records[keys.ARRAYS]
     if whole := [key for key, array in model.items() if not array.dtype.startswith("float")]:
         # Flower's mod would fail at them in the middle of its work.
         raise UnsharedError(f"its local_dp cannot add noise to whole numbers, as {whole[0]!r} is")
@@ -172,4 +172,4 @@ def _fail(message: Message, error: Exception) -> Message:
 
 
 def _config(message: Message) -> Mapping[str, Any]:
-    return message.content.config_records.get(wire.CONFIG) or {}
+    return message.content.config_records.get(keys.CONFIG) or {}

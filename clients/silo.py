@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from fedkd.config import Consolidation, Rounds
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import distil
-from fedkd.distillation.density.basis import LEAST_SILO_IMAGES, Basis, log_densities
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis
+from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES, log_densities
 from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation, Pretrained
-from fedkd.messages import keys as wire
 from fedkd.models.build import Shape
 from fedkd.models.pool import ModelShelf
 from fedkd.models.state import State, copy_state
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import Metrics, evaluate, predict
 from fedkd.training.local import LocalTask, train_locally
-from fedkd.training.loop import Compute, Metrics, evaluate, predict
 from fedkd.util.seeding import torch_generator
 
 
@@ -130,7 +131,7 @@ class Silo:
         if joint is None:
             return None
         density = joint if per_class else joint.logsumexp(1)
-        return density.clamp_min(wire.NOTHING_KNOWN).float()
+        return density.clamp_min(NOTHING_KNOWN).float()
 
     def moments(self, basis: Basis) -> Moments | None:
         """Return the moments of the silo's images in a basis, or None if it has too few to tell."""

@@ -20,9 +20,10 @@ from typing import Any
 from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
-from fedkd.engines.inline import InlineEngine, silo_pool
+from fedkd.engines.inline import InlineEngine
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
+from fedkd.federation.thread_pool import silo_pool
 from fedkd.results.record import Point, RunRecord
 from fedkd.util.cache import cache_root, check_cache_root
 from fedkd.util.files import write_json

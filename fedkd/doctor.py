@@ -11,19 +11,16 @@ import platform
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
-from fedkd import __version__
-from fedkd.data import TORCHVISION_SETS
 from fedkd.data.download import data_directory
 from fedkd.errors import UserError
+from fedkd.registry import TORCHVISION_SETS
 from fedkd.util.cache import cache_root, check_cache_root, processor
-
-Level = Literal["ok", "note", "broken"]
+from fedkd.util.finding import Finding
+from fedkd.version import VERSION
 
 LITTLE_DISK = 2 << 30
 MOST_FILES = 100_000
@@ -32,25 +29,6 @@ MOST_FILES = 100_000
 OPTIONAL = ("tensorboard", "mlflow", "wandb")
 DEBIAN_DATA = Path("/usr/share/datasets")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        name: what was looked at.
-        level: ``ok``; ``note``, for what may be missed; ``broken``, for what every study needs.
-        value: what is there, in a phrase.
-        advice: what to do, or empty.
-        details: the same for programs.
-    """
-
-    name: str
-    level: Level
-    value: str
-    advice: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def examine() -> Iterator[Finding]:
@@ -66,8 +44,8 @@ def examine() -> Iterator[Finding]:
 def check_python() -> Finding:
     """Python itself, and fedkd."""
     found = platform.python_version()
-    details = {"python": found, "fedkd": __version__, "executable": sys.executable}
-    return Finding("python", "ok", f"{found}, fedkd {__version__}", details=details)
+    details = {"python": found, "fedkd": VERSION, "executable": sys.executable}
+    return Finding("python", "ok", f"{found}, fedkd {VERSION}", details=details)
 
 
 def check_packages() -> Finding:

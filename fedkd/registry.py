@@ -103,3 +103,162 @@ class Registry(Mapping[str, str]):
         source = inspect.getsourcefile(inspect.unwrap(self.load(name)))
         text = Path(source).read_bytes() if source else b""
         return f"{name}@{hashlib.sha256(text).hexdigest()}"
+
+
+METHODS = Registry(
+    "distillation method",
+    {
+        "kd": "fedkd.distillation.methods.kd:kd",
+        "dml": "fedkd.distillation.methods.dml:dml",
+        "dp-kd": "fedkd.distillation.methods.dp_kd:dp_kd",
+        "fine-tune": "fedkd.distillation.methods.fine_tune:fine_tune",
+    },
+    own=True,
+)
+
+LEAST_TRANSFER_IMAGES = 20
+"""Fewer transfer images make no basis in which silos could tell densities."""
+
+NEEDS_LABELS = frozenset({"fine-tune"})
+"""Methods that learn from labels of the transfer set."""
+
+NEEDS_MODELS = frozenset({"dml"})
+"""Methods that train the teachers' models, for which predictions do not suffice."""
+
+WEIGHTINGS = Registry(
+    "weighting",
+    {
+        "equal": "fedkd.distillation.weighting.weightings:equal",
+        "size": "fedkd.distillation.weighting.weightings:size",
+        "accuracy": "fedkd.distillation.weighting.weightings:accuracy",
+        "confidence": "fedkd.distillation.weighting.weightings:confidence",
+        "class-prior": "fedkd.distillation.weighting.weightings:class_prior",
+        "consensus": "fedkd.distillation.weighting.weightings:consensus",
+        "familiarity": "fedkd.distillation.weighting.weightings:familiarity",
+    },
+    own=True,
+)
+
+ARCHITECTURES = Registry(
+    "architecture",
+    {
+        "cnn": "fedkd.models.builtin:cnn",
+        "filterbank": "fedkd.models.patch_features:filterbank",
+        "lenet5": "fedkd.models.builtin:lenet5",
+        "mlp": "fedkd.models.builtin:mlp",
+        "resnet8": "fedkd.models.builtin:resnet8",
+    },
+)
+
+FILTERBANK = "filterbank"
+
+FILTERBANK_MAPS = 200
+"""Filters of the architecture of that name."""
+
+TORCHVISION = "torchvision:"
+
+_USER_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def check_architecture(name: str) -> str:
+    """Return ``name`` if it has the form of an architecture; raise ValueError otherwise.
+
+    Whether a torchvision name or a user's function exists is known only when it is built.
+    """
+    if name.startswith(TORCHVISION) and name != TORCHVISION:
+        return name
+    if _USER_FUNCTION.fullmatch(name):
+        return name
+    try:
+        return ARCHITECTURES.check(name)
+    except ValueError as error:
+        raise ValueError(f"{error}, torchvision:NAME and package.module:function") from None
+
+
+TORCHVISION_SETS = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "qmnist": "QMNIST",
+    "usps": "USPS",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "stl10": "STL10",
+}
+"""Study names of torchvision's classification sets, to their class names in torchvision."""
+
+NOISE = "noise"
+
+STUDENT_SILO = "student-silo"
+"""Transfer sets that are no data source: pixels at random, and the student's private images."""
+
+NO_SOURCE = "none"
+"""The source of a server that owns no images: for studies of silos in the field."""
+
+PREFIXES = ("folder:", "npz:", "hf:")
+
+PARTITIONS = Registry(
+    "partition scheme",
+    {
+        "iid": "fedkd.data.partition:iid",
+        "quantity": "fedkd.data.partition:quantity",
+        "label-dirichlet": "fedkd.data.partition:label_dirichlet",
+        "label-shards": "fedkd.data.partition:label_shards",
+        "label-dominant": "fedkd.data.partition:label_dominant",
+    },
+)
+
+_SOURCES = Registry("data source", dict.fromkeys(("digits", *TORCHVISION_SETS), ""))
+
+
+def check_study_source(name: str) -> str:
+    """Return ``name`` if a study's ``data.source`` may be it; raise ValueError otherwise."""
+    return name if name == NO_SOURCE else check_source(name)
+
+
+def check_source(name: str) -> str:
+    """Return ``name`` if it has the form of a data source; raise ValueError otherwise."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            if name == prefix:
+                raise ValueError(f"{prefix!r} must be followed by what to read")
+            return name
+    try:
+        return _SOURCES.check(name)
+    except ValueError as error:
+        raise ValueError(f"{error}, folder:PATH, npz:PATH and hf:OWNER/NAME") from None
+
+
+SERVER_UPDATES = Registry(
+    "strategy",
+    {
+        "fedavg": "strategies.updates:KeepAverage",
+        "fedavgm": "strategies.optimisers:fedavgm",
+        "fedadam": "strategies.optimisers:fedadam",
+        "feddf": "strategies.feddf:FedDF",
+    },
+)
+"""Strategies of the study file; each entry takes the run's setting to its update."""
+
+TRACKERS = Registry(
+    "tracker",
+    {
+        "tensorboard": "fedkd.trackers.tensorboard:TensorBoardTracker",
+        "mlflow": "fedkd.trackers.mlflow:MLflowTracker",
+        "wandb": "fedkd.trackers.wandb:WandbTracker",
+    },
+)
+
+LOCAL_LOSSES = Registry(
+    "local loss",
+    {
+        name: f"fedkd.training.local:{name.replace('-', '_')}"
+        for name in (
+            "cross-entropy",
+            "logit-adjusted",
+            "proximal",
+            "not-true",
+        )
+    },
+)

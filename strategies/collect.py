@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.config import Consolidation
 from fedkd.data.images import content_hash
-from fedkd.distillation.density.basis import (
-    Basis,
-    FeatureBasis,
-    PatchBasis,
-    PixelBasis,
-    density_bound,
-)
+from fedkd.distillation.density.basis import Basis, FeatureBasis
+from fedkd.distillation.density.estimators import density_bound
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
+from fedkd.messages.basis import write_basis
+from fedkd.messages.moments import read_moments
 from fedkd.messages.validate import (
     RefusedError,
     read_class_counts,
     read_density,
     read_info,
     read_logits,
-    read_moments,
     read_num_examples,
     read_state,
 )
@@ -59,7 +54,7 @@ def collect_teachers(
     Raises:
         FedKDError: no silo gave anything usable.
     """
-    mode = settings.mode if settings else wire.MODE_WEIGHTS
+    mode = settings.mode if settings else keys.MODE_WEIGHTS
     question = _question(setting, run_id, mode, settings, basis)
     replies = _ask(grid, members, question, setting, ledger)
     teachers = []
@@ -104,7 +99,7 @@ def collect_densities(
     """
     by_name = {member.name: member for member in members}
     asked = [by_name[teacher.silo] for teacher in teachers.members]
-    question = _question(setting, run_id, wire.MODE_NONE, settings, basis)
+    question = _question(setting, run_id, keys.MODE_NONE, settings, basis)
     replies = _ask(grid, asked, question, setting, ledger)
     told = []
     for member, teacher in zip(asked, teachers.members, strict=True):
@@ -131,15 +126,15 @@ def _some(teachers: list[Teacher], setting: Setting, ledger: Ledger) -> list[Tea
 def _ask(
     grid: Grid, members: Sequence[Member], question: RecordDict, setting: Setting, ledger: Ledger
 ) -> dict[int, Message]:
-    messages = [Message(_for(member, question), member.node_id, wire.TEACHER) for member in members]
+    messages = [Message(_for(member, question), member.node_id, keys.TEACHER) for member in members]
     return exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
 
 
 def _for(member: Member, question: RecordDict) -> RecordDict:
     """Leave the transfer images out for a silo that has them; their hash binds its answer."""
-    if member.info.get(wire.HOLDS_TRANSFER) is not True:
+    if member.info.get(keys.HOLDS_TRANSFER) is not True:
         return question
-    return RecordDict({key: value for key, value in question.items() if key != wire.TRANSFER})
+    return RecordDict({key: value for key, value in question.items() if key != keys.TRANSFER})
 
 
 def _question(
@@ -151,42 +146,28 @@ def _question(
 ) -> RecordDict:
     """Write ``query.teacher``; images go along only where a silo must look at them."""
     config: dict[str, str | int] = {
-        wire.RUN_ID: run_id,
-        wire.ROUND: 0,
-        wire.MODE: mode,
-        wire.DENSITY: wire.DENSITY_NONE,
+        keys.RUN_ID: run_id,
+        keys.ROUND: 0,
+        keys.MODE: mode,
+        keys.DENSITY: keys.DENSITY_NONE,
     }
     records: dict[str, ArrayRecord | ConfigRecord] = {}
     seen = basis is not None and not (settings and settings.uses_moments)
-    if setting.transfer is not None and (mode == wire.MODE_LOGITS or seen):
+    if setting.transfer is not None and (mode == keys.MODE_LOGITS or seen):
         images = setting.transfer.images
-        config[wire.TRANSFER_HASH] = content_hash(images)
-        records[wire.TRANSFER] = ArrayRecord({wire.IMAGES: Array(images.numpy())})
+        config[keys.TRANSFER_HASH] = content_hash(images)
+        records[keys.TRANSFER] = ArrayRecord({keys.IMAGES: Array(images.numpy())})
     if settings and basis is not None:
-        per_class = wire.DENSITY_CLASS if settings.joint_densities else wire.DENSITY_SAMPLE
-        config[wire.DENSITY] = wire.DENSITY_MOMENTS if settings.uses_moments else per_class
-        config[wire.DENSITY_KIND] = settings.familiarity.density
-        config[wire.NEIGHBOURS] = settings.familiarity.neighbours
-        records[wire.BASIS] = _write_basis(basis)
+        per_class = keys.DENSITY_CLASS if settings.joint_densities else keys.DENSITY_SAMPLE
+        config[keys.DENSITY] = keys.DENSITY_MOMENTS if settings.uses_moments else per_class
+        config[keys.DENSITY_KIND] = settings.familiarity.density
+        config[keys.NEIGHBOURS] = settings.familiarity.neighbours
+        records[keys.BASIS] = write_basis(basis)
     if isinstance(basis, FeatureBasis):
-        config[wire.ARCHITECTURE] = setting.arch
-        records[wire.BASIS_MODEL] = ArrayRecord(copy_state(basis.model))
-    records[wire.CONFIG] = ConfigRecord(dict(config))
+        config[keys.ARCHITECTURE] = setting.arch
+        records[keys.BASIS_MODEL] = ArrayRecord(copy_state(basis.model))
+    records[keys.CONFIG] = ConfigRecord(dict(config))
     return RecordDict(dict(records))
-
-
-def _write_basis(basis: Basis) -> ArrayRecord:
-    """Write a basis; a side of 0 says that filters or a model see the images, not pooled."""
-    side = basis.side if isinstance(basis, PixelBasis) else 0
-    arrays = {
-        wire.BASIS_MEAN: basis.mean,
-        wire.BASIS_COMPONENTS: basis.components,
-        wire.BASIS_SIDE: torch.tensor(side),
-    }
-    if isinstance(basis, PatchBasis):
-        arrays[wire.BASIS_FILTERS] = basis.filters.kernels
-        arrays[wire.BASIS_OFFSET] = basis.filters.offset
-    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
 
 
 def _read_echo(
@@ -196,10 +177,10 @@ def _read_echo(
     if member.node_id not in replies:
         raise RefusedError("it did not answer in time")
     info = read_info(replies[member.node_id], run_id=run_id, round_number=0)
-    if info.get(wire.SILO) != member.name:
+    if info.get(keys.SILO) != member.name:
         raise RefusedError("its reply bears another silo's name")
-    asked = question.config_records[wire.CONFIG]
-    if wire.TRANSFER_HASH in asked and info.get(wire.TRANSFER_HASH) != asked[wire.TRANSFER_HASH]:
+    asked = question.config_records[keys.CONFIG]
+    if keys.TRANSFER_HASH in asked and info.get(keys.TRANSFER_HASH) != asked[keys.TRANSFER_HASH]:
         raise RefusedError("it answered for another transfer set")
     return info
 
@@ -214,10 +195,10 @@ def _read_teacher(
 ) -> Teacher:
     reply = replies[member.node_id]
     size = read_num_examples(info, setting.rounds.max_examples)
-    arch = str(member.info[wire.ARCHITECTURE])
-    record = reply.content.array_records.get(wire.TEACHER_RECORD)
+    arch = str(member.info[keys.ARCHITECTURE])
+    record = reply.content.array_records.get(keys.TEACHER_RECORD)
     state = logits = None
-    if question.config_records[wire.CONFIG][wire.MODE] == wire.MODE_WEIGHTS:
+    if question.config_records[keys.CONFIG][keys.MODE] == keys.MODE_WEIGHTS:
         state = read_state(record, copy_state(setting.model("teacher", arch)))
     else:
         num_samples = len(setting.transfer) if setting.transfer is not None else 0
@@ -231,16 +212,16 @@ def _add_densities(
     teacher: Teacher, reply: Message, setting: Setting, question: RecordDict, basis: Basis | None
 ) -> Teacher:
     """Return the teacher with its silo's densities, unless an honest one is too small for any."""
-    record = reply.content.array_records.get(wire.FAMILIARITY)
+    record = reply.content.array_records.get(keys.FAMILIARITY)
     if record is None or basis is None:
         return teacher
-    asked = question.config_records[wire.CONFIG]
-    if asked[wire.DENSITY] == wire.DENSITY_MOMENTS:
+    asked = question.config_records[keys.CONFIG]
+    if asked[keys.DENSITY] == keys.DENSITY_MOMENTS:
         of = (setting.shape.num_classes, len(basis.components))
         moments = read_moments(record, of, teacher.num_examples, basis.reach)
         return replace(teacher, moments=moments)
     shape: tuple[int, ...] = (len(setting.transfer) if setting.transfer is not None else 0,)
-    if asked[wire.DENSITY] == wire.DENSITY_CLASS:
+    if asked[keys.DENSITY] == keys.DENSITY_CLASS:
         shape = (*shape, setting.shape.num_classes)
-    bound = density_bound(str(asked[wire.DENSITY_KIND]), len(basis.components))
+    bound = density_bound(str(asked[keys.DENSITY_KIND]), len(basis.components))
     return replace(teacher, log_density=read_density(record, shape, bound))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
@@ -12,19 +11,8 @@ from fedkd.config import Arm, Rounds, Study
 from fedkd.data.images import Images
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
-from fedkd.results.record import Point
-from fedkd.training.loop import Compute
+from fedkd.training.compute import Compute
 from fedkd.util.seeding import derive_seed
-
-
-class Observer(Protocol):
-    """Whoever wants to know how a run goes on."""
-
-    def on_point(self, point: Point) -> None:
-        """A round, or the start, has been measured."""
-
-    def on_distillation(self, epoch: int, epochs: int) -> None:
-        """An epoch of distillation has ended."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedkd.distillation.teachers import Teachers
 from fedkd.messages.validate import read_class_counts
 from fedkd.models.state import State
 from fedkd.results.diagnostics import accuracy_for_mix, complementary_knowledge, flips
-from fedkd.training.loop import predict
+from fedkd.training.evaluate import predict
 from strategies.context import Setting
 from strategies.exchange import Member
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.distillation.selection import Choice
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
+from fedkd.messages.distil import write_question
 from fedkd.messages.validate import RefusedError, read_update
 from fedkd.models.state import State
 from strategies.context import Setting
@@ -33,7 +34,11 @@ def distil_at_silo(
     Raises:
         FedKDError: the silo did not answer, or its reply was refused.
     """
-    message = Message(_question(choice, setting, run_id), member.node_id, wire.DISTIL)
+    teachers, accuracies = choice.teachers, []
+    settings = setting.arm.consolidation
+    if settings and settings.uses_accuracy and teachers.can_be_judged(setting.validation):
+        accuracies = [float(a) for a in teachers.accuracy(setting.validation)]
+    message = Message(write_question(choice, accuracies, run_id), member.node_id, keys.DISTIL)
     replies = exchange(grid, [message], timeout=setting.rounds.timeout, traffic=ledger.traffic)
     try:
         if member.node_id not in replies:
@@ -54,25 +59,3 @@ def distil_at_silo(
             f"on its images: {error}"
         ) from error
     return state, loss
-
-
-def _question(choice: Choice, setting: Setting, run_id: str) -> RecordDict:
-    """Write ``query.distil``: the teachers, but for the silo's own model, and what is known."""
-    teachers = choice.teachers
-    config: dict[str, str | int | list[str] | list[int] | list[float]] = {
-        wire.RUN_ID: run_id,
-        wire.ROUND: 0,
-        wire.STUDENT: wire.NO_TEACHER if choice.student is None else choice.student,
-        wire.ARCHITECTURES: [teacher.arch for teacher in teachers.members],
-        wire.NUM_EXAMPLES: [teacher.num_examples for teacher in teachers.members],
-    }
-    settings = setting.arm.consolidation
-    if settings and settings.uses_accuracy and teachers.can_be_judged(setting.validation):
-        config[wire.ACCURACIES] = [float(a) for a in teachers.accuracy(setting.validation)]
-    if all(teacher.class_counts for teacher in teachers.members):
-        config[wire.CLASS_COUNTS] = [n for t in teachers.members for n in t.class_counts]
-    records: dict[str, ArrayRecord | ConfigRecord] = {wire.CONFIG: ConfigRecord(dict(config))}
-    for index, teacher in enumerate(teachers.members):
-        if index != choice.student and teacher.state is not None:
-            records[wire.teacher_record(index)] = ArrayRecord(teacher.state)
-    return RecordDict(dict(records))

@@ -17,16 +17,17 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedkd.distillation.consolidate import Consolidated
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.messages.validate import RefusedError, read_info, read_num_examples, read_update
 from fedkd.models.state import State, copy_state
+from fedkd.results.observer import Observer
 from fedkd.results.record import Point, Stopped
 from fedkd.training.aggregation import aggregate
-from fedkd.training.loop import evaluate
+from fedkd.training.evaluate import evaluate
 from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.collect import collect_teachers
-from strategies.context import Observer, Setting
+from strategies.context import Setting
 from strategies.diagnostics import Beginning, look_at_start
 from strategies.exchange import GONE, Ledger, Member, exchange
 from strategies.roster import Roster
@@ -205,11 +206,11 @@ class SiloFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Address the global model to the round's cohort."""
         self._cohort = self.cohort(server_round)
-        config[wire.ROUND] = server_round
-        config[wire.RUN_ID] = self.run_id
+        config[keys.ROUND] = server_round
+        config[keys.RUN_ID] = self.run_id
         self._expected = arrays.to_torch_state_dict()
-        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        return self._address(self._cohort, content, wire.TRAIN)
+        content = RecordDict({keys.ARRAYS: arrays, keys.CONFIG: config})
+        return self._address(self._cohort, content, keys.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -250,7 +251,7 @@ class SiloFedAvg(FedAvg):
         loss = sum(n * x for n, x in zip(sizes, losses, strict=True)) / sum(sizes)
         average = self.combine(states, sizes)
         state = self.update(RoundModels(server_round, self._expected, states, average))
-        return ArrayRecord(state), MetricRecord({wire.LOSS: loss})
+        return ArrayRecord(state), MetricRecord({keys.LOSS: loss})
 
     def _address(
         self, members: Iterable[Member], content: RecordDict, message_type: str
@@ -292,10 +293,10 @@ class SiloFedAvg(FedAvg):
             found = self._ask_silos(grid, round_number, arrays)
             result.evaluate_metrics_clientapp[round_number] = found
         traffic = self.ledger.traffic
-        loss, f1 = float(str(found[wire.LOSS])), float(str(found[wire.MACRO_F1]))
+        loss, f1 = float(str(found[keys.LOSS])), float(str(found[keys.MACRO_F1]))
         point = Point(
             round=round_number,
-            accuracy=float(str(found[wire.ACCURACY])),
+            accuracy=float(str(found[keys.ACCURACY])),
             loss=loss if math.isfinite(loss) else None,
             bytes_up=traffic.bytes_up,
             bytes_down=traffic.bytes_down,
@@ -324,19 +325,19 @@ class SiloFedAvg(FedAvg):
 
     def _ask_silos(self, grid: Grid, round_number: int, arrays: ArrayRecord) -> MetricRecord:
         """Where the server has no test data: accuracy on the silos', weighted by examples."""
-        config = ConfigRecord({wire.ROUND: round_number, wire.RUN_ID: self.run_id})
-        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        config = ConfigRecord({keys.ROUND: round_number, keys.RUN_ID: self.run_id})
+        content = RecordDict({keys.ARRAYS: arrays, keys.CONFIG: config})
         # One that was gone or silent in this very round has been noted, and is not asked again.
         members = [
             member
             for member in self.roster.values()
             if member.node_id in self.roster.connected and not self._is_quarantined(member)
         ]
-        messages = self._address(members, content, wire.EVALUATE)
+        messages = self._address(members, content, keys.EVALUATE)
         replies = exchange(
             grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
         )
-        totals = dict.fromkeys((wire.ACCURACY, wire.LOSS, wire.MACRO_F1), 0.0)
+        totals = dict.fromkeys((keys.ACCURACY, keys.LOSS, keys.MACRO_F1), 0.0)
         total = 0
         for member in members:
             try:
@@ -344,13 +345,13 @@ class SiloFedAvg(FedAvg):
                     raise RefusedError(self._why_silent(member))
                 reply = replies[member.node_id]
                 info = read_info(reply, run_id=self.run_id, round_number=round_number)
-                if info.get(wire.SILO) != member.name:
+                if info.get(keys.SILO) != member.name:
                     raise RefusedError("its reply bears another silo's name")
-                record = reply.content.metric_records.get(wire.METRICS)
+                record = reply.content.metric_records.get(keys.METRICS)
                 size = read_num_examples(record, self.setting.rounds.max_examples)
                 values = {key: record.get(key) if record else None for key in totals}
                 for key, value in values.items():
-                    top = sys.float_info.max if key == wire.LOSS else 1.0
+                    top = sys.float_info.max if key == keys.LOSS else 1.0
                     if not isinstance(value, float) or not 0 <= value <= top:
                         raise RefusedError(f"its {key} is out of range")
                 # Only now: a reply that is refused must not have counted in part.
@@ -388,9 +389,9 @@ def central_evaluation(setting: Setting) -> EvaluateFn | None:
         found = evaluate(model, test, compute=setting.compute)
         return MetricRecord(
             {
-                wire.ACCURACY: found.accuracy,
-                wire.LOSS: found.loss,
-                wire.MACRO_F1: found.macro_f1,
+                keys.ACCURACY: found.accuracy,
+                keys.LOSS: found.loss,
+                keys.MACRO_F1: found.macro_f1,
             }
         )
 

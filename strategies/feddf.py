@@ -11,7 +11,8 @@ from fedkd.data.images import as_float
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.state import State, copy_state
 from fedkd.training.aggregation import reduce
-from fedkd.training.loop import Sgd, fit, is_finite, predict
+from fedkd.training.evaluate import is_finite, predict
+from fedkd.training.loop import Sgd, fit
 from fedkd.training.losses import kd_loss
 from fedkd.util.seeding import torch_generator
 from strategies.context import Setting

@@ -7,7 +7,6 @@ from flwr.serverapp import Grid
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation import LEAST_TRANSFER_IMAGES
 from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.density.basis import Basis, make_basis, make_feature_basis
 from fedkd.distillation.selection import choose
@@ -15,6 +14,7 @@ from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.models.state import State
+from fedkd.registry import LEAST_TRANSFER_IMAGES
 from strategies.collect import collect_densities, collect_teachers
 from strategies.distil_at_silo import distil_at_silo
 from strategies.fedavg import SiloFedAvg

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from fedkd.errors import FedKDError
 from fedkd.models.state import State
-from fedkd.training.loop import is_finite
+from fedkd.training.evaluate import is_finite
 from strategies.context import Setting
 from strategies.updates import RoundModels, ServerUpdate
 

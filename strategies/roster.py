@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedkd.data.images import content_hash
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.messages.validate import (
     RefusedError,
     read_class_counts,
@@ -104,7 +104,7 @@ class Roster(dict[str, Member]):
         self.connected |= set(nodes)
         self._asked |= set(nodes)
         content = _question(setting, run_id)
-        messages = [Message(content, node, wire.DESCRIBE) for node in nodes]
+        messages = [Message(content, node, keys.DESCRIBE) for node in nodes]
         replies = exchange(grid, messages, timeout=timeout, traffic=ledger.traffic)
         for node in nodes:
             try:
@@ -136,9 +136,9 @@ class Roster(dict[str, Member]):
 
 def _question(setting: Setting, run_id: str) -> RecordDict:
     images = setting.transfer.images if setting.transfer is not None else None
-    transfer = wire.NO_HASH if images is None else content_hash(images)
-    config = ConfigRecord({wire.RUN_ID: run_id, wire.ROUND: 0, wire.TRANSFER_HASH: transfer})
-    return RecordDict({wire.CONFIG: config})
+    transfer = keys.NO_HASH if images is None else content_hash(images)
+    config = ConfigRecord({keys.RUN_ID: run_id, keys.ROUND: 0, keys.TRANSFER_HASH: transfer})
+    return RecordDict({keys.CONFIG: config})
 
 
 def _read_member(reply: Message, node: int, setting: Setting, run_id: str) -> Member:
@@ -146,7 +146,7 @@ def _read_member(reply: Message, node: int, setting: Setting, run_id: str) -> Me
     name, size = read_name(info), read_num_examples(info, setting.rounds.max_examples)
     read_class_counts(info, setting.shape.num_classes)
     study = setting.study
-    if info.get(wire.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:
+    if info.get(keys.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:
         raise RefusedError("its model has an architecture that the study does not know")
     if study.in_field and name not in study.silo_names:
         raise RefusedError(f"it bears the name {name!r}, which partition.names has not")

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.build import arch_fingerprint
 from fedkd.models.state import State, mismatch, save_state
+from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
 from fedkd.util.cache import cache_key
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
@@ -32,7 +32,7 @@ from strategies.exchange import Member
 
 _KEY = "fedkd-progress"
 _MODEL, _MEMORY, _BEGUN, _TAUGHT, _STUDENT = "model/", "memory/", "begun", "taught/", "student"
-_KEPT_OF_MEMBERS = (wire.ARCHITECTURE, wire.NUM_EXAMPLES, wire.CLASS_COUNTS)
+_KEPT_OF_MEMBERS = (keys.ARCHITECTURE, keys.NUM_EXAMPLES, keys.CLASS_COUNTS)
 
 ABSENT = -1
 """The node of a silo that took part before and has not come back."""

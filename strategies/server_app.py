@@ -15,8 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.card import ModelCard, save_model
+from fedkd.results.observer import Observer
 from fedkd.results.record import (
     CHECKPOINT_FILE,
     Point,
@@ -25,11 +26,11 @@ from fedkd.results.record import (
     write_points,
     write_state,
 )
-from fedkd.training.loop import intra_op_threads
+from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lease
-from strategies.context import Observer, Setting
+from strategies.context import Setting
 from strategies.diagnostics import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
@@ -162,16 +163,16 @@ def read_run(context: Context) -> Serving:
     log = RunLog()
     config = {key: str(value) for key, value in context.run_config.items()}
     try:
-        cache = Path(config[wire.CONFIG_CACHE_DIR] or cache_root())
-        study = parse_study(config[wire.CONFIG_STUDY], origin="run config: study")
-        arm, seed = config[wire.CONFIG_ARM], int(config[wire.CONFIG_SEED])
+        cache = Path(config[keys.CONFIG_CACHE_DIR] or cache_root())
+        study = parse_study(config[keys.CONFIG_STUDY], origin="run config: study")
+        arm, seed = config[keys.CONFIG_ARM], int(config[keys.CONFIG_SEED])
         if arm not in study.arms:
             raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
-        targets = json.loads(config[wire.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
+        targets = json.loads(config[keys.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
         setting = Setting.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
-        if folder := config[wire.CONFIG_RUN_DIR]:
+        if folder := config[keys.CONFIG_RUN_DIR]:
             return Serving(setting, Path(folder), log)
-        name = config[wire.CONFIG_RUN_NAME] or f"run-{context.run_id % 2**64:016x}"
+        name = config[keys.CONFIG_RUN_NAME] or f"run-{context.run_id % 2**64:016x}"
         return Serving(setting, state_folder(setting, name), log, log)
     except FedKDError as error:
         log.on_error(str(error))
@@ -191,7 +192,7 @@ def state_folder(setting: Setting, name: str) -> Path:
         FedKDError: the name is none for a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise FedKDError(f"run config: {wire.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
+        raise FedKDError(f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
     chosen = os.environ.get("FEDKD_STATE_DIR")
     root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
     return root / setting.study.name / name / setting.arm_name / f"seed-{setting.seed}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedkd.models.state import State
-from fedkd.registry import Registry
+from fedkd.registry import SERVER_UPDATES
 from strategies.context import Setting
 
 
@@ -56,18 +56,6 @@ class ServerUpdate(ABC):
         """
         if memory:
             raise ValueError(f"{type(self).__name__} remembers nothing")
-
-
-SERVER_UPDATES = Registry(
-    "strategy",
-    {
-        "fedavg": "strategies.updates:KeepAverage",
-        "fedavgm": "strategies.optimisers:fedavgm",
-        "fedadam": "strategies.optimisers:fedadam",
-        "feddf": "strategies.feddf:FedDF",
-    },
-)
-"""Strategies of the study file; each entry takes the run's setting to its update."""
 
 
 def server_update(setting: Setting) -> ServerUpdate:

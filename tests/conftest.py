@@ -231,7 +231,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     from clients.silo import Silo
     from fedkd.engines.inline import InlineGrid
     from fedkd.federation.federation import Federation
-    from fedkd.messages import keys as wire
+    from fedkd.messages import keys
     from strategies.context import Setting
     from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
     from strategies.fedkd import FedKD
@@ -266,7 +266,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         setting = Setting.of(federation, arm, targets)
         contexts = {
             2 + index: Context(
-                1, 2 + index, {"partition-id": index}, RecordDict(), {wire.CONFIG_ARM: arm}
+                1, 2 + index, {"partition-id": index}, RecordDict(), {keys.CONFIG_ARM: arm}
             )
             for index in range(len(silos))
         }

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedkd.engines.inline import available_cores
 from fedkd.util.cache import processor
+from fedkd.util.parallel import available_cores
 
 PACKAGES = ("torch", "flwr", "ray", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -69,9 +69,9 @@ def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float
         cache: of fedkd, where the teachers lie afterwards.
         points: of the grid.
     """
-    from fedkd.engines.inline import silo_pool
     from fedkd.federation.federation import Federation
     from fedkd.federation.simulated_teachers import Classroom
+    from fedkd.federation.thread_pool import silo_pool
 
     study = load_study(GRID)
     federation = Federation.load(study, study.seeds[0], cache)

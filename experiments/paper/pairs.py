@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.paper.plan import Run
 from fedkd.config.study_file import load_study
-from fedkd.engines.inline import silo_pool
+from fedkd.federation.thread_pool import silo_pool
 from fedkd.pairs.command import measure_pairs
 from fedkd.report.progress import PairsProgress
 

@@ -41,9 +41,10 @@ from experiments.sweep import Silent, judged_on_validation
 from fedkd.config import RelativeTargets
 from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
-from fedkd.engines.inline import InlineEngine, silo_pool
+from fedkd.engines.inline import InlineEngine
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
+from fedkd.federation.thread_pool import silo_pool
 from fedkd.results.record import RunRecord
 from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json

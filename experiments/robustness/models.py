@@ -25,13 +25,16 @@ from fedkd.config import Consolidation
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import consolidate
-from fedkd.distillation.density.basis import Basis, density_bound, log_densities, make_basis
+from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.estimators import density_bound, log_densities
 from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
-from fedkd.training.loop import Sgd, evaluate, intra_op_threads, train_supervised
+from fedkd.training.compute import intra_op_threads
+from fedkd.training.evaluate import evaluate
+from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json
 from fedkd.util.seeding import torch_generator

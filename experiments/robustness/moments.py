@@ -30,9 +30,10 @@ from fedkd.distillation.density.moments import moments_of
 from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation.federation import Federation
-from fedkd.models import FILTERBANK, FILTERBANK_MAPS
 from fedkd.models.build import build_model
-from fedkd.training.loop import evaluate, intra_op_threads
+from fedkd.registry import FILTERBANK, FILTERBANK_MAPS
+from fedkd.training.compute import intra_op_threads
+from fedkd.training.evaluate import evaluate
 from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json
 from fedkd.util.seeding import torch_generator

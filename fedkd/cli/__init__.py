@@ -16,6 +16,7 @@ from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
 from fedkd.errors import FedKDError
 from fedkd.util.files import DISK_ERRORS
+from fedkd.version import VERSION
 
 app = typer.Typer(
     name="fedkd",
@@ -35,9 +36,7 @@ for module in (offline, cache, hosts):
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- typer calls it
     if value:
-        from fedkd import __version__
-
-        typer.echo(__version__)
+        typer.echo(VERSION)
         raise typer.Exit
 
 

@@ -64,7 +64,7 @@ def tune(
     if search not in ("tpe", "grid"):
         raise UserError(f"--search: {search!r} is neither tpe nor grid")
     loaded = load(study, overrides, seeds=seeds)
-    from fedkd.engines.inline import silo_pool
+    from fedkd.federation.thread_pool import silo_pool
     from fedkd.report.progress import SearchProgress
     from fedkd.tuning.command import tune as run_search
     from fedkd.tuning.outcome import print_outcome
@@ -124,7 +124,7 @@ def pairs(
     For example: fedkd pairs experiments/quickstart.yaml --set partition.silos=5 --methods kd,dml
     """
     loaded = load(study, overrides, seeds=seeds)
-    from fedkd.engines.inline import silo_pool
+    from fedkd.federation.thread_pool import silo_pool
     from fedkd.pairs.command import measure_pairs
     from fedkd.pairs.outcome import print_outcome
     from fedkd.report.progress import PairsProgress
@@ -178,10 +178,10 @@ def recommend(
 
 def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     from fedkd.config.study_file import check_files
-    from fedkd.engines.inline import silo_pool
     from fedkd.federation.describe import describe
     from fedkd.federation.federation import Federation
     from fedkd.federation.recommend import recommend
+    from fedkd.federation.thread_pool import silo_pool
     from fedkd.util.cache import cache_root, check_cache_root
 
     check_files(study)

@@ -13,7 +13,7 @@ from fedkd.cli.options import AsJson
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
-    from fedkd.doctor import Finding
+    from fedkd.util.finding import Finding
 
 MARKS = {"ok": "ok     ", "note": "note   ", "broken": "problem"}
 KeysFolder = Annotated[

@@ -268,7 +268,7 @@ def _check_out(out: Path, suffix: str) -> None:
 
 
 def _check_arch(arch: str | None) -> str | None:
-    from fedkd.models import check_architecture
+    from fedkd.registry import check_architecture
 
     try:
         return None if arch is None else check_architecture(arch)

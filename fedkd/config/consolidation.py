@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section
-from fedkd.distillation import METHODS, NEEDS_MODELS, WEIGHTINGS
-from fedkd.models import FILTERBANK_MAPS
+from fedkd.registry import FILTERBANK_MAPS, METHODS, NEEDS_MODELS, WEIGHTINGS
 
 _SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
 _DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.sections import Count, Fraction, Rate, Section, Source
-from fedkd.data import (
+from fedkd.registry import (
     NO_SOURCE,
     NOISE,
     PREFIXES,

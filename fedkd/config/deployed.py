@@ -6,7 +6,7 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from fedkd.data import NO_SOURCE
+from fedkd.registry import NO_SOURCE
 
 if TYPE_CHECKING:
     from fedkd.config.study import Study

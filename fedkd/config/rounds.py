@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from fedkd.config.sections import Architecture, Count, Fraction, Momentum, Rate, Section
-from fedkd.local_losses import LOCAL_LOSSES
+from fedkd.registry import LOCAL_LOSSES
 
 LocalLoss = Annotated[
     str, AfterValidator(LOCAL_LOSSES.check), Field(json_schema_extra={"enum": list(LOCAL_LOSSES)})

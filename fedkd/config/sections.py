@@ -7,9 +7,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedkd.data import PREFIXES, TORCHVISION_SETS, check_source
-from fedkd.models import ARCHITECTURES, check_architecture
-from fedkd.registry import suggest
+from fedkd.registry import (
+    ARCHITECTURES,
+    PREFIXES,
+    TORCHVISION_SETS,
+    check_architecture,
+    check_source,
+    suggest,
+)
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]

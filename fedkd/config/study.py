@@ -21,9 +21,7 @@ from fedkd.config.data import (
 from fedkd.config.deployed import check_field, fill_field
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Fraction, Section, Seed
-from fedkd.distillation import LEAST_TRANSFER_IMAGES, NEEDS_LABELS
-from fedkd.models import FILTERBANK
-from fedkd.registry import suggest
+from fedkd.registry import FILTERBANK, LEAST_TRANSFER_IMAGES, NEEDS_LABELS, suggest
 from fedkd.util.names import natural_key
 
 

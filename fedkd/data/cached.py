@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedkd.data import check_source
 from fedkd.data.download import Seen, data_directory, look_at, noting_files
 from fedkd.data.images import Images
 from fedkd.data.partition import Indices, partition
-from fedkd.data.sources import Source, load_source
+from fedkd.data.source import Source
+from fedkd.data.sources import load_source
 from fedkd.errors import UserError
+from fedkd.registry import check_source
 from fedkd.util.cache import cache_key, drop_entry, new_entry
 from fedkd.util.files import replacing
 

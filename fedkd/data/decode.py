@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fedkd.data.images import resize
-from fedkd.data.sources import MAX_BYTES
+from fedkd.data.source import MAX_BYTES
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:

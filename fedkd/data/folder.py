@@ -13,7 +13,7 @@ import torch
 
 from fedkd.data.decode import Picture, decode, find_layout
 from fedkd.data.images import Images
-from fedkd.data.sources import Source
+from fedkd.data.source import Source
 from fedkd.errors import UserError
 
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})

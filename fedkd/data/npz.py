@@ -13,7 +13,7 @@ import torch
 from numpy.lib import format as npy_format
 
 from fedkd.data.images import Images
-from fedkd.data.sources import MAX_BYTES, MAX_CLASSES, Source
+from fedkd.data.source import MAX_BYTES, MAX_CLASSES, Source
 from fedkd.errors import UserError
 
 Array = npt.NDArray[Any]

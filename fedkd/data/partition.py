@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedkd.data import PARTITIONS
 from fedkd.errors import UserError
+from fedkd.registry import PARTITIONS
 from fedkd.util.seeding import derive_seed, numpy_generator
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedkd.data import TORCHVISION_SETS
 from fedkd.data.download import PublicFile, data_directory, find_file, read_files, read_members
 from fedkd.data.images import Images
-from fedkd.data.sources import Source
+from fedkd.data.source import Source
 from fedkd.errors import UserError
+from fedkd.registry import TORCHVISION_SETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,12 @@ from fedkd.config import Study
 from fedkd.deploy.audit import check_log
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile
-from fedkd.doctor import Finding
 from fedkd.errors import FedKDError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.models.build import build_model
-from fedkd.training.loop import Compute, evaluate, intra_op_threads
+from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.evaluate import evaluate
+from fedkd.util.finding import Finding
 
 LITTLE_DISK = 1 << 30
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from fedkd.data.images import Images
-from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.data.source import Source
+from fedkd.data.sources import convert_like, load_source
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import State
-from fedkd.training.loop import is_finite
+from fedkd.training.evaluate import is_finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from fedkd.doctor import Finding
 from fedkd.errors import UserError
+from fedkd.util.finding import Finding
 
 TIMEOUT = 10.0
 DAY = 86_400.0

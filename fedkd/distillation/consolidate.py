@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation import METHODS
 from fedkd.distillation.methods.base import Lesson
 from fedkd.distillation.selection import choose
 from fedkd.distillation.targets import School, make_control_lesson, make_ensemble, make_lesson
@@ -19,7 +18,8 @@ from fedkd.distillation.weighting.exclusion import leave_out_the_doubted
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
-from fedkd.training.loop import is_finite, predict
+from fedkd.registry import METHODS
+from fedkd.training.evaluate import is_finite, predict
 from fedkd.util.seeding import torch_generator
 
 

@@ -12,7 +12,7 @@ from fedkd.distillation.density.discriminant import discriminant_student
 from fedkd.distillation.teachers import Teachers
 from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
-from fedkd.training.loop import predict
+from fedkd.training.evaluate import predict
 from fedkd.util.seeding import derive_seed
 
 

@@ -18,7 +18,7 @@ from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.weighting.weightings import Evidence
 from fedkd.models.build import Shape
-from fedkd.training.loop import Compute
+from fedkd.training.compute import Compute
 from fedkd.util.seeding import numpy_generator, torch_generator
 
 MOVED = 8

@@ -17,7 +17,8 @@ from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states
-from fedkd.training.loop import Compute, predict
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 from fedkd.util.seeding import numpy_generator
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
-from strategies.context import Observer
+from fedkd.messages import keys
+from fedkd.results.observer import Observer
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Task:
         """Return Flower's run config: scalars only; the study travels as one string."""
         study = self.federation.study
         return {
-            wire.CONFIG_STUDY: json.dumps(study.to_dict()),
-            wire.CONFIG_ARM: self.arm,
-            wire.CONFIG_SEED: self.federation.seed,
-            wire.CONFIG_TARGETS: json.dumps(list(self.targets)),
-            wire.CONFIG_RUN_DIR: str(self.folder.absolute()),
-            wire.CONFIG_CACHE_DIR: str(self.federation.cache.absolute()),
+            keys.CONFIG_STUDY: json.dumps(study.to_dict()),
+            keys.CONFIG_ARM: self.arm,
+            keys.CONFIG_SEED: self.federation.seed,
+            keys.CONFIG_TARGETS: json.dumps(list(self.targets)),
+            keys.CONFIG_RUN_DIR: str(self.folder.absolute()),
+            keys.CONFIG_CACHE_DIR: str(self.federation.cache.absolute()),
         }
 
 

@@ -15,10 +15,10 @@ from fedkd.engines.app_folder import Workplace
 from fedkd.engines.base import Task
 from fedkd.engines.follower import Follower, KilledRunError, OnlyNew
 from fedkd.engines.superlink import SuperLink, read_connection
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
+from fedkd.results.observer import Observer
 from fedkd.results.record import CUT_SHORT, ROUNDS_FILE, RunRecord, write_points, write_state
 from fedkd.util.files import write_json
-from strategies.context import Observer
 
 RUN_FILE = "flower-run.json"
 """Beside a run's record: Flower's id of it, and the name under which its host keeps its state."""
@@ -100,7 +100,7 @@ class ConnectionEngine:
 
     def _submit(self, task: Task, name: str) -> str:
         """Start the run under a name of ours; folders of this host mean nothing there."""
-        elsewhere = {wire.CONFIG_RUN_DIR: "", wire.CONFIG_CACHE_DIR: "", wire.CONFIG_RUN_NAME: name}
+        elsewhere = {keys.CONFIG_RUN_DIR: "", keys.CONFIG_CACHE_DIR: "", keys.CONFIG_RUN_NAME: name}
         return self._superlink.submit(task.run_config() | elsewhere)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tomli_w
 
-from fedkd import __version__
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
+from fedkd.version import VERSION
 
 ROOMS = ("fedkd", "strategies", "clients")
 LOG_LINES = 6
@@ -34,13 +34,13 @@ def write_app(folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
-    keys = (wire.CONFIG_STUDY, wire.CONFIG_ARM, wire.CONFIG_TARGETS)
-    folders = (wire.CONFIG_RUN_DIR, wire.CONFIG_RUN_NAME, wire.CONFIG_CACHE_DIR)
-    config = {**dict.fromkeys((*keys, *folders), ""), wire.CONFIG_SEED: 0}
+    texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS)
+    folders = (keys.CONFIG_RUN_DIR, keys.CONFIG_RUN_NAME, keys.CONFIG_CACHE_DIR)
+    config = {**dict.fromkeys((*texts, *folders), ""), keys.CONFIG_SEED: 0}
     app = {"publisher": "fedkd", "components": components, "config": config}
     project = {
         "name": "fedkd",
-        "version": __version__,
+        "version": VERSION,
         "description": "The apps of fedkd, as installed here.",
         "license": "Apache-2.0",
         "dependencies": [],

@@ -13,8 +13,8 @@ from fedkd.engines.flower_app import last_lines
 from fedkd.engines.superlink import SuperLink
 from fedkd.errors import FedKDError
 from fedkd.messages.run_log import BrokenLogError, LogReader
+from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord, append_point
-from strategies.context import Observer
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 2.0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -17,9 +15,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import make_client_app
 from clients.silo import Silo
-from fedkd.config import Study
 from fedkd.engines.base import Task
-from strategies.context import Observer, Setting
+from fedkd.results.observer import Observer
+from strategies.context import Setting
 from strategies.server_app import Serving, make_server_app
 
 RUN_ID = 1
@@ -149,17 +147,3 @@ class InlineEngine:
         }
         grid = InlineGrid(client_app, contexts, self._pool)
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
-
-
-def silo_pool(study: Study) -> ThreadPoolExecutor:
-    """Return the pool on which silos train, one intra-op thread each."""
-    workers = study.engine.workers
-    size = available_cores() if workers == "auto" else workers
-    return ThreadPoolExecutor(
-        size, thread_name_prefix="silo", initializer=torch.set_num_threads, initargs=(1,)
-    )
-
-
-def available_cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,11 +22,11 @@ from fedkd.config import Study
 from fedkd.engines.app_folder import Workplace
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
-from fedkd.engines.inline import available_cores
 from fedkd.engines.processes import free_port
 from fedkd.errors import FedKDError
+from fedkd.results.observer import Observer
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, read_points
-from strategies.context import Observer
+from fedkd.util.parallel import available_cores
 from strategies.server_app import ERROR_FILE
 
 CONNECTION = "fedkd"

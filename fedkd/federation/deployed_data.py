@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedkd.data import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.data.images import Images
-from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.data.source import Source
+from fedkd.data.sources import convert_like, load_source
 from fedkd.errors import UserError
 from fedkd.federation.split import Cut, cut
+from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 
 if TYPE_CHECKING:
     from fedkd.config import Study

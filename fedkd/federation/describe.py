@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd.data import NOISE
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.weightings import entropy
 from fedkd.federation.federation import Federation
 from fedkd.models.state import State
+from fedkd.registry import NOISE
 
 
 def describe(federation: Federation) -> dict[str, Any]:

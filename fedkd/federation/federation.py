@@ -15,15 +15,17 @@ import torch
 
 from fedkd.config import Study
 from fedkd.data.images import Images
-from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
 from fedkd.federation.deployed_data import empty_cut, load_server_cut
 from fedkd.federation.split import Cut, load_cut
 from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.pool import ModelShelf
 from fedkd.models.state import State, copy_state, load_state, save_state
+from fedkd.registry import METHODS, WEIGHTINGS
+from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.evaluate import is_finite
 from fedkd.training.features import penultimate_features
-from fedkd.training.loop import Compute, Sgd, intra_op_threads, is_finite, train_supervised
+from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_key
 from fedkd.util.seeding import derive_seed, torch_generator
 

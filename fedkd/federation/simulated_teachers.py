@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedkd.config import Consolidation
 from fedkd.data.images import Images, content_hash
 from fedkd.distillation.consolidate import Consolidated, consolidate, those_that_teach
-from fedkd.distillation.density.basis import Basis, log_densities, make_basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, make_basis
+from fedkd.distillation.density.estimators import log_densities
 from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.distillation.predictions import Predictions
 from fedkd.distillation.targets import School, make_ensemble
@@ -21,9 +22,9 @@ from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.messages.keys import NOTHING_KNOWN
 from fedkd.models.build import build_model
-from fedkd.training.loop import intra_op_threads, predict
+from fedkd.training.compute import intra_op_threads
+from fedkd.training.evaluate import predict
 
 
 class Classroom:

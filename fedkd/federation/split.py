@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from fedkd.config.data import InField
-from fedkd.data import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.data.cached import load_kept_source, share_out
 from fedkd.data.images import Images
-from fedkd.data.sources import Source, convert_like
+from fedkd.data.source import Source
+from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
+from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.util.seeding import derive_seed, numpy_generator
 
 if TYPE_CHECKING:

@@ -1,70 +1,58 @@
-"""Reading what the server sends beside a global model: a basis, or teachers."""
+"""``query.distil``: teachers for the student's own silo, written by the server, read by the silo."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from clients.silo import Silo
-from fedkd.config import Study
-from fedkd.distillation.density.basis import Basis, FeatureBasis, PatchBasis, PixelBasis
-from fedkd.distillation.density.filters import FilterBank
+from fedkd.distillation.selection import Choice
 from fedkd.distillation.teachers import Teacher, Teachers
-from fedkd.messages import keys as wire
-from fedkd.models.build import build_model
+from fedkd.messages import keys
+from fedkd.models.build import Shape
+from fedkd.models.state import State
+from fedkd.training.compute import Compute
 
 
-def read_basis(silo: Silo, content: RecordDict) -> Basis:
-    """Read the basis that the server sent: of pixels, or of what filters or a model see."""
-    record = content.array_records[wire.BASIS]
-    mean = torch.from_numpy(record[wire.BASIS_MEAN].numpy())
-    components = torch.from_numpy(record[wire.BASIS_COMPONENTS].numpy())
-    side = int(record[wire.BASIS_SIDE].numpy())
-    if side:
-        return PixelBasis(mean, components, side)
-    if wire.BASIS_FILTERS in record:
-        kernels, offset = (
-            torch.from_numpy(record[key].numpy()) for key in (wire.BASIS_FILTERS, wire.BASIS_OFFSET)
-        )
-        return PatchBasis(mean, components, FilterBank(kernels, offset))
-    # Architectures may be a user's own code: a silo runs what its study names, no server's choice.
-    arch = content.config_records[wire.CONFIG].get(wire.ARCHITECTURE)
-    if arch != silo.global_arch:
-        raise ValueError(f"the basis is of {arch!r}, but the study's model is {silo.global_arch!r}")
-    model = build_model(silo.global_arch, silo.shape, seed=0)
-    model.load_state_dict(content.array_records[wire.BASIS_MODEL].to_torch_state_dict())
-    return FeatureBasis(mean, components, model.to(silo.compute.device), silo.compute)
+def read_teachers(
+    content: RecordDict,
+    *,
+    own: State | None,
+    architectures: Collection[str],
+    shape: Shape,
+    compute: Compute,
+) -> tuple[Teachers, int | None]:
+    """Return the teachers, and the index of the silo's own model among them or None.
 
-
-def read_teachers(silo: Silo, study: Study, content: RecordDict) -> tuple[Teachers, int | None]:
-    """Read the models that are to teach the silo's own, and which of them is that very model.
-
-    That one was not sent: the silo holds it.
+    Args:
+        content: of ``query.distil``.
+        own: the silo's own model, which is never sent to it.
+        architectures: those of the study; no other is built.
+        shape: what the models are built for.
+        compute: device and precision.
 
     Raises:
-        ValueError: what was sent does not fit together, or names an architecture that the study
-            does not.
+        ValueError: the lists do not fit together, or name an architecture that the study does not.
     """
-    config = content.config_records[wire.CONFIG]
-    archs, sizes = _list(config, wire.ARCHITECTURES), _list(config, wire.NUM_EXAMPLES)
-    accuracies = _list(config, wire.ACCURACIES) or [None] * len(archs)
-    counts, classes = _list(config, wire.CLASS_COUNTS), silo.shape.num_classes
-    index = config[wire.STUDENT]
-    student = index if isinstance(index, int) and index != wire.NO_TEACHER else None
+    config = content.config_records[keys.CONFIG]
+    archs, sizes = _list(config, keys.ARCHITECTURES), _list(config, keys.NUM_EXAMPLES)
+    accuracies = _list(config, keys.ACCURACIES) or [None] * len(archs)
+    counts, classes = _list(config, keys.CLASS_COUNTS), shape.num_classes
+    index = config[keys.STUDENT]
+    student = index if isinstance(index, int) and index != keys.NO_TEACHER else None
     members = []
     for m, (arch, size, accuracy) in enumerate(zip(archs, sizes, accuracies, strict=True)):
-        if arch not in study.architectures:
+        if arch not in architectures:
             raise ValueError(f"a teacher is of the architecture {arch!r}, which the study has not")
         if m == student:
-            state = silo.own_model().state
+            state = own
         else:
-            state = content.array_records[wire.teacher_record(m)].to_torch_state_dict()
+            state = content.array_records[keys.teacher_record(m)].to_torch_state_dict()
         of_class = tuple(int(n) for n in counts[m * classes : (m + 1) * classes])
         members.append(
             Teacher(
-                wire.teacher_record(m),
+                keys.teacher_record(m),
                 str(arch),
                 int(size),
                 dict(state) if state else None,
@@ -72,7 +60,7 @@ def read_teachers(silo: Silo, study: Study, content: RecordDict) -> tuple[Teache
                 accuracy=None if accuracy is None else float(accuracy),
             )
         )
-    return Teachers(members, silo.shape, silo.compute), student
+    return Teachers(members, shape, compute), student
 
 
 def _list(config: ConfigRecord, key: str) -> list[Any]:
@@ -80,3 +68,30 @@ def _list(config: ConfigRecord, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{key} is {value!r} where a list is expected")
     return value
+
+
+def write_question(choice: Choice, accuracies: Sequence[float], run_id: str) -> RecordDict:
+    """Write ``query.distil``: every teacher except the silo's own model.
+
+    Args:
+        choice: the student and its teachers.
+        accuracies: of the teachers on validation data, or empty.
+        run_id: what the reply must echo.
+    """
+    teachers = choice.teachers
+    config: dict[str, str | int | list[str] | list[int] | list[float]] = {
+        keys.RUN_ID: run_id,
+        keys.ROUND: 0,
+        keys.STUDENT: keys.NO_TEACHER if choice.student is None else choice.student,
+        keys.ARCHITECTURES: [teacher.arch for teacher in teachers.members],
+        keys.NUM_EXAMPLES: [teacher.num_examples for teacher in teachers.members],
+    }
+    if accuracies:
+        config[keys.ACCURACIES] = list(accuracies)
+    if all(teacher.class_counts for teacher in teachers.members):
+        config[keys.CLASS_COUNTS] = [n for t in teachers.members for n in t.class_counts]
+    records: dict[str, ArrayRecord | ConfigRecord] = {keys.CONFIG: ConfigRecord(dict(config))}
+    for index, teacher in enumerate(teachers.members):
+        if index != choice.student and teacher.state is not None:
+            records[keys.teacher_record(index)] = ArrayRecord(teacher.state)
+    return RecordDict(dict(records))

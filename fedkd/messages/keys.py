@@ -98,9 +98,6 @@ CONFIG_CACHE_DIR: Final = "cache-dir"
 # Key of a SuperNode's --node-config: where the silo's own file lies, if it is none of a simulation.
 NODE_SILO: Final = "silo"
 
-# A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
-NOTHING_KNOWN: Final = -1e9
-
 NO_HASH: Final = "none"
 """The hash of a model or transfer set that there is not."""
 

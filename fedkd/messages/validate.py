@@ -15,8 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
-from fedkd.distillation.density.moments import Moments
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.state import State
 from fedkd.util.names import SILO_NAME
 
@@ -34,21 +33,21 @@ def read_info(message: Message, *, run_id: str, round_number: int) -> ConfigReco
     if message.has_error():
         reason = str(message.error.reason or "no reason given").strip().splitlines()
         raise RefusedError(f"it failed: {_printable(reason[-1] if reason else 'unknown')}")
-    info = message.content.config_records.get(wire.INFO) if message.has_content() else None
+    info = message.content.config_records.get(keys.INFO) if message.has_content() else None
     if info is None:
-        raise RefusedError(f"its reply has no record {wire.INFO!r}")
-    if info.get(wire.RUN_ID) != run_id:
+        raise RefusedError(f"its reply has no record {keys.INFO!r}")
+    if info.get(keys.RUN_ID) != run_id:
         raise RefusedError("its reply belongs to another run")
-    if info.get(wire.ROUND) != round_number:
-        raise RefusedError(f"its reply belongs to round {_printable(info.get(wire.ROUND))}")
-    if wire.PROBLEM in info:
-        raise RefusedError(_printable(info[wire.PROBLEM]))
+    if info.get(keys.ROUND) != round_number:
+        raise RefusedError(f"its reply belongs to round {_printable(info.get(keys.ROUND))}")
+    if keys.PROBLEM in info:
+        raise RefusedError(_printable(info[keys.PROBLEM]))
     return info
 
 
 def read_name(info: ConfigRecord) -> str:
     """Return the silo's name."""
-    name = info.get(wire.SILO)
+    name = info.get(keys.SILO)
     if not isinstance(name, str) or not SILO_NAME.fullmatch(name):
         raise RefusedError(f"{_printable(name)!r} is no name for a silo")
     return name
@@ -56,26 +55,26 @@ def read_name(info: ConfigRecord) -> str:
 
 def read_num_examples(record: Any, most: int) -> int:
     """Return a positive number of examples, at most ``most``: it is the silo's weight."""
-    value = None if record is None else record.get(wire.NUM_EXAMPLES)
+    value = None if record is None else record.get(keys.NUM_EXAMPLES)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise RefusedError(
-            f"{wire.NUM_EXAMPLES} is {_printable(value)} where 1 to {most} is expected"
+            f"{keys.NUM_EXAMPLES} is {_printable(value)} where 1 to {most} is expected"
         )
     return value
 
 
 def read_class_counts(info: ConfigRecord, num_classes: int) -> tuple[int, ...]:
     """Return the silo's images of each class, or nothing where it keeps them to itself."""
-    counts = info.get(wire.CLASS_COUNTS)
+    counts = info.get(keys.CLASS_COUNTS)
     if counts is None or counts == []:
         return ()
     if not isinstance(counts, list) or len(counts) != num_classes:
-        raise RefusedError(f"{wire.CLASS_COUNTS} is no list of {num_classes} numbers")
+        raise RefusedError(f"{keys.CLASS_COUNTS} is no list of {num_classes} numbers")
     whole = [n for n in counts if isinstance(n, int) and not isinstance(n, bool)]
     if len(whole) < len(counts) or not all(0 <= n <= MAX_EXAMPLES for n in whole):
-        raise RefusedError(f"{wire.CLASS_COUNTS} holds what is no number of images")
+        raise RefusedError(f"{keys.CLASS_COUNTS} holds what is no number of images")
     return tuple(whole)
 
 
@@ -97,20 +96,20 @@ def read_update(
 ) -> tuple[State, int, float]:
     """Return a trained model, its number of examples, and its loss: 0 where that is not finite."""
     info = read_info(reply, run_id=run_id, round_number=round_number)
-    if info.get(wire.SILO) != silo:
+    if info.get(keys.SILO) != silo:
         raise RefusedError("its reply bears another silo's name")
-    record = reply.content.metric_records.get(wire.METRICS)
+    record = reply.content.metric_records.get(keys.METRICS)
     size = read_num_examples(record, max_examples)
-    loss = record.get(wire.LOSS) if record is not None else None
-    state = read_state(reply.content.array_records.get(wire.ARRAYS), like)
+    loss = record.get(keys.LOSS) if record is not None else None
+    state = read_state(reply.content.array_records.get(keys.ARRAYS), like)
     return state, size, loss if isinstance(loss, float) and math.isfinite(loss) else 0.0
 
 
 def read_logits(record: ArrayRecord | None, samples: int, classes: int) -> Tensor:
     """Decode logits ``[N, C]`` of plausible magnitude."""
-    if record is None or set(record) != {wire.LOGITS}:
+    if record is None or set(record) != {keys.LOGITS}:
         raise RefusedError("its reply has no logits")
-    logits = read_array(record[wire.LOGITS], wire.LOGITS, (samples, classes), torch.float32)
+    logits = read_array(record[keys.LOGITS], keys.LOGITS, (samples, classes), torch.float32)
     if float(logits.abs().max()) > MAX_LOGIT:
         raise RefusedError(f"it sent logits beyond {MAX_LOGIT:g}")
     return logits
@@ -118,48 +117,14 @@ def read_logits(record: ArrayRecord | None, samples: int, classes: int) -> Tenso
 
 def read_density(record: ArrayRecord, shape: tuple[int, ...], bound: float) -> Tensor:
     """Decode log-densities and refuse those above what an honest silo can claim."""
-    if set(record) != {wire.LOG_DENSITY}:
+    if set(record) != {keys.LOG_DENSITY}:
         raise RefusedError("its reply has no log-densities")
-    density = read_array(record[wire.LOG_DENSITY], wire.LOG_DENSITY, shape, torch.float32).double()
+    density = read_array(record[keys.LOG_DENSITY], keys.LOG_DENSITY, shape, torch.float32).double()
     total = density.logsumexp(1) if len(shape) == 2 else density
     # Rounding to fp32 may lift an honest value by a few parts in ten million.
     if float(total.max()) > bound + 1e-5 * max(1.0, abs(bound)):
         raise RefusedError("it claims densities that no data can have")
     return total if len(shape) == 1 else density
-
-
-def read_moments(record: ArrayRecord, shape: tuple[int, int], most: int, reach: float) -> Moments:
-    """Decode moments and refuse those that no images can have.
-
-    Args:
-        record: of the reply.
-        shape: K classes and d dimensions.
-        most: images that the silo says it has.
-        reach: greatest norm of an image in the basis.
-    """
-    if set(record) != {wire.MOMENT_COUNTS, wire.MOMENT_MEANS, wire.MOMENT_SECOND}:
-        raise RefusedError("its reply has no moments")
-    classes, dims = shape
-    counts = read_array(record[wire.MOMENT_COUNTS], wire.MOMENT_COUNTS, (classes,), torch.int64)
-    if bool((counts < 0).any() | (counts > most).any()) or not 0 < int(counts.sum()) <= most:
-        raise RefusedError(f"its moments are not of 1 to {most} images, as many as it has")
-    means = read_array(record[wire.MOMENT_MEANS], wire.MOMENT_MEANS, shape, torch.float32)
-    flat = (dims * (dims + 1) // 2,)
-    upper = read_array(record[wire.MOMENT_SECOND], wire.MOMENT_SECOND, flat, torch.float32)
-    rows, columns = torch.triu_indices(dims, dims)
-    second = torch.empty(dims, dims)
-    second[rows, columns] = upper
-    second[columns, rows] = upper
-    moments = Moments(counts, means, second)
-    # The mean square of an image's norm; rounding to fp32 may lift it by a few parts in a million.
-    size = float(second.diagonal().double().sum())
-    if size > reach**2 * (1 + 1e-4) or bool(means[counts == 0].any()):
-        raise RefusedError("it claims moments that no images can have")
-    within = moments.within
-    within.diagonal().add_(1e-5 * max(1.0, size))
-    if int(torch.linalg.cholesky_ex(within).info) != 0:
-        raise RefusedError("it claims moments that no images can have")
-    return moments
 
 
 def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.models import ARCHITECTURES, TORCHVISION
-from fedkd.registry import suggest
+from fedkd.registry import ARCHITECTURES, TORCHVISION, suggest
 from fedkd.util.random_ops import DrawFrom
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedkd.data.sources import MAX_CLASSES
+from fedkd.data.source import MAX_CLASSES
 from fedkd.errors import UserError
-from fedkd.models import ARCHITECTURES, TORCHVISION, check_architecture
 from fedkd.models.build import Shape, build_model, check_model, count_bytes
 from fedkd.models.state import State, copy_state, load_state, save_state
+from fedkd.registry import ARCHITECTURES, TORCHVISION, check_architecture
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from fedkd.version import VERSION
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.models import FILTERBANK_MAPS
+from fedkd.registry import FILTERBANK_MAPS
 
 POOLED_SIDE = 3
 THRESHOLD = 0.25

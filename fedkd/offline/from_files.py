@@ -14,17 +14,17 @@ from torch import Tensor
 
 from fedkd.config import Consolidation, Engine
 from fedkd.data.images import content_hash
-from fedkd.distillation import NEEDS_LABELS
 from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
-from fedkd.models import check_architecture
 from fedkd.models.build import build_model
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import State
 from fedkd.offline.images import Classroom, Wanted, open_classroom
-from fedkd.training.loop import Compute, evaluate, intra_op_threads, is_finite
+from fedkd.registry import NEEDS_LABELS, check_architecture
+from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.evaluate import evaluate, is_finite
 
 _UNWEIGHTED = ("dp-kd", "fine-tune")
 """Methods in which weightings play no part."""

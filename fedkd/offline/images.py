@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fedkd.data.images import Images
-from fedkd.data.sources import Source, convert_like, load_source
+from fedkd.data.source import Source
+from fedkd.data.sources import convert_like, load_source
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard

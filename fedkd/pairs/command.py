@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 from fedkd.config import Consolidation, Study
 from fedkd.config.study_file import check_files
-from fedkd.distillation import METHODS, NEEDS_LABELS
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
-from fedkd.registry import suggest
+from fedkd.registry import METHODS, NEEDS_LABELS, suggest
 from fedkd.util.cache import cache_key, cache_root, check_cache_root
 from fedkd.util.files import write_json, write_text
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation import METHODS
 from fedkd.distillation.methods.base import Lesson
 from fedkd.federation.describe import label_distance, simulated_teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
+from fedkd.registry import METHODS
 from fedkd.results.diagnostics import DIGITS, complementary_knowledge, flips
-from fedkd.training.loop import Compute, intra_op_threads, is_finite, predict
+from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.evaluate import is_finite, predict
 from fedkd.util.seeding import torch_generator
 
 KD_TUNED = "kd-tuned"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fedkd import __version__
+from fedkd.version import VERSION
 
 BIBTEX = f"""\
 @software{{fedkd,
   author = {{{{The fedkd authors}}}},
   title = {{fedkd}},
-  version = {{{__version__}}},
+  version = {{{VERSION}}},
   license = {{Apache-2.0}}
 }}
 @article{{alballa2024practical,

@@ -19,7 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedkd import __version__
 from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import Figure
@@ -28,6 +27,7 @@ from fedkd.report.verdict import Verdict, judge
 from fedkd.results.folder import REPORT_FILE, Results, find_run
 from fedkd.util.files import write_text
 from fedkd.util.yaml_loader import dump_yaml
+from fedkd.version import VERSION
 
 DASH_ARRAYS = {"solid": "", "dash": "9 4", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "13 4"}
 GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", strict=True))
@@ -81,7 +81,7 @@ def render_page(results: Sequence[Results]) -> str:
         style=_asset("page.css"),
         licence=_asset("plotly-licence.txt"),
         bibtex=BIBTEX,
-        version=__version__,
+        version=VERSION,
         dashes=DASH_ARRAYS,
         glyphs=GLYPHS,
         colours=OKABE_ITO,

@@ -12,9 +12,9 @@ from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
-from fedkd.engines.inline import silo_pool
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
+from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.page import write_run_report
 from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
 from fedkd.results.record import CUT_SHORT, RunRecord, read_points, write_state

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedkd.config import Study
-from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.engines.base import Task
 from fedkd.errors import FedKDError
 from fedkd.models.build import arch_fingerprint
+from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.results.record import RunRecord, write_state
 from fedkd.runner.results_folder import scratch_folder
 from fedkd.util.cache import cache_key, drop_entry, new_entry

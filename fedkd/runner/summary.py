@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from fedkd import __version__
 from fedkd.config import Study
-from fedkd.engines.inline import available_cores
 from fedkd.federation.federation import Federation
 from fedkd.results.comparison import compare
 from fedkd.results.folder import SCHEMA
 from fedkd.results.record import CUT_SHORT, RunRecord
 from fedkd.util.cache import processor
+from fedkd.util.parallel import available_cores
+from fedkd.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def run_entry(record: RunRecord) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
     python = ".".join(str(part) for part in sys.version_info[:3])
-    return {"fedkd": __version__, "python": python, **{name: version(name) for name in packages}}
+    return {"fedkd": VERSION, "python": python, **{name: version(name) for name in packages}}
 
 
 def _machine() -> dict[str, Any]:

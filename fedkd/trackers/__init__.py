@@ -10,17 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedkd.errors import UserError
-from fedkd.registry import Registry
+from fedkd.registry import TRACKERS
 from fedkd.trackers.base import Tracker
-
-TRACKERS = Registry(
-    "tracker",
-    {
-        "tensorboard": "fedkd.trackers.tensorboard:TensorBoardTracker",
-        "mlflow": "fedkd.trackers.mlflow:MLflowTracker",
-        "wandb": "fedkd.trackers.wandb:WandbTracker",
-    },
-)
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:

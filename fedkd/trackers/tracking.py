@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from fedkd.config import Study
+from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord
 from fedkd.trackers.base import RunLog, TrackedRun, Tracker, final_figures
-from strategies.context import Observer
 
 Key = tuple[str, int]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.training.loop import Compute, predict
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 
 
 def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) -> Tensor:

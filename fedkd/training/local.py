@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from fedkd.config import Rounds
 from fedkd.data.images import Images
-from fedkd.local_losses import LOCAL_LOSSES
-from fedkd.training.loop import Compute, Loss, Sgd, fit, predict
+from fedkd.registry import LOCAL_LOSSES
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
+from fedkd.training.loop import Loss, Sgd, fit
 from fedkd.training.losses import kd_loss
 
 

@@ -14,7 +14,7 @@ from fedkd.config.study_file import check_files
 from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
 from fedkd.registry import suggest
-from fedkd.training.loop import intra_op_threads
+from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome

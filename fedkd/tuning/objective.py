@@ -16,7 +16,8 @@ from torch.nn import functional
 from fedkd.config import Study
 from fedkd.errors import UserError
 from fedkd.federation.simulated_teachers import Classroom
-from fedkd.training.loop import Compute, predict
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 from fedkd.util.correlation import spearman
 from fedkd.util.seeding import torch_generator
 

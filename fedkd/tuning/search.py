@@ -21,7 +21,7 @@ from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
 from fedkd.federation.simulated_teachers import Classroom
 from fedkd.models.build import build_model
-from fedkd.training.loop import intra_op_threads
+from fedkd.training.compute import intra_op_threads
 from fedkd.tuning.objective import Exam, Judge, label_free_weightings, make_exam
 from fedkd.tuning.space import Space, Value
 from fedkd.tuning.store import ENDED, Kind

@@ -20,7 +20,7 @@ from clients.client_app import app
 from fedkd.config.study_file import parse_study
 from fedkd.engines.inline import RUN_ID, SERVER_NODE, InlineGrid
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
@@ -113,9 +113,9 @@ class Field:
         )
 
     def context(self, node: int, name: str, arm: str) -> Context:
-        config: Any = {wire.CONFIG_STUDY: self.study_text(), wire.CONFIG_ARM: arm}
-        config |= {wire.CONFIG_SEED: 0, wire.CONFIG_CACHE_DIR: str(self.root / "cache")}
-        own: Any = {wire.NODE_SILO: str(self.root / name / "silo.yaml")}
+        config: Any = {keys.CONFIG_STUDY: self.study_text(), keys.CONFIG_ARM: arm}
+        config |= {keys.CONFIG_SEED: 0, keys.CONFIG_CACHE_DIR: str(self.root / "cache")}
+        own: Any = {keys.NODE_SILO: str(self.root / name / "silo.yaml")}
         return Context(RUN_ID, node, own, RecordDict(), config)
 
     def run(self, arm: str) -> RunRecord:
@@ -133,8 +133,8 @@ class Field:
         return [json.loads(x) for x in (self.root / name / "audit.jsonl").read_text().splitlines()]
 
     def ask(self, name: str, kind: str, config: dict[str, Any], arm: str = "fedkd") -> Message:
-        record = ConfigRecord({wire.RUN_ID: "r", wire.ROUND: 0, **config})
-        message = Message(RecordDict({wire.CONFIG: record}), 2, kind)
+        record = ConfigRecord({keys.RUN_ID: "r", keys.ROUND: 0, **config})
+        message = Message(RecordDict({keys.CONFIG: record}), 2, kind)
         message.metadata.__dict__["_message_id"] = "m"
         return app(message, self.context(2, name, arm))
 
@@ -165,8 +165,8 @@ def test_every_arm_runs_on_what_silos_tell(field: Any, arm: str) -> None:
     assert not record.quarantined
     for name in NAMES:
         kinds = [entry["type"] for entry in made.audit(name)]
-        asked = [] if arm == "fedavg" else [wire.TEACHER]
-        expected = [wire.DESCRIBE, *asked, wire.EVALUATE, wire.TRAIN, wire.EVALUATE]
+        asked = [] if arm == "fedavg" else [keys.TEACHER]
+        expected = [keys.DESCRIBE, *asked, keys.EVALUATE, keys.TRAIN, keys.EVALUATE]
         assert kinds == expected
 
 
@@ -186,7 +186,7 @@ def test_predictions_are_shared_where_weights_are_not(field: Any) -> None:
     assert not record.quarantined
     assert set(record.notes["mean_weights"]) == set(NAMES)
     for entry in made.audit("south"):
-        assert entry["type"] != wire.TEACHER or set(entry["sent"]) <= {
+        assert entry["type"] != keys.TEACHER or set(entry["sent"]) <= {
             "teacher",
             "familiarity",
             "info",
@@ -196,17 +196,17 @@ def test_predictions_are_shared_where_weights_are_not(field: Any) -> None:
 @pytest.mark.parametrize(
     ("share", "kind", "config", "said"),
     [
-        ({"teacher": "none"}, wire.TEACHER, {"mode": "logits", "density": "none"}, "teacher"),
-        ({"teacher": "logits"}, wire.TEACHER, {"mode": "weights", "density": "none"}, "teacher"),
-        ({"teacher": "weights"}, wire.TEACHER, {"mode": "all", "density": "none"}, "teacher"),
-        ({"teacher": "weights"}, wire.TEACHER, {"density": "none"}, "teacher"),
-        ({"densities": False}, wire.TEACHER, {"mode": "none", "density": "sample"}, "densities"),
-        ({"densities": False}, wire.TEACHER, {"mode": "weights"}, "densities"),
-        ({"moments": False}, wire.TEACHER, {"mode": "weights", "density": "moments"}, "moments"),
-        ({"rounds": False}, wire.TRAIN, {}, "rounds"),
-        ({"metrics": False}, wire.EVALUATE, {}, "metrics"),
-        ({"rounds": False}, wire.DISTIL, {}, "learnt"),
-        ({"min_samples": 41}, wire.DESCRIBE, {"transfer-hash": "none"}, "min_samples"),
+        ({"teacher": "none"}, keys.TEACHER, {"mode": "logits", "density": "none"}, "teacher"),
+        ({"teacher": "logits"}, keys.TEACHER, {"mode": "weights", "density": "none"}, "teacher"),
+        ({"teacher": "weights"}, keys.TEACHER, {"mode": "all", "density": "none"}, "teacher"),
+        ({"teacher": "weights"}, keys.TEACHER, {"density": "none"}, "teacher"),
+        ({"densities": False}, keys.TEACHER, {"mode": "none", "density": "sample"}, "densities"),
+        ({"densities": False}, keys.TEACHER, {"mode": "weights"}, "densities"),
+        ({"moments": False}, keys.TEACHER, {"mode": "weights", "density": "moments"}, "moments"),
+        ({"rounds": False}, keys.TRAIN, {}, "rounds"),
+        ({"metrics": False}, keys.EVALUATE, {}, "metrics"),
+        ({"rounds": False}, keys.DISTIL, {}, "learnt"),
+        ({"min_samples": 41}, keys.DESCRIBE, {"transfer-hash": "none"}, "min_samples"),
     ],
 )
 def test_what_is_not_shared_is_refused_by_name(
@@ -229,7 +229,7 @@ def test_moments_leave_only_if_shared_and_of_classes_that_are_large(
     made = field({"north": share, "south": share, "west": share})
     record = made.run("fedkd-pooled")
     assert not record.quarantined
-    (entry,) = [e for e in made.audit("north") if e["type"] == wire.TEACHER]
+    (entry,) = [e for e in made.audit("north") if e["type"] == keys.TEACHER]
     if kept is None:
         assert "familiarity" not in entry["sent"]
     else:
@@ -245,19 +245,19 @@ def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field
 
     share = Share(teacher="weights", moments=True, min_samples=10)
     question = Message(
-        RecordDict({wire.CONFIG: ConfigRecord({"mode": "none", "density": "moments"})}),
+        RecordDict({keys.CONFIG: ConfigRecord({"mode": "none", "density": "moments"})}),
         dst_node_id=1,
-        message_type=wire.TEACHER,
+        message_type=keys.TEACHER,
     )
     for counts, refused in (([10, 0, 12], False), ([10, 9, 12], True)):
-        record = ArrayRecord({wire.MOMENT_COUNTS: torch.tensor(counts)})
-        content = RecordDict({wire.FAMILIARITY: record})
+        record = ArrayRecord({keys.MOMENT_COUNTS: torch.tensor(counts)})
+        content = RecordDict({keys.FAMILIARITY: record})
         if refused:
             with pytest.raises(UnsharedError, match="min_samples"):
                 keep_back(share, question, content)
         else:
             keep_back(share, question, content)
-    densities = RecordDict({wire.FAMILIARITY: ArrayRecord({wire.LOG_DENSITY: torch.zeros(3)})})
+    densities = RecordDict({keys.FAMILIARITY: ArrayRecord({keys.LOG_DENSITY: torch.zeros(3)})})
     with pytest.raises(UnsharedError, match="not asked for"):
         keep_back(share, question, densities)
 
@@ -276,15 +276,15 @@ def test_class_counts_leave_only_if_shared_and_large(
 ) -> None:
     """Its classes have 14, 13 and 13 images."""
     made = field({"north": {"share": share}})
-    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
-    assert (wire.CLASS_COUNTS in reply.content.config_records[wire.INFO]) is told
-    assert (wire.CLASS_COUNTS in made.audit("north")[0]["sent"]["info"]) is told
+    reply = made.ask("north", keys.DESCRIBE, {"transfer-hash": "none"})
+    assert (keys.CLASS_COUNTS in reply.content.config_records[keys.INFO]) is told
+    assert (keys.CLASS_COUNTS in made.audit("north")[0]["sent"]["info"]) is told
 
 
 def test_private_paths_stay_in_the_silos_own_log(field: Any) -> None:
     made = field()
     (made.root / "north" / "data.npz").unlink()
-    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    reply = made.ask("north", keys.DESCRIBE, {"transfer-hash": "none"})
     assert reply.has_error()
     assert str(made.root) not in reply.error.reason
     assert "fedkd silo check" in reply.error.reason
@@ -293,13 +293,13 @@ def test_private_paths_stay_in_the_silos_own_log(field: Any) -> None:
 def test_nothing_leaves_unlogged(field: Any) -> None:
     made = field()
     (made.root / "north" / "audit.jsonl").mkdir()
-    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    reply = made.ask("north", keys.DESCRIBE, {"transfer-hash": "none"})
     assert reply.has_error()
 
 
 def test_a_silo_of_another_study_takes_no_part(field: Any) -> None:
     made = field({"north": {"name": "east"}})
-    reply = made.ask("north", wire.DESCRIBE, {"transfer-hash": "none"})
+    reply = made.ask("north", keys.DESCRIBE, {"transfer-hash": "none"})
     assert "partition.names" in reply.error.reason
 
 

@@ -9,7 +9,7 @@ import torch
 from flwr.app import Message
 
 from fedkd.data.images import content_hash
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 
 CHANGES = {
     "rounds/max": 2,
@@ -86,60 +86,60 @@ def replies(heard: list[Any], message_type: str) -> list[tuple[str, Message]]:
     return [(s, r) for s, q, r in heard if q.metadata.message_type == message_type]
 
 
-ECHO = {wire.SILO, wire.RUN_ID, wire.ROUND}
+ECHO = {keys.SILO, keys.RUN_ID, keys.ROUND}
 
 
 def test_replies_hold_the_keys_of_the_contract(listen: Any) -> None:
     ran, heard = listen("fedkd")
     model = set(ran.state)
-    for _, reply in replies(heard, wire.DESCRIBE):
-        assert set(reply.content) == {wire.INFO}
-        assert set(reply.content[wire.INFO]) == ECHO | {
-            wire.ARCHITECTURE,
-            wire.NUM_PARAMETERS,
-            wire.NUM_EXAMPLES,
-            wire.CLASS_COUNTS,
-            wire.CHECKPOINT_HASH,
-            wire.HOLDS_TRANSFER,
+    for _, reply in replies(heard, keys.DESCRIBE):
+        assert set(reply.content) == {keys.INFO}
+        assert set(reply.content[keys.INFO]) == ECHO | {
+            keys.ARCHITECTURE,
+            keys.NUM_PARAMETERS,
+            keys.NUM_EXAMPLES,
+            keys.CLASS_COUNTS,
+            keys.CHECKPOINT_HASH,
+            keys.HOLDS_TRANSFER,
         }
-    for _, reply in replies(heard, wire.TEACHER):
-        assert set(reply.content) == {wire.TEACHER_RECORD, wire.FAMILIARITY, wire.INFO}
-        assert set(reply.content[wire.TEACHER_RECORD]) == model
-        assert set(reply.content[wire.FAMILIARITY]) == {wire.LOG_DENSITY}
-        assert set(reply.content[wire.INFO]) == ECHO | {wire.NUM_EXAMPLES, wire.TRANSFER_HASH}
-    for _, reply in replies(heard, wire.TRAIN):
-        assert set(reply.content) == {wire.ARRAYS, wire.METRICS, wire.INFO}
-        assert set(reply.content[wire.ARRAYS]) == model
-        assert set(reply.content[wire.METRICS]) == {wire.NUM_EXAMPLES, wire.LOSS}
-        assert set(reply.content[wire.INFO]) == ECHO
-    for _, reply in replies(heard, wire.EVALUATE):
-        assert set(reply.content) == {wire.METRICS, wire.INFO}
-        assert set(reply.content[wire.METRICS]) == {
-            wire.NUM_EXAMPLES,
-            wire.ACCURACY,
-            wire.LOSS,
-            wire.MACRO_F1,
+    for _, reply in replies(heard, keys.TEACHER):
+        assert set(reply.content) == {keys.TEACHER_RECORD, keys.FAMILIARITY, keys.INFO}
+        assert set(reply.content[keys.TEACHER_RECORD]) == model
+        assert set(reply.content[keys.FAMILIARITY]) == {keys.LOG_DENSITY}
+        assert set(reply.content[keys.INFO]) == ECHO | {keys.NUM_EXAMPLES, keys.TRANSFER_HASH}
+    for _, reply in replies(heard, keys.TRAIN):
+        assert set(reply.content) == {keys.ARRAYS, keys.METRICS, keys.INFO}
+        assert set(reply.content[keys.ARRAYS]) == model
+        assert set(reply.content[keys.METRICS]) == {keys.NUM_EXAMPLES, keys.LOSS}
+        assert set(reply.content[keys.INFO]) == ECHO
+    for _, reply in replies(heard, keys.EVALUATE):
+        assert set(reply.content) == {keys.METRICS, keys.INFO}
+        assert set(reply.content[keys.METRICS]) == {
+            keys.NUM_EXAMPLES,
+            keys.ACCURACY,
+            keys.LOSS,
+            keys.MACRO_F1,
         }
-    assert [len(replies(heard, t)) for t in (wire.DESCRIBE, wire.TEACHER)] == [3, 3]
-    assert [len(replies(heard, t)) for t in (wire.TRAIN, wire.EVALUATE)] == [6, 9]
+    assert [len(replies(heard, t)) for t in (keys.DESCRIBE, keys.TEACHER)] == [3, 3]
+    assert [len(replies(heard, t)) for t in (keys.TRAIN, keys.EVALUATE)] == [6, 9]
 
 
 def test_replies_echo_silo_run_and_round(listen: Any) -> None:
     _, heard = listen("fedkd")
     for silo, question, reply in heard:
-        info = reply.content[wire.INFO]
-        assert info[wire.SILO] == silo
-        assert info[wire.RUN_ID] == "this-run"
-        assert info[wire.ROUND] == question.content[wire.CONFIG][wire.ROUND]
-    assert {r.content[wire.INFO][wire.ROUND] for _, r in replies(heard, wire.TRAIN)} == {1, 2}
+        info = reply.content[keys.INFO]
+        assert info[keys.SILO] == silo
+        assert info[keys.RUN_ID] == "this-run"
+        assert info[keys.ROUND] == question.content[keys.CONFIG][keys.ROUND]
+    assert {r.content[keys.INFO][keys.ROUND] for _, r in replies(heard, keys.TRAIN)} == {1, 2}
 
 
 def test_wire_names_are_what_other_programs_speak() -> None:
     """The contract is spoken outside the project: a renamed key breaks strangers."""
-    found = {value for key, value in vars(wire).items() if key.isupper() and isinstance(value, str)}
+    found = {value for key, value in vars(keys).items() if key.isupper() and isinstance(value, str)}
     assert {"query.describe", "query.teacher", "query.distil", "train", "evaluate"} <= found
     assert {"basis-model", "architectures", "accuracies", "student", "none"} <= found
-    assert wire.teacher_record(3) == "teacher-3"
+    assert keys.teacher_record(3) == "teacher-3"
     assert {"arrays", "config", "metrics", "info", "teacher", "familiarity"} <= found
     assert {"transfer", "basis", "run-id", "transfer-hash", "num-examples"} <= found
     assert {"class-counts", "checkpoint-hash", "mode", "density", "weights", "logits"} <= found
@@ -148,68 +148,68 @@ def test_wire_names_are_what_other_programs_speak() -> None:
 
 def test_a_description_tells_the_truth(listen: Any) -> None:
     ran, heard = listen("fedkd")
-    for name, reply in replies(heard, wire.DESCRIBE):
+    for name, reply in replies(heard, keys.DESCRIBE):
         (silo,) = (s for s in ran.silos if s.name == name)
-        info = reply.content[wire.INFO]
-        assert info[wire.ARCHITECTURE] == "mlp"
-        assert info[wire.NUM_EXAMPLES] == len(silo.data) == sum(info[wire.CLASS_COUNTS])
-        assert info[wire.CLASS_COUNTS] == [int((silo.data.labels == k).sum()) for k in range(10)]
-        assert info[wire.NUM_PARAMETERS] == sum(t.numel() for t in ran.state.values())
-        assert info[wire.HOLDS_TRANSFER] is False
-    hashes = {r.content[wire.INFO][wire.CHECKPOINT_HASH] for _, r in replies(heard, wire.DESCRIBE)}
+        info = reply.content[keys.INFO]
+        assert info[keys.ARCHITECTURE] == "mlp"
+        assert info[keys.NUM_EXAMPLES] == len(silo.data) == sum(info[keys.CLASS_COUNTS])
+        assert info[keys.CLASS_COUNTS] == [int((silo.data.labels == k).sum()) for k in range(10)]
+        assert info[keys.NUM_PARAMETERS] == sum(t.numel() for t in ran.state.values())
+        assert info[keys.HOLDS_TRANSFER] is False
+    hashes = {r.content[keys.INFO][keys.CHECKPOINT_HASH] for _, r in replies(heard, keys.DESCRIBE)}
     assert len(hashes) == 3
     _, again = listen("fedkd")
     assert hashes == {
-        r.content[wire.INFO][wire.CHECKPOINT_HASH] for _, r in replies(again, wire.DESCRIBE)
+        r.content[keys.INFO][keys.CHECKPOINT_HASH] for _, r in replies(again, keys.DESCRIBE)
     }
 
 
 def test_silos_without_a_use_for_a_model_describe_none(listen: Any) -> None:
     _, heard = listen("fedavg")
-    for _, reply in replies(heard, wire.DESCRIBE):
-        assert reply.content[wire.INFO][wire.CHECKPOINT_HASH] == "none"
-        assert reply.content[wire.INFO][wire.NUM_PARAMETERS] == 0
-    assert replies(heard, wire.TEACHER) == []
+    for _, reply in replies(heard, keys.DESCRIBE):
+        assert reply.content[keys.INFO][keys.CHECKPOINT_HASH] == "none"
+        assert reply.content[keys.INFO][keys.NUM_PARAMETERS] == 0
+    assert replies(heard, keys.TEACHER) == []
 
 
 def test_models_predictions_and_densities_are_what_was_asked(listen: Any) -> None:
     ran, heard = listen("fedkd-logits")
     transfer = ran.setting.transfer
-    for name, reply in replies(heard, wire.TEACHER):
+    for name, reply in replies(heard, keys.TEACHER):
         (silo,) = (s for s in ran.silos if s.name == name)
-        logits = torch.from_numpy(reply.content[wire.TEACHER_RECORD][wire.LOGITS].numpy())
+        logits = torch.from_numpy(reply.content[keys.TEACHER_RECORD][keys.LOGITS].numpy())
         expected = silo.predict(silo.own_model().state, transfer.images)
         torch.testing.assert_close(logits, expected)
-        assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60,)
-        assert reply.content[wire.INFO][wire.TRANSFER_HASH] == content_hash(transfer.images)
+        assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60,)
+        assert reply.content[keys.INFO][keys.TRANSFER_HASH] == content_hash(transfer.images)
     _, heard = listen("control-densities")
-    for _, reply in replies(heard, wire.TEACHER):
-        assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60, 10)
+    for _, reply in replies(heard, keys.TEACHER):
+        assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60, 10)
 
 
 def test_moments_need_no_transfer_image(listen: Any) -> None:
     ran, heard = listen("fedkd-pooled")
     for name, question, reply in heard:
-        if question.metadata.message_type != wire.TEACHER:
+        if question.metadata.message_type != keys.TEACHER:
             continue
         (silo,) = (s for s in ran.silos if s.name == name)
-        assert set(question.content) == {wire.CONFIG, wire.BASIS}
-        config = question.content[wire.CONFIG]
-        assert (config[wire.DENSITY], config[wire.DENSITY_KIND]) == ("moments", "pooled")
-        told = {key: array.numpy() for key, array in reply.content[wire.FAMILIARITY].items()}
+        assert set(question.content) == {keys.CONFIG, keys.BASIS}
+        config = question.content[keys.CONFIG]
+        assert (config[keys.DENSITY], config[keys.DENSITY_KIND]) == ("moments", "pooled")
+        told = {key: array.numpy() for key, array in reply.content[keys.FAMILIARITY].items()}
         counts = [n if n >= 5 else 0 for n in silo.class_counts]
-        assert told[wire.MOMENT_COUNTS].tolist() == counts
-        assert told[wire.MOMENT_MEANS].shape == (10, 20)
-        assert told[wire.MOMENT_SECOND].shape == (20 * 21 // 2,)
+        assert told[keys.MOMENT_COUNTS].tolist() == counts
+        assert told[keys.MOMENT_MEANS].shape == (10, 20)
+        assert told[keys.MOMENT_SECOND].shape == (20 * 21 // 2,)
         assert {str(array.dtype) for array in told.values()} == {"int64", "float32"}
 
 
 def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any) -> None:
     _, heard = listen("avg")
     for _, question, reply in heard:
-        if question.metadata.message_type == wire.TEACHER:
-            assert set(question.content) == {wire.CONFIG}
-            assert set(reply.content) == {wire.TEACHER_RECORD, wire.INFO}
+        if question.metadata.message_type == keys.TEACHER:
+            assert set(question.content) == {keys.CONFIG}
+            assert set(reply.content) == {keys.TEACHER_RECORD, keys.INFO}
 
 
 @pytest.mark.parametrize(
@@ -263,4 +263,4 @@ def test_densities_are_finite_and_single_precision(run_arm: Any, make_study: Any
         assert found.dtype == torch.float32
         assert found.shape == ((60, 10) if per_class else (60,))
         assert bool(torch.isfinite(found).all())
-        assert float(found.min()) >= wire.NOTHING_KNOWN
+        assert float(found.min()) >= NOTHING_KNOWN

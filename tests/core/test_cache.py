@@ -24,7 +24,8 @@ from fedkd.errors import UserError
 from fedkd.federation.split import load_cut
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
-from fedkd.training.loop import Compute, predict
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 from fedkd.util.cache import cache_key, drop_entry, new_entry
 from fedkd.util.cache_entries import KINDS, clear, find_entries, parse_age
 

@@ -10,7 +10,8 @@ import torch
 
 from fedkd.config import Study
 from fedkd.data.images import Images
-from fedkd.data.sources import Source, load_source
+from fedkd.data.source import Source
+from fedkd.data.sources import load_source
 from fedkd.errors import UserError
 from fedkd.federation.split import Cut, cut, load_cut
 

@@ -13,10 +13,11 @@ from fedkd.distillation.density.basis import Basis, make_basis
 from fedkd.distillation.density.discriminant import discriminant_student
 from fedkd.distillation.density.moments import Moments, merge_moments, moments_of, pool_moments
 from fedkd.errors import FedKDError
-from fedkd.models import FILTERBANK, FILTERBANK_MAPS
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State
-from fedkd.training.loop import Compute, predict
+from fedkd.registry import FILTERBANK, FILTERBANK_MAPS
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]

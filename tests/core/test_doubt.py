@@ -25,9 +25,9 @@ from fedkd.distillation.targets import School
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.exclusion import leave_out_the_doubted, sign_test
 from fedkd.errors import FedKDError
-from fedkd.models import FILTERBANK, FILTERBANK_MAPS
 from fedkd.models.build import Shape
-from fedkd.training.loop import Compute
+from fedkd.registry import FILTERBANK, FILTERBANK_MAPS
+from fedkd.training.compute import Compute
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]

@@ -14,21 +14,23 @@ from torch.distributions import MultivariateNormal
 
 from fedkd.data.images import Images
 from fedkd.distillation.density.basis import (
-    LEAST_DISTANCE,
+    NOTHING_KNOWN,
     Basis,
     FeatureBasis,
+    make_basis,
+    make_feature_basis,
+)
+from fedkd.distillation.density.estimators import (
+    LEAST_DISTANCE,
     background_log_density,
     density_bound,
     gaussian_log_density,
     knn_log_density,
     log_densities,
-    make_basis,
-    make_feature_basis,
 )
-from fedkd.messages.keys import NOTHING_KNOWN
 from fedkd.models.build import Shape, build_model
+from fedkd.training.compute import Compute
 from fedkd.training.features import penultimate_features
-from fedkd.training.loop import Compute
 
 DIGITS = load_digits()
 

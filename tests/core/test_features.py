@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fedkd.data.images import as_float
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
+from fedkd.training.compute import Compute
 from fedkd.training.features import penultimate_features
-from fedkd.training.loop import Compute
 
 CPU = Compute()
 

@@ -15,8 +15,10 @@ from torch.nn import functional
 import fedkd.training.local
 from fedkd.config import Rounds
 from fedkd.data.images import Images, as_float
-from fedkd.local_losses import LOCAL_LOSSES
 from fedkd.models.build import Shape, build_model
+from fedkd.registry import LOCAL_LOSSES
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import evaluate, predict
 from fedkd.training.local import (
     LocalTask,
     Objective,
@@ -25,7 +27,7 @@ from fedkd.training.local import (
     squared_distance,
     train_locally,
 )
-from fedkd.training.loop import Compute, Sgd, evaluate, predict, train_supervised
+from fedkd.training.loop import Sgd, train_supervised
 
 NAMES = list(LOCAL_LOSSES)
 CLASSES = 4

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation import METHODS, NEEDS_LABELS
 from fedkd.distillation.augmentation import Blends, blend
 from fedkd.distillation.methods.base import Lesson
 from fedkd.distillation.methods.dml import mutual_loss
@@ -21,7 +20,9 @@ from fedkd.distillation.methods.mixup import Mixup
 from fedkd.distillation.weighting.ensemble import Ensemble, combine
 from fedkd.distillation.weighting.weightings import Evidence
 from fedkd.errors import UserError
-from fedkd.training.loop import Compute, predict
+from fedkd.registry import METHODS, NEEDS_LABELS
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
 
 CLASSES = 3
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models import ARCHITECTURES, check_architecture
 from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
+from fedkd.registry import ARCHITECTURES, check_architecture
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, make_basis
 from fedkd.distillation.density.moments import Moments, moments_of, pool_moments
-from fedkd.messages.keys import NOTHING_KNOWN
 
 DIGITS = load_digits()
 PIXELS = torch.tensor(DIGITS.images * 15).to(torch.uint8)[:, None]

@@ -24,7 +24,7 @@ from fedkd.models.state import copy_state
 from fedkd.offline.from_files import Made, Offline, TeacherFile, agreement, consolidate_files
 from fedkd.offline.images import Wanted
 from fedkd.report.progress import EpochBar
-from fedkd.training.loop import intra_op_threads
+from fedkd.training.compute import intra_op_threads
 
 SHAPE = Shape(10, 1, 8)
 FAST = {"epochs": 2}

@@ -24,7 +24,7 @@ from fedkd.pairs.command import choose_methods, choose_settings
 from fedkd.pairs.log import Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Member, Pair, compare, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
-from fedkd.training.loop import Compute
+from fedkd.training.compute import Compute
 from fedkd.util.correlation import pearson, ranks, spearman
 
 QUICK = Consolidation(epochs=4, lr=0.1)

@@ -53,7 +53,7 @@ def test_as_many_filters_as_are_asked_for() -> None:
 
 
 def test_the_same_images_give_the_same_filters_with_any_number_of_threads() -> None:
-    from fedkd.training.loop import intra_op_threads
+    from fedkd.training.compute import intra_op_threads
 
     banks = []
     for threads in (1, 1, 2):

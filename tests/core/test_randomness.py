@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.models import ARCHITECTURES
 from fedkd.models.build import Shape, build_model
-from fedkd.training.loop import Compute, Sgd, fit
+from fedkd.registry import ARCHITECTURES
+from fedkd.training.compute import Compute
+from fedkd.training.loop import Sgd, fit
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 

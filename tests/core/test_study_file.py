@@ -22,9 +22,8 @@ from safetensors.numpy import save_file
 
 from fedkd.config import Study
 from fedkd.config.study_file import check_files, dump_study, load_study, parse_study, study_schema
-from fedkd.data import TORCHVISION_SETS
-from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.errors import UserError
+from fedkd.registry import METHODS, TORCHVISION_SETS, WEIGHTINGS
 from fedkd.util.safetensors_header import find_checkpoint_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 

@@ -16,20 +16,9 @@ from fedkd.models import patch_features as filterbank
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
 from fedkd.training import loop as training
-from fedkd.training.loop import (
-    Compute,
-    Sgd,
-    batch_bounds,
-    evaluate,
-    fit,
-    intra_op_threads,
-    is_finite,
-    make_optimiser,
-    make_schedule,
-    metrics,
-    predict,
-    train_supervised,
-)
+from fedkd.training.compute import Compute, batch_bounds, intra_op_threads
+from fedkd.training.evaluate import evaluate, is_finite, metrics, predict
+from fedkd.training.loop import Sgd, fit, make_optimiser, make_schedule, train_supervised
 
 
 def make_images(size: int = 50, classes: int = 4, seed: int = 0) -> Images:

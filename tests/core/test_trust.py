@@ -24,7 +24,7 @@ from fedkd.distillation.weighting.weightings import Evidence, pool
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
-from fedkd.training.loop import Compute
+from fedkd.training.compute import Compute
 
 
 def rows(*values: list[float]) -> Tensor:

@@ -25,7 +25,7 @@ from fedkd.federation.federation import Federation
 from fedkd.federation.simulated_teachers import Classroom
 from fedkd.federation.split import load_cut
 from fedkd.models.build import build_model
-from fedkd.training.loop import evaluate
+from fedkd.training.evaluate import evaluate
 from fedkd.tuning import command, search, store
 from fedkd.tuning.command import Tuned, tune
 from fedkd.tuning.objective import agreement, choose_judge, committee, make_exam, split_transfer

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedkd.config import Consolidation, Subset
-from fedkd.distillation import WEIGHTINGS
 from fedkd.distillation.weighting.ensemble import choose_subset, combine
 from fedkd.distillation.weighting.weightings import (
     Evidence,
@@ -24,6 +23,7 @@ from fedkd.distillation.weighting.weightings import (
     pool,
 )
 from fedkd.errors import UserError
+from fedkd.registry import WEIGHTINGS
 
 NAN = math.nan
 

@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 
 from fedkd.config.study_file import parse_study
 from fedkd.deploy.silo_file import load_silo_file
-from fedkd.distillation import METHODS, WEIGHTINGS
-from fedkd.local_losses import LOCAL_LOSSES
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
+from fedkd.registry import LOCAL_LOSSES, METHODS, WEIGHTINGS
 
 pytestmark = pytest.mark.slow
 

@@ -31,7 +31,8 @@ from fedkd.messages.keys import FAMILIARITY
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
-from fedkd.training.loop import Compute, Sgd, train_supervised
+from fedkd.training.compute import Compute
+from fedkd.training.loop import Sgd, train_supervised
 
 pytestmark = pytest.mark.hosts
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.messages import validate as gate
 from fedkd.messages.validate import RefusedError, read_array
 from fedkd.models.state import State, average_states
@@ -145,7 +145,7 @@ def change_info(**changes: Any) -> Callable[[RecordDict], RecordDict]:
     """Return a change of ``info``; a value of None leaves the key out."""
 
     def apply(content: RecordDict) -> RecordDict:
-        info = {**content.config_records[wire.INFO]}
+        info = {**content.config_records[keys.INFO]}
         info.update({k.replace("_", "-"): v for k, v in changes.items()})
         info = {k: v for k, v in info.items() if v is not None}
         return rebuilt(content, info=ConfigRecord(info))
@@ -155,10 +155,10 @@ def change_info(**changes: Any) -> Callable[[RecordDict], RecordDict]:
 
 def change_examples(value: Any) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        metrics = {**content.metric_records[wire.METRICS]}
-        metrics.pop(wire.NUM_EXAMPLES)
+        metrics = {**content.metric_records[keys.METRICS]}
+        metrics.pop(keys.NUM_EXAMPLES)
         if value is not None:
-            metrics[wire.NUM_EXAMPLES] = value
+            metrics[keys.NUM_EXAMPLES] = value
         return rebuilt(content, metrics=MetricRecord(metrics))
 
     return apply
@@ -166,7 +166,7 @@ def change_examples(value: Any) -> Callable[[RecordDict], RecordDict]:
 
 def boolean_examples(content: RecordDict) -> RecordDict:
     """Return a reply whose number of examples is a boolean in a record that allows one."""
-    return rebuilt(content, metrics=ConfigRecord({wire.NUM_EXAMPLES: True, wire.LOSS: 1.0}))
+    return rebuilt(content, metrics=ConfigRecord({keys.NUM_EXAMPLES: True, keys.LOSS: 1.0}))
 
 
 BAD_REPLIES: dict[str, Callable[[RecordDict], RecordDict]] = {
@@ -200,7 +200,7 @@ BAD_REPLIES: dict[str, Callable[[RecordDict], RecordDict]] = {
 
 
 def tamper_with(
-    change: Callable[[RecordDict], RecordDict], message_type: str = wire.TRAIN
+    change: Callable[[RecordDict], RecordDict], message_type: str = keys.TRAIN
 ) -> Callable[[str, Message, Message], Message]:
     def tamper(silo: str, question: Message, reply: Message) -> Message:
         if silo != HOSTILE or question.metadata.message_type != message_type:
@@ -245,12 +245,12 @@ def test_error_replies_and_silence_are_as_if_not_asked(run_arm: Any, make_study:
     study = make_study({"rounds/max": 1, "rounds/timeout": 0.3})
 
     def fail(silo: str, question: Message, reply: Message) -> Message | None:
-        if question.metadata.message_type != wire.TRAIN or silo != HOSTILE:
+        if question.metadata.message_type != keys.TRAIN or silo != HOSTILE:
             return reply
         return Message(Error(2, "line one\nOutOfMemoryError: \x07boom"), reply_to=question)
 
     def vanish(silo: str, question: Message, reply: Message) -> Message | None:
-        gone = question.metadata.message_type == wire.TRAIN and silo == HOSTILE
+        gone = question.metadata.message_type == keys.TRAIN and silo == HOSTILE
         return None if gone else reply
 
     for tamper, reason in ((fail, "it failed: OutOfMemoryError:  boom"), (vanish, "in time")):
@@ -264,7 +264,7 @@ def test_a_loss_of_nan_harms_no_model(run_arm: Any, make_study: Any) -> None:
     """The training loss is told to no one who decides by it."""
 
     def lie(content: RecordDict) -> RecordDict:
-        metrics = {**content.metric_records[wire.METRICS], wire.LOSS: math.nan}
+        metrics = {**content.metric_records[keys.METRICS], keys.LOSS: math.nan}
         return rebuilt(content, metrics=MetricRecord(metrics))
 
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(lie))
@@ -278,7 +278,7 @@ def test_of_two_replies_the_first_counts(run_arm: Any, make_study: Any) -> None:
 
     def twice(first: Any, second: Any) -> Any:
         def tamper(silo: str, question: Message, reply: Message) -> Any:
-            if silo != HOSTILE or question.metadata.message_type != wire.TRAIN:
+            if silo != HOSTILE or question.metadata.message_type != keys.TRAIN:
                 return reply
             contents = (first(reply.content), second(reply.content))
             return [Message(content, reply_to=question) for content in contents]
@@ -330,10 +330,10 @@ LOGITS_ARM = {
 
 def change_logits(change: Callable[[np.ndarray], Any]) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        logits = content.array_records[wire.TEACHER_RECORD][wire.LOGITS].numpy().copy()
+        logits = content.array_records[keys.TEACHER_RECORD][keys.LOGITS].numpy().copy()
         changed = change(logits)
         array = changed if isinstance(changed, Array) else Array(changed)
-        return rebuilt(content, teacher=ArrayRecord({wire.LOGITS: array}))
+        return rebuilt(content, teacher=ArrayRecord({keys.LOGITS: array}))
 
     return apply
 
@@ -342,8 +342,8 @@ def change_density(
     change: Callable[[np.ndarray], np.ndarray],
 ) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        density = content.array_records[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().copy()
-        record = ArrayRecord({wire.LOG_DENSITY: Array(change(density))})
+        density = content.array_records[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().copy()
+        record = ArrayRecord({keys.LOG_DENSITY: Array(change(density))})
         return rebuilt(content, familiarity=record)
 
     return apply
@@ -372,7 +372,7 @@ def change_moments(
     key: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        arrays = dict(content.array_records[wire.FAMILIARITY])
+        arrays = dict(content.array_records[keys.FAMILIARITY])
         arrays[key] = Array(change(arrays[key].numpy().copy()))
         return rebuilt(content, familiarity=ArrayRecord(arrays))
 
@@ -381,7 +381,7 @@ def change_moments(
 
 def without_moments(key: str) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        arrays = dict(content.array_records[wire.FAMILIARITY])
+        arrays = dict(content.array_records[keys.FAMILIARITY])
         del arrays[key]
         return rebuilt(content, familiarity=ArrayRecord(arrays))
 
@@ -415,7 +415,7 @@ BAD_MOMENTS: dict[str, Callable[[RecordDict], RecordDict]] = {
     "a whole matrix": change_moments("second-moment", lambda a: np.eye(12, dtype=np.float32)),
     **{f"no {key}": without_moments(key) for key in ("class-counts", "class-means")},
     "densities for moments": lambda content: rebuilt(
-        content, familiarity=ArrayRecord({wire.LOG_DENSITY: Array(np.zeros(60, dtype=np.float32))})
+        content, familiarity=ArrayRecord({keys.LOG_DENSITY: Array(np.zeros(60, dtype=np.float32))})
     ),
 }
 
@@ -426,10 +426,10 @@ def test_hostile_moments_are_as_if_not_asked(name: str, run_arm: Any, make_study
         return change_info(problem="away")(content)
 
     study = make_study(MOMENTS_ARM)
-    ran = run_arm(study, "fedkd", tamper=tamper_with(BAD_MOMENTS[name], wire.TEACHER))
+    ran = run_arm(study, "fedkd", tamper=tamper_with(BAD_MOMENTS[name], keys.TEACHER))
     assert ran.refused == [(HOSTILE, 0)]
     assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
-    away = run_arm(study, "fedkd", tamper=tamper_with(fail, wire.TEACHER))
+    away = run_arm(study, "fedkd", tamper=tamper_with(fail, keys.TEACHER))
     assert_same(ran.state, away.state)
 
 
@@ -479,7 +479,7 @@ def without_the_silo(run_arm: Any, make_study: Any) -> Any:
     """The run in which the hostile silo fails to answer the server's question at all."""
 
     def fail(silo: str, question: Message, reply: Message) -> Message:
-        if silo == HOSTILE and question.metadata.message_type == wire.TEACHER:
+        if silo == HOSTILE and question.metadata.message_type == keys.TEACHER:
             return Message(Error(2, "away"), reply_to=question)
         return reply
 
@@ -490,7 +490,7 @@ def without_the_silo(run_arm: Any, make_study: Any) -> Any:
 def test_a_hostile_teacher_is_as_if_not_asked(
     name: str, run_arm: Any, make_study: Any, without_the_silo: Any
 ) -> None:
-    tamper = tamper_with(BAD_TEACHERS[name], wire.TEACHER)
+    tamper = tamper_with(BAD_TEACHERS[name], keys.TEACHER)
     ran = run_arm(make_study(LOGITS_ARM), "fedkd", tamper=tamper)
     assert ran.refused == [(HOSTILE, 0)]
     assert_same(ran.state, without_the_silo.state)
@@ -499,12 +499,12 @@ def test_a_hostile_teacher_is_as_if_not_asked(
 
 def test_a_hostile_model_is_no_teacher(run_arm: Any, make_study: Any) -> None:
     def poison(content: RecordDict) -> RecordDict:
-        arrays = dict(content.array_records[wire.TEACHER_RECORD])
+        arrays = dict(content.array_records[keys.TEACHER_RECORD])
         arrays[KEY] = Array(spoil(math.nan)(arrays[KEY].numpy()))
         return rebuilt(content, teacher=ArrayRecord(arrays))
 
     study = make_study({"rounds/max": 1, "arms/fedkd-average": {"start": "consolidated"}})
-    ran = run_arm(study, "fedkd-average", tamper=tamper_with(poison, wire.TEACHER))
+    ran = run_arm(study, "fedkd-average", tamper=tamper_with(poison, keys.TEACHER))
     assert ran.refused == [(HOSTILE, 0)]
     assert all(bool(torch.isfinite(tensor).all()) for tensor in ran.state.values())
 
@@ -512,7 +512,7 @@ def test_a_hostile_model_is_no_teacher(run_arm: Any, make_study: Any) -> None:
 @pytest.fixture
 def without_the_model(run_arm: Any, make_study: Any) -> Any:
     """The run in which the hostile silo's model was not to be had."""
-    tamper = tamper_with(change_info(problem="away"), wire.TEACHER)
+    tamper = tamper_with(change_info(problem="away"), keys.TEACHER)
     return run_arm(make_study(WEIGHTS_ARM), "fedkd", tamper=tamper)
 
 
@@ -521,7 +521,7 @@ WEIGHTS_ARM = {"rounds/max": 1, "pretraining/epochs": 1, "arms/fedkd/consolidati
 
 def change_teacher(change: Callable[[Arrays], Arrays]) -> Callable[[RecordDict], RecordDict]:
     def apply(content: RecordDict) -> RecordDict:
-        record = content.array_records[wire.TEACHER_RECORD]
+        record = content.array_records[keys.TEACHER_RECORD]
         return rebuilt(content, teacher=ArrayRecord(change(dict(record))))
 
     return apply
@@ -531,7 +531,7 @@ def change_teacher(change: Callable[[Arrays], Arrays]) -> Callable[[RecordDict],
 def test_a_hostile_teachers_model_is_as_if_not_asked(
     name: str, run_arm: Any, make_study: Any, without_the_model: Any
 ) -> None:
-    tamper = tamper_with(change_teacher(BAD_ARRAYS[name]), wire.TEACHER)
+    tamper = tamper_with(change_teacher(BAD_ARRAYS[name]), keys.TEACHER)
     ran = run_arm(make_study(WEIGHTS_ARM), "fedkd", tamper=tamper)
     assert ran.refused == [(HOSTILE, 0)]
     assert_same(ran.state, without_the_model.state)
@@ -560,7 +560,7 @@ BAD_INTRODUCTIONS = {
 @pytest.mark.parametrize("name", BAD_INTRODUCTIONS)
 def test_a_hostile_introduction_keeps_a_node_out(name: str, run_arm: Any, make_study: Any) -> None:
     study = make_study({"rounds/max": 1})
-    ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_INTRODUCTIONS[name], wire.DESCRIBE))
+    ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_INTRODUCTIONS[name], keys.DESCRIBE))
     assert list(ran.strategy.roster) == ["silo-0", "silo-2"]
     assert ran.refused == [("node-3", 0)]
     assert_same(ran.state, average_without(ran))
@@ -569,12 +569,12 @@ def test_a_hostile_introduction_keeps_a_node_out(name: str, run_arm: Any, make_s
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        (wire.LOSS, math.nan),
-        (wire.MACRO_F1, math.inf),
-        (wire.ACCURACY, math.nan),
-        (wire.ACCURACY, 1e300),
-        (wire.ACCURACY, -1.0),
-        (wire.NUM_EXAMPLES, -1),
+        (keys.LOSS, math.nan),
+        (keys.MACRO_F1, math.inf),
+        (keys.ACCURACY, math.nan),
+        (keys.ACCURACY, 1e300),
+        (keys.ACCURACY, -1.0),
+        (keys.NUM_EXAMPLES, -1),
     ],
 )
 def test_a_hostile_evaluation_leaves_no_trace_in_the_mean(
@@ -583,11 +583,11 @@ def test_a_hostile_evaluation_leaves_no_trace_in_the_mean(
     """A reply refused for its last figure must not have been counted for its first."""
 
     def lie(content: RecordDict) -> RecordDict:
-        metrics = {**content.metric_records[wire.METRICS], key: value}
+        metrics = {**content.metric_records[keys.METRICS], key: value}
         return rebuilt(content, metrics=MetricRecord(metrics))
 
     ran = run_arm(
-        make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(lie, wire.EVALUATE), test=False
+        make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(lie, keys.EVALUATE), test=False
     )
     assert ran.refused == [(HOSTILE, 0), (HOSTILE, 1)]
     honest = [silo for silo in ran.silos if silo.name != HOSTILE]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.state import State
 from fedkd.training.aggregation import aggregate
 from strategies.updates import RoundModels, server_update
@@ -19,14 +19,14 @@ FOUR = {"partition": {"scheme": "iid", "silos": 4, "min_size": 12}, "data/train_
 class Failing:
     """A silo that fails in some rounds, and a count of how often it was asked."""
 
-    def __init__(self, silo: str, rounds: tuple[int, ...], kind: str = wire.TRAIN) -> None:
+    def __init__(self, silo: str, rounds: tuple[int, ...], kind: str = keys.TRAIN) -> None:
         self.silo, self.rounds, self.kind = silo, rounds, kind
         self.asked: list[int] = []
 
     def __call__(self, silo: str, question: Message, reply: Message) -> Message:
         if silo != self.silo or question.metadata.message_type != self.kind:
             return reply
-        number = int(str(question.content.config_records[wire.CONFIG][wire.ROUND]))
+        number = int(str(question.content.config_records[keys.CONFIG][keys.ROUND]))
         self.asked.append(number)
         return Message(Error(2, "away"), reply_to=question) if number in self.rounds else reply
 
@@ -76,7 +76,7 @@ def test_quarantined_silos_count_as_lacking_for_the_quorum(run_arm: Any, make_st
 
 
 def test_failed_evaluations_count_too(run_arm: Any, make_study: Any) -> None:
-    failing = Failing("silo-1", (0, 1, 2, 3), kind=wire.EVALUATE)
+    failing = Failing("silo-1", (0, 1, 2, 3), kind=keys.EVALUATE)
     ran = run_arm(make_study({**FOUR, "rounds/max": 4}), "fedavg", tamper=failing, test=False)
     assert failing.asked == [0, 1, 2]
     assert ran.strategy.notes["quarantined_after"] == {"silo-1": 2}
@@ -98,11 +98,11 @@ def test_a_claim_above_the_studys_cap_is_refused(run_arm: Any, make_study: Any) 
 
 def poisoned(silo: str, question: Message, reply: Message) -> Message:
     """Return what silo-1 sends: its model turned round and enlarged, of the right form."""
-    if silo != "silo-1" or question.metadata.message_type != wire.TRAIN:
+    if silo != "silo-1" or question.metadata.message_type != keys.TRAIN:
         return reply
-    arrays = reply.content.array_records[wire.ARRAYS]
+    arrays = reply.content.array_records[keys.ARRAYS]
     bad = ArrayRecord({key: Array(-9 * array.numpy()) for key, array in arrays.items()})
-    return Message(RecordDict({**reply.content, wire.ARRAYS: bad}), reply_to=question)
+    return Message(RecordDict({**reply.content, keys.ARRAYS: bad}), reply_to=question)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "feddf"])

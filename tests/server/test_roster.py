@@ -12,7 +12,7 @@ from clients.client_app import make_client_app
 from clients.silo import Silo
 from fedkd.engines.inline import InlineGrid
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from strategies.context import Setting
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 
@@ -53,7 +53,7 @@ def attend(pool: Any, cache_dir: Any, make_study: Any) -> Callable[..., SiloFedA
         federation = Federation.load(study, 0, cache_dir)
         silos = [Silo.of(federation, name, "fedavg") for name in study.silo_names]
         contexts = {
-            node: Context(1, node, {"silo-index": index}, RecordDict(), {wire.CONFIG_ARM: "fedavg"})
+            node: Context(1, node, {"silo-index": index}, RecordDict(), {keys.CONFIG_ARM: "fedavg"})
             for node, index in silo_of.items()
         }
         app = make_client_app(lambda c: (silos[int(str(c.node_config["silo-index"]))], study))

@@ -10,16 +10,16 @@ from flwr.app import Error, Message
 from safetensors.torch import load_file, save_file
 
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.results.record import PROGRESS_FILE
 from fedkd.util.safetensors_header import read_metadata
 
 
-def failing(*silos: str, from_round: int = 0, kind: str = wire.TRAIN) -> Any:
+def failing(*silos: str, from_round: int = 0, kind: str = keys.TRAIN) -> Any:
     """Return a tampering by which some silos fail from a round on."""
 
     def tamper(silo: str, question: Message, reply: Message) -> Message:
-        asked = int(str(question.content.config_records[wire.CONFIG][wire.ROUND]))
+        asked = int(str(question.content.config_records[keys.CONFIG][keys.ROUND]))
         if silo in silos and question.metadata.message_type == kind and asked >= from_round:
             return Message(Error(2, "away"), reply_to=question)
         return reply
@@ -64,7 +64,7 @@ def test_silos_that_do_not_come_back_fail_and_cohorts_stay_what_they_were(
     expected = run_arm(study, "fedavg", tamper=away)
     with pytest.raises(KeyboardInterrupt):
         run_arm(study, "fedavg", tamper=interrupting(3), folder=tmp_path)
-    gone = failing("silo-1", kind=wire.DESCRIBE)
+    gone = failing("silo-1", kind=keys.DESCRIBE)
     found = run_arm(study, "fedavg", tamper=gone, folder=tmp_path)
     assert [c[:3] for c in curve(found)] == [c[:3] for c in curve(expected)]
     assert found.refused == expected.refused
@@ -73,7 +73,7 @@ def test_silos_that_do_not_come_back_fail_and_cohorts_stay_what_they_were(
 
 def interrupting(at_round: int) -> Any:
     def tamper(silo: str, question: Message, reply: Message) -> Message:
-        if question.content.config_records[wire.CONFIG][wire.ROUND] == at_round:
+        if question.content.config_records[keys.CONFIG][keys.ROUND] == at_round:
             raise KeyboardInterrupt
         return reply
 
@@ -83,7 +83,7 @@ def interrupting(at_round: int) -> Any:
 def test_silos_that_are_new_are_not_asked(run_arm: Any, make_study: Any, tmp_path: Path) -> None:
     """A cohort drawn among more silos would not be the one that an undisturbed run draws."""
     study = make_study({"rounds/max": 4})
-    mute = failing("silo-1", kind=wire.DESCRIBE)
+    mute = failing("silo-1", kind=keys.DESCRIBE)
     expected = run_arm(study, "fedavg", tamper=mute)
     with pytest.raises(KeyboardInterrupt):
         run_arm(study, "fedavg", tamper=both(mute, interrupting(2)), folder=tmp_path)

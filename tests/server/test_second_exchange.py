@@ -15,10 +15,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from fedkd.distillation.consolidate import distil
 from fedkd.distillation.targets import School
 from fedkd.errors import FedKDError
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.build import build_model
 from fedkd.models.state import State, average_states
-from fedkd.training.loop import evaluate
+from fedkd.training.evaluate import evaluate
 from strategies.exchange import count_bytes
 
 FEATURES = {
@@ -42,10 +42,10 @@ def assert_same(found: State, expected: State) -> None:
 
 def is_second(question: Message) -> bool:
     """Whether a question belongs to the second exchange."""
-    if question.metadata.message_type == wire.DISTIL:
+    if question.metadata.message_type == keys.DISTIL:
         return True
-    asked = question.content.config_records[wire.CONFIG]
-    return bool(asked.get(wire.MODE) == wire.MODE_NONE)
+    asked = question.content.config_records[keys.CONFIG]
+    return bool(asked.get(keys.MODE) == keys.MODE_NONE)
 
 
 def to_second(change: Change, only: str | None = None) -> Any:
@@ -61,9 +61,9 @@ def to_second(change: Change, only: str | None = None) -> Any:
 
 def with_info(**values: str | int) -> Change:
     def apply(content: RecordDict) -> RecordDict:
-        info = {**content.config_records[wire.INFO]}
+        info = {**content.config_records[keys.INFO]}
         info.update({key.replace("_", "-"): value for key, value in values.items()})
-        return RecordDict({**content, wire.INFO: ConfigRecord(info)})
+        return RecordDict({**content, keys.INFO: ConfigRecord(info)})
 
     return apply
 
@@ -120,8 +120,8 @@ def test_features_cost_a_second_exchange_and_every_byte_of_it(run_arm: Any, feat
     assert ran.strategy.exchanges_before_round_1 == 2
     assert ran.strategy.exchanges_before_round_1 == features.exchanges_before_round_1("fedkd")
     start = ran.strategy.curve[0]
-    asked = [q for _, q, _ in ear.heard if q.content[wire.CONFIG][wire.ROUND] == 0]
-    told = [r for _, q, r in ear.heard if q.content[wire.CONFIG][wire.ROUND] == 0]
+    asked = [q for _, q, _ in ear.heard if q.content[keys.CONFIG][keys.ROUND] == 0]
+    told = [r for _, q, r in ear.heard if q.content[keys.CONFIG][keys.ROUND] == 0]
     assert len(asked) == 9, "three introductions, three models, three densities"
     assert start.bytes_down == sum(count_bytes(message.content) for message in asked)
     assert start.bytes_up == sum(count_bytes(message.content) for message in told)
@@ -135,20 +135,20 @@ def test_the_average_is_sent_and_nothing_but_densities_comes_back(
     ran = run_arm(features, "fedkd", tamper=ear)
     states = [silo.own_model().state for silo in ran.silos]
     average = average_states(states, [float(len(silo.data)) for silo in ran.silos])
-    firsts = [q for _, q, _ in ear.heard if q.metadata.message_type == wire.TEACHER][:3]
+    firsts = [q for _, q, _ in ear.heard if q.metadata.message_type == keys.TEACHER][:3]
     for question in firsts:
-        assert set(question.content) == {wire.CONFIG}
-        assert question.content[wire.CONFIG][wire.MODE] == wire.MODE_WEIGHTS
-        assert question.content[wire.CONFIG][wire.DENSITY] == wire.DENSITY_NONE
+        assert set(question.content) == {keys.CONFIG}
+        assert question.content[keys.CONFIG][keys.MODE] == keys.MODE_WEIGHTS
+        assert question.content[keys.CONFIG][keys.DENSITY] == keys.DENSITY_NONE
     assert len(ear.of_second()) == 3
     for name, question, reply in ear.of_second():
-        assert set(question.content) == {wire.CONFIG, wire.TRANSFER, wire.BASIS, wire.BASIS_MODEL}
-        assert question.content[wire.CONFIG][wire.ARCHITECTURE] == "mlp"
-        assert int(question.content[wire.BASIS][wire.BASIS_SIDE].numpy()) == 0
-        sent = question.content.array_records[wire.BASIS_MODEL].to_torch_state_dict()
+        assert set(question.content) == {keys.CONFIG, keys.TRANSFER, keys.BASIS, keys.BASIS_MODEL}
+        assert question.content[keys.CONFIG][keys.ARCHITECTURE] == "mlp"
+        assert int(question.content[keys.BASIS][keys.BASIS_SIDE].numpy()) == 0
+        sent = question.content.array_records[keys.BASIS_MODEL].to_torch_state_dict()
         assert_same(dict(sent), average)
-        assert set(reply.content) == {wire.FAMILIARITY, wire.INFO}
-        assert reply.content[wire.FAMILIARITY][wire.LOG_DENSITY].numpy().shape == (60,)
+        assert set(reply.content) == {keys.FAMILIARITY, keys.INFO}
+        assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60,)
         (teacher,) = (t for t in ran.strategy.teachers.members if t.silo == name)
         assert teacher.log_density is not None
 
@@ -167,12 +167,12 @@ BAD_DENSITIES: dict[str, Change] = {
     "another run": with_info(run_id="another"),
     "another round": with_info(server_round=1),
     "another transfer set": with_info(transfer_hash="0" * 64),
-    "nan": with_arrays(wire.FAMILIARITY, first_to(math.nan)),
-    "inf": with_arrays(wire.FAMILIARITY, first_to(math.inf)),
-    "above the bound": with_arrays(wire.FAMILIARITY, first_to(1e4)),
-    "fewer samples": with_arrays(wire.FAMILIARITY, lambda a: a[:-1]),
-    "a column": with_arrays(wire.FAMILIARITY, lambda a: a[:, None]),
-    "float64": with_arrays(wire.FAMILIARITY, lambda a: a.astype(np.float64)),
+    "nan": with_arrays(keys.FAMILIARITY, first_to(math.nan)),
+    "inf": with_arrays(keys.FAMILIARITY, first_to(math.inf)),
+    "above the bound": with_arrays(keys.FAMILIARITY, first_to(1e4)),
+    "fewer samples": with_arrays(keys.FAMILIARITY, lambda a: a[:-1]),
+    "a column": with_arrays(keys.FAMILIARITY, lambda a: a[:, None]),
+    "float64": with_arrays(keys.FAMILIARITY, lambda a: a.astype(np.float64)),
     "nothing": lambda content: RecordDict(),
 }
 
@@ -215,11 +215,11 @@ def test_where_densities_alone_teach_a_bad_one_is_left_out(run_arm: Any, make_st
         "consolidation": {**FEATURES["consolidation"], "teachers": "densities"},  # type: ignore[dict-item]
     }
     study = make_study({"rounds/max": 1, "arms/control-densities": control})
-    tamper = to_second(with_arrays(wire.FAMILIARITY, first_to(math.nan)), HOSTILE)
+    tamper = to_second(with_arrays(keys.FAMILIARITY, first_to(math.nan)), HOSTILE)
     ran = run_arm(study, "control-densities", tamper=tamper)
     assert ran.refused == [(HOSTILE, 0)]
     assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
-    tamper = to_second(with_arrays(wire.FAMILIARITY, first_to(math.nan)))
+    tamper = to_second(with_arrays(keys.FAMILIARITY, first_to(math.nan)))
     with pytest.raises(FedKDError, match=r"arms\.control-densities: no silo's .* can be used"):
         run_arm(study, "control-densities", tamper=tamper)
 
@@ -229,7 +229,7 @@ def test_a_silo_without_a_model_is_not_asked_again(run_arm: Any, features: Any) 
 
     def tamper(silo: str, question: Message, reply: Message) -> Message:
         ear(silo, question, reply)
-        if silo == HOSTILE and question.metadata.message_type == wire.TEACHER:
+        if silo == HOSTILE and question.metadata.message_type == keys.TEACHER:
             return Message(Error(2, "away"), reply_to=question)
         return reply
 
@@ -296,20 +296,20 @@ def test_it_is_the_second_exchange_and_asks_one_silo_alone(run_arm: Any, make_st
     ((silo, question, reply),) = ear.of_second()
     assert silo == ran.strategy.notes["student"]
     start = ran.strategy.curve[0]
-    first = [e for e in ear.heard if e[1].content[wire.CONFIG][wire.ROUND] == 0]
+    first = [e for e in ear.heard if e[1].content[keys.CONFIG][keys.ROUND] == 0]
     assert start.bytes_down == sum(count_bytes(q.content) for _, q, _ in first)
     assert start.bytes_up == sum(count_bytes(r.content) for _, _, r in first)
     assert (start.silos_ok, start.silos_failed) == (3, 0)
     index = list(ran.strategy.roster).index(silo)
-    others = {wire.teacher_record(m) for m in range(3) if m != index}
-    assert set(question.content) == {wire.CONFIG, *others}, "its own model stays where it is"
+    others = {keys.teacher_record(m) for m in range(3) if m != index}
+    assert set(question.content) == {keys.CONFIG, *others}, "its own model stays where it is"
     for record in others:
-        (owner,) = (s for m, s in enumerate(ran.silos) if record == wire.teacher_record(m))
+        (owner,) = (s for m, s in enumerate(ran.silos) if record == keys.teacher_record(m))
         sent = question.content.array_records[record].to_torch_state_dict()
         assert_same(dict(sent), owner.own_model().state)
-    assert question.content[wire.CONFIG][wire.STUDENT] == index
-    assert set(reply.content) == {wire.ARRAYS, wire.METRICS, wire.INFO}
-    assert set(reply.content[wire.METRICS]) == {wire.NUM_EXAMPLES, wire.LOSS}
+    assert question.content[keys.CONFIG][keys.STUDENT] == index
+    assert set(reply.content) == {keys.ARRAYS, keys.METRICS, keys.INFO}
+    assert set(reply.content[keys.METRICS]) == {keys.NUM_EXAMPLES, keys.LOSS}
 
 
 @pytest.mark.parametrize(
@@ -330,12 +330,12 @@ def test_accuracies_are_told_only_where_they_decide(
     ear = Ear()
     ran = run_arm(make_study(at_silo(**consolidation)), "fedkd", tamper=ear)
     ((_, question, _),) = ear.of_second()
-    config = question.content.config_records[wire.CONFIG]
-    assert (wire.ACCURACIES in config) == told
-    assert config[wire.NUM_EXAMPLES] == [len(silo.data) for silo in ran.silos]
-    assert config[wire.CLASS_COUNTS] == [n for silo in ran.silos for n in silo.class_counts]
+    config = question.content.config_records[keys.CONFIG]
+    assert (keys.ACCURACIES in config) == told
+    assert config[keys.NUM_EXAMPLES] == [len(silo.data) for silo in ran.silos]
+    assert config[keys.CLASS_COUNTS] == [n for silo in ran.silos for n in silo.class_counts]
     if told:
-        for silo, accuracy in zip(ran.silos, config[wire.ACCURACIES], strict=True):
+        for silo, accuracy in zip(ran.silos, config[keys.ACCURACIES], strict=True):
             model = build_model("mlp", silo.shape, seed=0)
             model.load_state_dict(silo.own_model().state)
             found = evaluate(model, ran.setting.validation, compute=silo.compute)
@@ -350,9 +350,9 @@ def test_teachers_are_selected_by_the_server(run_arm: Any, make_study: Any) -> N
     ((silo, question, _),) = ear.of_second()
     assert silo == ran.strategy.notes["student"]
     assert silo not in ran.strategy.notes["teachers"]
-    assert question.content[wire.CONFIG][wire.STUDENT] == wire.NO_TEACHER
-    records = {wire.teacher_record(0), wire.teacher_record(1)}
-    assert set(question.content) == {wire.CONFIG, *records}
+    assert question.content[keys.CONFIG][keys.STUDENT] == keys.NO_TEACHER
+    records = {keys.teacher_record(0), keys.teacher_record(1)}
+    assert set(question.content) == {keys.CONFIG, *records}
 
 
 @pytest.mark.parametrize(
@@ -387,11 +387,11 @@ BAD_STUDENTS: dict[str, tuple[Change, str]] = {
     "another silo's name": (with_info(silo="nobody"), "another silo's name"),
     "another run": (with_info(run_id="another"), "another run"),
     "a later round": (with_info(server_round=1), "belongs to round 1"),
-    "nan": (with_arrays(wire.ARRAYS, first_to(math.nan)), "not finite"),
-    "another shape": (with_arrays(wire.ARRAYS, lambda a: a.T), r"is \[64, 200\] where \[200, 64\]"),
-    "another type": (with_arrays(wire.ARRAYS, lambda a: a.astype(np.float64)), "is float64 where"),
-    "no model": (without(wire.ARRAYS), "has no model"),
-    "no examples": (without(wire.METRICS), "num-examples is None"),
+    "nan": (with_arrays(keys.ARRAYS, first_to(math.nan)), "not finite"),
+    "another shape": (with_arrays(keys.ARRAYS, lambda a: a.T), r"is \[64, 200\] where \[200, 64\]"),
+    "another type": (with_arrays(keys.ARRAYS, lambda a: a.astype(np.float64)), "is float64 where"),
+    "no model": (without(keys.ARRAYS), "has no model"),
+    "no examples": (without(keys.METRICS), "num-examples is None"),
     "a problem": (with_info(problem="no memory"), "no memory"),
 }
 
@@ -438,20 +438,20 @@ def silo_and_study(run_arm: Any, make_study: Any) -> Any:
 def question_for(silo: Any, **changes: Any) -> RecordDict:
     state = ArrayRecord(silo.own_model().state)
     config = {
-        wire.RUN_ID: "r",
-        wire.ROUND: 0,
-        wire.STUDENT: wire.NO_TEACHER,
-        wire.ARCHITECTURES: ["mlp"],
-        wire.NUM_EXAMPLES: [5],
+        keys.RUN_ID: "r",
+        keys.ROUND: 0,
+        keys.STUDENT: keys.NO_TEACHER,
+        keys.ARCHITECTURES: ["mlp"],
+        keys.NUM_EXAMPLES: [5],
     }
     config.update({key.replace("_", "-"): value for key, value in changes.items()})
-    return RecordDict({wire.CONFIG: ConfigRecord(config), wire.teacher_record(0): state})
+    return RecordDict({keys.CONFIG: ConfigRecord(config), keys.teacher_record(0): state})
 
 
 def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_study: Any) -> None:
     """An architecture may be any function: the server must not choose what a silo imports."""
     from clients.client_app import learn
-    from fedkd.messages.distil import read_basis
+    from fedkd.messages.basis import read_basis
 
     silo, study = silo_and_study
     learn(silo, study, "fedkd", question_for(silo))
@@ -460,14 +460,14 @@ def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_stu
     with pytest.raises(ValueError, match="no silo distil in arm fedavg"):
         learn(silo, study, "fedavg", question_for(silo))
     basis = {
-        wire.BASIS_MEAN: Array(np.zeros(200, dtype=np.float32)),
-        wire.BASIS_COMPONENTS: Array(np.zeros((3, 200), dtype=np.float32)),
-        wire.BASIS_SIDE: Array(np.array(0)),
+        keys.BASIS_MEAN: Array(np.zeros(200, dtype=np.float32)),
+        keys.BASIS_COMPONENTS: Array(np.zeros((3, 200), dtype=np.float32)),
+        keys.BASIS_SIDE: Array(np.array(0)),
     }
-    config = ConfigRecord({wire.ARCHITECTURE: "os:getcwd"})
-    content = RecordDict({wire.CONFIG: config, wire.BASIS: ArrayRecord(basis)})
+    config = ConfigRecord({keys.ARCHITECTURE: "os:getcwd"})
+    content = RecordDict({keys.CONFIG: config, keys.BASIS: ArrayRecord(basis)})
     with pytest.raises(ValueError, match="basis is of 'os:getcwd', but the study's model is 'mlp'"):
-        read_basis(silo, content)
+        read_basis(content, global_arch=silo.global_arch, shape=silo.shape, compute=silo.compute)
 
 
 def test_a_silo_whose_own_model_diverged_says_so(silo_and_study: Any) -> None:

@@ -12,7 +12,7 @@ from flwr.app import Error, Message
 
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states, save_state
 from fedkd.util.names import natural_key
@@ -100,9 +100,9 @@ def failing(*silos: str, first_round: int = 1) -> Any:
     """Return a tampering by which some silos fail from a round on."""
 
     def tamper(silo: str, question: Message, reply: Message) -> Message:
-        config = question.content.config_records[wire.CONFIG]
-        late = int(str(config[wire.ROUND])) >= first_round
-        if silo in silos and late and question.metadata.message_type == wire.TRAIN:
+        config = question.content.config_records[keys.CONFIG]
+        late = int(str(config[keys.ROUND])) >= first_round
+        if silo in silos and late and question.metadata.message_type == keys.TRAIN:
             return Message(Error(2, "away"), reply_to=question)
         return reply
 
@@ -225,7 +225,7 @@ def test_all_diverged_is_an_error_in_words(
 def test_the_best_start_is_the_best_on_validation_data(
     tmp_path: Path, run_arm: Any, make_study: Any
 ) -> None:
-    from fedkd.training.loop import evaluate
+    from fedkd.training.evaluate import evaluate
 
     study = make_study(
         {"rounds/max": 1, "rounds/lr": 1e-9, "rounds/momentum": 0.0, "arms/best": {"start": "best"}}
@@ -244,7 +244,7 @@ def test_the_best_start_is_the_best_on_validation_data(
 
 def test_too_few_introductions_are_an_error(run_arm: Any, make_study: Any) -> None:
     def mute(silo: str, question: Message, reply: Message) -> Message:
-        if question.metadata.message_type == wire.DESCRIBE and silo != "silo-0":
+        if question.metadata.message_type == keys.DESCRIBE and silo != "silo-0":
             return Message(Error(2, "away"), reply_to=question)
         return reply
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from fedkd.config import Arm
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys as wire
+from fedkd.messages import keys
 from fedkd.models.state import State, average_states, copy_state
-from fedkd.training.loop import metrics, predict
+from fedkd.registry import SERVER_UPDATES
+from fedkd.training.evaluate import metrics, predict
 from strategies.context import Setting
 from strategies.optimisers import FlowerOptimiser
-from strategies.updates import SERVER_UPDATES, RoundModels, server_update
+from strategies.updates import RoundModels, server_update
 
 STRATEGIES = list(SERVER_UPDATES)
 NORMALISED = """
@@ -350,8 +351,8 @@ def test_a_round_without_quorum_ends_the_run_with_the_model_before_it(
     strategy: str, run_arm: Any, make_study: Any
 ) -> None:
     def tamper(silo: str, question: Message, reply: Message) -> Message:
-        late = question.content.config_records[wire.CONFIG][wire.ROUND] == 2
-        if late and silo != "silo-1" and question.metadata.message_type == wire.TRAIN:
+        late = question.content.config_records[keys.CONFIG][keys.ROUND] == 2
+        if late and silo != "silo-1" and question.metadata.message_type == keys.TRAIN:
             return Message(Error(2, "away"), reply_to=question)
         return reply
 
@@ -367,8 +368,8 @@ def test_rounds_are_what_their_parts_are_and_leave_refused_silos_out(
     strategy: str, run_arm: Any, make_study: Any
 ) -> None:
     def tamper(silo: str, question: Message, reply: Message) -> Message:
-        if question.metadata.message_type == wire.TRAIN and silo == "silo-2":
-            bad = reply.content.array_records[wire.ARRAYS]
+        if question.metadata.message_type == keys.TRAIN and silo == "silo-2":
+            bad = reply.content.array_records[keys.ARRAYS]
             key = next(iter(bad))
             bad[key].data = type(bad[key])(np.full(bad[key].shape, np.nan, np.float32)).data
         return reply

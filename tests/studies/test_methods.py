@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from fedkd.data.images import Images
-from fedkd.distillation import METHODS, WEIGHTINGS
 from fedkd.distillation.density.basis import Basis
 from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.errors import UserError
+from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import Outcome, run_study
 

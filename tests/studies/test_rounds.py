@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 
 from fedkd.config import Study
-from fedkd.local_losses import LOCAL_LOSSES
+from fedkd.registry import LOCAL_LOSSES, SERVER_UPDATES
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import Outcome, run_study
-from strategies.updates import SERVER_UPDATES
 
 # What an arm does otherwise than plain FedAvg, by the arm's name.
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -26,7 +26,8 @@ from fedkd.federation.simulated_teachers import Classroom
 from fedkd.models.build import build_model
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
-from fedkd.training.loop import evaluate, intra_op_threads
+from fedkd.training.compute import intra_op_threads
+from fedkd.training.evaluate import evaluate
 
 PATIENCE = 400.0
 """Seconds in which a killed search must have ended some trials; never reached when all is well."""

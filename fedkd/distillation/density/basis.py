@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.data.images import Images, as_float
-from fedkd.distillation import LEAST_TRANSFER_IMAGES
+from fedkd.data.images import as_float
 from fedkd.distillation.density.filters import FILTERS, FilterBank, learn_filters
-from fedkd.messages.keys import NOTHING_KNOWN
+from fedkd.registry import LEAST_TRANSFER_IMAGES
+from fedkd.training.compute import Compute
 from fedkd.training.features import penultimate_features
-from fedkd.training.loop import Compute
 
-LEAST_SILO_IMAGES = 5
-LEAST_SHRINKAGE = 0.1
 LEAST_EIGENVALUE = 1e-3
 """Of a component, as a part of the largest."""
 ROUNDING = 1e-6
@@ -31,8 +29,6 @@ ROUNDING = 1e-6
 LARGEST_SIDE = 32
 AT_ONCE = 1024
 """Images projected at a time where there may be many: all would not fit into memory."""
-LEAST_DISTANCE = 1e-3
-"""Floor of a neighbour's distance: an image that a silo holds itself has distance zero."""
 
 
 @dataclass(frozen=True)
@@ -187,99 +183,5 @@ def _pool(images: Tensor, side: int) -> Tensor:
     return pooled.flatten(1).double()
 
 
-def log_densities(
-    data: Images,
-    transfer: Tensor,
-    basis: Basis,
-    *,
-    kind: str,
-    neighbours: int,
-    num_classes: int,
-) -> Tensor | None:
-    """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
-
-    Their log-sum-exp over classes is log p(x_n). Classes that the silo has none of have
-    ``NOTHING_KNOWN``.
-
-    Args:
-        data: the silo's own images.
-        transfer: uint8 transfer images ``[N, C, H, W]``.
-        basis: what the server sent.
-        kind: ``gaussian`` or ``knn``.
-        neighbours: k of the knn density.
-        num_classes: C.
-    """
-    if len(data) < LEAST_SILO_IMAGES:
-        return None
-    own, points = basis.project(data.images), basis.project(transfer)
-    if kind == "gaussian":
-        return gaussian_log_density(own, data.labels, points, num_classes=num_classes)
-    return knn_log_density(own, data.labels, points, num_classes=num_classes, k=neighbours)
-
-
-def gaussian_log_density(
-    own: Tensor, labels: Tensor, points: Tensor, *, num_classes: int
-) -> Tensor:
-    """Class-conditional Gaussians with one shrunk covariance, joint ``[N, C]`` in nats.
-
-    p(x, k) = pi_k N(x; mu_k, (1-l) S + l I), S the pooled within-class covariance, l = max(0.1,
-    d / (d + n - K)) with n the number of distinct points and K of classes present.
-    """
-    dims = own.shape[1]
-    present = torch.unique(labels)
-    distinct = len(torch.unique(own, dim=0))
-    centred = own.clone()
-    joint = torch.full((len(points), num_classes), NOTHING_KNOWN, dtype=torch.float64)
-    means = {int(k): own[labels == k].mean(0) for k in present}
-    for k, mean in means.items():
-        centred[labels == k] -= mean
-    within = centred.T @ centred / max(len(own) - len(present), 1)
-    shrinkage = max(LEAST_SHRINKAGE, dims / (dims + max(distinct - len(present), 0)))
-    identity = torch.eye(dims, dtype=torch.float64)
-    factor = torch.linalg.cholesky((1 - shrinkage) * within + shrinkage * identity)
-    log_det = 2 * float(factor.diagonal().log().sum())
-    for k, mean in means.items():
-        solved = torch.linalg.solve_triangular(factor, (points - mean).T, upper=False)
-        log_prior = math.log(int((labels == k).sum()) / len(own))
-        joint[:, k] = log_prior - 0.5 * (
-            (solved**2).sum(0) + log_det + dims * math.log(2 * math.pi)
-        )
-    return joint
-
-
-def knn_log_density(
-    own: Tensor, labels: Tensor, points: Tensor, *, num_classes: int, k: int
-) -> Tensor:
-    """Nearest-neighbour density, joint ``[N, C]`` in nats up to a constant common to all silos.
-
-    log p(x) = -d log r_k(x) - log n, r_k the distance to the k-th nearest own point; split among
-    classes in proportion to the same estimate within each class.
-    """
-    dims, size = own.shape[1], len(own)
-    distances = torch.cdist(points, own).clamp_min(LEAST_DISTANCE)
-    k_all = min(k, size)
-    radius = distances.kthvalue(k_all, dim=1).values
-    total = -dims * radius.log() - math.log(size) + math.log(k_all)
-    joint = torch.full((len(points), num_classes), NOTHING_KNOWN, dtype=torch.float64)
-    for label in torch.unique(labels):
-        within = distances[:, labels == label]
-        k_class = min(k, within.shape[1])
-        radius = within.kthvalue(k_class, dim=1).values
-        joint[:, int(label)] = -dims * radius.log() + math.log(k_class)
-    return joint - joint.logsumexp(1, keepdim=True) + total[:, None]
-
-
-def background_log_density(points: Tensor) -> Tensor:
-    """Log N(x; 0, I) for points ``[N, d]``, float64 ``[N]`` in nats."""
-    return -0.5 * ((points**2).sum(1) + points.shape[1] * math.log(2 * math.pi))
-
-
-def density_bound(kind: str, dims: int) -> float:
-    """Return the highest log-density that an honest silo can claim, in nats.
-
-    For ``gaussian`` -(d/2) log(2 pi l) at the least shrinkage; for ``knn`` the value at the least
-    distance, with one point.
-    """
-    if kind == "gaussian":
-        return -0.5 * dims * math.log(2 * math.pi * LEAST_SHRINKAGE)
-    return -dims * math.log(LEAST_DISTANCE)
+# A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
+NOTHING_KNOWN: Final = -1e9

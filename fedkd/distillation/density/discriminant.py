@@ -16,9 +16,9 @@ from torch import Tensor
 from fedkd.distillation.density.basis import Basis, PatchBasis
 from fedkd.distillation.density.moments import Moments, common_factor, merge_moments
 from fedkd.errors import FedKDError
-from fedkd.models import FILTERBANK
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State
+from fedkd.registry import FILTERBANK
 
 
 def discriminant_student(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import AT_ONCE, LEAST_SHRINKAGE, LEAST_SILO_IMAGES, Basis
-from fedkd.messages.keys import NOTHING_KNOWN
+from fedkd.distillation.density.basis import AT_ONCE, NOTHING_KNOWN, Basis
+from fedkd.distillation.density.estimators import LEAST_SHRINKAGE, LEAST_SILO_IMAGES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fedkd.config import Consolidation
 from fedkd.distillation.augmentation import Blends
-from fedkd.distillation.density.basis import AT_ONCE, Basis, background_log_density
+from fedkd.distillation.density.basis import AT_ONCE, Basis
+from fedkd.distillation.density.estimators import background_log_density
 from fedkd.distillation.density.moments import pool_moments
 from fedkd.distillation.teachers import Teachers
 

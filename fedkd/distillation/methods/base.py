@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 from fedkd.config import Consolidation
 from fedkd.distillation.augmentation import Blends
 from fedkd.distillation.weighting.ensemble import Ensemble
-from fedkd.training.loop import Compute, Sgd
+from fedkd.training.compute import Compute
+from fedkd.training.loop import Sgd
 
 
 @dataclass(frozen=True)

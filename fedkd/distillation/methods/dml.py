@@ -13,7 +13,8 @@ from torch.nn import functional
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
 from fedkd.distillation.methods.base import Lesson
-from fedkd.training.loop import Compute, batch_bounds, make_optimiser, make_schedule
+from fedkd.training.compute import Compute, batch_bounds
+from fedkd.training.loop import make_optimiser, make_schedule
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
 from fedkd.distillation.methods.base import Lesson, optimiser_of
-from fedkd.training.loop import Compute, fit, predict
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
+from fedkd.training.loop import fit
 from fedkd.training.losses import kd_loss
 
 

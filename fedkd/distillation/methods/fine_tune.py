@@ -12,7 +12,8 @@ from fedkd.config import Consolidation
 from fedkd.distillation.methods.base import Lesson, optimiser_of
 from fedkd.distillation.methods.mixup import Mixup
 from fedkd.errors import UserError
-from fedkd.training.loop import Compute, fit
+from fedkd.training.compute import Compute
+from fedkd.training.loop import fit
 
 
 def fine_tune(

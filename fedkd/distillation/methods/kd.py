@@ -12,7 +12,8 @@ from torch.nn.functional import one_hot
 from fedkd.config import Consolidation
 from fedkd.distillation.methods.base import Lesson, optimiser_of, refiner_of
 from fedkd.distillation.methods.mixup import Mixup
-from fedkd.training.loop import Compute, Sgd, fit
+from fedkd.training.compute import Compute
+from fedkd.training.loop import Sgd, fit
 from fedkd.training.losses import kd_loss
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Consolidation, Subset
-from fedkd.distillation import WEIGHTINGS
 from fedkd.distillation.weighting.trust import agreement, cap, knowledge, trust
 from fedkd.distillation.weighting.weightings import Evidence, entropy, foreign_share, pool
 from fedkd.errors import UserError
+from fedkd.registry import WEIGHTINGS
 from fedkd.util.seeding import torch_generator
 
 

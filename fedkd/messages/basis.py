@@ -1,0 +1,58 @@
+"""The basis in which silos compute densities, as arrays: written by the server, read by a silo."""
+
+from __future__ import annotations
+
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from fedkd.distillation.density.basis import Basis, FeatureBasis, PatchBasis, PixelBasis
+from fedkd.distillation.density.filters import FilterBank
+from fedkd.messages import keys
+from fedkd.models.build import Shape, build_model
+from fedkd.training.compute import Compute
+
+
+def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: Compute) -> Basis:
+    """Read the basis that the server sent: of pixels, or of features of filters or of a model.
+
+    Args:
+        content: of ``query.teacher``.
+        global_arch: the only architecture that a basis model may have, the study's own.
+        shape: what that model is built for.
+        compute: device and precision.
+
+    Raises:
+        ValueError: the basis model is of another architecture.
+    """
+    record = content.array_records[keys.BASIS]
+    mean = torch.from_numpy(record[keys.BASIS_MEAN].numpy())
+    components = torch.from_numpy(record[keys.BASIS_COMPONENTS].numpy())
+    side = int(record[keys.BASIS_SIDE].numpy())
+    if side:
+        return PixelBasis(mean, components, side)
+    if keys.BASIS_FILTERS in record:
+        kernels, offset = (
+            torch.from_numpy(record[key].numpy()) for key in (keys.BASIS_FILTERS, keys.BASIS_OFFSET)
+        )
+        return PatchBasis(mean, components, FilterBank(kernels, offset))
+    # An architecture may be a user's own code: a silo builds what its study names and nothing else.
+    arch = content.config_records[keys.CONFIG].get(keys.ARCHITECTURE)
+    if arch != global_arch:
+        raise ValueError(f"the basis is of {arch!r}, but the study's model is {global_arch!r}")
+    model = build_model(global_arch, shape, seed=0)
+    model.load_state_dict(content.array_records[keys.BASIS_MODEL].to_torch_state_dict())
+    return FeatureBasis(mean, components, model.to(compute.device), compute)
+
+
+def write_basis(basis: Basis) -> ArrayRecord:
+    """Write a basis; a side of 0 says that filters or a model see the images, not pooled."""
+    side = basis.side if isinstance(basis, PixelBasis) else 0
+    arrays = {
+        keys.BASIS_MEAN: basis.mean,
+        keys.BASIS_COMPONENTS: basis.components,
+        keys.BASIS_SIDE: torch.tensor(side),
+    }
+    if isinstance(basis, PatchBasis):
+        arrays[keys.BASIS_FILTERS] = basis.filters.kernels
+        arrays[keys.BASIS_OFFSET] = basis.filters.offset
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})

@@ -1,0 +1,73 @@
+"""Device, precision and thread count of numeric work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """On what to compute: ``cpu`` or ``cuda[:n]``, in ``fp32`` or with ``bf16`` autocast."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def check(self) -> None:
+        """Refuse a device that this machine has not.
+
+        Raises:
+            UserError: there is no such GPU.
+        """
+        kind, _, index = self.device.partition(":")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"engine.device: {self.device} is not to be had: PyTorch sees "
+                f"{torch.cuda.device_count()} GPUs here; use cpu"
+            )
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes run."""
+        return torch.autocast(
+            self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+@contextlib.contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    """Run a numeric phase of this thread with ``count`` threads.
+
+    One and two threads give different bits, so every phase says how many it uses.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether the model's convolutions lie in memory channels last; images then should as well."""
+    return any(
+        weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        for weight in model.parameters()
+        if weight.dim() == 4
+    )
+
+
+def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
+    """Cut ``size`` samples into batches; a lone last sample joins the batch before it.
+
+    Normalisation layers cannot train on one sample, and dropping it would lose data.
+    """
+    starts = list(range(0, size, batch_size))
+    if len(starts) > 1 and size - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], size], strict=True))
