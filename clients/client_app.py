@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from clients.deployed import field_silo, is_in_field
+from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
 from clients.silo import Silo
 from fedkd.config import Study
@@ -227,7 +227,7 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
         ValueError: the node has no silo in this study.
     """
     config = context.run_config
-    if parse_study(str(config[keys.CONFIG_STUDY])).in_field:
+    if parse_study(str(config[keys.CONFIG_STUDY])).is_deployed:
         raise ValueError("the study's silos are in the field, but this node has no silo.yaml")
     federation = _federation(
         str(config[keys.CONFIG_STUDY]),
@@ -243,7 +243,7 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
 
 def find_silo(context: Context) -> tuple[Silo, Study]:
     """Find the node's silo: its own if it has one, else its part of a simulated federation."""
-    return field_silo(context) if is_in_field(context) else simulated_silo(context)
+    return deployed_silo(context) if is_deployed(context) else simulated_silo(context)
 
 
 app = make_client_app(find_silo, [guard])

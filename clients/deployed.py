@@ -20,12 +20,12 @@ from fedkd.messages import keys
 from fedkd.training.compute import Compute
 
 
-def is_in_field(context: Context) -> bool:
+def is_deployed(context: Context) -> bool:
     """Whether the node has a silo of its own."""
     return keys.NODE_SILO in context.node_config
 
 
-def field_silo(context: Context) -> tuple[Silo, Study]:
+def deployed_silo(context: Context) -> tuple[Silo, Study]:
     """Open the node's own silo for the run that asks for it.
 
     Raises:
@@ -39,8 +39,8 @@ def field_silo(context: Context) -> tuple[Silo, Study]:
 
 
 def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, Study]:
-    """Read what the file names, in the study's order and shape; see :func:`field_silo`."""
-    if not study.in_field:
+    """Read what the file names, in the study's order and shape; see :func:`deployed_silo`."""
+    if not study.is_deployed:
         raise UnsharedError("it is no simulated silo, but the study shares out one data set")
     if file.name not in study.silo_names:
         raise UnsharedError(f"it is {file.name}, which the study's partition.names has not")

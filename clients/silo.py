@@ -15,12 +15,12 @@ from fedkd.distillation.consolidate import distil
 from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis
 from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES, log_densities
 from fedkd.distillation.density.moments import Moments, moments_of
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation, Pretrained
 from fedkd.models.build import Shape
-from fedkd.models.pool import ModelShelf
+from fedkd.models.pool import ModelPool
 from fedkd.models.state import State, copy_state
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import Metrics, evaluate, predict
@@ -41,7 +41,7 @@ class Silo:
         own_model: returns the silo's pre-trained model.
         seed: the study's seed, of which every random choice is derived.
         compute: device and precision.
-        shelf: models to be used again; silos of one process may share it.
+        model_pool: models to be used again; silos of one process may share it.
         least_of_class: classes of fewer images are kept out of the moments that it tells.
         test: private images that no model of the silo learns from, or None if it has none.
         transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
@@ -56,7 +56,7 @@ class Silo:
     own_model: Callable[[], Pretrained]
     seed: int
     compute: Compute
-    shelf: ModelShelf = field(default_factory=ModelShelf)
+    model_pool: ModelPool = field(default_factory=ModelPool)
     least_of_class: int = LEAST_SILO_IMAGES
     test: Images | None = None
     transfer: Callable[[], Tensor | None] = lambda: None
@@ -73,7 +73,7 @@ class Silo:
             own_model=lambda: federation.pretrained(name),
             seed=federation.seed,
             compute=federation.compute,
-            shelf=federation.shelf,
+            model_pool=federation.model_pool,
         )
 
     @property
@@ -111,7 +111,7 @@ class Silo:
             return predict(model, images, compute=self.compute)
 
     def _model(self, arch: str, state: State) -> AbstractContextManager[nn.Module]:
-        return self.shelf.lend(arch, self.shape, state, self.compute.device)
+        return self.model_pool.borrow(arch, self.shape, state, self.compute.device)
 
     def familiarity(
         self, images: Tensor, basis: Basis, *, per_class: bool, kind: str, neighbours: int
@@ -158,7 +158,7 @@ class Silo:
         own = self.own_model()
         if own.state is None:
             raise FedKDError(own.problem)
-        school = School(
+        setup = DistillationSetup(
             transfer=self.data,
             labelled=True,
             validation=self.data.take(torch.tensor([], dtype=torch.int64)),
@@ -167,5 +167,5 @@ class Silo:
             compute=self.compute,
             seed=self.seed,
         )
-        learnt = distil(own.state, teachers, student, settings, school)
+        learnt = distil(own.state, teachers, student, settings, setup)
         return learnt.state, learnt.loss

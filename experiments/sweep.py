@@ -76,8 +76,8 @@ def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) 
 
 def judged_on_validation(federation: Federation) -> Federation:
     """Return the federation with its validation images in the place of its test images."""
-    cut = replace(federation.cut, test=federation.cut.validation)
-    return Federation(federation.study, federation.seed, cut, federation.cache)
+    split = replace(federation.split, test=federation.split.validation)
+    return Federation(federation.study, federation.seed, split, federation.cache)
 
 
 def _runs(study: Study, federations: list[Federation], arm: str) -> list[RunRecord]:
@@ -88,7 +88,7 @@ def _runs(study: Study, federations: list[Federation], arm: str) -> list[RunReco
         InlineEngine(pool) as engine,
     ):
         for federation in federations:
-            own = Federation(study, federation.seed, federation.cut, federation.cache)
+            own = Federation(study, federation.seed, federation.split, federation.cache)
             folder = Path(scratch) / str(federation.seed)
             engine.run(Task(own, arm, tuple(study.target_values), folder), Silent())
             records.append(RunRecord.read(folder))

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,25 @@ from fedkd.errors import UserError
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def suggest(name: str, valid: Iterator[str] | list[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the nearest valid name, or an empty string."""
-    near = get_close_matches(name, list(valid), n=1, cutoff=0.5)
+RENAMED = {
+    "blends": "mixed_inputs",
+    "refine": "finetune_epochs",
+    "filterbank": "patch-features",
+    "discriminant": "lda-head",
+    "field": "deployed",
+}
+"""Keys and names of study files before version 0.2.0, to what they are called since."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest valid name, or an empty string.
+
+    A name of an earlier version is answered with the name that replaced it.
+    """
+    names = list(valid)
+    if RENAMED.get(name) in names:
+        return f"; it was renamed to {RENAMED[name]!r}"
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -143,17 +159,20 @@ ARCHITECTURES = Registry(
     "architecture",
     {
         "cnn": "fedkd.models.builtin:cnn",
-        "filterbank": "fedkd.models.patch_features:filterbank",
+        "patch-features": "fedkd.models.patch_features:patch_features",
         "lenet5": "fedkd.models.builtin:lenet5",
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
     },
 )
 
-FILTERBANK = "filterbank"
+PATCH_FEATURES = "patch-features"
 
-FILTERBANK_MAPS = 200
-"""Filters of the architecture of that name."""
+NUM_PATCH_FILTERS = 200
+"""Filters of the architecture patch-features (Coates & Ng 2011)."""
+
+LDA_HEAD = "lda-head"
+"""The student that is patch-features with a linear head in closed form."""
 
 TORCHVISION = "torchvision:"
 

@@ -27,14 +27,14 @@ from fedkd.messages.validate import (
     read_state,
 )
 from fedkd.models.state import copy_state
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.exchange import Ledger, Member, exchange
 
 
 def collect_teachers(
     grid: Grid,
     members: Sequence[Member],
-    setting: Setting,
+    context: RunContext,
     ledger: Ledger,
     run_id: str,
     settings: Consolidation | None = None,
@@ -45,7 +45,7 @@ def collect_teachers(
     Args:
         grid: the way to the nodes.
         members: the silos.
-        setting: the run.
+        context: the run.
         ledger: the books.
         run_id: what replies must echo.
         settings: of the consolidation; None asks for models alone.
@@ -55,24 +55,24 @@ def collect_teachers(
         FedKDError: no silo gave anything usable.
     """
     mode = settings.mode if settings else keys.MODE_WEIGHTS
-    question = _question(setting, run_id, mode, settings, basis)
-    replies = _ask(grid, members, question, setting, ledger)
+    question = _question(context, run_id, mode, settings, basis)
+    replies = _ask(grid, members, question, context, ledger)
     teachers = []
     for member in members:
         try:
             info = _read_echo(replies, member, run_id, question)
-            teachers.append(_read_teacher(replies, info, member, setting, question, basis))
+            teachers.append(_read_teacher(replies, info, member, context, question, basis))
             ledger.traffic.ok += 1
         except RefusedError as error:
             ledger.refuse(member.name, error)
-    return Teachers(_some(teachers, setting, ledger), setting.shape, setting.compute)
+    return Teachers(_some(teachers, context, ledger), context.shape, context.compute)
 
 
 def collect_densities(
     grid: Grid,
     members: Sequence[Member],
     teachers: Teachers,
-    setting: Setting,
+    context: RunContext,
     ledger: Ledger,
     run_id: str,
     settings: Consolidation,
@@ -88,7 +88,7 @@ def collect_densities(
         grid: the way to the nodes.
         members: all silos.
         teachers: their models.
-        setting: the run.
+        context: the run.
         ledger: the books.
         run_id: what replies must echo.
         settings: of the consolidation.
@@ -99,35 +99,35 @@ def collect_densities(
     """
     by_name = {member.name: member for member in members}
     asked = [by_name[teacher.silo] for teacher in teachers.members]
-    question = _question(setting, run_id, keys.MODE_NONE, settings, basis)
-    replies = _ask(grid, asked, question, setting, ledger)
+    question = _question(context, run_id, keys.MODE_NONE, settings, basis)
+    replies = _ask(grid, asked, question, context, ledger)
     told = []
     for member, teacher in zip(asked, teachers.members, strict=True):
         try:
             _read_echo(replies, member, run_id, question)
-            told.append(_add_densities(teacher, replies[member.node_id], setting, question, basis))
+            told.append(_add_densities(teacher, replies[member.node_id], context, question, basis))
         except RefusedError as error:
             ledger.traffic.ok -= 1
             ledger.refuse(member.name, error)
             if settings.teachers != "densities":
                 told.append(teacher)
-    return Teachers(_some(told, setting, ledger), setting.shape, setting.compute)
+    return Teachers(_some(told, context, ledger), context.shape, context.compute)
 
 
-def _some(teachers: list[Teacher], setting: Setting, ledger: Ledger) -> list[Teacher]:
+def _some(teachers: list[Teacher], context: RunContext, ledger: Ledger) -> list[Teacher]:
     if not teachers:
         reasons = "; ".join(sorted({f"{q.silo}: {q.reason}" for q in ledger.quarantined})[:3])
         raise FedKDError(
-            f"arms.{setting.arm_name}: no silo's pre-trained model can be used ({reasons})"
+            f"arms.{context.arm_name}: no silo's pre-trained model can be used ({reasons})"
         )
     return teachers
 
 
 def _ask(
-    grid: Grid, members: Sequence[Member], question: RecordDict, setting: Setting, ledger: Ledger
+    grid: Grid, members: Sequence[Member], question: RecordDict, context: RunContext, ledger: Ledger
 ) -> dict[int, Message]:
     messages = [Message(_for(member, question), member.node_id, keys.TEACHER) for member in members]
-    return exchange(grid, messages, timeout=setting.rounds.timeout, traffic=ledger.traffic)
+    return exchange(grid, messages, timeout=context.rounds.timeout, traffic=ledger.traffic)
 
 
 def _for(member: Member, question: RecordDict) -> RecordDict:
@@ -138,7 +138,7 @@ def _for(member: Member, question: RecordDict) -> RecordDict:
 
 
 def _question(
-    setting: Setting,
+    context: RunContext,
     run_id: str,
     mode: str,
     settings: Consolidation | None,
@@ -153,8 +153,8 @@ def _question(
     }
     records: dict[str, ArrayRecord | ConfigRecord] = {}
     seen = basis is not None and not (settings and settings.uses_moments)
-    if setting.transfer is not None and (mode == keys.MODE_LOGITS or seen):
-        images = setting.transfer.images
+    if context.transfer is not None and (mode == keys.MODE_LOGITS or seen):
+        images = context.transfer.images
         config[keys.TRANSFER_HASH] = content_hash(images)
         records[keys.TRANSFER] = ArrayRecord({keys.IMAGES: Array(images.numpy())})
     if settings and basis is not None:
@@ -164,7 +164,7 @@ def _question(
         config[keys.NEIGHBOURS] = settings.familiarity.neighbours
         records[keys.BASIS] = write_basis(basis)
     if isinstance(basis, FeatureBasis):
-        config[keys.ARCHITECTURE] = setting.arch
+        config[keys.ARCHITECTURE] = context.arch
         records[keys.BASIS_MODEL] = ArrayRecord(copy_state(basis.model))
     records[keys.CONFIG] = ConfigRecord(dict(config))
     return RecordDict(dict(records))
@@ -189,27 +189,27 @@ def _read_teacher(
     replies: Mapping[int, Message],
     info: ConfigRecord,
     member: Member,
-    setting: Setting,
+    context: RunContext,
     question: RecordDict,
     basis: Basis | None,
 ) -> Teacher:
     reply = replies[member.node_id]
-    size = read_num_examples(info, setting.rounds.max_examples)
+    size = read_num_examples(info, context.rounds.max_examples)
     arch = str(member.info[keys.ARCHITECTURE])
     record = reply.content.array_records.get(keys.TEACHER_RECORD)
     state = logits = None
     if question.config_records[keys.CONFIG][keys.MODE] == keys.MODE_WEIGHTS:
-        state = read_state(record, copy_state(setting.model("teacher", arch)))
+        state = read_state(record, copy_state(context.model("teacher", arch)))
     else:
-        num_samples = len(setting.transfer) if setting.transfer is not None else 0
-        logits = read_logits(record, num_samples, setting.shape.num_classes)
-    counts = read_class_counts(member.info, setting.shape.num_classes)
+        num_samples = len(context.transfer) if context.transfer is not None else 0
+        logits = read_logits(record, num_samples, context.shape.num_classes)
+    counts = read_class_counts(member.info, context.shape.num_classes)
     teacher = Teacher(member.name, arch, size, state, logits, class_counts=counts)
-    return _add_densities(teacher, reply, setting, question, basis)
+    return _add_densities(teacher, reply, context, question, basis)
 
 
 def _add_densities(
-    teacher: Teacher, reply: Message, setting: Setting, question: RecordDict, basis: Basis | None
+    teacher: Teacher, reply: Message, context: RunContext, question: RecordDict, basis: Basis | None
 ) -> Teacher:
     """Return the teacher with its silo's densities, unless an honest one is too small for any."""
     record = reply.content.array_records.get(keys.FAMILIARITY)
@@ -217,11 +217,11 @@ def _add_densities(
         return teacher
     asked = question.config_records[keys.CONFIG]
     if asked[keys.DENSITY] == keys.DENSITY_MOMENTS:
-        of = (setting.shape.num_classes, len(basis.components))
+        of = (context.shape.num_classes, len(basis.components))
         moments = read_moments(record, of, teacher.num_examples, basis.reach)
         return replace(teacher, moments=moments)
-    shape: tuple[int, ...] = (len(setting.transfer) if setting.transfer is not None else 0,)
+    shape: tuple[int, ...] = (len(context.transfer) if context.transfer is not None else 0,)
     if asked[keys.DENSITY] == keys.DENSITY_CLASS:
-        shape = (*shape, setting.shape.num_classes)
+        shape = (*shape, context.shape.num_classes)
     bound = density_bound(str(asked[keys.DENSITY_KIND]), len(basis.components))
     return replace(teacher, log_density=read_density(record, shape, bound))

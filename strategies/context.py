@@ -16,7 +16,7 @@ from fedkd.util.seeding import derive_seed
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """One arm and seed, and the data that the server itself holds.
 
     Attributes:
@@ -46,7 +46,7 @@ class Setting:
     cache: Path | None = None
 
     @classmethod
-    def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> Setting:
+    def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> RunContext:
         """Return the server's part of a federation."""
         return cls(
             study=federation.study,
@@ -54,11 +54,11 @@ class Setting:
             seed=federation.seed,
             shape=federation.shape,
             compute=federation.compute,
-            test=federation.cut.test if len(federation.cut.test) else None,
-            validation=federation.cut.validation,
-            transfer=federation.cut.transfer,
+            test=federation.split.test if len(federation.split.test) else None,
+            validation=federation.split.validation,
+            transfer=federation.split.transfer,
             targets=targets,
-            classes=federation.cut.classes,
+            classes=federation.split.classes,
             cache=federation.cache,
         )
 

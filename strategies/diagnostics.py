@@ -16,7 +16,7 @@ from fedkd.messages.validate import read_class_counts
 from fedkd.models.state import State
 from fedkd.results.diagnostics import accuracy_for_mix, complementary_knowledge, flips
 from fedkd.training.evaluate import predict
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.exchange import Member
 
 
@@ -36,38 +36,38 @@ class Beginning:
 
 
 def look_at_start(
-    setting: Setting, start: State, teachers: Teachers | None, consolidated: Consolidated | None
+    context: RunContext, start: State, teachers: Teachers | None, consolidated: Consolidated | None
 ) -> Beginning | None:
     """Remember what a run begins with; None where the server has no test images.
 
     Args:
-        setting: the run.
+        context: the run.
         start: the global model before round 1.
         teachers: what was collected from the silos, if anything was.
         consolidated: the student, if there is one.
     """
-    test = setting.test
+    test = context.test
     if test is None or not len(test):
         return None
     taught: dict[str, Tensor] = {}
     if teachers is not None and teachers.have_models:
         # Every arm of a seed asks this of the same teachers, and none of it is timed.
-        said = teachers.kept_in(setting.cache).predict(test.images).argmax(2).int()
+        said = teachers.kept_in(context.cache).predict(test.images).argmax(2).int()
         taught = {t.silo: classes for t, classes in zip(teachers.members, said, strict=True)}
     return Beginning(
-        _classes(start, setting, test),
+        _classes(start, context, test),
         taught,
-        None if consolidated is None else _classes(consolidated.start, setting, test),
+        None if consolidated is None else _classes(consolidated.start, context, test),
     )
 
 
 def examine(
-    setting: Setting, beginning: Beginning | None, roster: Iterable[Member], final: State
+    context: RunContext, beginning: Beginning | None, roster: Iterable[Member], final: State
 ) -> dict[str, Any]:
     """Measure a run on the server's test images; empty where it has none.
 
     Args:
-        setting: the run.
+        context: the run.
         beginning: what it began with.
         roster: the silos that introduced themselves.
         final: the global model at the end.
@@ -80,12 +80,12 @@ def examine(
         of the global model at the end (``after``), and flips between the two on its own classes.
         What the run has no models or class counts for is left out or None.
     """
-    test = setting.test
+    test = context.test
     if test is None or beginning is None:
         return {}
-    classes = setting.shape.num_classes
+    classes = context.shape.num_classes
     begun, before, said = beginning.begun, beginning.student, beginning.taught
-    ended = _classes(final, setting, test)
+    ended = _classes(final, context, test)
     found: dict[str, Any] = {"rounds": flips(begun, ended, test.labels, classes)}
     if before is not None:
         found["student"] = flips(before, begun, test.labels, classes)
@@ -116,10 +116,10 @@ def examine(
     return found
 
 
-def _classes(state: State, setting: Setting, data: Images) -> Tensor:
-    model = setting.model("examination")
+def _classes(state: State, context: RunContext, data: Images) -> Tensor:
+    model = context.model("examination")
     model.load_state_dict(state)
-    return predict(model, data.images, compute=setting.compute).argmax(1).int()
+    return predict(model, data.images, compute=context.compute).argmax(1).int()
 
 
 def _own_flips(

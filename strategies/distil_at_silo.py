@@ -11,12 +11,12 @@ from fedkd.messages import keys
 from fedkd.messages.distil import write_question
 from fedkd.messages.validate import RefusedError, read_update
 from fedkd.models.state import State
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.exchange import Ledger, Member, exchange
 
 
 def distil_at_silo(
-    grid: Grid, member: Member, choice: Choice, setting: Setting, ledger: Ledger, run_id: str
+    grid: Grid, member: Member, choice: Choice, context: RunContext, ledger: Ledger, run_id: str
 ) -> tuple[State, float]:
     """Send the chosen teachers to the student's silo, which distils them: one exchange.
 
@@ -24,7 +24,7 @@ def distil_at_silo(
         grid: the way to the nodes.
         member: the silo whose model is the student.
         choice: who learns and who teaches.
-        setting: the run.
+        context: the run.
         ledger: the books.
         run_id: what the reply must echo.
 
@@ -35,11 +35,11 @@ def distil_at_silo(
         FedKDError: the silo did not answer, or its reply was refused.
     """
     teachers, accuracies = choice.teachers, []
-    settings = setting.arm.consolidation
-    if settings and settings.uses_accuracy and teachers.can_be_judged(setting.validation):
-        accuracies = [float(a) for a in teachers.accuracy(setting.validation)]
+    settings = context.arm.consolidation
+    if settings and settings.uses_accuracy and teachers.can_be_judged(context.validation):
+        accuracies = [float(a) for a in teachers.accuracy(context.validation)]
     message = Message(write_question(choice, accuracies, run_id), member.node_id, keys.DISTIL)
-    replies = exchange(grid, [message], timeout=setting.rounds.timeout, traffic=ledger.traffic)
+    replies = exchange(grid, [message], timeout=context.rounds.timeout, traffic=ledger.traffic)
     try:
         if member.node_id not in replies:
             raise RefusedError("it did not answer in time")
@@ -49,13 +49,13 @@ def distil_at_silo(
             silo=member.name,
             run_id=run_id,
             round_number=0,
-            max_examples=setting.rounds.max_examples,
+            max_examples=context.rounds.max_examples,
         )
     except RefusedError as error:
         ledger.traffic.ok -= 1
         ledger.refuse(member.name, error)
         raise FedKDError(
-            f"arms.{setting.arm_name}: {member.name}, whose model is the student, did not distil "
+            f"arms.{context.arm_name}: {member.name}, whose model is the student, did not distil "
             f"on its images: {error}"
         ) from error
     return state, loss

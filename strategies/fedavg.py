@@ -27,11 +27,11 @@ from fedkd.training.evaluate import evaluate
 from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.collect import collect_teachers
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.diagnostics import Beginning, look_at_start
 from strategies.exchange import GONE, Ledger, Member, exchange
 from strategies.roster import Roster
-from strategies.savepoint import Keeper, SavePoint
+from strategies.savepoint import CheckpointWriter, SavePoint
 from strategies.updates import RoundModels, server_update
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -45,24 +45,24 @@ class SiloFedAvg(FedAvg):
     ``update`` that the arm's ``strategy`` names: see :mod:`strategies.updates`.
 
     Args:
-        setting: the arm, its seed and the server's data.
+        context: the arm, its seed and the server's data.
         observer: told of every round.
         run_id: what replies must echo.
-        keeper: is given the run's state after every round, before ``observer`` hears of it.
+        checkpoint_writer: writes the run's state after every round, before ``observer`` is called.
         saved: the state from which to go on; None begins anew.
     """
 
     def __init__(
         self,
-        setting: Setting,
+        context: RunContext,
         observer: Observer,
         run_id: str,
         *,
-        keeper: Keeper | None = None,
+        checkpoint_writer: CheckpointWriter | None = None,
         saved: SavePoint | None = None,
     ) -> None:
-        super().__init__(fraction_train=setting.rounds.fraction)
-        self.setting = setting
+        super().__init__(fraction_train=context.rounds.fraction)
+        self.context = context
         self.observer = observer
         self.run_id = run_id
         self.ledger = Ledger()
@@ -75,8 +75,8 @@ class SiloFedAvg(FedAvg):
         self.consolidated: Consolidated | None = None
         self.start_state: State = {}
         self.beginning: Beginning | None = None
-        self.update = server_update(setting)
-        self._keeper = keeper
+        self.update = server_update(context)
+        self._checkpoint_writer = checkpoint_writer
         self._saved = saved
 
     def start(
@@ -99,19 +99,19 @@ class SiloFedAvg(FedAvg):
             arrays = self._go_on(grid, self._saved)
         else:
             # The introduction is no exchange, and on Ray it waits for processes to start: untimed.
-            self.roster.call(grid, self.setting, self.ledger, self.run_id)
+            self.roster.call(grid, self.context, self.ledger, self.run_id)
             with self.ledger.traffic.timed():
                 state = self.begin(grid, initial_arrays)
             self.start_state = state
             self._note_validation()
-            self.beginning = look_at_start(self.setting, state, self.teachers, self.consolidated)
+            self.beginning = look_at_start(self.context, state, self.teachers, self.consolidated)
             arrays = ArrayRecord(state)
             self._measure(grid, 0, arrays, evaluate_fn, result)
         for round_number in range(len(self.curve), num_rounds + 1):
             if self._may_stop():
                 break
             self.ledger.open(round_number)
-            self.roster.look_again(grid, self.setting, self.ledger, self.run_id)
+            self.roster.look_again(grid, self.context, self.ledger, self.run_id)
             with self.ledger.traffic.timed():
                 config = ConfigRecord(dict(train_config or {}))
                 messages = list(self.configure_train(round_number, arrays, config, grid))
@@ -128,7 +128,7 @@ class SiloFedAvg(FedAvg):
             self._measure(grid, round_number, arrays, evaluate_fn, result)
         else:
             self._may_stop()
-        if barred := self.ledger.barred(self.setting.rounds.max_failures):
+        if barred := self.ledger.barred(self.context.rounds.max_failures):
             self.notes["quarantined_after"] = barred
         result.arrays = arrays
         return result
@@ -139,7 +139,7 @@ class SiloFedAvg(FedAvg):
         Cohorts are drawn from the silos that the run began with. Those that have not come back
         fail in their rounds, and those that are new to it are not asked.
         """
-        self.roster.call(grid, self.setting, Ledger(), self.run_id)
+        self.roster.call(grid, self.context, Ledger(), self.run_id)
         self.roster.keep_to(saved.members)
         self.curve = list(saved.curve)
         self.ledger.quarantined = list(saved.quarantined)
@@ -147,40 +147,40 @@ class SiloFedAvg(FedAvg):
         self.exchanges_before_round_1 = saved.exchanges_before_round_1
         self.beginning = saved.beginning
         try:
-            self.update.recall(saved.memory)
+            self.update.load_state_dict(saved.state_dict)
         except ValueError as error:
             raise FedKDError(f"the run's saved state cannot be taken up: {error}") from error
         return ArrayRecord(saved.model)
 
     def _note_validation(self) -> None:
         """Note how good a consolidated start is on validation data; its seconds do not count."""
-        setting = self.setting
-        if self.consolidated is None or not len(setting.validation):
+        context = self.context
+        if self.consolidated is None or not len(context.validation):
             return
-        model = setting.model("evaluation")
+        model = context.model("evaluation")
         model.load_state_dict(self.start_state)
-        found = evaluate(model, setting.validation, compute=setting.compute)
+        found = evaluate(model, context.validation, compute=context.compute)
         self.notes["validation_accuracy"] = round(found.accuracy, 6)
 
     def begin(self, grid: Grid, initial_arrays: ArrayRecord) -> State:
         """Return the global model's state before round 1, at the cost of an exchange or none."""
         like = initial_arrays.to_torch_state_dict()
-        start = self.setting.arm.start
+        start = self.context.arm.start
         if start == "random":
             return dict(like)
-        setting = self.setting
+        context = self.context
         self.teachers = collect_teachers(
-            grid, list(self.roster.values()), setting, self.ledger, self.run_id
+            grid, list(self.roster.values()), context, self.ledger, self.run_id
         )
         self.exchanges_before_round_1 = 1
         if start == "average":
-            return self.teachers.average(setting.arch)
-        index = self.teachers.pick(start, setting.arch, setting.validation, setting.seed)
+            return self.teachers.average(context.arch)
+        index = self.teachers.pick(start, context.arch, context.validation, context.seed)
         return copy_state(self.teachers.model(index))
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
         """Make one model of a round's models, given in natural order of the silos' names."""
-        rounds = self.setting.rounds
+        rounds = self.context.rounds
         return aggregate(
             states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
         )
@@ -192,8 +192,8 @@ class SiloFedAvg(FedAvg):
         they are not asked, and lack when the quorum is counted.
         """
         members = sorted(self.roster.values(), key=lambda member: natural_key(member.name))
-        size = max(1, round(self.setting.rounds.fraction * len(members)))
-        generator = numpy_generator(self.setting.seed, "cohort", "", round_number)
+        size = max(1, round(self.context.rounds.fraction * len(members)))
+        generator = numpy_generator(self.context.seed, "cohort", "", round_number)
         chosen = sorted(generator.permutation(len(members))[:size])
         return [members[index] for index in chosen]
 
@@ -237,7 +237,7 @@ class SiloFedAvg(FedAvg):
                     silo=member.name,
                     run_id=self.run_id,
                     round_number=server_round,
-                    max_examples=self.setting.rounds.max_examples,
+                    max_examples=self.context.rounds.max_examples,
                 )
             except RefusedError as error:
                 self.ledger.refuse(member.name, error)
@@ -246,7 +246,7 @@ class SiloFedAvg(FedAvg):
             states.append(state)
             sizes.append(size)
             losses.append(loss)
-        if len(states) < max(1, math.ceil(self.setting.rounds.quorum * len(self._cohort))):
+        if len(states) < max(1, math.ceil(self.context.rounds.quorum * len(self._cohort))):
             return None, None
         loss = sum(n * x for n, x in zip(sizes, losses, strict=True)) / sum(sizes)
         average = self.combine(states, sizes)
@@ -275,7 +275,7 @@ class SiloFedAvg(FedAvg):
 
     def _is_quarantined(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
-        return member.name in self.ledger.barred(self.setting.rounds.max_failures)
+        return member.name in self.ledger.barred(self.context.rounds.max_failures)
 
     def _measure(
         self,
@@ -306,16 +306,16 @@ class SiloFedAvg(FedAvg):
             macro_f1=f1,
         )
         self.curve.append(point)
-        if self._keeper is not None:
+        if self._checkpoint_writer is not None:
             # First of all: what anyone has been told of is never computed a second time.
-            self._keeper.write(self._save_point(arrays))
+            self._checkpoint_writer.write(self._save_point(arrays))
         self.observer.on_point(point)
 
     def _save_point(self, arrays: ArrayRecord) -> SavePoint:
         return SavePoint(
             curve=tuple(self.curve),
             model=dict(arrays.to_torch_state_dict()),
-            memory=self.update.memory(),
+            state_dict=self.update.state_dict(),
             members=tuple(self.roster.values()),
             quarantined=tuple(self.ledger.quarantined),
             notes=self.notes,
@@ -335,7 +335,7 @@ class SiloFedAvg(FedAvg):
         ]
         messages = self._address(members, content, keys.EVALUATE)
         replies = exchange(
-            grid, messages, timeout=self.setting.rounds.timeout, traffic=self.ledger.traffic
+            grid, messages, timeout=self.context.rounds.timeout, traffic=self.ledger.traffic
         )
         totals = dict.fromkeys((keys.ACCURACY, keys.LOSS, keys.MACRO_F1), 0.0)
         total = 0
@@ -348,7 +348,7 @@ class SiloFedAvg(FedAvg):
                 if info.get(keys.SILO) != member.name:
                     raise RefusedError("its reply bears another silo's name")
                 record = reply.content.metric_records.get(keys.METRICS)
-                size = read_num_examples(record, self.setting.rounds.max_examples)
+                size = read_num_examples(record, self.context.rounds.max_examples)
                 values = {key: record.get(key) if record else None for key in totals}
                 for key, value in values.items():
                     top = sys.float_info.max if key == keys.LOSS else 1.0
@@ -369,24 +369,24 @@ class SiloFedAvg(FedAvg):
     def _may_stop(self) -> bool:
         """Whether every target has been reached and the arm stops there."""
         reached = all(
-            any(point.accuracy >= target for point in self.curve) for target in self.setting.targets
+            any(point.accuracy >= target for point in self.curve) for target in self.context.targets
         )
-        if reached and self.setting.targets and self.setting.rounds.stop == "targets":
+        if reached and self.context.targets and self.context.rounds.stop == "targets":
             self.stopped = "targets"
             return True
         return False
 
 
-def central_evaluation(setting: Setting) -> EvaluateFn | None:
+def central_evaluation(context: RunContext) -> EvaluateFn | None:
     """Return a function that measures the global model on the server's test data, if it has any."""
-    test = setting.test
+    test = context.test
     if test is None or not len(test):
         return None
-    model = setting.model("evaluation")
+    model = context.model("evaluation")
 
     def measure(_: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
-        found = evaluate(model, test, compute=setting.compute)
+        found = evaluate(model, test, compute=context.compute)
         return MetricRecord(
             {
                 keys.ACCURACY: found.accuracy,
@@ -398,6 +398,6 @@ def central_evaluation(setting: Setting) -> EvaluateFn | None:
     return measure
 
 
-def initial_arrays(setting: Setting) -> ArrayRecord:
+def initial_arrays(context: RunContext) -> ArrayRecord:
     """Return the random model from which every arm of a seed starts or takes its shapes."""
-    return ArrayRecord(copy_state(setting.model("initial-model")))
+    return ArrayRecord(copy_state(context.model("initial-model")))

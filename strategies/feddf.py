@@ -15,7 +15,7 @@ from fedkd.training.evaluate import is_finite, predict
 from fedkd.training.loop import Sgd, fit
 from fedkd.training.losses import kd_loss
 from fedkd.util.seeding import torch_generator
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.updates import RoundModels, ServerUpdate
 
 
@@ -28,21 +28,21 @@ class FedDF(ServerUpdate):
     ``rounds.aggregation`` the same rule takes the place of the mean over logits.
 
     Args:
-        setting: the run.
+        context: the run.
 
     Raises:
         UserError: the server holds no transfer set.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        if setting.transfer is None:
+    def __init__(self, context: RunContext) -> None:
+        if context.transfer is None:
             raise UserError(
-                f"arms.{setting.arm_name}.strategy: feddf distils on the server, which holds no "
+                f"arms.{context.arm_name}.strategy: feddf distils on the server, which holds no "
                 "transfer set; give it one by data.transfer, or use another strategy"
             )
-        self._setting = setting
-        self._transfer = setting.transfer
-        self._model = setting.model("server-update")
+        self._setting = context
+        self._transfer = context.transfer
+        self._model = context.model("server-update")
 
     def __call__(self, models: RoundModels) -> State:
         """Return the average after it has learned from the round's models.
@@ -50,7 +50,7 @@ class FedDF(ServerUpdate):
         Raises:
             FedKDError: the distillation diverged.
         """
-        setting, settings = self._setting, self._setting.arm.fusion
+        context, settings = self._setting, self._setting.arm.fusion
         target = self._target(models.trained)
 
         def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
@@ -63,14 +63,14 @@ class FedDF(ServerUpdate):
             (target,),
             loss,
             sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
-            generator=torch_generator(setting.seed, "feddf", round_number=models.number),
-            compute=setting.compute,
+            generator=torch_generator(context.seed, "feddf", round_number=models.number),
+            compute=context.compute,
         )
         state = copy_state(self._model)
         if not is_finite(state):
             raise FedKDError(
-                f"arms.{setting.arm_name}: the distillation of round {models.number} diverged; "
-                f"lower fusion.lr (now {settings.lr:g}) or rounds.lr (now {setting.rounds.lr:g})"
+                f"arms.{context.arm_name}: the distillation of round {models.number} diverged; "
+                f"lower fusion.lr (now {settings.lr:g}) or rounds.lr (now {context.rounds.lr:g})"
             )
         return state
 

@@ -10,7 +10,7 @@ from fedkd.data.images import Images
 from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.density.basis import Basis, make_basis, make_feature_basis
 from fedkd.distillation.selection import choose
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.models.state import State
@@ -30,19 +30,19 @@ class FedKD(SiloFedAvg):
 
     def begin(self, grid: Grid, initial_arrays: ArrayRecord) -> State:  # noqa: ARG002 -- the student may need none
         """Consolidate the silos' models into the global model."""
-        settings, setting = self._settings(), self.setting
+        settings, context = self._settings(), self.context
         members = list(self.roster.values())
         basis = self._basis()
         self.teachers = collect_teachers(
-            grid, members, setting, self.ledger, self.run_id, settings, basis
+            grid, members, context, self.ledger, self.run_id, settings, basis
         )
         self.exchanges_before_round_1 = 1
         if settings.uses_features and (basis := self._feature_basis(self.teachers)) is not None:
             self.teachers = collect_densities(
-                grid, members, self.teachers, setting, self.ledger, self.run_id, settings, basis
+                grid, members, self.teachers, context, self.ledger, self.run_id, settings, basis
             )
             self.exchanges_before_round_1 = 2
-        if setting.study.data.transfer.at_silo:
+        if context.study.data.transfer.at_silo:
             self.consolidated = self._consolidate_at_silo(grid, self.teachers)
             self.exchanges_before_round_1 = 2
         else:
@@ -52,37 +52,37 @@ class FedKD(SiloFedAvg):
 
     def consolidate(self, teachers: Teachers, basis: Basis | None) -> Consolidated:
         """Make one student of the teachers, on the server's transfer set."""
-        setting = self.setting
-        school = School(
+        context = self.context
+        setup = DistillationSetup(
             transfer=self._transfer(),
-            labelled=setting.study.data.transfer.labelled,
-            validation=setting.validation,
-            arch=setting.arch,
-            shape=setting.shape,
-            compute=setting.compute,
-            seed=setting.seed,
+            labelled=context.study.data.transfer.labelled,
+            validation=context.validation,
+            arch=context.arch,
+            shape=context.shape,
+            compute=context.compute,
+            seed=context.seed,
             basis=basis,
             on_epoch=self.observer.on_distillation,
         )
         try:
-            return consolidate(teachers, self._settings(), school)
+            return consolidate(teachers, self._settings(), setup)
         except FedKDError as error:
-            raise type(error)(f"arms.{setting.arm_name}: {error}") from error
+            raise type(error)(f"arms.{context.arm_name}: {error}") from error
 
     def _consolidate_at_silo(self, grid: Grid, teachers: Teachers) -> Consolidated:
         """Choose by the server's validation data, and let the student's silo distil."""
-        setting = self.setting
+        context = self.context
         choice = choose(
             teachers,
             self._settings(),
-            validation=setting.validation,
-            arch=setting.arch,
-            seed=setting.seed,
+            validation=context.validation,
+            arch=context.arch,
+            seed=context.seed,
         )
         if choice.silo is None:
             raise ValueError("a student that is no silo's model cannot learn on a silo")
         state, loss = distil_at_silo(
-            grid, self.roster[choice.silo], choice, setting, self.ledger, self.run_id
+            grid, self.roster[choice.silo], choice, context, self.ledger, self.run_id
         )
         notes = choice.notes | {"distillation_loss": round(loss, 6)}
         return Consolidated(state, choice.start, choice.teachers, notes, loss)
@@ -106,21 +106,21 @@ class FedKD(SiloFedAvg):
 
     def _feature_basis(self, teachers: Teachers) -> Basis | None:
         """Fit the basis to what the average of the silos' models sees of the transfer set."""
-        setting, images = self.setting, self._transfer().images
+        context, images = self.context, self._transfer().images
         if len(images) < LEAST_TRANSFER_IMAGES:
             return self._usable(None)
         try:
-            average = teachers.average(setting.arch)
-            model = setting.model("basis")
+            average = teachers.average(context.arch)
+            model = context.model("basis")
             model.load_state_dict(average)
             basis = make_feature_basis(
                 images,
                 model,
                 dims=self._settings().familiarity.effective_dims,
-                compute=setting.compute,
+                compute=context.compute,
             )
         except FedKDError as error:
-            raise type(error)(f"arms.{setting.arm_name}: {error}") from error
+            raise type(error)(f"arms.{context.arm_name}: {error}") from error
         return self._usable(basis)
 
     def _usable(self, basis: Basis | None) -> Basis | None:
@@ -131,18 +131,18 @@ class FedKD(SiloFedAvg):
             )
             if self._settings().teachers == "densities":
                 raise FedKDError(
-                    f"arms.{self.setting.arm_name}: a transfer set of {len(self._transfer())} "
+                    f"arms.{self.context.arm_name}: a transfer set of {len(self._transfer())} "
                     "images is too small for densities to teach; 20 distinct ones are needed"
                 )
         return basis
 
     def _settings(self) -> Consolidation:
-        settings = self.setting.arm.consolidation
+        settings = self.context.arm.consolidation
         if settings is None:
-            raise ValueError(f"arm {self.setting.arm_name} does not consolidate")
+            raise ValueError(f"arm {self.context.arm_name} does not consolidate")
         return settings
 
     def _transfer(self) -> Images:
-        if self.setting.transfer is None:
+        if self.context.transfer is None:
             raise FedKDError("the server holds no transfer set to distil on")
-        return self.setting.transfer
+        return self.context.transfer

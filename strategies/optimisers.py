@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from fedkd.errors import FedKDError
 from fedkd.models.state import State
 from fedkd.training.evaluate import is_finite
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.updates import RoundModels, ServerUpdate
 
 FEDAVGM_LR, FEDADAM_LR = 1.0, 0.01
@@ -94,13 +94,13 @@ class FlowerOptimiser(ServerUpdate):
 
     Args:
         optimiser: of this run alone; it keeps its moments between rounds.
-        setting: the run.
+        context: the run.
     """
 
-    def __init__(self, optimiser: _GivenAverage, setting: Setting) -> None:
+    def __init__(self, optimiser: _GivenAverage, context: RunContext) -> None:
         self._optimiser = optimiser
-        self._arm = setting.arm_name
-        model = setting.model("server-update")
+        self._arm = context.arm_name
+        model = context.model("server-update")
         # Tied parameters have several names in a state dict, and all of them move.
         named = model.named_parameters(remove_duplicate=False)
         self._shapes = {name: tensor.shape for name, tensor in named if tensor.is_floating_point()}
@@ -127,7 +127,7 @@ class FlowerOptimiser(ServerUpdate):
             )
         return state
 
-    def memory(self) -> State:
+    def state_dict(self) -> State:
         """Return the optimiser's moments, float64, named ``<moment>/<parameter>``."""
         return {
             f"{moment}/{name}": torch.from_numpy(np.asarray(array))
@@ -135,42 +135,42 @@ class FlowerOptimiser(ServerUpdate):
             for name, array in zip(self._parameters, arrays, strict=bool(arrays))
         }
 
-    def recall(self, memory: State) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Set the optimiser's moments.
 
         Raises:
             ValueError: they are those of another optimiser or model.
         """
         moments = [
-            m for m in self._optimiser.remembered() if f"{m}/{self._parameters[0]}" in memory
+            m for m in self._optimiser.remembered() if f"{m}/{self._parameters[0]}" in state_dict
         ]
         expected = {f"{m}/{name}": shape for m in moments for name, shape in self._shapes.items()}
-        if {key: tensor.shape for key, tensor in memory.items()} != expected:
+        if {key: tensor.shape for key, tensor in state_dict.items()} != expected:
             raise ValueError("the server optimiser's state is of another optimiser or model")
         self._optimiser.remember(
             self._parameters,
-            {m: [memory[f"{m}/{name}"].numpy() for name in self._parameters] for m in moments},
+            {m: [state_dict[f"{m}/{name}"].numpy() for name in self._parameters] for m in moments},
         )
 
     def _record(self, state: State) -> ArrayRecord:
         return ArrayRecord({name: Array(state[name].double().numpy()) for name in self._parameters})
 
 
-def fedavgm(setting: Setting) -> FlowerOptimiser:
+def fedavgm(context: RunContext) -> FlowerOptimiser:
     """Flower's FedAvgM: the server's steps have momentum."""
-    settings = setting.arm.server
+    settings = context.arm.server
     return FlowerOptimiser(
         _Momentum(
             server_learning_rate=FEDAVGM_LR if settings.lr is None else settings.lr,
             server_momentum=settings.momentum,
         ),
-        setting,
+        context,
     )
 
 
-def fedadam(setting: Setting) -> FlowerOptimiser:
+def fedadam(context: RunContext) -> FlowerOptimiser:
     """Flower's FedAdam: every parameter's step is divided by the size of its past changes."""
-    settings = setting.arm.server
+    settings = context.arm.server
     return FlowerOptimiser(
         _Adam(
             eta=FEDADAM_LR if settings.lr is None else settings.lr,
@@ -178,5 +178,5 @@ def fedadam(setting: Setting) -> FlowerOptimiser:
             beta_2=settings.beta_2,
             tau=settings.tau,
         ),
-        setting,
+        context,
     )

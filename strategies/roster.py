@@ -26,7 +26,7 @@ from fedkd.messages.validate import (
     read_num_examples,
 )
 from fedkd.util.names import natural_key
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.exchange import Ledger, Member, exchange
 from strategies.savepoint import ABSENT
 
@@ -48,16 +48,16 @@ class Roster(dict[str, Member]):
         self._claims: dict[int, Member] = {}
         self._closed = False
 
-    def call(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
+    def call(self, grid: Grid, context: RunContext, ledger: Ledger, run_id: str) -> None:
         """Wait for the study's silos, and let them introduce themselves.
 
         Raises:
             FedKDError: fewer silos than the quorum did.
         """
-        expected, timeout = setting.study.partition.silos, setting.rounds.timeout
+        expected, timeout = context.study.partition.silos, context.rounds.timeout
         nodes = _wait_for_nodes(grid, expected, timeout)
-        self._meet(grid, nodes, setting, ledger, run_id, timeout)
-        least = max(1, math.ceil(setting.rounds.quorum * expected))
+        self._meet(grid, nodes, context, ledger, run_id, timeout)
+        least = max(1, math.ceil(context.rounds.quorum * expected))
         if len(self) < least:
             reasons = "; ".join(sorted({entry.reason for entry in ledger.quarantined})[:3])
             raise FedKDError(
@@ -77,14 +77,14 @@ class Roster(dict[str, Member]):
         for member in members:
             self[member.name] = replace(member, node_id=nodes.get(member.name, ABSENT))
 
-    def look_again(self, grid: Grid, setting: Setting, ledger: Ledger, run_id: str) -> None:
+    def look_again(self, grid: Grid, context: RunContext, ledger: Ledger, run_id: str) -> None:
         """Look who is connected before a round, and let nodes that are new introduce themselves."""
         nodes = set(grid.get_node_ids())
         self._asked &= nodes  # one that went may come back as somebody else
         known = {member.node_id for member in self.values()}
         new = sorted(nodes - self._asked - known)
-        timeout = min(setting.rounds.timeout, LATECOMER_SECONDS)
-        self._meet(grid, new, setting, ledger, run_id, timeout)
+        timeout = min(context.rounds.timeout, LATECOMER_SECONDS)
+        self._meet(grid, new, context, ledger, run_id, timeout)
         self.connected = nodes
         for node, member in list(self._claims.items()):
             if node not in nodes or self._bind(member):
@@ -94,7 +94,7 @@ class Roster(dict[str, Member]):
         self,
         grid: Grid,
         nodes: Sequence[int],
-        setting: Setting,
+        context: RunContext,
         ledger: Ledger,
         run_id: str,
         timeout: float,
@@ -103,14 +103,14 @@ class Roster(dict[str, Member]):
         failed = ledger.traffic.failed
         self.connected |= set(nodes)
         self._asked |= set(nodes)
-        content = _question(setting, run_id)
+        content = _question(context, run_id)
         messages = [Message(content, node, keys.DESCRIBE) for node in nodes]
         replies = exchange(grid, messages, timeout=timeout, traffic=ledger.traffic)
         for node in nodes:
             try:
                 if node not in replies:
                     raise RefusedError("it did not introduce itself in time")
-                member = _read_member(replies[node], node, setting, run_id)
+                member = _read_member(replies[node], node, context, run_id)
                 if self._closed and member.name not in self:
                     continue
                 if not self._bind(member):
@@ -134,23 +134,23 @@ class Roster(dict[str, Member]):
         return True
 
 
-def _question(setting: Setting, run_id: str) -> RecordDict:
-    images = setting.transfer.images if setting.transfer is not None else None
+def _question(context: RunContext, run_id: str) -> RecordDict:
+    images = context.transfer.images if context.transfer is not None else None
     transfer = keys.NO_HASH if images is None else content_hash(images)
     config = ConfigRecord({keys.RUN_ID: run_id, keys.ROUND: 0, keys.TRANSFER_HASH: transfer})
     return RecordDict({keys.CONFIG: config})
 
 
-def _read_member(reply: Message, node: int, setting: Setting, run_id: str) -> Member:
+def _read_member(reply: Message, node: int, context: RunContext, run_id: str) -> Member:
     info = read_info(reply, run_id=run_id, round_number=0)
-    name, size = read_name(info), read_num_examples(info, setting.rounds.max_examples)
-    read_class_counts(info, setting.shape.num_classes)
-    study = setting.study
+    name, size = read_name(info), read_num_examples(info, context.rounds.max_examples)
+    read_class_counts(info, context.shape.num_classes)
+    study = context.study
     if info.get(keys.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:
         raise RefusedError("its model has an architecture that the study does not know")
-    if study.in_field and name not in study.silo_names:
+    if study.is_deployed and name not in study.silo_names:
         raise RefusedError(f"it bears the name {name!r}, which partition.names has not")
-    if study.in_field and size < study.partition.min_size:
+    if study.is_deployed and size < study.partition.min_size:
         raise RefusedError(
             f"it has {size} images, fewer than partition.min_size, {study.partition.min_size}"
         )

@@ -1,8 +1,8 @@
 """Where a run stands after a round, in one file, so that a killed run goes on to the same bits.
 
 Nothing random is in it: every choice is drawn anew from its seed, purpose, silo and round
-(:mod:`fedkd.util.seeding`), so that a round depends on the model before it, on what the server's update
-remembers, and on who took part.
+(:mod:`fedkd.util.seeding`), so that a round depends on the model before it, on the state of the
+server's update, and on who took part.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
 from fedkd.util.cache import cache_key
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.diagnostics import Beginning
 from strategies.exchange import Member
 
 _KEY = "fedkd-progress"
-_MODEL, _MEMORY, _BEGUN, _TAUGHT, _STUDENT = "model/", "memory/", "begun", "taught/", "student"
+_MODEL, _UPDATE, _BEGUN, _TAUGHT, _STUDENT = "model/", "memory/", "begun", "taught/", "student"
 _KEPT_OF_MEMBERS = (keys.ARCHITECTURE, keys.NUM_EXAMPLES, keys.CLASS_COUNTS)
 
 ABSENT = -1
@@ -45,7 +45,7 @@ class SavePoint:
     Attributes:
         curve: every point so far, from round 0 on.
         model: the global model.
-        memory: what the server's update remembers.
+        state_dict: what the server's update remembers.
         members: the silos that introduced themselves, in natural order; their nodes are ``ABSENT``
             in a save point that was read, as nodes have new ids after a restart.
         quarantined: every reply that was refused.
@@ -56,7 +56,7 @@ class SavePoint:
 
     curve: tuple[Point, ...]
     model: State
-    memory: State
+    state_dict: State
     members: tuple[Member, ...]
     quarantined: tuple[Quarantined, ...]
     notes: Mapping[str, Any]
@@ -64,24 +64,24 @@ class SavePoint:
     beginning: Beginning | None
 
 
-class Keeper:
+class CheckpointWriter:
     """Keeps the latest save point of one run in its folder.
 
     Args:
         folder: the run's.
-        setting: the run.
+        context: the run.
     """
 
-    def __init__(self, folder: Path, setting: Setting) -> None:
+    def __init__(self, folder: Path, context: RunContext) -> None:
         self._path = folder / PROGRESS_FILE
-        self._fingerprint = fingerprint(setting)
-        self._num_classes = setting.shape.num_classes
+        self._fingerprint = fingerprint(context)
+        self._num_classes = context.shape.num_classes
 
     def write(self, point: SavePoint) -> None:
         """Replace the save point, atomically."""
         beginning = point.beginning
         tensors = {_MODEL + key: tensor for key, tensor in point.model.items()}
-        tensors |= {_MEMORY + key: tensor for key, tensor in point.memory.items()}
+        tensors |= {_UPDATE + key: tensor for key, tensor in point.state_dict.items()}
         if beginning is not None:
             tensors[_BEGUN] = beginning.begun
             tensors |= {_TAUGHT + silo: classes for silo, classes in beginning.taught.items()}
@@ -143,7 +143,7 @@ class Keeper:
         return SavePoint(
             curve=curve,
             model=_part(tensors, _MODEL),
-            memory=_part(tensors, _MEMORY),
+            state_dict=_part(tensors, _UPDATE),
             members=tuple(
                 Member(each["name"], ABSENT, ConfigRecord(each["info"])) for each in told["members"]
             ),
@@ -162,22 +162,22 @@ class Keeper:
         return "remove it to begin this run anew"
 
 
-def fingerprint(setting: Setting) -> str:
+def fingerprint(context: RunContext) -> str:
     """Hash all that decides the bits of a run: study, arm, seed, targets, data, code, machine."""
-    study, arm = setting.study, setting.arm
+    study, arm = context.study, context.arm
     own = [arch_fingerprint(arch) for arch in study.architectures]
     if settings := arm.consolidation:
         own += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
-    data: list[Images | None] = [setting.test, setting.validation, setting.transfer]
+    data: list[Images | None] = [context.test, context.validation, context.transfer]
     resolved = study.to_dict()
     resolved["engine"] = study.engine.model_dump(exclude={"workers"})
     return cache_key(
         {
             "kind": "progress",
             "study": resolved,
-            "arm": setting.arm_name,
-            "seed": setting.seed,
-            "targets": list(setting.targets),
+            "arm": context.arm_name,
+            "seed": context.seed,
+            "targets": list(context.targets),
             "data": ["none" if part is None else content_hash(part.images) for part in data],
             "own": own,
         }

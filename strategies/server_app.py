@@ -30,12 +30,12 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lease
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.diagnostics import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 from strategies.fedkd import FedKD
 from strategies.run_log import RunLog
-from strategies.savepoint import Keeper
+from strategies.savepoint import CheckpointWriter
 
 ERROR_FILE = "error.txt"
 LEASE_SECONDS = 30.0
@@ -48,7 +48,7 @@ class Serving:
     ``log`` is where a caller on another host learns the record; None where it sees the folder.
     """
 
-    setting: Setting
+    context: RunContext
     folder: Path
     observer: Observer
     log: RunLog | None = None
@@ -74,10 +74,10 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
     app = ServerApp()
 
     @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        serving = find(context)
+    def main(grid: Grid, flower_context: Context) -> None:
+        serving = find(flower_context)
         try:
-            serve(grid, serving, run_id=f"{context.run_id % 2**64:016x}")
+            serve(grid, serving, run_id=f"{flower_context.run_id % 2**64:016x}")
         except FedKDError as error:
             write_text(serving.folder / ERROR_FILE, str(error))
             if serving.log is not None:
@@ -105,42 +105,44 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 
 
 def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
-    setting, folder = serving.setting, serving.folder
+    context, folder = serving.context, serving.folder
     remove_unfinished(folder)
-    keeper = Keeper(folder, setting)
-    with intra_op_threads(setting.study.engine.server_threads):
-        initial = initial_arrays(setting)
-        saved = keeper.read(dict(initial.to_torch_state_dict()))
+    checkpoint_writer = CheckpointWriter(folder, context)
+    with intra_op_threads(context.study.engine.server_threads):
+        initial = initial_arrays(context)
+        saved = checkpoint_writer.read(dict(initial.to_torch_state_dict()))
         # The save point is what counts: a line may have been cut short or be missing.
         write_points(folder, saved.curve if saved else ())
         for point in saved.curve if saved else ():
             serving.observer.on_point(point)
-        strategy_type = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
+        strategy_type = FedKD if context.arm.start == "consolidated" else SiloFedAvg
         recorder = _Recorder(folder, serving.observer)
-        strategy = strategy_type(setting, recorder, run_id, keeper=keeper, saved=saved)
+        strategy = strategy_type(
+            context, recorder, run_id, checkpoint_writer=checkpoint_writer, saved=saved
+        )
         result = strategy.start(
             grid,
             initial,
-            num_rounds=setting.rounds.max,
-            timeout=setting.rounds.timeout,
-            evaluate_fn=central_evaluation(setting),
+            num_rounds=context.rounds.max,
+            timeout=context.rounds.timeout,
+            evaluate_fn=central_evaluation(context),
         )
         final = dict(result.arrays.to_torch_state_dict())
-        instruments = examine(setting, strategy.beginning, strategy.roster.values(), final)
-    card = ModelCard(setting.arch, setting.shape, setting.classes)
+        instruments = examine(context, strategy.beginning, strategy.roster.values(), final)
+    card = ModelCard(context.arch, context.shape, context.classes)
     save_model(folder / CHECKPOINT_FILE, final, card)
     write_state(
         folder,
         RunRecord(
-            arm=setting.arm_name,
-            seed=setting.seed,
-            engine=setting.study.engine.name,
+            arm=context.arm_name,
+            seed=context.seed,
+            engine=context.study.engine.name,
             curve=tuple(strategy.curve),
             stopped=strategy.stopped,
             exchanges_before_round_1=strategy.exchanges_before_round_1,
-            max_rounds=setting.rounds.max,
-            targets=setting.targets,
-            accuracy_source="silos" if setting.test is None else "test",
+            max_rounds=context.rounds.max,
+            targets=context.targets,
+            accuracy_source="silos" if context.test is None else "test",
             quarantined=tuple(strategy.ledger.quarantined),
             notes=strategy.notes,
             instruments=instruments,
@@ -148,10 +150,10 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     )
     if strategy.stopped != "quorum":
         # A run that lacked silos can still go on once they are back.
-        keeper.remove()
+        checkpoint_writer.remove()
 
 
-def read_run(context: Context) -> Serving:
+def read_run(flower_context: Context) -> Serving:
     """Read the run config of a run on a SuperLink.
 
     A local engine names the folder for the record. Others see no more of this host than the log of
@@ -161,7 +163,7 @@ def read_run(context: Context) -> Serving:
         FedKDError: the run config is none of a study.
     """
     log = RunLog()
-    config = {key: str(value) for key, value in context.run_config.items()}
+    config = {key: str(value) for key, value in flower_context.run_config.items()}
     try:
         cache = Path(config[keys.CONFIG_CACHE_DIR] or cache_root())
         study = parse_study(config[keys.CONFIG_STUDY], origin="run config: study")
@@ -169,23 +171,23 @@ def read_run(context: Context) -> Serving:
         if arm not in study.arms:
             raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
         targets = json.loads(config[keys.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
-        setting = Setting.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
+        context = RunContext.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
         if folder := config[keys.CONFIG_RUN_DIR]:
-            return Serving(setting, Path(folder), log)
-        name = config[keys.CONFIG_RUN_NAME] or f"run-{context.run_id % 2**64:016x}"
-        return Serving(setting, state_folder(setting, name), log, log)
+            return Serving(context, Path(folder), log)
+        name = config[keys.CONFIG_RUN_NAME] or f"run-{flower_context.run_id % 2**64:016x}"
+        return Serving(context, state_folder(context, name), log, log)
     except FedKDError as error:
         log.on_error(str(error))
         raise
 
 
-def state_folder(setting: Setting, name: str) -> Path:
+def state_folder(context: RunContext, name: str) -> Path:
     """Return where this host keeps record and model of a run that another host asked for.
 
     A run of the same name goes on from what is there.
 
     Args:
-        setting: the run.
+        context: the run.
         name: what the caller calls it.
 
     Raises:
@@ -195,7 +197,7 @@ def state_folder(setting: Setting, name: str) -> Path:
         raise FedKDError(f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
     chosen = os.environ.get("FEDKD_STATE_DIR")
     root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
-    return root / setting.study.name / name / setting.arm_name / f"seed-{setting.seed}"
+    return root / context.study.name / name / context.arm_name / f"seed-{context.seed}"
 
 
 app = make_server_app(read_run)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedkd.models.state import State
 from fedkd.registry import SERVER_UPDATES
-from strategies.context import Setting
+from strategies.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -36,42 +36,42 @@ class RoundModels:
 class ServerUpdate(ABC):
     """Turns a round's models into the new global model.
 
-    One that remembers earlier rounds overrides ``memory`` and ``recall``, so that a run that was
-    killed goes on to the same bits. Randomness needs no memory: it is drawn anew for every round.
+    An update with state overrides ``state_dict`` and ``load_state_dict``, so that a run that was
+    killed resumes to the same bits. Randomness is no state: it is drawn anew for every round.
     """
 
     @abstractmethod
     def __call__(self, models: RoundModels) -> State:
         """Return a state with the keys, shapes and types of ``models.sent``."""
 
-    def memory(self) -> State:
+    def state_dict(self) -> State:
         """Return all that the next round depends on, as tensors by name."""
         return {}
 
-    def recall(self, memory: State) -> None:
-        """Remember what ``memory`` gave.
+    def load_state_dict(self, state_dict: State) -> None:
+        """Restore what ``state_dict`` returned.
 
         Raises:
             ValueError: it is not what this update would have given.
         """
-        if memory:
-            raise ValueError(f"{type(self).__name__} remembers nothing")
+        if state_dict:
+            raise ValueError(f"{type(self).__name__} has no state")
 
 
-def server_update(setting: Setting) -> ServerUpdate:
+def server_update(context: RunContext) -> ServerUpdate:
     """Return the update of the arm's strategy, which remembers nothing yet.
 
     Raises:
         UserError: the server lacks what the strategy needs.
     """
-    update: ServerUpdate = SERVER_UPDATES.load(setting.arm.strategy)(setting)
+    update: ServerUpdate = SERVER_UPDATES.load(context.arm.strategy)(context)
     return update
 
 
 class KeepAverage(ServerUpdate):
     """FedAvg: the average is the new global model."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, context: RunContext) -> None:
         """Take the run's setting, as every update does, and need nothing of it."""
 
     def __call__(self, models: RoundModels) -> State:

@@ -187,7 +187,7 @@ class Ran:
     strategy: Any
     state: dict[str, torch.Tensor]
     silos: list[Any]
-    setting: Any
+    context: Any
 
     @property
     def refused(self) -> list[tuple[str, int]]:
@@ -232,10 +232,10 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     from fedkd.engines.inline import InlineGrid
     from fedkd.federation.federation import Federation
     from fedkd.messages import keys
-    from strategies.context import Setting
+    from strategies.context import RunContext
     from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
     from strategies.fedkd import FedKD
-    from strategies.savepoint import Keeper
+    from strategies.savepoint import CheckpointWriter
 
     class TamperingGrid(InlineGrid):
         tamper: Any = None
@@ -263,7 +263,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     ) -> Ran:
         federation = Federation.load(study, study.seeds[0], cache_dir)
         silos = [Silo.of(federation, name, arm) for name in study.silo_names]
-        setting = Setting.of(federation, arm, targets)
+        context = RunContext.of(federation, arm, targets)
         contexts = {
             2 + index: Context(
                 1, 2 + index, {"partition-id": index}, RecordDict(), {keys.CONFIG_ARM: arm}
@@ -275,18 +275,24 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         )
         grid = TamperingGrid(app, contexts, pool)
         grid.tamper, grid.names = tamper, study.silo_names
-        kind = FedKD if setting.arm.start == "consolidated" else SiloFedAvg
-        keeper = Keeper(folder, setting) if folder else None
-        initial = initial_arrays(setting)
-        saved = keeper.read(dict(initial.to_torch_state_dict())) if keeper else None
-        strategy = kind(setting, _Deaf(), "this-run", keeper=keeper, saved=saved)
+        kind = FedKD if context.arm.start == "consolidated" else SiloFedAvg
+        checkpoint_writer = CheckpointWriter(folder, context) if folder else None
+        initial = initial_arrays(context)
+        saved = (
+            checkpoint_writer.read(dict(initial.to_torch_state_dict()))
+            if checkpoint_writer
+            else None
+        )
+        strategy = kind(
+            context, _Deaf(), "this-run", checkpoint_writer=checkpoint_writer, saved=saved
+        )
         result = strategy.start(
             grid,
             initial,
-            num_rounds=setting.rounds.max,
-            timeout=setting.rounds.timeout,
-            evaluate_fn=central_evaluation(setting) if test else None,
+            num_rounds=context.rounds.max,
+            timeout=context.rounds.timeout,
+            evaluate_fn=central_evaluation(context) if test else None,
         )
-        return Ran(strategy, dict(result.arrays.to_torch_state_dict()), silos, setting)
+        return Ran(strategy, dict(result.arrays.to_torch_state_dict()), silos, context)
 
     return run

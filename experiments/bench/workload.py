@@ -28,13 +28,13 @@ def write_workload(path: Path) -> None:
     every tensor of the model.
     """
     from fedkd.federation.federation import Federation
-    from strategies.context import Setting
+    from strategies.context import RunContext
     from strategies.fedavg import initial_arrays
 
     study = load_study(STUDY)
     with tempfile.TemporaryDirectory() as cache:
         federation = Federation.load(study, study.seeds[0], Path(cache))
-    start = initial_arrays(Setting.of(federation, "fedavg", ())).to_torch_state_dict()
+    start = initial_arrays(RunContext.of(federation, "fedavg", ())).to_torch_state_dict()
     silos = [federation.data_of(name) for name in study.silo_names]
     seeds = [
         [derive_seed(federation.seed, "local-training", name, number) for name in study.silo_names]
@@ -45,8 +45,8 @@ def write_workload(path: Path) -> None:
         {
             "images": np.stack([silo.images.numpy() for silo in silos]),
             "labels": np.stack([silo.labels.numpy() for silo in silos]),
-            "test_images": federation.cut.test.images.numpy(),
-            "test_labels": federation.cut.test.labels.numpy(),
+            "test_images": federation.split.test.images.numpy(),
+            "test_labels": federation.split.test.labels.numpy(),
             "seeds": np.array(seeds, dtype=np.int64),
             **{f"start.{key}": tensor.numpy() for key, tensor in start.items()},
         },
@@ -70,14 +70,14 @@ def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float
         points: of the grid.
     """
     from fedkd.federation.federation import Federation
-    from fedkd.federation.simulated_teachers import Classroom
+    from fedkd.federation.simulated_teachers import SimulatedTeachers
     from fedkd.federation.thread_pool import silo_pool
 
     study = load_study(GRID)
     federation = Federation.load(study, study.seeds[0], cache)
     with silo_pool(study) as pool:
         federation.pretrain(pool)
-    room = Classroom(federation, ARM)
+    room = SimulatedTeachers(federation, ARM)
     states = [federation.pretrained(name).state for name in study.silo_names]
     arrays = {
         f"teacher-{index}.{key}": tensor.numpy()
@@ -86,7 +86,7 @@ def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float
     }
     start = room.teachers().average(room.arch)
     arrays |= {f"start.{key}": tensor.numpy() for key, tensor in start.items()}
-    validation, own = federation.cut.validation, room.own
+    validation, own = federation.split.validation, room.own
     arrays |= {
         "images": room.transfer.images.numpy(),
         "labels": room.transfer.labels.numpy(),

@@ -13,7 +13,7 @@ CLOSED = "fedkd-discriminant"
 DISTILLED = "fedkd-both-blends"
 """The student that is distilled, of the architecture of the silos' models."""
 ARMS = ("fedkd-equal", "fedkd-familiarity", DISTILLED, CLOSED)
-FILTERBANK, CENTRAL_CLOSED = "central-filterbank", "fedkd-central-filterbank"
+PATCH_FEATURES, CENTRAL_CLOSED = "central-filterbank", "fedkd-central-filterbank"
 """The study of its model in one place, and the arm."""
 WITHIN = 0.02
 ENOUGH = 4
@@ -79,7 +79,7 @@ def _central_filterbank(records: Records) -> tuple[float, str]:
     """Return the highest accuracy at any rate and after any round, and the rate."""
     return max(
         (accuracy, variant[-1])
-        for variant in records.variants(FILTERBANK)
-        for run in records.runs(FILTERBANK, variant, CENTRAL_CLOSED)
+        for variant in records.variants(PATCH_FEATURES)
+        for run in records.runs(PATCH_FEATURES, variant, CENTRAL_CLOSED)
         for accuracy in run["accuracy"]
     )

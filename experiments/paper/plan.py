@@ -42,7 +42,7 @@ DENSITIES: dict[str, dict[str, Any]] = {
         "consolidation.familiarity.density": "pooled",
         "consolidation.familiarity.basis": "patches",
         "consolidation.teachers": "both",
-        "consolidation.blends": 8,
+        "consolidation.mixed_inputs": 8,
         "consolidation.epochs": 10,
         "consolidation.schedule": "cosine",
     },

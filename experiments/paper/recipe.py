@@ -84,7 +84,7 @@ class _Trials:
         records = []
         with tempfile.TemporaryDirectory() as scratch, InlineEngine(self.pool) as engine:
             for federation, aims in zip(self.federations, targets, strict=True):
-                own = Federation(study, federation.seed, federation.cut, federation.cache)
+                own = Federation(study, federation.seed, federation.split, federation.cache)
                 folder = Path(scratch) / str(federation.seed)
                 engine.run(Task(own, arm, aims, folder), Silent())
                 records.append(RunRecord.read(folder))
@@ -143,7 +143,7 @@ def _start(trials: _Trials) -> tuple[_Settings, list[dict[str, Any]]]:
         for density in DENSITIES.values()
     ]
     best = _best_start(tried)
-    if "consolidation.blends" not in best:
+    if "consolidation.mixed_inputs" not in best:
         tried.append(_tried_start(trials, {**best, "consolidation.mixup": True}))
     return _best_start(tried), tried
 

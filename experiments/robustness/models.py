@@ -1,7 +1,7 @@
 """What one bad teacher of ten costs consolidation, and what the robust options cost an honest one.
 
-``python -m experiments.robustness.models --write`` keeps the figures in ``models.json`` beside it, in
-the place of those of the same partition, weighting and seed, and prints the table of
+``python -m experiments.robustness.models --write`` keeps the figures in ``models.json`` beside it,
+in the place of those of the same partition, weighting and seed, and prints the table of
 ``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil.
 ``--validation`` looks at no test image; it is what to choose by.
 """
@@ -27,7 +27,7 @@ from fedkd.data.images import Images
 from fedkd.distillation.consolidate import consolidate
 from fedkd.distillation.density.basis import Basis, make_basis
 from fedkd.distillation.density.estimators import density_bound, log_densities
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import build_model
@@ -68,7 +68,7 @@ seeds: [{seed}]
 """
 
 
-class Lecture:
+class RobustnessCase:
     """One federation of ten teachers, one of which may be bad.
 
     Args:
@@ -85,7 +85,7 @@ class Lecture:
         study = parse_study(text)
         federation = Federation.load(study, seed, cache_root())
         federation.pretrain(pool)
-        transfer = federation.cut.transfer
+        transfer = federation.split.transfer
         basis = None if transfer is None else make_basis(transfer.images, dims=50)
         if transfer is None or basis is None:
             raise ValueError("the transfer set is too small for densities")
@@ -97,10 +97,10 @@ class Lecture:
     def student(self, settings: Consolidation, members: Sequence[Teacher], data: Images) -> float:
         """Return the accuracy on ``data`` of the student that these teachers make."""
         federation = self.federation
-        school = School(
+        setup = DistillationSetup(
             transfer=self.transfer,
             labelled=False,
-            validation=federation.cut.validation,
+            validation=federation.split.validation,
             arch="cnn",
             shape=federation.shape,
             compute=federation.compute,
@@ -110,7 +110,7 @@ class Lecture:
         teachers = Teachers(members, federation.shape, federation.compute)
         model = build_model("cnn", federation.shape, seed=0)
         with intra_op_threads(1):
-            model.load_state_dict(consolidate(teachers, settings, school).state)
+            model.load_state_dict(consolidate(teachers, settings, setup).state)
             return evaluate(model, data, compute=federation.compute).accuracy
 
     def without(self) -> list[Teacher]:
@@ -153,20 +153,20 @@ class Lecture:
         return Teacher(silo, "cnn", len(data), state, log_density=density)
 
 
-def flipped_labels(lecture: Lecture, teacher: Teacher) -> Teacher:
+def flipped_labels(case: RobustnessCase, teacher: Teacher) -> Teacher:
     """Train on digit 9 - k for k; the densities are honest."""
-    return replace(teacher, state=lecture.retrain(teacher.silo, lambda labels: 9 - labels))
+    return replace(teacher, state=case.retrain(teacher.silo, lambda labels: 9 - labels))
 
 
-def random_logits(lecture: Lecture, teacher: Teacher) -> Teacher:
+def random_logits(case: RobustnessCase, teacher: Teacher) -> Teacher:
     """Say anything, surely and anew for each image; the weights are random ones too."""
-    generator = torch_generator(lecture.federation.seed, "random-logits")
-    logits = 5 * torch.randn(len(lecture.transfer), 10, generator=generator)
-    state = copy_state(build_model("cnn", lecture.federation.shape, seed=1))
+    generator = torch_generator(case.federation.seed, "random-logits")
+    logits = 5 * torch.randn(len(case.transfer), 10, generator=generator)
+    state = copy_state(build_model("cnn", case.federation.shape, seed=1))
     return replace(teacher, state=state, logits=logits)
 
 
-def constant_class(_: Lecture, teacher: Teacher) -> Teacher:
+def constant_class(_: RobustnessCase, teacher: Teacher) -> Teacher:
     """Say 0 of everything, surely."""
     state = {key: tensor.clone() for key, tensor in (teacher.state or {}).items()}
     weight, bias = list(state)[-2:]
@@ -175,14 +175,14 @@ def constant_class(_: Lecture, teacher: Teacher) -> Teacher:
     return replace(teacher, state=state)
 
 
-def loud_constant_class(lecture: Lecture, teacher: Teacher) -> Teacher:
+def loud_constant_class(case: RobustnessCase, teacher: Teacher) -> Teacher:
     """Say 0 of everything, and claim the highest density that the gate lets pass."""
-    bound = density_bound("gaussian", len(lecture.basis.components))
-    claimed = torch.full((len(lecture.transfer),), bound, dtype=torch.float64)
-    return replace(constant_class(lecture, teacher), log_density=claimed)
+    bound = density_bound("gaussian", len(case.basis.components))
+    claimed = torch.full((len(case.transfer),), bound, dtype=torch.float64)
+    return replace(constant_class(case, teacher), log_density=claimed)
 
 
-ATTACKS: dict[str, Callable[[Lecture, Teacher], Teacher]] = {
+ATTACKS: dict[str, Callable[[RobustnessCase, Teacher], Teacher]] = {
     "flipped labels": flipped_labels,
     "random logits": random_logits,
     "constant class": constant_class,
@@ -190,33 +190,33 @@ ATTACKS: dict[str, Callable[[Lecture, Teacher], Teacher]] = {
 }
 
 
-def measure(lecture: Lecture, weighting: str, *, on: str) -> dict[str, Any]:
+def measure(case: RobustnessCase, weighting: str, *, on: str) -> dict[str, Any]:
     """Return accuracies in per cent: without the bad silo, honest, and under every attack.
 
     Args:
-        lecture: the teachers.
+        case: the teachers.
         weighting: how they are weighed.
         on: ``test`` or ``validation``.
     """
-    cut = lecture.federation.cut
-    data = cut.validation if on == "validation" else cut.test
+    split = case.federation.split
+    data = split.validation if on == "validation" else split.test
     if data is None:
         raise ValueError("the federation has no test images")
     plain = Consolidation(weighting=weighting)
 
     def points(settings: Consolidation, members: Sequence[Teacher]) -> float:
-        return round(100 * lecture.student(settings, members, data), 2)
+        return round(100 * case.student(settings, members, data), 2)
 
-    found: dict[str, Any] = {"left out": points(plain, lecture.without())}
+    found: dict[str, Any] = {"left out": points(plain, case.without())}
     for rule, changes in RULES.items():
         if "trust" in changes and weighting != "familiarity":
             continue
         settings = Consolidation.model_validate({"weighting": weighting, **changes})
-        found[rule] = {"honest": points(settings, lecture.honest)}
+        found[rule] = {"honest": points(settings, case.honest)}
         for attack in ATTACKS:
             if attack == "loud constant class" and not settings.uses_densities:
                 continue
-            found[rule][attack] = points(settings, lecture.under(attack))
+            found[rule][attack] = points(settings, case.under(attack))
     return found
 
 
@@ -289,10 +289,10 @@ def main() -> None:
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for seed in map(int, asked.seeds.split(",")):
             for partition in asked.partitions.split(","):
-                lecture = Lecture(partition, seed, pool, asked.training)
+                case = RobustnessCase(partition, seed, pool, asked.training)
                 for weighting in asked.weightings.split(","):
                     found = measure(
-                        lecture, weighting, on="validation" if asked.validation else "test"
+                        case, weighting, on="validation" if asked.validation else "test"
                     )
                     where = {"partition": partition, "seed": seed, "weighting": weighting}
                     rows.append({**where, "found": found})

@@ -27,11 +27,11 @@ from fedkd.data.images import Images
 from fedkd.distillation.consolidate import consolidate
 from fedkd.distillation.density.basis import make_basis
 from fedkd.distillation.density.moments import moments_of
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import build_model
-from fedkd.registry import FILTERBANK, FILTERBANK_MAPS
+from fedkd.registry import NUM_PATCH_FILTERS, PATCH_FEATURES
 from fedkd.training.compute import intra_op_threads
 from fedkd.training.evaluate import evaluate
 from fedkd.util.cache import cache_root
@@ -52,9 +52,9 @@ LIES: dict[str, Lie] = {
 }
 SETTINGS: dict[str, Any] = {
     "weighting": "familiarity",
-    "student": "discriminant",
+    "student": "lda-head",
     "epochs": 0,
-    "familiarity": {"density": "pooled", "basis": "patches", "filters": FILTERBANK_MAPS},
+    "familiarity": {"density": "pooled", "basis": "patches", "filters": NUM_PATCH_FILTERS},
 }
 
 
@@ -68,14 +68,14 @@ def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
     """
     text = STUDY.format(partition=ALL_PARTITIONS[partition], seed=seed, training="epochs: 1")
     federation = Federation.load(parse_study(text), seed, cache_root())
-    cut = federation.cut
-    data = cut.validation if on == "validation" else cut.test
+    split = federation.split
+    data = split.validation if on == "validation" else split.test
     settings = Consolidation.model_validate(SETTINGS)
     familiarity = settings.familiarity
-    if cut.transfer is None or data is None:
+    if split.transfer is None or data is None:
         raise ValueError("the federation has no transfer or no test images")
     basis = make_basis(
-        cut.transfer.images,
+        split.transfer.images,
         dims=familiarity.effective_dims,
         kind=familiarity.basis,
         filters=familiarity.filters,
@@ -83,11 +83,11 @@ def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
     )
     if basis is None:
         raise ValueError("the transfer set is too small for filters")
-    school = School(
-        transfer=cut.transfer,
+    setup = DistillationSetup(
+        transfer=split.transfer,
         labelled=False,
-        validation=cut.validation,
-        arch=FILTERBANK,
+        validation=split.validation,
+        arch=PATCH_FEATURES,
         shape=federation.shape,
         compute=federation.compute,
         seed=seed,
@@ -102,14 +102,14 @@ def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
         if lie == "loud constant class" and told is not None:
             told = replace(told, counts=LOUD * told.counts)
         # What silos' models say is not used: there is none.
-        said = torch.zeros(len(school.transfer), 10)
+        said = torch.zeros(len(setup.transfer), 10)
         return Teacher(silo, "cnn", len(own), logits=said, moments=told)
 
     def judge(members: Sequence[Teacher], trust: str) -> dict[str, Any]:
         teachers = Teachers(members, federation.shape, federation.compute)
         asked = settings.model_copy(update={"trust": trust})
-        made = consolidate(teachers, asked, school)
-        model = build_model(FILTERBANK, federation.shape, seed=0)
+        made = consolidate(teachers, asked, setup)
+        model = build_model(PATCH_FEATURES, federation.shape, seed=0)
         model.load_state_dict(made.state)
         accuracy = evaluate(model, data, compute=federation.compute).accuracy
         return {

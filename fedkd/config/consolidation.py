@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section
-from fedkd.registry import FILTERBANK_MAPS, METHODS, NEEDS_MODELS, WEIGHTINGS
+from fedkd.registry import METHODS, NEEDS_MODELS, NUM_PATCH_FILTERS, WEIGHTINGS
 
 _SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
 _DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}
@@ -130,10 +130,10 @@ class Consolidation(Section):
     mode: Literal["weights", "logits"] = Field(
         "weights", description="what a silo sends: its model, or only its predictions"
     )
-    student: Literal["average", "best", "worst", "random", "fresh", "discriminant"] = Field(
+    student: Literal["average", "best", "worst", "random", "fresh", "lda-head"] = Field(
         "average",
         description="the average of the silos' models, one of them, a new model, or, of arch "
-        "filterbank, the one that the silos' moments give in closed form",
+        "patch-features, the one that the silos' moments give in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
@@ -148,9 +148,7 @@ class Consolidation(Section):
         0.5, ge=0, le=1, description="of the teachers against labels; 1 without labels"
     )
     tau: Rate = Field(0.1, description="sharpness of the confidence weighting")
-    epochs: int = Field(
-        50, ge=0, le=1_000_000, description="0 leaves a student discriminant as it is"
-    )
+    epochs: int = Field(50, ge=0, le=1_000_000, description="0 leaves a student lda-head as it is")
     batch_size: Count = 32
     lr: Rate = 0.05
     momentum: Momentum = 0.9
@@ -162,14 +160,14 @@ class Consolidation(Section):
         description="learn from blends of two images and of their targets; of methods kd and "
         "fine-tune",
     )
-    blends: int = Field(
+    mixed_inputs: int = Field(
         0,
         ge=0,
         le=1000,
         description="so many blends of each transfer image with another are added, on which the "
         "teachers predict as well, for better students; of method kd",
     )
-    refine: int = Field(
+    finetune_epochs: int = Field(
         0,
         ge=0,
         le=10_000,
@@ -181,7 +179,7 @@ class Consolidation(Section):
     @property
     def all_epochs(self) -> int:
         """How many epochs a student learns, the last ones on unblended images."""
-        return self.epochs + self.refine
+        return self.epochs + self.finetune_epochs
 
     @model_validator(mode="after")
     def _check(self) -> Consolidation:
@@ -200,7 +198,7 @@ class Consolidation(Section):
                 "familiarity.density: pooled"
             )
         self._check_epochs()
-        if self.student == "discriminant":
+        if self.student == "lda-head":
             self._check_moments_suffice()
         if self.mode == "logits":
             self._check_logits_suffice()
@@ -217,39 +215,39 @@ class Consolidation(Section):
     def _check_epochs(self) -> None:
         if self.mixup and self.method in ("dml", "dp-kd"):
             raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
-        if self.blends and self.method != "kd":
+        if self.mixed_inputs and self.method != "kd":
             raise ValueError(f"blends are for method: kd, not {self.method}")
-        if self.blends and self.mixup:
+        if self.mixed_inputs and self.mixup:
             raise ValueError("blends are mixed already; leave mixup out")
-        if self.refine and not self.blends:
+        if self.finetune_epochs and not self.mixed_inputs:
             raise ValueError("refine follows epochs with blends; set blends, or leave refine out")
-        if self.epochs == 0 and (self.student != "discriminant" or self.blends):
+        if self.epochs == 0 and (self.student != "lda-head" or self.mixed_inputs):
             raise ValueError(
-                "epochs: 0 teaches nothing; it is for student: discriminant without blends, which "
+                "epochs: 0 teaches nothing; it is for student: lda-head without blends, which "
                 "needs no teaching"
             )
 
     def _check_moments_suffice(self) -> None:
         if not (self.uses_moments and self.familiarity.basis == "patches"):
             raise ValueError(
-                "student: discriminant follows from moments of what filters see: set weighting: "
+                "student: lda-head follows from moments of what filters see: set weighting: "
                 "familiarity with familiarity.density: pooled and familiarity.basis: patches"
             )
-        if self.familiarity.filters != FILTERBANK_MAPS:
+        if self.familiarity.filters != NUM_PATCH_FILTERS:
             raise ValueError(
-                f"student: discriminant is a filterbank of {FILTERBANK_MAPS} filters; set "
-                f"familiarity.filters: {FILTERBANK_MAPS}"
+                f"student: lda-head is patch-features of {NUM_PATCH_FILTERS} filters; set "
+                f"familiarity.filters: {NUM_PATCH_FILTERS}"
             )
 
     def _check_logits_suffice(self) -> None:
         remedy = "but mode: logits sends only predictions; use mode: weights"
-        if self.student not in ("fresh", "discriminant"):
+        if self.student not in ("fresh", "lda-head"):
             raise ValueError(
                 f"student: {self.student} needs the silos' models, {remedy}, or student: fresh"
             )
         if self.method in NEEDS_MODELS:
             raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
-        if self.blends:
+        if self.mixed_inputs:
             raise ValueError(f"blends are shown to the silos' models, {remedy}")
         if self.judges_models or self.teachers == "validation":
             raise ValueError(f"teachers are judged on validation data, {remedy}")
@@ -289,7 +287,7 @@ class Consolidation(Section):
     @property
     def rests_on_densities(self) -> bool:
         """Whether no weighting but by densities goes with it."""
-        return self.joint_densities or self.student == "discriminant"
+        return self.joint_densities or self.student == "lda-head"
 
     @property
     def uses_features(self) -> bool:

@@ -124,10 +124,10 @@ class LabelDominant(Partition):
     share: Fraction = 0.8
 
 
-class InField(Partition):
+class Deployed(Partition):
     """Nothing is shared out: each silo owns its images, on a host of its own."""
 
-    scheme: Literal["field"]
+    scheme: Literal["deployed"]
     names: list[SiloName] = Field(
         min_length=1, max_length=1000, description="of all silos, as their silo.yaml says"
     )
@@ -139,7 +139,7 @@ class InField(Partition):
         return {"silos": len(names), **data} if isinstance(names, list) and names else data
 
     @model_validator(mode="after")
-    def _check(self) -> InField:
+    def _check(self) -> Deployed:
         if len(set(self.names)) < len(self.names):
             raise ValueError("names has a silo twice")
         if self.silos != len(self.names):

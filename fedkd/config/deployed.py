@@ -11,18 +11,18 @@ from fedkd.registry import NO_SOURCE
 if TYPE_CHECKING:
     from fedkd.config.study import Study
 
-FIELD = "field"
+DEPLOYED = "deployed"
 _OF_FILES = re.compile(r"(folder|npz):(.*)", re.DOTALL)
 
 
-def fill_field(data: Any) -> Any:
+def fill_deployed(data: Any) -> Any:
     """Fill in what follows from silos in the field: a server that owns no images unless it says so.
 
     Args:
         data: the study as its file holds it; it is not changed.
     """
     partition = data.get("partition") if isinstance(data, dict) else None
-    if not isinstance(partition, dict) or partition.get("scheme") != FIELD:
+    if not isinstance(partition, dict) or partition.get("scheme") != DEPLOYED:
         return data
     own = data.get("data", {})
     if isinstance(own, dict) and own.get("source", NO_SOURCE) == NO_SOURCE:
@@ -30,14 +30,14 @@ def fill_field(data: Any) -> Any:
     return data
 
 
-def check_field(study: Study) -> None:
+def check_deployed(study: Study) -> None:
     """Refuse what silos in the field cannot have, and what only they can have."""
     data = study.data
-    if not study.in_field:
+    if not study.is_deployed:
         if data.source == NO_SOURCE:
             raise ValueError(
                 f"data.source: {NO_SOURCE} leaves nothing to share among simulated silos; it is "
-                "for partition.scheme: field"
+                "for partition.scheme: deployed"
             )
         if data.classes or data.channels:
             key = "classes" if data.classes else "channels"

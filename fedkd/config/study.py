@@ -11,17 +11,17 @@ from fedkd.config.arm import Arm
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import (
     Data,
+    Deployed,
     Iid,
-    InField,
     LabelDirichlet,
     LabelDominant,
     LabelShards,
     Quantity,
 )
-from fedkd.config.deployed import check_field, fill_field
+from fedkd.config.deployed import check_deployed, fill_deployed
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Fraction, Section, Seed
-from fedkd.registry import FILTERBANK, LEAST_TRANSFER_IMAGES, NEEDS_LABELS, suggest
+from fedkd.registry import LEAST_TRANSFER_IMAGES, NEEDS_LABELS, PATCH_FEATURES, suggest
 from fedkd.util.names import natural_key
 
 
@@ -57,7 +57,7 @@ class Study(Section):
     name: Name
     data: Data = Data()
     partition: Annotated[
-        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | InField,
+        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | Deployed,
         Field(discriminator="scheme"),
     ] = Iid()
     model: Model = Model()
@@ -83,12 +83,18 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_field(cls, data: Any) -> Any:
-        return fill_field(data)
+    def _fill_deployed(cls, data: Any) -> Any:
+        return fill_deployed(data)
 
     @model_validator(mode="after")
     def _check(self) -> Study:
-        for check in (_check_arms, _check_baselines, check_field, _check_silo_names, _check_needs):
+        for check in (
+            _check_arms,
+            _check_baselines,
+            check_deployed,
+            _check_silo_names,
+            _check_needs,
+        ):
             check(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
@@ -102,14 +108,14 @@ class Study(Section):
     @property
     def silo_names(self) -> tuple[str, ...]:
         """Names of all silos, in natural order."""
-        if isinstance(self.partition, InField):
+        if isinstance(self.partition, Deployed):
             return tuple(sorted(self.partition.names, key=natural_key))
         return tuple(f"silo-{index}" for index in range(self.partition.silos))
 
     @property
-    def in_field(self) -> bool:
+    def is_deployed(self) -> bool:
         """Whether the silos own their images, on hosts of their own: nothing is simulated."""
-        return isinstance(self.partition, InField)
+        return isinstance(self.partition, Deployed)
 
     @property
     def target_values(self) -> list[float]:
@@ -204,7 +210,7 @@ def _check_silo_names(study: Study) -> None:
             if silo not in known:
                 names = (
                     ", ".join(study.silo_names)
-                    if study.in_field
+                    if study.is_deployed
                     else f"silo-0 to silo-{study.partition.silos - 1}"
                 )
                 raise ValueError(f"{key}: no silo is named {silo!r}; they are {names}")
@@ -248,11 +254,11 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
     if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
         return
     arch = study.global_arch(name)
-    if chosen == "discriminant":
-        if arch != FILTERBANK:
+    if chosen == "lda-head":
+        if arch != PATCH_FEATURES:
             raise ValueError(
-                f"arms.{name}.consolidation.student: discriminant is a {FILTERBANK}, but the arm's "
-                f"model is {arch}; set arms.{name}.arch: {FILTERBANK}"
+                f"arms.{name}.consolidation.student: lda-head is a {PATCH_FEATURES}, but the "
+                f"arm's model is {arch}; set arms.{name}.arch: {PATCH_FEATURES}"
             )
         return
     others = sorted({study.arch_of(silo) for silo in study.silo_names})

@@ -119,7 +119,7 @@ def check_files(study: Study) -> None:
     Raises:
         UserError: one line a problem, each beginning with the key's path.
     """
-    if study.in_field:
+    if study.is_deployed:
         return  # what it names lies on the SuperLink's host, which looks for itself
     problems = []
     for silo, checkpoint in study.pretraining.checkpoints.items():

@@ -213,7 +213,7 @@ def _read_archive(
 
 
 def _records(content: bytes, what: str, size: int) -> Bytes:
-    """Cut ``content`` into records ``[N, size]``."""
+    """Split ``content`` into records ``[N, size]``."""
     if not content or len(content) % size:
         raise UserError(f"{what} has {len(content)} bytes, no multiple of {size}; get it again")
     return np.frombuffer(content, np.uint8).reshape(-1, size)

@@ -60,12 +60,12 @@ class SiloCheck:
         study = self._study
         if study is None:
             return Finding("study", "note", "none given", "give --study to check against it")
-        if not study.in_field:
+        if not study.is_deployed:
             return Finding(
                 "study",
                 "broken",
                 f"{study.name} shares out one data set among simulated silos",
-                "ask for a study whose partition.scheme is field",
+                "ask for a study whose partition.scheme is deployed",
             )
         if self._file.name not in study.silo_names:
             names = ", ".join(study.silo_names)
@@ -85,7 +85,7 @@ class SiloCheck:
         value = f"{count} images of {pixels}"
         if held.test is not None:
             value += f", and {len(held.test)} to test on"
-        if self._study and self._study.in_field:
+        if self._study and self._study.is_deployed:
             least = max(least, self._study.partition.min_size)
         if count < least:
             return Finding("data", "broken", f"{value}; {least} are the least that take part")
@@ -114,7 +114,7 @@ class SiloCheck:
         which = "its images" if held.test is None else "its test images"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
         study = self._study
-        if study and study.in_field and self._file.name in study.silo_names:
+        if study and study.is_deployed and self._file.name in study.silo_names:
             expected = study.arch_of(self._file.name)
             if expected != arch:
                 advice = f"have model.per_silo of the study say {self._file.name}: {arch}"
@@ -128,7 +128,7 @@ class SiloCheck:
         study, source = self._study, self._file.transfer
         if source is None:
             return Finding("transfer", "ok", "not here: sent by the server where it is needed")
-        if study is None or not study.in_field:
+        if study is None or not study.is_deployed:
             return Finding("transfer", "note", source, "give --study to check against it")
         drawn = draw_transfer(study, study.seeds[0], source)
         if drawn is None:
@@ -166,7 +166,7 @@ class SiloCheck:
         """Read the images once, in the study's terms where there is one to go by."""
         if self._held is None:
             study = self._study
-            data = study.data if study and study.in_field else None
+            data = study.data if study and study.is_deployed else None
             self._held = read_holdings(
                 self._file,
                 classes=data.classes if data else None,

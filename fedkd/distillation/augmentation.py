@@ -1,4 +1,4 @@
-"""Blends of transfer images, which teachers judge as they do the images themselves.
+"""MixedInputs of transfer images, which teachers judge as they do the images themselves.
 
 What teachers say between two images is not the line between what they say of either, and a
 student that sees many blends learns their function: function matching, Beyer et al. 2106.05237.
@@ -19,7 +19,7 @@ SHIFT = 14
 
 
 @dataclass(frozen=True)
-class Blends:
+class MixedInputs:
     """B blends of N images.
 
     Attributes:
@@ -40,7 +40,7 @@ class Blends:
         return torch.lerp(values[self.second], values[self.first], share)
 
 
-def blend(images: Tensor, count: int, generator: torch.Generator) -> Blends:
+def blend(images: Tensor, count: int, generator: torch.Generator) -> MixedInputs:
     """Blend every one of N uint8 images ``[N, C, H, W]`` with another, ``count`` times.
 
     Both have moved a little before. By turns the whole images are mixed (mixup, Zhang et al.
@@ -49,7 +49,7 @@ def blend(images: Tensor, count: int, generator: torch.Generator) -> Blends:
     """
     found = [_blend_once(images, generator, cut=turn % 2 == 1) for turn in range(count)]
     pictures, seconds, shares = zip(*found, strict=True)
-    return Blends(
+    return MixedInputs(
         torch.cat(pictures),
         torch.arange(len(images)).repeat(count),
         torch.cat(seconds),
@@ -57,11 +57,11 @@ def blend(images: Tensor, count: int, generator: torch.Generator) -> Blends:
     )
 
 
-def move(images: Tensor, count: int, generator: torch.Generator) -> Blends:
+def move(images: Tensor, count: int, generator: torch.Generator) -> MixedInputs:
     """Return N uint8 images ``[N, C, H, W]``, each moved ``count`` times and blended with none."""
     rows = torch.arange(len(images)).repeat(count)
     moved = torch.cat([_move(images, generator) for _ in range(count)])
-    return Blends(moved, rows, rows, torch.ones(len(rows), dtype=torch.float64))
+    return MixedInputs(moved, rows, rows, torch.ones(len(rows), dtype=torch.float64))
 
 
 def _blend_once(

@@ -9,12 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.selection import choose
-from fedkd.distillation.targets import School, make_control_lesson, make_ensemble, make_lesson
+from fedkd.distillation.targets import (
+    DistillationSetup,
+    make_control_data,
+    make_data,
+    make_ensemble,
+)
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble
-from fedkd.distillation.weighting.exclusion import leave_out_the_doubted
+from fedkd.distillation.weighting.exclusion import exclude_contradicted
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
@@ -42,22 +47,24 @@ class Consolidated:
     loss: float = math.nan
 
 
-def consolidate(teachers: Teachers, settings: Consolidation, school: School) -> Consolidated:
+def consolidate(
+    teachers: Teachers, settings: Consolidation, setup: DistillationSetup
+) -> Consolidated:
     """Choose the student and the teachers, combine what they say, and let the student learn.
 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
-    heard, told = leave_out_the_doubted(those_that_teach(teachers, settings), settings, school)
+    kept, told = exclude_contradicted(those_that_teach(teachers, settings), settings, setup)
     choice = choose(
-        heard,
+        kept,
         settings,
-        validation=school.validation,
-        arch=school.arch,
-        seed=school.seed,
-        basis=school.basis,
+        validation=setup.validation,
+        arch=setup.arch,
+        seed=setup.seed,
+        basis=setup.basis,
     )
-    learnt = distil(choice.start, choice.teachers, choice.student, settings, school)
+    learnt = distil(choice.start, choice.teachers, choice.student, settings, setup)
     notes = told | choice.notes | learnt.notes
     warnings = [each["warning"] for each in (told, learnt.notes) if "warning" in each]
     return replace(learnt, notes=notes | ({"warning": "; ".join(warnings)} if warnings else {}))
@@ -86,7 +93,7 @@ def distil(
     teachers: Teachers,
     student: int | None,
     settings: Consolidation,
-    school: School,
+    setup: DistillationSetup,
 ) -> Consolidated:
     """Combine what the teachers say, and let the student that begins at ``start`` learn.
 
@@ -95,26 +102,26 @@ def distil(
         teachers: all of them teach.
         student: which of them the student is a copy of, or None.
         settings: of the consolidation; who learns and who teaches is settled.
-        school: its validation data may be empty if the teachers' accuracies are told.
+        setup: its validation data may be empty if the teachers' accuracies are told.
 
     Raises:
         FedKDError: distillation diverged, or nothing usable is there to learn from.
     """
-    model = build_model(school.arch, school.shape, seed=0).to(school.compute.device)
+    model = build_model(setup.arch, setup.shape, seed=0).to(setup.compute.device)
     model.load_state_dict(start)
-    ensemble = make_ensemble(teachers, settings, school)
+    ensemble = make_ensemble(teachers, settings, setup)
     loss = math.nan
     if settings.all_epochs:
         if settings.teachers == "validation":
-            lesson = make_control_lesson(school)
+            data = make_control_data(setup)
         else:
-            lesson = make_lesson(teachers, settings, school, ensemble, student)
-        loss = _learn(model, lesson, settings, school)
+            data = make_data(teachers, settings, setup, ensemble, student)
+        loss = _learn(model, data, settings, setup)
     state = copy_state(model)
     if not is_finite(state):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes = _describe(teachers, ensemble, loss)
-    said = predict(model, school.transfer.images, compute=school.compute).argmax(1)
+    said = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
     notes["student_agreement"] = _share_alike(said, ensemble.target.argmax(1))
     warnings = _warnings(said, ensemble, settings)
     if warnings:
@@ -122,24 +129,26 @@ def distil(
     return Consolidated(state, start, teachers, notes, loss)
 
 
-def _learn(model: nn.Module, lesson: Lesson, settings: Consolidation, school: School) -> float:
+def _learn(
+    model: nn.Module, data: DistillationData, settings: Consolidation, setup: DistillationSetup
+) -> float:
     last = settings.all_epochs
     epochs = iter(range(1, last + 1))
 
     def on_epoch() -> None:
         epoch = next(epochs, last)
-        if school.on_epoch:
-            school.on_epoch(epoch, last)
-        if school.on_student:
-            school.on_student(model, epoch, last)
+        if setup.on_epoch:
+            setup.on_epoch(epoch, last)
+        if setup.on_student:
+            setup.on_student(model, epoch, last)
             model.train()  # whoever looked may have left it in evaluation mode
 
     loss = METHODS.load(settings.method)(
         model,
-        lesson,
+        data,
         settings,
-        generator=torch_generator(school.seed, "distillation"),
-        compute=school.compute,
+        generator=torch_generator(setup.seed, "distillation"),
+        compute=setup.compute,
         on_epoch=on_epoch,
     )
     try:

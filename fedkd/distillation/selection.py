@@ -8,7 +8,7 @@ from typing import Any
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.density.basis import Basis
-from fedkd.distillation.density.discriminant import discriminant_student
+from fedkd.distillation.density.discriminant import lda_head_student
 from fedkd.distillation.teachers import Teachers
 from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
@@ -86,10 +86,10 @@ def _student(
     if settings.student == "fresh":
         drawn = derive_seed(seed, "fresh-student")
         return copy_state(build_model(arch, teachers.shape, seed=drawn)), None
-    if settings.student == "discriminant":
+    if settings.student == "lda-head":
         moments = [teacher.moments for teacher in teachers.members]
         scale = settings.familiarity.effective_scale
-        return discriminant_student(moments, basis, teachers.shape, scale=scale), None
+        return lda_head_student(moments, basis, teachers.shape, scale=scale), None
     if settings.student == "average":
         return teachers.average(arch), None
     index = teachers.pick(settings.student, arch, validation, seed)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.augmentation import Blends, blend, move
+from fedkd.distillation.augmentation import MixedInputs, blend, move
 from fedkd.distillation.density.basis import Basis
 from fedkd.distillation.density.silo_densities import Densities, find_densities
-from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble, choose_subset, combine
 from fedkd.distillation.weighting.weightings import Evidence
@@ -26,7 +26,7 @@ MOVED = 8
 
 
 @dataclass(frozen=True)
-class School:
+class DistillationSetup:
     """Where consolidation takes place, and what it may use.
 
     Attributes:
@@ -56,26 +56,29 @@ class School:
 
 
 def make_ensemble(
-    teachers: Teachers, settings: Consolidation, school: School, blends: Blends | None = None
+    teachers: Teachers,
+    settings: Consolidation,
+    setup: DistillationSetup,
+    mixed_inputs: MixedInputs | None = None,
 ) -> Ensemble:
     """Combine what the teachers say of the transfer set, or of blends of its images.
 
     Raises:
         FedKDError: densities should teach and no silo has any.
     """
-    images = school.transfer.images
+    images = setup.transfer.images
     told = None
-    if school.basis is not None and settings.uses_densities:
-        told = find_densities(teachers, settings, school.basis, images, blends)
+    if setup.basis is not None and settings.uses_densities:
+        told = find_densities(teachers, settings, setup.basis, images, mixed_inputs)
     if settings.teachers == "densities":
         logits = _by_densities(told, settings)
     else:
-        logits = teachers.predict(images if blends is None else blends.images)
+        logits = teachers.predict(images if mixed_inputs is None else mixed_inputs.images)
     evidence = Evidence(
         logits=logits,
         num_examples=torch.tensor([t.num_examples for t in teachers.members]),
-        accuracy=teachers.accuracy(school.validation)
-        if settings.uses_accuracy and teachers.can_be_judged(school.validation)
+        accuracy=teachers.accuracy(setup.validation)
+        if settings.uses_accuracy and teachers.can_be_judged(setup.validation)
         else None,
         class_counts=teachers.class_counts(),
         log_density=None if told is None else told.marginal(),
@@ -102,71 +105,75 @@ def _by_densities(told: Densities | None, settings: Consolidation) -> Tensor:
     return told.joint() / settings.familiarity.class_scale
 
 
-def make_lesson(
+def make_data(
     teachers: Teachers,
     settings: Consolidation,
-    school: School,
+    setup: DistillationSetup,
     ensemble: Ensemble,
     student: int | None,
-) -> Lesson:
+) -> DistillationData:
     """Return the transfer set, or the part that is asked for, with its blends, as a lesson.
 
     Args:
         teachers: all of them teach.
         settings: of the consolidation.
-        school: where the student learns.
+        setup: where the student learns.
         ensemble: what the teachers say of the whole transfer set.
         student: which of them the student is a copy of, or None.
     """
-    images = school.transfer.images
+    images = setup.transfer.images
     by_densities = settings.teachers == "densities"
     rows = torch.arange(len(images))
     if settings.subset is not None:
-        rows = choose_subset(ensemble.target, settings.subset, school.seed)
-    lesson = Lesson(
+        rows = choose_subset(ensemble.target, settings.subset, setup.seed)
+    data = DistillationData(
         images=images,
-        labels=school.transfer.labels if school.labelled else None,
+        labels=setup.transfer.labels if setup.labelled else None,
         target=ensemble.target,
         logits=ensemble.logits,
         weights=ensemble.weights,
         models=teachers.models() if teachers.have_models and not by_densities else (),
         student=student,
-        order=_order(teachers, settings, school),
+        order=_order(teachers, settings, setup),
     ).take(rows)
-    if not settings.blends:
-        return lesson
+    if not settings.mixed_inputs:
+        return data
 
-    def with_(drawn: Blends) -> Lesson:
+    def with_(drawn: MixedInputs) -> DistillationData:
         of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
-        return lesson.with_blends(drawn, make_ensemble(teachers, settings, school, of_all))
+        return data.with_mixed_inputs(drawn, make_ensemble(teachers, settings, setup, of_all))
 
-    blended = with_(blend(lesson.images, settings.blends, torch_generator(school.seed, "blends")))
-    if not settings.refine:
+    blended = with_(
+        blend(data.images, settings.mixed_inputs, torch_generator(setup.seed, "blends"))
+    )
+    if not settings.finetune_epochs:
         return blended
-    moved = move(lesson.images, MOVED, torch_generator(school.seed, "moved"))
-    return replace(blended, unblended=with_(moved))
+    moved = move(data.images, MOVED, torch_generator(setup.seed, "moved"))
+    return replace(blended, unmixed=with_(moved))
 
 
-def make_control_lesson(school: School) -> Lesson:
+def make_control_data(setup: DistillationSetup) -> DistillationData:
     """Return the control: what the server's validation labels teach without any teacher."""
-    nothing = torch.zeros(0, len(school.validation), school.shape.num_classes)
-    return Lesson(
-        images=school.validation.images,
-        labels=school.validation.labels,
+    nothing = torch.zeros(0, len(setup.validation), setup.shape.num_classes)
+    return DistillationData(
+        images=setup.validation.images,
+        labels=setup.validation.labels,
         target=nothing.sum(0),
         logits=nothing,
         weights=nothing.sum(2),
     )
 
 
-def _order(teachers: Teachers, settings: Consolidation, school: School) -> tuple[int, ...]:
+def _order(
+    teachers: Teachers, settings: Consolidation, setup: DistillationSetup
+) -> tuple[int, ...]:
     """Return in which turn the teachers speak where they speak one after another."""
     everyone = range(len(teachers))
     if settings.sequence == "parallel" or settings.order == "silos":
         return tuple(everyone)
     if settings.order == "random":
-        permuted = numpy_generator(school.seed, "teacher-order").permutation(len(teachers))
+        permuted = numpy_generator(setup.seed, "teacher-order").permutation(len(teachers))
         return tuple(int(index) for index in permuted)
-    accuracy = teachers.accuracy(school.validation)
+    accuracy = teachers.accuracy(setup.validation)
     sign = 1 if settings.order == "weakest-first" else -1
     return tuple(sorted(everyone, key=lambda m: (sign * float(accuracy[m]), m)))

@@ -25,9 +25,9 @@ def check_engine(study: Study) -> None:
         from fedkd.engines.superlink import read_connection
 
         read_connection(name)
-    elif study.in_field:
+    elif study.is_deployed:
         raise UserError(
-            f"engine.name: {name} simulates silos on this host, but partition.scheme is field: "
+            f"engine.name: {name} simulates silos on this host, but partition.scheme is deployed: "
             "these are on hosts of their own; use --engine CONNECTION, a SuperLink connection of "
             "Flower's config.toml"
         )

@@ -16,7 +16,7 @@ from fedkd.engines.flower_app import write_app
 from fedkd.engines.processes import MARK, end_all, start, start_keeper
 
 
-class Workplace:
+class AppFolder:
     """A temporary folder that holds the app and marks what is started from it.
 
     However this process ends, what it started ends with it: a keeper sees to that.
@@ -29,7 +29,7 @@ class Workplace:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
-        self._keeper = start_keeper(self.folder)
+        self._checkpoint_writer = start_keeper(self.folder)
         self._started: list[subprocess.Popen[bytes]] = []
         programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
         self.environment = {
@@ -67,6 +67,6 @@ class Workplace:
         """End all, and remove the folder."""
         self.end_all()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._keeper.stdin is not None:
-            self._keeper.stdin.close()
-        self._keeper.wait()
+        if self._checkpoint_writer.stdin is not None:
+            self._checkpoint_writer.stdin.close()
+        self._checkpoint_writer.wait()

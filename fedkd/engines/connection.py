@@ -1,7 +1,7 @@
 """The engine of real hosts: every arm is a run on a SuperLink that others started.
 
-What comes back is the run's log, whose lines are checked (:mod:`fedkd.messages.run_log`). The run goes on
-whether or not anybody listens, so a stream that breaks is opened again; model and state stay on
+What comes back is the run's log, whose lines are checked (:mod:`fedkd.messages.run_log`). The run
+goes on whether or not anybody listens, so a stream that breaks is opened again; model and state stay on
 the SuperLink's host.
 """
 
@@ -11,7 +11,7 @@ import json
 import uuid
 from pathlib import Path
 
-from fedkd.engines.app_folder import Workplace
+from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.follower import Follower, KilledRunError, OnlyNew
 from fedkd.engines.superlink import SuperLink, read_connection
@@ -42,7 +42,7 @@ class ConnectionEngine:
 
     def __enter__(self) -> ConnectionEngine:
         """Make the app folder."""
-        self._place = Workplace()
+        self._place = AppFolder()
         self._superlink = SuperLink(self._connection, self._place)
         return self
 

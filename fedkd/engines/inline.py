@@ -17,7 +17,7 @@ from clients.client_app import make_client_app
 from clients.silo import Silo
 from fedkd.engines.base import Task
 from fedkd.results.observer import Observer
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
 RUN_ID = 1
@@ -129,10 +129,13 @@ class InlineEngine:
         silos = [Silo.of(federation, name, task.arm) for name in federation.study.silo_names]
         order = sorted(range(len(silos)), key=lambda index: -len(silos[index].data))
         client_app = make_client_app(
-            lambda context: (silos[int(str(context.node_config["partition-id"]))], federation.study)
+            lambda flower_context: (
+                silos[int(str(flower_context.node_config["partition-id"]))],
+                federation.study,
+            )
         )
-        setting = Setting.of(federation, task.arm, task.targets)
-        server_app = make_server_app(lambda _: Serving(setting, task.folder, observer))
+        context = RunContext.of(federation, task.arm, task.targets)
+        server_app = make_server_app(lambda _: Serving(context, task.folder, observer))
         config = task.run_config()
         contexts = {
             # Node ids begin after the server's, largest silos first.

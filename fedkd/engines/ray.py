@@ -19,7 +19,7 @@ from pathlib import Path
 import tomli_w
 
 from fedkd.config import Study
-from fedkd.engines.app_folder import Workplace
+from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
 from fedkd.engines.processes import free_port
@@ -60,7 +60,7 @@ class RayEngine:
 
     def __enter__(self) -> RayEngine:
         """Make the app folder and start the SuperLink."""
-        self._place = Workplace()
+        self._place = AppFolder()
         self._place.environment |= ray_environment(self._place.folder)
         try:
             self._superlink = self._start_superlink()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.engines.app_folder import Workplace
+from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.flower_app import find_program
 from fedkd.engines.processes import start
 from fedkd.errors import FedKDError, UserError
@@ -72,7 +72,7 @@ class SuperLink:
         place: where Flower's commands work.
     """
 
-    def __init__(self, connection: Connection, place: Workplace) -> None:
+    def __init__(self, connection: Connection, place: AppFolder) -> None:
         self.name, self.address = connection.name, connection.address
         self._place = place
         self._runs = 0

@@ -10,27 +10,27 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like, load_source
 from fedkd.errors import UserError
-from fedkd.federation.split import Cut, cut
+from fedkd.federation.split import Split, split
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 
 if TYPE_CHECKING:
     from fedkd.config import Study
 
 
-def load_server_cut(study: Study, seed: int) -> Cut:
+def load_server_split(study: Study, seed: int) -> Split:
     """Read and cut what the server itself owns: test, validation and transfer images, if any.
 
     Raises:
         UserError: a source cannot be read on this host, or does not fit the study.
     """
-    return cut(_own_source(study), study, seed, _elsewhere(study, study.data.transfer.source))
+    return split(_own_source(study), study, seed, _elsewhere(study, study.data.transfer.source))
 
 
-def empty_cut(study: Study) -> Cut:
+def empty_split(study: Study) -> Split:
     """Return what a caller knows who has none of the images: classes and shape."""
     source = _no_source(study)
     none = source.train
-    return Cut(none, none, None, (), source.classes, *_shape(study))
+    return Split(none, none, None, (), source.classes, *_shape(study))
 
 
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
@@ -46,10 +46,10 @@ def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
     """
     wanted = study.data.transfer.source
     if wanted == NOISE:
-        return cut(_no_source(study), study, seed, None).transfer
+        return split(_no_source(study), study, seed, None).transfer
     if source is None or wanted in (None, STUDENT_SILO):
         return None
-    return cut(_no_source(study), study, seed, _elsewhere(study, source)).transfer
+    return split(_no_source(study), study, seed, _elsewhere(study, source)).transfer
 
 
 def in_study_shape(images: Images, study: Study) -> Images:

@@ -26,9 +26,9 @@ def describe(federation: Federation) -> dict[str, Any]:
         accuracy of the silos' models, ``best``: of the best of them, ``average``: of their average,
         ``gap``: best - average, None where no model has the study's architecture.
     """
-    study, cut = federation.study, federation.cut
+    study, split = federation.study, federation.split
     counts = torch.stack(
-        [torch.bincount(part.labels, minlength=cut.num_classes) for part in cut.silos]
+        [torch.bincount(part.labels, minlength=split.num_classes) for part in split.silos]
     ).double()
     sizes = counts.sum(1)
     figures: dict[str, Any] = {
@@ -39,13 +39,13 @@ def describe(federation: Federation) -> dict[str, Any]:
         "labelled": study.data.transfer.labelled or study.data.transfer.at_silo,
         "native": study.data.transfer.source in (None, study.data.source),
         "noise": study.data.transfer.source == NOISE,
-        "transfer_size": len(cut.transfer) if cut.transfer is not None else 0,
+        "transfer_size": len(split.transfer) if split.transfer is not None else 0,
         **dict.fromkeys(("teachers", "best", "average", "gap")),
     }
-    if not len(cut.validation):
+    if not len(split.validation):
         return figures
     teachers = simulated_teachers(federation)
-    accuracy = teachers.accuracy(cut.validation)
+    accuracy = teachers.accuracy(split.validation)
     figures["teachers"] = round(float(accuracy.mean()), 4)
     figures["best"] = round(float(accuracy.max()), 4)
     if any(teacher.arch == study.model.arch for teacher in teachers.members):
@@ -103,4 +103,4 @@ def simulated_teachers(federation: Federation) -> Teachers:
 def _accuracy_of(state: State, federation: Federation) -> float:
     arch = federation.study.model.arch
     alone = Teachers([Teacher("average", arch, 1, state)], federation.shape, federation.compute)
-    return float(alone.accuracy(federation.cut.validation)[0])
+    return float(alone.accuracy(federation.split.validation)[0])

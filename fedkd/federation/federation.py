@@ -16,10 +16,10 @@ import torch
 from fedkd.config import Study
 from fedkd.data.images import Images
 from fedkd.errors import UserError
-from fedkd.federation.deployed_data import empty_cut, load_server_cut
-from fedkd.federation.split import Cut, load_cut
+from fedkd.federation.deployed_data import empty_split, load_server_split
+from fedkd.federation.split import Split, load_split
 from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
-from fedkd.models.pool import ModelShelf
+from fedkd.models.pool import ModelPool
 from fedkd.models.state import State, copy_state, load_state, save_state
 from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.training.compute import Compute, intra_op_threads
@@ -44,21 +44,21 @@ class Federation:
     Args:
         study: the study.
         seed: the repetition.
-        cut: the data, cut by :func:`fedkd.federation.split.load_cut`.
+        split: the data, cut by :func:`fedkd.federation.split.load_split`.
         cache: folder in which pre-trained models are kept.
     """
 
-    def __init__(self, study: Study, seed: int, cut: Cut, cache: Path) -> None:
+    def __init__(self, study: Study, seed: int, split: Split, cache: Path) -> None:
         self.study = study
         self.seed = seed
-        self.cut = cut
+        self.split = split
         self.cache = cache
-        self.shape = Shape(cut.num_classes, cut.in_channels, cut.image_size)
+        self.shape = Shape(split.num_classes, split.in_channels, split.image_size)
         self.compute = Compute(study.engine.device, study.engine.precision)
-        self.shelf = ModelShelf()
+        self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None
-        names = () if study.in_field else study.silo_names
-        self._silos = dict(zip(names, cut.silos, strict=True))
+        names = () if study.is_deployed else study.silo_names
+        self._silos = dict(zip(names, split.silos, strict=True))
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
@@ -67,7 +67,7 @@ class Federation:
         Raises:
             UserError: a source is missing or too small, or the silos are in the field.
         """
-        return cls(study, seed, load_cut(study, seed, cache), cache)
+        return cls(study, seed, load_split(study, seed, cache), cache)
 
     @classmethod
     def on_server(cls, study: Study, seed: int, cache: Path) -> Federation:
@@ -76,14 +76,16 @@ class Federation:
         Raises:
             UserError: a source is missing, too small, or does not fit the study.
         """
-        cut = load_server_cut(study, seed) if study.in_field else load_cut(study, seed, cache)
-        return cls(study, seed, cut, cache)
+        split = (
+            load_server_split(study, seed) if study.is_deployed else load_split(study, seed, cache)
+        )
+        return cls(study, seed, split, cache)
 
     @classmethod
     def for_caller(cls, study: Study, seed: int, cache: Path) -> Federation:
         """Read what whoever starts a study needs: of silos in the field, no data at all."""
-        cut = empty_cut(study) if study.in_field else load_cut(study, seed, cache)
-        return cls(study, seed, cut, cache)
+        split = empty_split(study) if study.is_deployed else load_split(study, seed, cache)
+        return cls(study, seed, split, cache)
 
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
@@ -143,8 +145,8 @@ class Federation:
         return self._fingerprint
 
     def _find_fingerprint(self) -> dict[str, object]:
-        parts = [self.cut.test, self.cut.validation, *self.cut.silos]
-        parts += [self.cut.transfer] if self.cut.transfer is not None else []
+        parts = [self.split.test, self.split.validation, *self.split.silos]
+        parts += [self.split.transfer] if self.split.transfer is not None else []
         checkpoints = {
             silo: hashlib.sha256(Path(path).read_bytes()).hexdigest()
             for silo, path in self.study.pretraining.checkpoints.items()
@@ -165,7 +167,7 @@ class Federation:
         Raises:
             UserError: one of them does not fit.
         """
-        if not self.study.in_field:  # the hosts that compute look for themselves
+        if not self.study.is_deployed:  # the hosts that compute look for themselves
             self.compute.check()
         for arch in self.study.architectures:
             check_model(arch, self.shape)

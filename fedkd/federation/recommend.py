@@ -68,8 +68,8 @@ def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Re
     """Walk the tree for a described federation.
 
     Args:
-        figures: of :func:`fedkd.federation.describe.describe`; a feature that is None is taken at the
-            median of the recorded studies, and the reason says so.
+        figures: of :func:`fedkd.federation.describe.describe`; a feature that is None is taken at
+            the median of the recorded studies, and the reason says so.
         tree: by default the one that is shipped.
     """
     tree = tree or load_tree()

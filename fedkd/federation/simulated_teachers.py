@@ -17,7 +17,7 @@ from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, make_basis
 from fedkd.distillation.density.estimators import log_densities
 from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.distillation.predictions import Predictions
-from fedkd.distillation.targets import School, make_ensemble
+from fedkd.distillation.targets import DistillationSetup, make_ensemble
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.errors import FedKDError, UserError
@@ -27,7 +27,7 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.training.evaluate import predict
 
 
-class Classroom:
+class SimulatedTeachers:
     """The silos of one seed as the server of a simulated federation would meet them.
 
     A student is the one that ``FedKD`` makes of the same study, seed and settings, bit for bit
@@ -47,14 +47,14 @@ class Classroom:
         settings = federation.study.arms[arm].consolidation
         if settings is None:
             raise ValueError(f"arm {arm} does not consolidate")
-        if federation.cut.transfer is None:
+        if federation.split.transfer is None:
             raise UserError(
                 "data.transfer.source: the images lie on the student's silo, where no server can "
                 "try settings on them"
             )
         self.federation = federation
         self.own = settings
-        self.transfer: Images = federation.cut.transfer
+        self.transfer: Images = federation.split.transfer
         self.arch = federation.study.global_arch(arm)
         self._known = Predictions(federation.cache)
         self._lock = threading.RLock()
@@ -79,18 +79,18 @@ class Classroom:
         Args:
             settings: of the consolidation; ``mode`` must be the arm's own.
             rows: the part of the transfer set to distil on, as indices ``[S]``; by default all.
-            on_student: shown the student after every epoch; see :class:`School`.
+            on_student: shown the student after every epoch; see :class:`DistillationSetup`.
 
         Raises:
             FedKDError: distillation diverged, or there is nothing to learn from.
         """
-        teachers, school = self._open(settings, rows)
-        return consolidate(teachers, settings, replace(school, on_student=on_student))
+        teachers, setup = self._open(settings, rows)
+        return consolidate(teachers, settings, replace(setup, on_student=on_student))
 
     def ensemble(self, settings: Consolidation) -> Ensemble:
         """Combine what the teachers say of the whole transfer set."""
-        teachers, school = self._open(settings, None)
-        return make_ensemble(those_that_teach(teachers, settings), settings, school)
+        teachers, setup = self._open(settings, None)
+        return make_ensemble(those_that_teach(teachers, settings), settings, setup)
 
     def teachers(self) -> Teachers:
         """Return all teachers, as a consolidation without densities meets them."""
@@ -101,11 +101,15 @@ class Classroom:
         """Whether the transfer set is large enough for densities."""
         return self._basis(self.own) is not None
 
-    def _open(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
+    def _open(
+        self, settings: Consolidation, rows: Tensor | None
+    ) -> tuple[Teachers, DistillationSetup]:
         with self._lock:
             return self._gather(settings, rows)
 
-    def _gather(self, settings: Consolidation, rows: Tensor | None) -> tuple[Teachers, School]:
+    def _gather(
+        self, settings: Consolidation, rows: Tensor | None
+    ) -> tuple[Teachers, DistillationSetup]:
         basis = self._basis(settings) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
@@ -119,17 +123,17 @@ class Classroom:
             members = [_of_rows(member, rows) for member in members]
         federation = self.federation
         teachers = Teachers(members, federation.shape, federation.compute, self._known)
-        school = School(
+        setup = DistillationSetup(
             transfer=transfer,
             labelled=federation.study.data.transfer.labelled,
-            validation=federation.cut.validation,
+            validation=federation.split.validation,
             arch=self.arch,
             shape=federation.shape,
             compute=federation.compute,
             seed=federation.seed,
             basis=basis,
         )
-        return teachers, school
+        return teachers, setup
 
     def _remember(self, part: Images, rows: Tensor) -> None:
         """Note predictions on a part of the transfer set: they are those on the whole."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.config.data import InField
+from fedkd.config.data import Deployed
 from fedkd.data.cached import load_kept_source, share_out
 from fedkd.data.images import Images
 from fedkd.data.source import Source
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class Split:
     """The data of one seed, the same for every arm of a study.
 
     Attributes:
@@ -51,7 +51,7 @@ class Cut:
     image_size: int
 
 
-def load_cut(study: Study, seed: int, cache: Path | None = None) -> Cut:
+def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
     """Read the data that a study names and cut it.
 
     Args:
@@ -63,28 +63,28 @@ def load_cut(study: Study, seed: int, cache: Path | None = None) -> Cut:
         UserError: a source cannot be read, has too few images for what is asked, or is not here:
             silos in the field keep theirs.
     """
-    if study.in_field:
+    if study.is_deployed:
         raise UserError(
-            "partition.scheme: field: these silos and their images are on hosts of their own; only "
+            "partition.scheme: deployed: these silos and their images are on hosts of their own; only "
             "fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
         )
     source = load_kept_source(study.data.source, image_size=study.data.image_size, cache=cache)
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
-        return cut(source, study, seed, None, cache)
+        return split(source, study, seed, None, cache)
     elsewhere = load_kept_source(
         study.data.transfer.source, image_size=source.image_size, cache=cache
     )
-    return cut(source, study, seed, elsewhere, cache)
+    return split(source, study, seed, elsewhere, cache)
 
 
-def cut(
+def split(
     source: Source,
     study: Study,
     seed: int,
     transfer_source: Source | None,
     cache: Path | None = None,
-) -> Cut:
-    """Cut a source: test, validation, transfer set, then the silos.
+) -> Split:
+    """Split a source: test, validation, transfer set, then the silos.
 
     Each step draws by a seed of its own, so that, say, another transfer set leaves test and
     validation images what they were. The arms of the study have no influence.
@@ -127,12 +127,12 @@ def cut(
 
     if data.train_size is not None and data.train_size < len(remaining):
         remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
-    if isinstance(study.partition, InField):
+    if isinstance(study.partition, Deployed):
         parts = []
     else:
         labels = source.train.labels.numpy()[remaining]
         parts = share_out(labels, study.partition, derive_seed(seed, "partition"), cache)
-    return Cut(
+    return Split(
         test=test,
         validation=validation,
         transfer=transfer,

@@ -1,4 +1,4 @@
-"""``query.distil``: teachers for the student's own silo, written by the server, read by the silo."""
+"""``query.distil``: teachers sent to the student's own silo, and how it reads them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.registry import FILTERBANK_MAPS
+from fedkd.registry import NUM_PATCH_FILTERS
 
 POOLED_SIDE = 3
 THRESHOLD = 0.25
@@ -66,7 +66,7 @@ def patch_side(image_size: int) -> int:
     return max(3, min(6, image_size // 4))
 
 
-class FilterBankFeatures(nn.Module):
+class PatchFeatures(nn.Module):
     """Images ``[N, C, H, W]`` to features ``[N, 2 * K * 9]``; filters are buffers, never trained.
 
     Random directions until others are loaded into them.
@@ -87,11 +87,11 @@ class FilterBankFeatures(nn.Module):
         return see(images, self.kernels, self.offset)
 
 
-def filterbank(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def patch_features(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """200 fixed filters, and a linear layer of 3,600 features: all that is trained."""
     return nn.Sequential(
-        FilterBankFeatures(FILTERBANK_MAPS, in_channels, patch_side(image_size)),
-        nn.Linear(2 * FILTERBANK_MAPS * POOLED_SIDE**2, num_classes),
+        PatchFeatures(NUM_PATCH_FILTERS, in_channels, patch_side(image_size)),
+        nn.Linear(2 * NUM_PATCH_FILTERS * POOLED_SIDE**2, num_classes),
     )
 
 
@@ -101,6 +101,6 @@ def split_fixed(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     What the first part gives need be computed only once for an image, however often it is learnt
     from.
     """
-    if isinstance(model, nn.Sequential) and isinstance(model[0], FilterBankFeatures):
+    if isinstance(model, nn.Sequential) and isinstance(model[0], PatchFeatures):
         return model[0], model[1:]
     return None

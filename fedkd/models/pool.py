@@ -13,7 +13,7 @@ from fedkd.models.state import State
 from fedkd.util.random_ops import draws_at_random
 
 
-class ModelShelf:
+class ModelPool:
     """Lends models, as many as are in use at once, and takes them back.
 
     A model comes back to be lent again only if its state dict is all that it remembers: then
@@ -27,7 +27,7 @@ class ModelShelf:
         self._lock = threading.Lock()
 
     @contextmanager
-    def lend(self, arch: str, shape: Shape, state: State, device: str) -> Iterator[nn.Module]:
+    def borrow(self, arch: str, shape: Shape, state: State, device: str) -> Iterator[nn.Module]:
         """Lend a model of ``arch`` on ``device`` whose weights are ``state``.
 
         Nobody else has it until the block ends; what is to outlive the block must be copied.

@@ -15,13 +15,13 @@ from torch import Tensor
 from fedkd.config import Consolidation, Engine
 from fedkd.data.images import content_hash
 from fedkd.distillation.consolidate import Consolidated, consolidate
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import State
-from fedkd.offline.images import Classroom, Wanted, open_classroom
+from fedkd.offline.images import OfflineImages, Wanted, open_images
 from fedkd.registry import NEEDS_LABELS, check_architecture
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import evaluate, is_finite
@@ -103,10 +103,10 @@ def consolidate_files(offline: Offline, on_epoch: Callable[[int, int], None] | N
             for teacher, (_, card) in zip(offline.teachers, cards, strict=True)
         ]
         arch = _student_arch(offline, archs)
-        room = open_classroom(offline.images, cards, offline.seed)
+        room = open_images(offline.images, cards, offline.seed)
         classes = _class_names(cards, room)
         teachers = _load_teachers(offline, archs, room, compute)
-        school = School(
+        setup = DistillationSetup(
             transfer=room.transfer,
             labelled=offline.images.labelled,
             validation=room.validation,
@@ -116,8 +116,8 @@ def consolidate_files(offline: Offline, on_epoch: Callable[[int, int], None] | N
             seed=offline.seed,
             on_epoch=on_epoch,
         )
-        made = consolidate(teachers, offline.settings, school)
-        report = _report(offline, teachers, made, school, room)
+        made = consolidate(teachers, offline.settings, setup)
+        report = _report(offline, teachers, made, setup, room)
     facts = {
         key: report[key] for key in ("method", "seed", "accuracy", "accuracy_on", "transfer")
     } | {"teachers": [entry["sha256"] for entry in report["teachers"]]}
@@ -210,7 +210,9 @@ def _student_arch(offline: Offline, archs: Sequence[str]) -> str:
     return arch
 
 
-def _class_names(cards: Sequence[tuple[str, ModelCard | None]], room: Classroom) -> tuple[str, ...]:
+def _class_names(
+    cards: Sequence[tuple[str, ModelCard | None]], room: OfflineImages
+) -> tuple[str, ...]:
     """Return the names of the classes, as far as they are known.
 
     Raises:
@@ -226,7 +228,7 @@ def _class_names(cards: Sequence[tuple[str, ModelCard | None]], room: Classroom)
 
 
 def _load_teachers(
-    offline: Offline, archs: Sequence[str], room: Classroom, compute: Compute
+    offline: Offline, archs: Sequence[str], room: OfflineImages, compute: Compute
 ) -> Teachers:
     examples = offline.examples or (1,) * len(archs)
     members = []
@@ -252,16 +254,20 @@ def _load_teacher(path: Path, card: ModelCard) -> State:
 
 
 def _report(
-    offline: Offline, teachers: Teachers, made: Consolidated, school: School, room: Classroom
+    offline: Offline,
+    teachers: Teachers,
+    made: Consolidated,
+    setup: DistillationSetup,
+    room: OfflineImages,
 ) -> dict[str, Any]:
     """Return what was done and how it went, as plain values; accuracies are None if unknown."""
     settings = offline.settings
-    student = build_model(school.arch, school.shape, seed=0)
+    student = build_model(setup.arch, setup.shape, seed=0)
     student.load_state_dict(made.start)
     judged = len(room.validation) > 0
-    before = evaluate(student, room.validation, compute=school.compute).accuracy if judged else None
+    before = evaluate(student, room.validation, compute=setup.compute).accuracy if judged else None
     student.load_state_dict(made.state)
-    after = evaluate(student, room.validation, compute=school.compute).accuracy if judged else None
+    after = evaluate(student, room.validation, compute=setup.compute).accuracy if judged else None
     accuracy = teachers.accuracy(room.validation).tolist() if judged else [None] * len(teachers)
     images = room.transfer.images
     weights = made.notes["mean_weights"]
@@ -269,13 +275,13 @@ def _report(
         "method": settings.method,
         "weighting": settings.weighting,
         "student": made.notes.get("student", settings.student),
-        "arch": school.arch,
+        "arch": setup.arch,
         "shape": vars(room.shape),
         "seed": offline.seed,
         "transfer": {
             "source": offline.images.transfer,
             "size": len(images),
-            "labelled": school.labelled,
+            "labelled": setup.labelled,
             "sha256": content_hash(images),
         },
         "teachers": [

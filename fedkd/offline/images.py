@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Classroom:
+class OfflineImages:
     """Images in the shape of the models.
 
     Attributes:
@@ -60,9 +60,9 @@ class Classroom:
     classes: tuple[str, ...]
 
 
-def open_classroom(
+def open_images(
     wanted: Wanted, cards: Sequence[tuple[str, ModelCard | None]], seed: int
-) -> Classroom:
+) -> OfflineImages:
     """Read the images and bring them into the shape for which the teachers were made.
 
     The shape is what the user or the teachers' own files say, else that of the transfer source.
@@ -107,7 +107,7 @@ def open_classroom(
     transfer = _convert(source.train.take(pool), shape, "--transfer")
     if not wanted.labelled:
         transfer = dataclasses.replace(transfer, labels=torch.full_like(transfer.labels, -1))
-    return Classroom(
+    return OfflineImages(
         transfer=transfer,
         validation=_convert(validation, shape, "--validation"),
         validation_from=told,

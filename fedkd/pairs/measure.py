@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.methods.base import DistillationData
 from fedkd.federation.describe import label_distance, simulated_teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
@@ -110,17 +110,17 @@ class Pair:
 
 def make_pairs(federation: Federation) -> list[Pair]:
     """Return all ordered pairs of silos whose models can be used, by teacher, then student."""
-    study, cut = federation.study, federation.cut
+    study, split = federation.study, federation.split
     teachers = simulated_teachers(federation).members
     members = [_meet(federation, each.silo, each.state) for each in teachers if each.state]
     return [
         Pair(
             teacher=teacher,
             student=student,
-            transfer=federation.data_of(student.silo) if cut.transfer is None else cut.transfer,
+            transfer=federation.data_of(student.silo) if split.transfer is None else split.transfer,
             labelled=study.data.transfer.labelled or study.data.transfer.at_silo,
-            validation=cut.validation,
-            test=cut.test,
+            validation=split.validation,
+            test=split.test,
             shape=federation.shape,
             compute=federation.compute,
             seed=federation.seed,
@@ -210,7 +210,7 @@ def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member
     arch = federation.study.arch_of(silo)
     model = _build(arch, state, federation.shape, federation.compute)
     with intra_op_threads(1):
-        logits = predict(model, federation.cut.test.images, compute=federation.compute)
+        logits = predict(model, federation.split.test.images, compute=federation.compute)
     labels = federation.data_of(silo).labels
     counts = torch.bincount(labels, minlength=federation.shape.num_classes)
     return Member(silo, arch, state, counts, logits)
@@ -251,7 +251,7 @@ def _learn(
     teacher, images = pair.teacher, pair.transfer.images
     model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)
     logits = predict(model, images, compute=pair.compute)
-    lesson = Lesson(
+    data = DistillationData(
         images=images,
         labels=pair.transfer.labels if pair.labelled else None,
         target=torch.softmax(logits.double() / settings.temperature, dim=1).float(),
@@ -262,7 +262,7 @@ def _learn(
     student = _build(pair.student.arch, pair.student.state, pair.shape, pair.compute)
     METHODS.load(settings.method)(
         student,
-        lesson,
+        data,
         settings,
         generator=torch_generator(pair.seed, "pair", f"{teacher.silo} to {pair.student.silo}"),
         compute=pair.compute,

@@ -282,9 +282,9 @@ def _about_runs(results: Results) -> list[str]:
         remarks.append(f"Another weighting stood in for the one asked for in {_list(fallbacks)}.")
     warnings = {(run["arm"], run["notes"]["warning"]) for run in runs if "warning" in run["notes"]}
     remarks += [f"{arm}, on some seed: {warning}." for arm, warning in sorted(warnings)]
-    if doubted := sorted({run["arm"] for run in runs if run["notes"].get("doubted")}):
+    if excluded := sorted({run["arm"] for run in runs if run["notes"].get("doubted")}):
         remarks.append(
-            f"Teachers were left out because they are contradicted, in {_list(doubted)}; "
+            f"Teachers were left out because they are contradicted, in {_list(excluded)}; "
             "summary.json names them."
         )
     if any(run["accuracy_source"] == "silos" for run in runs):

@@ -54,7 +54,7 @@ def summarise(
         "runs": [run_entry(record) for record in ended],
         "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
         "failures": [vars(failure) for failure in failures],
-        "classes": list(federations[0].cut.classes),
+        "classes": list(federations[0].split.classes),
         "silos": [row for federation in federations for row in federation.holdings()],
     }
 

@@ -63,7 +63,7 @@ def is_channels_last(model: nn.Module) -> bool:
 
 
 def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
-    """Cut ``size`` samples into batches; a lone last sample joins the batch before it.
+    """Split ``size`` samples into batches; a lone last sample joins the batch before it.
 
     Normalisation layers cannot train on one sample, and dropping it would lose data.
     """

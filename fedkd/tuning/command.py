@@ -81,16 +81,24 @@ def tune(
     with store.opened(path, study, name, kind, key, fresh=fresh) as found:
         _pretrain(federations, pool, progress)
         with intra_op_threads(study.engine.server_threads):
-            desks = [search.Desk.of(federation, name, judge) for federation in federations]
+            seed_objectives = [
+                search.SeedObjective.of(federation, name, judge) for federation in federations
+            ]
         try:
             search.run(
-                found, desks, arm=name, kind=kind, judge=judge, trials=trials, progress=progress
+                found,
+                seed_objectives,
+                arm=name,
+                kind=kind,
+                judge=judge,
+                trials=trials,
+                progress=progress,
             )
         except KeyboardInterrupt:
             if not found.get_trials(deepcopy=False, states=store.ENDED):
                 raise
             interrupted = True
-        space = search.make_space(desks[0].room, judge)
+        space = search.make_space(seed_objectives[0].room, judge)
         results = summarise(study, name, found.get_trials(), space, kind=kind, judge=judge)
     results["interrupted"] = interrupted
     return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)

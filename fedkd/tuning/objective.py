@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.federation.simulated_teachers import Classroom
+from fedkd.federation.simulated_teachers import SimulatedTeachers
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
 from fedkd.util.correlation import spearman
@@ -36,7 +36,7 @@ SAYS: dict[Judge, str] = {
 
 
 @dataclass(frozen=True)
-class Exam:
+class Objective:
     """Images, and what each class is worth as an answer.
 
     Attributes:
@@ -63,20 +63,20 @@ def choose_judge(study: Study, *, proxy: bool) -> Judge:
     return "transfer-labels" if study.data.transfer.labelled else "committee"
 
 
-def make_exam(room: Classroom, judge: Judge) -> Exam:
+def make_objective(room: SimulatedTeachers, judge: Judge) -> Objective:
     """Prepare one seed's exam.
 
     Raises:
         UserError: the transfer set is too small to hold a part of it out.
     """
     if judge == "validation":
-        validation = room.federation.cut.validation
-        return Exam(validation.images, _certain(validation.labels, room))
+        validation = room.federation.split.validation
+        return Objective(validation.images, _certain(validation.labels, room))
     learnt, held_out = split_transfer(len(room.transfer), room.federation.seed)
     images = room.transfer.images[held_out]
     if judge == "transfer-labels":
-        return Exam(images, _certain(room.transfer.labels[held_out], room), learnt)
-    return Exam(images, committee(room)[held_out], learnt)
+        return Objective(images, _certain(room.transfer.labels[held_out], room), learnt)
+    return Objective(images, committee(room)[held_out], learnt)
 
 
 def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def committee(room: Classroom) -> Tensor:
+def committee(room: SimulatedTeachers) -> Tensor:
     """Return the mean opinion of every label-free weighting on the transfer set, ``[N, K]``.
 
     A mark without labels must mean the same in every trial. Agreement with the trial's own
@@ -115,7 +115,7 @@ def committee(room: Classroom) -> Tensor:
     return torch.stack(opinions).mean(0)
 
 
-def label_free_weightings(room: Classroom) -> list[str]:
+def label_free_weightings(room: SimulatedTeachers) -> list[str]:
     """Return the weightings that can be tried here and need no label."""
     if room.own.rests_on_densities:
         return ["familiarity"]
@@ -123,11 +123,13 @@ def label_free_weightings(room: Classroom) -> list[str]:
     return [*known, "familiarity"] if room.has_basis() else known
 
 
-def agreement(marks: Sequence[float], accuracies: Sequence[float]) -> dict[str, float | int | None]:
+def agreement(
+    scores: Sequence[float], accuracies: Sequence[float]
+) -> dict[str, float | int | None]:
     """Say how well choosing by marks without validation labels does, over the same trials.
 
     Args:
-        marks: of each trial's students.
+        scores: of each trial's students.
         accuracies: of the same students on the labelled validation data.
 
     Returns:
@@ -135,15 +137,15 @@ def agreement(marks: Sequence[float], accuracies: Sequence[float]) -> dict[str, 
         fewer than three trials; ``regret``, by how much the choice by marks falls short of the
         best accuracy that any of the trials has.
     """
-    if not marks:
+    if not scores:
         return {"trials": 0, "spearman": None, "regret": None}
-    chosen = max(range(len(marks)), key=lambda index: (marks[index], -index))
+    chosen = max(range(len(scores)), key=lambda index: (scores[index], -index))
     return {
-        "trials": len(marks),
-        "spearman": spearman(marks, accuracies),
+        "trials": len(scores),
+        "spearman": spearman(scores, accuracies),
         "regret": round(max(accuracies) - accuracies[chosen], 6),
     }
 
 
-def _certain(labels: Tensor, room: Classroom) -> Tensor:
+def _certain(labels: Tensor, room: SimulatedTeachers) -> Tensor:
     return functional.one_hot(labels, room.federation.shape.num_classes)

@@ -105,7 +105,7 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
             ", ".join(f"{key} {_plain(value)}" for key, value in entry["settings"].items()),
         )
     console.print(table)
-    console.print(f"Marks: {results['judged_by']}.", soft_wrap=True)
+    console.print(f"Scores: {results['judged_by']}.", soft_wrap=True)
     if results["agreement"]:
         console.print(_agreement_sentence(results["agreement"]), soft_wrap=True)
 
@@ -169,8 +169,8 @@ def _accuracy(trial: FrozenTrial) -> float:
 
 
 def _span(entry: dict[str, Any]) -> str:
-    marks = entry["scores"].values()
-    return f"{min(marks):.1%} to {max(marks):.1%}"
+    scores = entry["scores"].values()
+    return f"{min(scores):.1%} to {max(scores):.1%}"
 
 
 def _plain(value: object) -> str:

@@ -19,10 +19,10 @@ from torch import nn
 from fedkd.config import Consolidation
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.federation.simulated_teachers import Classroom
+from fedkd.federation.simulated_teachers import SimulatedTeachers
 from fedkd.models.build import build_model
 from fedkd.training.compute import intra_op_threads
-from fedkd.tuning.objective import Exam, Judge, label_free_weightings, make_exam
+from fedkd.tuning.objective import Judge, Objective, label_free_weightings, make_objective
 from fedkd.tuning.space import Space, Value
 from fedkd.tuning.store import ENDED, Kind
 from fedkd.util.parallel import work_off
@@ -48,31 +48,31 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Desk:
+class SeedObjective:
     """One seed of a trial: where students learn, and how they are marked.
 
     Attributes:
         room: teachers and transfer set.
-        exam: what decides.
+        objective: what decides.
         check: the exam with validation labels, where another decides and labels are to be had.
     """
 
-    room: Classroom
-    exam: Exam
-    check: Exam | None = None
+    room: SimulatedTeachers
+    objective: Objective
+    check: Objective | None = None
 
     @classmethod
-    def of(cls, federation: Federation, arm: str, judge: Judge) -> Desk:
+    def of(cls, federation: Federation, arm: str, judge: Judge) -> SeedObjective:
         """Prepare a seed."""
-        room = Classroom(federation, arm)
+        room = SimulatedTeachers(federation, arm)
         compared = judge != "validation" and federation.study.data.validation > 0
-        check = make_exam(room, "validation") if compared else None
-        return cls(room, make_exam(room, judge), check)
+        check = make_objective(room, "validation") if compared else None
+        return cls(room, make_objective(room, judge), check)
 
 
 def run(
     search: optuna.Study,
-    desks: Sequence[Desk],
+    seed_objectives: Sequence[SeedObjective],
     *,
     arm: str,
     kind: Kind,
@@ -84,7 +84,7 @@ def run(
 
     Args:
         search: from :func:`fedkd.tuning.store.opened`.
-        desks: one a seed.
+        seed_objectives: one a seed.
         arm: name of the arm.
         kind: ``grid`` or ``tpe``.
         judge: which exam decides.
@@ -94,14 +94,14 @@ def run(
     Raises:
         UserError: what the settings ask for is impossible.
     """
-    room = desks[0].room
+    room = seed_objectives[0].room
     space = make_space(room, judge)
     points = space.grid_points() if kind == "grid" else []
     total = min(trials or len(points), len(points)) if kind == "grid" else trials or TRIALS
     threads = room.federation.study.engine.server_threads
     if kind == "grid":
         at_once = threads if room.federation.compute.device == "cpu" else 1
-        _run_grid(search, space, points[:total], desks, arm, at_once, progress)
+        _run_grid(search, space, points[:total], seed_objectives, arm, at_once, progress)
         return
     with intra_op_threads(threads):
         while True:
@@ -113,10 +113,10 @@ def run(
             trial = search.ask()
             point = space.suggest(trial)
             trial.set_user_attr(POINT, point)
-            _try(search, trial, space.settings(point), desks, progress)
+            _try(search, trial, space.settings(point), seed_objectives, progress)
 
 
-def make_space(room: Classroom, judge: Judge) -> Space:
+def make_space(room: SimulatedTeachers, judge: Judge) -> Space:
     """Return what may be varied for the arm whose teachers these are."""
     weightings = label_free_weightings(room)
     own = room.own
@@ -144,17 +144,17 @@ def _try(
     search: optuna.Study,
     trial: optuna.Trial,
     settings: Consolidation,
-    desks: Sequence[Desk],
+    seed_objectives: Sequence[SeedObjective],
     progress: Progress,
 ) -> None:
     """Make a student on every seed and tell the search what they are worth.
 
     A trial that diverges has ended too, without a result: it would diverge again.
     """
-    marks: list[float] = []
+    scores: list[float] = []
     try:
-        for desk in desks:
-            marks.append(_teach(trial, settings, desk, marks, progress))
+        for seed_objective in seed_objectives:
+            scores.append(_teach(trial, settings, seed_objective, scores, progress))
     except optuna.TrialPruned:
         search.tell(trial, state=TrialState.PRUNED)
     except UserError:
@@ -162,13 +162,13 @@ def _try(
     except FedKDError as error:
         _give_up(search, trial, error)
     else:
-        search.tell(trial, sum(marks) / len(marks))
+        search.tell(trial, sum(scores) / len(scores))
 
 
 def _teach(
     trial: optuna.Trial,
     settings: Consolidation,
-    desk: Desk,
+    seed_objective: SeedObjective,
     before: Sequence[float],
     progress: Progress,
 ) -> float:
@@ -177,29 +177,31 @@ def _teach(
     Args:
         trial: the trial.
         settings: of the consolidation.
-        desk: the seed.
+        seed_objective: the seed.
         before: marks of the trial's students on the seeds before.
         progress: told of every epoch.
     """
-    federation = desk.room.federation
+    federation = seed_objective.room.federation
     looks = {-(-settings.all_epochs * k // LOOKS): k for k in range(1, LOOKS + 1)}
 
     def look(student: nn.Module, epoch: int, epochs: int) -> None:
         progress.on_epoch(federation.seed, epoch, epochs)
         if epoch in looks:
             # The mean so far, so that one easy seed does not make a trial look good.
-            so_far = (sum(before) + desk.exam.mark(student, federation.compute)) / (len(before) + 1)
+            so_far = (sum(before) + seed_objective.objective.mark(student, federation.compute)) / (
+                len(before) + 1
+            )
             trial.report(so_far, len(before) * LOOKS + looks[epoch])
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-    marks = _make_student(settings, desk, look)
-    _note(trial, federation.seed, marks)
-    return marks.score
+    scores = _make_student(settings, seed_objective, look)
+    _note(trial, federation.seed, scores)
+    return scores.score
 
 
 @dataclass(frozen=True)
-class _Marks:
+class _Scores:
     """Of one student: the exam's, and accuracy on validation data where another exam decides."""
 
     score: float
@@ -207,23 +209,29 @@ class _Marks:
 
 
 def _make_student(
-    settings: Consolidation, desk: Desk, look: Callable[[nn.Module, int, int], None]
-) -> _Marks:
+    settings: Consolidation,
+    seed_objective: SeedObjective,
+    look: Callable[[nn.Module, int, int], None],
+) -> _Scores:
     """Make one seed's student and mark it; ``look`` is shown it after every epoch."""
-    federation = desk.room.federation
-    learnt = desk.room.consolidate(settings, rows=desk.exam.rows, on_student=look)
-    student = build_model(desk.room.arch, federation.shape, seed=0).to(federation.compute.device)
+    federation = seed_objective.room.federation
+    learnt = seed_objective.room.consolidate(
+        settings, rows=seed_objective.objective.rows, on_student=look
+    )
+    student = build_model(seed_objective.room.arch, federation.shape, seed=0).to(
+        federation.compute.device
+    )
     student.load_state_dict(learnt.state)
-    score = desk.exam.mark(student, federation.compute)
-    check = desk.check
-    return _Marks(score, None if check is None else check.mark(student, federation.compute))
+    score = seed_objective.objective.mark(student, federation.compute)
+    check = seed_objective.check
+    return _Scores(score, None if check is None else check.mark(student, federation.compute))
 
 
 def _run_grid(
     search: optuna.Study,
     space: Space,
     points: Sequence[Mapping[str, Value]],
-    desks: Sequence[Desk],
+    seed_objectives: Sequence[SeedObjective],
     arm: str,
     threads: int,
     progress: Progress,
@@ -247,7 +255,7 @@ def _run_grid(
 
     def learn(
         item: tuple[optuna.Trial, Mapping[str, Value]], check: Callable[[], None]
-    ) -> list[_Marks] | FedKDError:
+    ) -> list[_Scores] | FedKDError:
         settings = space.settings(item[1])
 
         def look(seed: int, _: nn.Module, epoch: int, epochs: int) -> None:
@@ -256,8 +264,10 @@ def _run_grid(
 
         try:
             return [
-                _make_student(settings, desk, partial(look, desk.room.federation.seed))
-                for desk in desks
+                _make_student(
+                    settings, seed_objective, partial(look, seed_objective.room.federation.seed)
+                )
+                for seed_objective in seed_objectives
             ]
         except UserError:
             raise
@@ -269,9 +279,9 @@ def _run_grid(
         if isinstance(outcome, FedKDError):
             _give_up(search, trial, outcome)
         else:
-            for desk, marks in zip(desks, outcome, strict=True):
-                _note(trial, desk.room.federation.seed, marks)
-            search.tell(trial, sum(marks.score for marks in outcome) / len(outcome))
+            for seed_objective, scores in zip(seed_objectives, outcome, strict=True):
+                _note(trial, seed_objective.room.federation.seed, scores)
+            search.tell(trial, sum(scores.score for scores in outcome) / len(outcome))
         ended = search.get_trials(deepcopy=False, states=ENDED)
         progress.on_trial(len(ended), len(points), _best(ended))
 
@@ -282,9 +292,9 @@ def _give_up(search: optuna.Study, trial: optuna.Trial, error: FedKDError) -> No
     search.tell(trial, state=TrialState.PRUNED)
 
 
-def _note(trial: optuna.Trial, seed: int, marks: _Marks) -> None:
+def _note(trial: optuna.Trial, seed: int, scores: _Scores) -> None:
     """Keep one seed's marks with the trial."""
-    for what, value in ((SCORES, marks.score), (ACCURACIES, marks.accuracy)):
+    for what, value in ((SCORES, scores.score), (ACCURACIES, scores.accuracy)):
         if value is not None:
             trial.set_user_attr(what, {**trial.user_attrs.get(what, {}), str(seed): value})
 

@@ -63,7 +63,7 @@ class Space:
         """
         own, asked = self._own, self._own.familiarity
         # Every blend makes an epoch longer by a pass over the transfer set.
-        passes = 1 + own.blends
+        passes = 1 + own.mixed_inputs
         least, most = max(1, 10 // passes), max(1, 100 // passes)
         point: dict[str, Value] = {
             "lr": _between(trial, "lr", 0.005, 0.5, own.lr),

@@ -1,1 +1,1 @@
-"""Files, locks, cache, random numbers and threads: pieces that know nothing of federated learning."""
+"""Files, locks, cache, random numbers, threads: nothing of federated learning."""

@@ -25,7 +25,7 @@ from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
 from fedkd.results.record import RunRecord
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
 SHAPE = Shape(3, 1, 8)
@@ -102,7 +102,7 @@ class Field:
                     "image_size": 8,
                     "transfer": {"source": self.transfer("server.npz"), "size": 40},
                 },
-                "partition": {"scheme": "field", "names": list(NAMES)},
+                "partition": {"scheme": "deployed", "names": list(NAMES)},
                 "model": {"arch": "cnn", "per_silo": {"west": "mlp"}},
                 "rounds": {"max": 1, "timeout": 5, "quorum": 0.3},
                 "targets": [0.99],
@@ -120,11 +120,11 @@ class Field:
 
     def run(self, arm: str) -> RunRecord:
         study = parse_study(self.study_text())
-        setting = Setting.of(Federation.on_server(study, 0, self.root / "cache"), arm, (0.99,))
+        context = RunContext.of(Federation.on_server(study, 0, self.root / "cache"), arm, (0.99,))
         folder = self.root / "record" / arm
         shutil.rmtree(folder, ignore_errors=True)
         contexts = {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
-        server = make_server_app(lambda _: Serving(setting, folder, Deaf()))
+        server = make_server_app(lambda _: Serving(context, folder, Deaf()))
         grid = InlineGrid(app, contexts, self.pool)
         server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
         return RunRecord.read(folder)

@@ -9,6 +9,7 @@ import torch
 from flwr.app import Message
 
 from fedkd.data.images import content_hash
+from fedkd.distillation.density.basis import NOTHING_KNOWN
 from fedkd.messages import keys
 
 CHANGES = {
@@ -68,31 +69,31 @@ def listen(run_arm: Any, make_study: Any) -> Any:
     """Return a function that runs an arm and gives all questions and replies, and the run."""
 
     def run(arm: str, changes: dict[str, Any] | None = None) -> tuple[Any, list[Any]]:
-        heard: list[Any] = []
+        kept: list[Any] = []
 
         def note(silo: str, question: Message, reply: Message) -> Message:
-            heard.append((silo, question, reply))
+            kept.append((silo, question, reply))
             return reply
 
         study = make_study(changes or CHANGES)
         ran = run_arm(study, arm, tamper=note, test=False)
         assert ran.refused == []
-        return ran, heard
+        return ran, kept
 
     return run
 
 
-def replies(heard: list[Any], message_type: str) -> list[tuple[str, Message]]:
-    return [(s, r) for s, q, r in heard if q.metadata.message_type == message_type]
+def replies(kept: list[Any], message_type: str) -> list[tuple[str, Message]]:
+    return [(s, r) for s, q, r in kept if q.metadata.message_type == message_type]
 
 
 ECHO = {keys.SILO, keys.RUN_ID, keys.ROUND}
 
 
 def test_replies_hold_the_keys_of_the_contract(listen: Any) -> None:
-    ran, heard = listen("fedkd")
+    ran, kept = listen("fedkd")
     model = set(ran.state)
-    for _, reply in replies(heard, keys.DESCRIBE):
+    for _, reply in replies(kept, keys.DESCRIBE):
         assert set(reply.content) == {keys.INFO}
         assert set(reply.content[keys.INFO]) == ECHO | {
             keys.ARCHITECTURE,
@@ -102,17 +103,17 @@ def test_replies_hold_the_keys_of_the_contract(listen: Any) -> None:
             keys.CHECKPOINT_HASH,
             keys.HOLDS_TRANSFER,
         }
-    for _, reply in replies(heard, keys.TEACHER):
+    for _, reply in replies(kept, keys.TEACHER):
         assert set(reply.content) == {keys.TEACHER_RECORD, keys.FAMILIARITY, keys.INFO}
         assert set(reply.content[keys.TEACHER_RECORD]) == model
         assert set(reply.content[keys.FAMILIARITY]) == {keys.LOG_DENSITY}
         assert set(reply.content[keys.INFO]) == ECHO | {keys.NUM_EXAMPLES, keys.TRANSFER_HASH}
-    for _, reply in replies(heard, keys.TRAIN):
+    for _, reply in replies(kept, keys.TRAIN):
         assert set(reply.content) == {keys.ARRAYS, keys.METRICS, keys.INFO}
         assert set(reply.content[keys.ARRAYS]) == model
         assert set(reply.content[keys.METRICS]) == {keys.NUM_EXAMPLES, keys.LOSS}
         assert set(reply.content[keys.INFO]) == ECHO
-    for _, reply in replies(heard, keys.EVALUATE):
+    for _, reply in replies(kept, keys.EVALUATE):
         assert set(reply.content) == {keys.METRICS, keys.INFO}
         assert set(reply.content[keys.METRICS]) == {
             keys.NUM_EXAMPLES,
@@ -120,18 +121,18 @@ def test_replies_hold_the_keys_of_the_contract(listen: Any) -> None:
             keys.LOSS,
             keys.MACRO_F1,
         }
-    assert [len(replies(heard, t)) for t in (keys.DESCRIBE, keys.TEACHER)] == [3, 3]
-    assert [len(replies(heard, t)) for t in (keys.TRAIN, keys.EVALUATE)] == [6, 9]
+    assert [len(replies(kept, t)) for t in (keys.DESCRIBE, keys.TEACHER)] == [3, 3]
+    assert [len(replies(kept, t)) for t in (keys.TRAIN, keys.EVALUATE)] == [6, 9]
 
 
 def test_replies_echo_silo_run_and_round(listen: Any) -> None:
-    _, heard = listen("fedkd")
-    for silo, question, reply in heard:
+    _, kept = listen("fedkd")
+    for silo, question, reply in kept:
         info = reply.content[keys.INFO]
         assert info[keys.SILO] == silo
         assert info[keys.RUN_ID] == "this-run"
         assert info[keys.ROUND] == question.content[keys.CONFIG][keys.ROUND]
-    assert {r.content[keys.INFO][keys.ROUND] for _, r in replies(heard, keys.TRAIN)} == {1, 2}
+    assert {r.content[keys.INFO][keys.ROUND] for _, r in replies(kept, keys.TRAIN)} == {1, 2}
 
 
 def test_wire_names_are_what_other_programs_speak() -> None:
@@ -147,8 +148,8 @@ def test_wire_names_are_what_other_programs_speak() -> None:
 
 
 def test_a_description_tells_the_truth(listen: Any) -> None:
-    ran, heard = listen("fedkd")
-    for name, reply in replies(heard, keys.DESCRIBE):
+    ran, kept = listen("fedkd")
+    for name, reply in replies(kept, keys.DESCRIBE):
         (silo,) = (s for s in ran.silos if s.name == name)
         info = reply.content[keys.INFO]
         assert info[keys.ARCHITECTURE] == "mlp"
@@ -156,7 +157,7 @@ def test_a_description_tells_the_truth(listen: Any) -> None:
         assert info[keys.CLASS_COUNTS] == [int((silo.data.labels == k).sum()) for k in range(10)]
         assert info[keys.NUM_PARAMETERS] == sum(t.numel() for t in ran.state.values())
         assert info[keys.HOLDS_TRANSFER] is False
-    hashes = {r.content[keys.INFO][keys.CHECKPOINT_HASH] for _, r in replies(heard, keys.DESCRIBE)}
+    hashes = {r.content[keys.INFO][keys.CHECKPOINT_HASH] for _, r in replies(kept, keys.DESCRIBE)}
     assert len(hashes) == 3
     _, again = listen("fedkd")
     assert hashes == {
@@ -165,31 +166,31 @@ def test_a_description_tells_the_truth(listen: Any) -> None:
 
 
 def test_silos_without_a_use_for_a_model_describe_none(listen: Any) -> None:
-    _, heard = listen("fedavg")
-    for _, reply in replies(heard, keys.DESCRIBE):
+    _, kept = listen("fedavg")
+    for _, reply in replies(kept, keys.DESCRIBE):
         assert reply.content[keys.INFO][keys.CHECKPOINT_HASH] == "none"
         assert reply.content[keys.INFO][keys.NUM_PARAMETERS] == 0
-    assert replies(heard, keys.TEACHER) == []
+    assert replies(kept, keys.TEACHER) == []
 
 
 def test_models_predictions_and_densities_are_what_was_asked(listen: Any) -> None:
-    ran, heard = listen("fedkd-logits")
-    transfer = ran.setting.transfer
-    for name, reply in replies(heard, keys.TEACHER):
+    ran, kept = listen("fedkd-logits")
+    transfer = ran.context.transfer
+    for name, reply in replies(kept, keys.TEACHER):
         (silo,) = (s for s in ran.silos if s.name == name)
         logits = torch.from_numpy(reply.content[keys.TEACHER_RECORD][keys.LOGITS].numpy())
         expected = silo.predict(silo.own_model().state, transfer.images)
         torch.testing.assert_close(logits, expected)
         assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60,)
         assert reply.content[keys.INFO][keys.TRANSFER_HASH] == content_hash(transfer.images)
-    _, heard = listen("control-densities")
-    for _, reply in replies(heard, keys.TEACHER):
+    _, kept = listen("control-densities")
+    for _, reply in replies(kept, keys.TEACHER):
         assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60, 10)
 
 
 def test_moments_need_no_transfer_image(listen: Any) -> None:
-    ran, heard = listen("fedkd-pooled")
-    for name, question, reply in heard:
+    ran, kept = listen("fedkd-pooled")
+    for name, question, reply in kept:
         if question.metadata.message_type != keys.TEACHER:
             continue
         (silo,) = (s for s in ran.silos if s.name == name)
@@ -205,8 +206,8 @@ def test_moments_need_no_transfer_image(listen: Any) -> None:
 
 
 def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any) -> None:
-    _, heard = listen("avg")
-    for _, question, reply in heard:
+    _, kept = listen("avg")
+    for _, question, reply in kept:
         if question.metadata.message_type == keys.TEACHER:
             assert set(question.content) == {keys.CONFIG}
             assert set(reply.content) == {keys.TEACHER_RECORD, keys.INFO}
@@ -223,8 +224,8 @@ def test_nothing_is_asked_for_or_sent_that_an_average_does_not_need(listen: Any)
 )
 def test_no_reply_holds_private_images(arm: str, changes: dict[str, Any], listen: Any) -> None:
     """Neither as bytes nor as floats, neither whole nor one image, nor anything of their shape."""
-    ran, heard = listen(arm, changes)
-    for name, _, reply in heard:
+    ran, kept = listen(arm, changes)
+    for name, _, reply in kept:
         (silo,) = (s for s in ran.silos if s.name == name)
         arrays = [a for record in reply.content.array_records.values() for a in record.values()]
         blob = b"".join(array.data for array in arrays)
@@ -238,7 +239,7 @@ def test_no_reply_holds_private_images(arm: str, changes: dict[str, Any], listen
 
 def test_local_training_depends_on_silo_and_round_alone(run_arm: Any, make_study: Any) -> None:
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg")
-    start, rounds = ran.setting.model("initial-model").state_dict(), ran.setting.rounds
+    start, rounds = ran.context.model("initial-model").state_dict(), ran.context.rounds
     before = {key: tensor.clone() for key, tensor in start.items()}
     silo = ran.silos[0]
     first, loss = silo.train(start, 1, rounds)
@@ -254,7 +255,7 @@ def test_densities_are_finite_and_single_precision(run_arm: Any, make_study: Any
     from fedkd.distillation.density.basis import make_basis
 
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg")
-    images = ran.setting.transfer.images
+    images = ran.context.transfer.images
     basis = make_basis(images, dims=10)
     for per_class in (False, True):
         found = ran.silos[0].familiarity(

@@ -1,4 +1,4 @@
-"""Blends of images, and what is known of them."""
+"""MixedInputs of images, and what is known of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.distillation.augmentation import Blends, blend, move
+from fedkd.distillation.augmentation import MixedInputs, blend, move
 
 
 def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> Tensor:
@@ -15,7 +15,7 @@ def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> 
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def drawn(images: Tensor, count: int, seed: int = 0) -> Blends:
+def drawn(images: Tensor, count: int, seed: int = 0) -> MixedInputs:
     return blend(images, count, torch.Generator().manual_seed(seed))
 
 
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_blends() -> None:
 
 
 def test_what_is_known_of_images_is_told_of_blends_in_their_shares() -> None:
-    found = Blends(
+    found = MixedInputs(
         pictures(2), torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0.25, 0.4]).double()
     )
     values = torch.tensor([[1.0, 0.0], [5.0, 8.0]], dtype=torch.float64)

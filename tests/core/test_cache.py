@@ -21,7 +21,7 @@ from fedkd.data.sources import load_source
 from fedkd.distillation import teachers as teachers_module
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import UserError
-from fedkd.federation.split import load_cut
+from fedkd.federation.split import load_split
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
 from fedkd.training.compute import Compute
@@ -296,10 +296,10 @@ def test_shares_are_drawn_once_for_the_same_labels_scheme_and_seed(
 
 def test_a_cut_is_the_same_with_and_without_a_cache(make_study: Any, tmp_path: Path) -> None:
     study = make_study()
-    without, new, kept = (load_cut(study, 3, cache) for cache in (None, tmp_path, tmp_path))
-    for cut in (new, kept):
-        assert torch.equal(cut.test.images, without.test.images)
-        for one, other in zip(cut.silos, without.silos, strict=True):
+    without, new, kept = (load_split(study, 3, cache) for cache in (None, tmp_path, tmp_path))
+    for split in (new, kept):
+        assert torch.equal(split.test.images, without.test.images)
+        for one, other in zip(split.silos, without.silos, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)
 

@@ -13,7 +13,7 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
 from fedkd.errors import UserError
-from fedkd.federation.split import Cut, cut, load_cut
+from fedkd.federation.split import Split, load_split, split
 
 
 def make_study(arms=None, partition=None, **data) -> Study:
@@ -52,7 +52,7 @@ def same(one: Images, other: Images) -> bool:
 
 
 def test_every_image_lands_in_exactly_one_place():
-    made = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    made = split(make_source(), make_study(transfer={"size": 50}), 0, None)
     assert (len(made.test), len(made.validation), len(made.transfer)) == (80, 32, 50)
     places = (made.test, made.validation, made.transfer, *made.silos)
     assert sorted(number for part in places for number in numbers_of(part)) == list(range(400))
@@ -64,7 +64,7 @@ def test_every_image_lands_in_exactly_one_place():
 
 def test_the_same_seed_gives_the_same_cut_and_another_seed_another():
     study = make_study(transfer={"size": 50})
-    first, again, other = (cut(make_source(), study, seed, None) for seed in (3, 3, 4))
+    first, again, other = (split(make_source(), study, seed, None) for seed in (3, 3, 4))
     for part in ("test", "validation", "transfer"):
         assert same(getattr(first, part), getattr(again, part))
         assert not same(getattr(first, part), getattr(other, part))
@@ -78,23 +78,23 @@ def test_arms_have_no_influence():
         "fedkd": {"start": "consolidated", "consolidation": {"weighting": "familiarity"}},
         "best": {"start": "best"},
     }
-    one = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
-    other = cut(make_source(), make_study(arms, transfer={"size": 50}), 0, None)
+    one = split(make_source(), make_study(transfer={"size": 50}), 0, None)
+    other = split(make_source(), make_study(arms, transfer={"size": 50}), 0, None)
     assert same(one.test, other.test)
     assert same(one.transfer, other.transfer)
     assert all(map(same, one.silos, other.silos))
 
 
 def test_a_step_leaves_what_came_before_it_as_it_was():
-    small = cut(make_source(), make_study(transfer={"size": 10}), 0, None)
-    large = cut(make_source(), make_study(transfer={"size": 90}), 0, None)
+    small = split(make_source(), make_study(transfer={"size": 10}), 0, None)
+    large = split(make_source(), make_study(transfer={"size": 90}), 0, None)
     assert same(small.test, large.test)
     assert same(small.validation, large.validation)
     assert numbers_of(large.transfer)[:10] == numbers_of(small.transfer)
 
 
 def test_a_test_set_of_the_source_is_used_whole():
-    made = cut(make_source(test=70), make_study(test=0.5, transfer={"size": 50}), 0, None)
+    made = split(make_source(test=70), make_study(test=0.5, transfer={"size": 50}), 0, None)
     assert numbers_of(made.test) == list(range(60_000, 60_070))
     assert len(made.validation) == 40
     assert sum(map(len, made.silos)) == 400 - 40 - 50
@@ -103,7 +103,7 @@ def test_a_test_set_of_the_source_is_used_whole():
 def test_fractions_round_up_and_are_not_fooled_by_floating_point():
     def sizes(count: int, test: float, validation: float) -> tuple[int, int]:
         study = make_study(test=test, validation=validation, transfer={"size": 10})
-        made = cut(make_source(count), study, 0, None)
+        made = split(make_source(count), study, 0, None)
         return len(made.test), len(made.validation)
 
     assert sizes(100, 0.07, 0.0) == (7, 0)
@@ -112,19 +112,19 @@ def test_fractions_round_up_and_are_not_fooled_by_floating_point():
 
 
 def test_train_size_caps_the_silos_alone():
-    full = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
-    capped = cut(make_source(), make_study(transfer={"size": 50}, train_size=40), 0, None)
+    full = split(make_source(), make_study(transfer={"size": 50}), 0, None)
+    capped = split(make_source(), make_study(transfer={"size": 50}, train_size=40), 0, None)
     assert sum(map(len, capped.silos)) == 40
     assert same(full.test, capped.test)
     assert same(full.transfer, capped.transfer)
-    generous = cut(make_source(), make_study(transfer={"size": 50}, train_size=9999), 0, None)
+    generous = split(make_source(), make_study(transfer={"size": 50}, train_size=9999), 0, None)
     assert all(map(same, generous.silos, full.silos))
 
 
 def test_transfer_labels_are_withheld_unless_the_study_has_them():
-    hidden = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    hidden = split(make_source(), make_study(transfer={"size": 50}), 0, None)
     assert set(hidden.transfer.labels.tolist()) == {-1}
-    shown = cut(make_source(), make_study(transfer={"size": 50, "labelled": True}), 0, None)
+    shown = split(make_source(), make_study(transfer={"size": 50, "labelled": True}), 0, None)
     assert shown.transfer.labels.tolist() == [n % 5 for n in numbers_of(shown.transfer)]
     assert torch.equal(hidden.transfer.images, shown.transfer.images)
 
@@ -132,7 +132,7 @@ def test_transfer_labels_are_withheld_unless_the_study_has_them():
 def test_transfer_images_from_elsewhere_take_the_shape_of_the_study():
     elsewhere = make_source(60, name="npz:elsewhere", channels=3, size=12, classes=2)
     study = make_study(transfer={"size": 50, "source": "npz:elsewhere"})
-    made = cut(make_source(), study, 0, elsewhere)
+    made = split(make_source(), study, 0, elsewhere)
     assert made.transfer.images.shape == (50, 1, 6, 6)
     assert set(made.transfer.labels.tolist()) == {-1}
     assert sum(map(len, made.silos)) == 400 - 80 - 32
@@ -140,8 +140,8 @@ def test_transfer_images_from_elsewhere_take_the_shape_of_the_study():
 
 def test_transfer_images_from_elsewhere_can_be_left_out():
     study = make_study(transfer={"size": 50, "source": "npz:elsewhere"})
-    without = cut(make_source(), study, 0, None)
-    complete = cut(make_source(), study, 0, make_source(60, name="npz:elsewhere"))
+    without = split(make_source(), study, 0, None)
+    complete = split(make_source(), study, 0, make_source(60, name="npz:elsewhere"))
     assert without.transfer is None
     assert all(map(same, without.silos, complete.silos))
 
@@ -181,11 +181,11 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
 def test_what_cannot_be_cut_is_refused_by_key_and_number(data, elsewhere, sentence):
     other = elsewhere and make_source(**{"name": "npz:elsewhere", **elsewhere})
     with pytest.raises(UserError, match=sentence):
-        cut(make_source(), make_study(**data), 0, other)
+        split(make_source(), make_study(**data), 0, other)
 
 
 def test_the_default_data_set_is_cut_as_documented():
-    made: Cut = load_cut(make_study(partition={"scheme": "iid", "silos": 10}), 0)
+    made: Split = load_split(make_study(partition={"scheme": "iid", "silos": 10}), 0)
     assert (len(made.test), len(made.validation), len(made.transfer)) == (360, 144, 300)
     assert sum(map(len, made.silos)) == 1797 - 360 - 144 - 300
     assert (made.num_classes, made.in_channels, made.image_size) == (10, 1, 8)
@@ -197,7 +197,7 @@ def test_both_sources_are_loaded_and_resized(tmp_path):
     images = generator.integers(0, 256, (30, 3, 20, 16), dtype=np.uint8)
     np.savez(path, images=images, labels=np.arange(30) % 2)
     study = make_study(image_size=12, transfer={"size": 30, "source": f"npz:{path}"})
-    made = load_cut(study, 0)
+    made = load_split(study, 0)
     assert made.transfer.images.shape == (30, 1, 12, 12)
     assert made.test.images.shape == (360, 1, 12, 12)
     assert sum(map(len, made.silos)) == 1797 - 360 - 144
@@ -205,7 +205,7 @@ def test_both_sources_are_loaded_and_resized(tmp_path):
 
 def test_one_seed_is_pinned():
     """A change of this order changes every curve: make it on purpose or not at all."""
-    made = cut(make_source(), make_study(transfer={"size": 50}), 0, None)
+    made = split(make_source(), make_study(transfer={"size": 50}), 0, None)
     assert numbers_of(made.test)[:4] == [286, 298, 39, 86]
     assert numbers_of(made.validation)[:4] == [392, 117, 65, 305]
     assert numbers_of(made.transfer)[:4] == [61, 139, 162, 339]
@@ -216,12 +216,12 @@ def test_a_cut_needs_square_images():
     source = load_source("digits")
     tall = Images(source.train.images[:, :, :, :4], source.train.labels)
     with pytest.raises(UserError, match=r"8 pixels high and 4 wide.*set data\.image_size"):
-        cut(Source("digits", tall, None, source.classes), make_study(), 0, None)
+        split(Source("digits", tall, None, source.classes), make_study(), 0, None)
 
 
 def test_a_smaller_test_set_leaves_everything_else_as_it_was(make_study: Any) -> None:
-    whole = load_cut(make_study({}), 0)
-    part = load_cut(make_study({"data/test_size": 40}), 0)
+    whole = load_split(make_study({}), 0)
+    part = load_split(make_study({"data/test_size": 40}), 0)
     assert len(part.test) == 40
     assert len(whole.test) > 40
     images = {image.numpy().tobytes() for image in whole.test.images}

@@ -21,12 +21,12 @@ from fedkd.data.images import Images
 from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.density.basis import make_basis
 from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments, moments_of
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
-from fedkd.distillation.weighting.exclusion import leave_out_the_doubted, sign_test
+from fedkd.distillation.weighting.exclusion import exclude_contradicted, sign_test
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape
-from fedkd.registry import FILTERBANK, FILTERBANK_MAPS
+from fedkd.registry import NUM_PATCH_FILTERS, PATCH_FEATURES
 from fedkd.training.compute import Compute
 
 DIGITS = load_digits()
@@ -36,26 +36,26 @@ SHAPE = Shape(10, 1, 8)
 SETTINGS = Consolidation.model_validate(
     {
         "weighting": "familiarity",
-        "student": "discriminant",
+        "student": "lda-head",
         "epochs": 0,
         "mode": "logits",
         "trust": "validation",
-        "familiarity": {"density": "pooled", "basis": "patches", "filters": FILTERBANK_MAPS},
+        "familiarity": {"density": "pooled", "basis": "patches", "filters": NUM_PATCH_FILTERS},
     }
 )
 SIZES = (400, 150, 150, 150, 150)
 """Of the silos; the first one lies where one does."""
 
 
-def marks(*true: int) -> Tensor:
+def scores(*true: int) -> Tensor:
     return torch.zeros(20, dtype=torch.bool).index_fill(0, torch.tensor(true, dtype=torch.long), 1)
 
 
 def test_the_sign_test_by_hand() -> None:
-    assert sign_test(marks(), marks()) == 1
-    assert sign_test(marks(1, 2, 3), marks()) == 1 / 8
-    assert sign_test(marks(1, 2, 3, 4, 5), marks(6)) == (6 + 1) / 64
-    assert sign_test(marks(), marks(6, 7)) == 1
+    assert sign_test(scores(), scores()) == 1
+    assert sign_test(scores(1, 2, 3), scores()) == 1 / 8
+    assert sign_test(scores(1, 2, 3, 4, 5), scores(6)) == (6 + 1) / 64
+    assert sign_test(scores(), scores(6, 7)) == 1
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -66,16 +66,16 @@ def test_the_sign_test_is_scipys(for_: int, against: int) -> None:
         assert found == pytest.approx(right)
 
 
-def school() -> School:
+def setup() -> DistillationSetup:
     transfer = Images(PIXELS[:300], torch.full((300,), -1))
     basis = make_basis(
-        transfer.images, dims=500, kind="patches", filters=FILTERBANK_MAPS, fine=True
+        transfer.images, dims=500, kind="patches", filters=NUM_PATCH_FILTERS, fine=True
     )
-    return School(
+    return DistillationSetup(
         transfer=transfer,
         labelled=False,
         validation=Images(PIXELS[300:450], LABELS[300:450]),
-        arch=FILTERBANK,
+        arch=PATCH_FEATURES,
         shape=SHAPE,
         compute=Compute(),
         seed=0,
@@ -83,7 +83,7 @@ def school() -> School:
     )
 
 
-SCHOOL = school()
+SCHOOL = setup()
 
 
 def silos(labels: Tensor = LABELS, liars: int = 1) -> list[Teacher]:
@@ -168,20 +168,20 @@ def test_fewer_than_half_are_left_out() -> None:
 def test_who_told_nothing_is_not_judged() -> None:
     members = silos(LIES["shifted"])
     members[4] = replace(members[4], moments=None)
-    heard, notes = leave_out_the_doubted(Teachers(members, SHAPE, Compute()), SETTINGS, SCHOOL)
-    assert [teacher.silo for teacher in heard.members] == [f"silo-{m}" for m in range(1, 5)]
+    kept, notes = exclude_contradicted(Teachers(members, SHAPE, Compute()), SETTINGS, SCHOOL)
+    assert [teacher.silo for teacher in kept.members] == [f"silo-{m}" for m in range(1, 5)]
     assert list(notes["doubted"]) == ["silo-0"]
     silent = [replace(member, moments=None) for member in members]
     teachers = Teachers(silent, SHAPE, Compute())
-    assert leave_out_the_doubted(teachers, SETTINGS, SCHOOL) == (teachers, {})
+    assert exclude_contradicted(teachers, SETTINGS, SCHOOL) == (teachers, {})
     nowhere = replace(SCHOOL, basis=None)
-    assert leave_out_the_doubted(teachers, SETTINGS, nowhere) == (teachers, {})
+    assert exclude_contradicted(teachers, SETTINGS, nowhere) == (teachers, {})
 
 
 def test_without_labelled_images_it_is_refused() -> None:
     blind = replace(SCHOOL, validation=SCHOOL.validation.take(torch.tensor([], dtype=torch.int64)))
     with pytest.raises(FedKDError, match="labelled images, and there are none"):
-        leave_out_the_doubted(Teachers(silos(), SHAPE, Compute()), SETTINGS, blind)
+        exclude_contradicted(Teachers(silos(), SHAPE, Compute()), SETTINGS, blind)
 
 
 def test_moments_less_one_are_those_of_the_others() -> None:

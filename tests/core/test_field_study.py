@@ -14,9 +14,9 @@ from fedkd.config import Study
 from fedkd.config.study_file import load_study, parse_study
 from fedkd.engines import check_engine
 from fedkd.errors import UserError
-from fedkd.federation.deployed_data import draw_transfer, load_server_cut
+from fedkd.federation.deployed_data import draw_transfer, load_server_split
 from fedkd.federation.federation import Federation
-from fedkd.federation.split import load_cut
+from fedkd.federation.split import load_split
 
 DATA = {"classes": ["a", "b", "c"], "channels": 1, "image_size": 8}
 FEDKD = {"start": "consolidated"}
@@ -26,7 +26,7 @@ def make(changes: dict[str, Any] | None = None) -> Study:
     data = {
         "name": "f",
         "data": DATA,
-        "partition": {"scheme": "field", "names": ["s-10", "s-2", "north"]},
+        "partition": {"scheme": "deployed", "names": ["s-10", "s-2", "north"]},
         "targets": [0.5],
         "arms": {"fedavg": {"start": "random"}},
         **(changes or {}),
@@ -51,10 +51,10 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
     study = make()
     assert study.data.source == "none"
     assert study.data.validation == 0
-    cut = load_server_cut(study, 0)
-    assert len(cut.test) == len(cut.validation) == len(cut.silos) == 0
-    assert cut.transfer is None
-    assert cut.classes == ("a", "b", "c")
+    split = load_server_split(study, 0)
+    assert len(split.test) == len(split.validation) == len(split.silos) == 0
+    assert split.transfer is None
+    assert split.classes == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
         ({"arms": {"fedkd": FEDKD}}, "data.transfer.source: is missing; arms.fedkd"),
         ({"arms": {"x": {"start": "random", "strategy": "feddf"}}}, "data.transfer.source"),
         ({"pretraining": {"checkpoints": {"north": "x.safetensors"}}}, "silo.yaml"),
-        ({"partition": {"scheme": "field"}}, "partition.names: is missing"),
-        ({"partition": {"scheme": "field", "names": ["a", "a"]}}, "names has a silo twice"),
-        ({"partition": {"scheme": "field", "names": ["a", "b"], "silos": 3}}, "has 2 entries"),
+        ({"partition": {"scheme": "deployed"}}, "partition.names: is missing"),
+        ({"partition": {"scheme": "deployed", "names": ["a", "a"]}}, "names has a silo twice"),
+        ({"partition": {"scheme": "deployed", "names": ["a", "b"], "silos": 3}}, "has 2 entries"),
         ({"model": {"per_silo": {"silo-0": "mlp"}}}, "they are north, s-2, s-10"),
         ({"partition": {"scheme": "iid", "silos": 3}}, "data.classes: is read from data.source"),
         (
@@ -92,7 +92,7 @@ def test_engines_that_simulate_refuse_silos_in_the_field(engine: str) -> None:
     with pytest.raises(UserError, match=f"engine.name: {engine} simulates silos"):
         check_engine(make({"engine": {"name": engine}}))
     with pytest.raises(UserError, match="on hosts of their own"):
-        load_cut(make(), 0)
+        load_split(make(), 0)
 
 
 def test_files_of_the_server_need_not_be_on_the_callers_host(tmp_path: Path) -> None:
@@ -107,13 +107,13 @@ def test_files_of_the_server_need_not_be_on_the_callers_host(tmp_path: Path) -> 
 def test_the_servers_own_images_are_cut_as_ever(tmp_path: Path) -> None:
     source = write_images(tmp_path / "own.npz", 100)
     data = {**DATA, "source": source, "test": 0.5, "validation": 0.2, "transfer": {"size": 20}}
-    cut = load_server_cut(make({"data": data, "arms": {"fedkd": FEDKD}}), 0)
-    assert (len(cut.test), len(cut.validation)) == (50, 10)
-    assert cut.transfer is not None
-    assert len(cut.transfer) == 20
+    split = load_server_split(make({"data": data, "arms": {"fedkd": FEDKD}}), 0)
+    assert (len(split.test), len(split.validation)) == (50, 10)
+    assert split.transfer is not None
+    assert len(split.transfer) == 20
     wrong = {**data, "classes": ["a", "b"]}
     with pytest.raises(UserError, match=r"names 2 classes, but .* has 3"):
-        load_server_cut(make({"data": wrong}), 0)
+        load_server_split(make({"data": wrong}), 0)
 
 
 def test_a_silo_with_the_source_draws_the_servers_transfer_set(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_silo_with_the_source_draws_the_servers_transfer_set(tmp_path: Path) -
     data = {**DATA, "transfer": {"source": there, "size": 25}}
     study = make({"data": data, "arms": {"fedkd": FEDKD}})
     for seed in (0, 1):
-        sent, held = load_server_cut(study, seed).transfer, draw_transfer(study, seed, here)
+        sent, held = load_server_split(study, seed).transfer, draw_transfer(study, seed, here)
         assert sent is not None
         assert held is not None
         assert torch.equal(sent.images, held.images)
@@ -132,7 +132,7 @@ def test_a_silo_with_the_source_draws_the_servers_transfer_set(tmp_path: Path) -
 def test_noise_needs_no_source_on_either_side() -> None:
     data = {**DATA, "transfer": {"source": "noise", "size": 25}}
     study = make({"data": data, "arms": {"fedkd": FEDKD}})
-    sent, held = load_server_cut(study, 3).transfer, draw_transfer(study, 3, None)
+    sent, held = load_server_split(study, 3).transfer, draw_transfer(study, 3, None)
     assert sent is not None
     assert held is not None
     assert torch.equal(sent.images, held.images)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation.augmentation import Blends, blend
-from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.augmentation import MixedInputs, blend
+from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.methods.dml import mutual_loss
 from fedkd.distillation.methods.dp_kd import pick_surest
 from fedkd.distillation.methods.mixup import Mixup
@@ -43,12 +43,12 @@ class Scale(nn.Module):
         return logits
 
 
-def make_lesson(teachers: int = 2, samples: int = 40, *, labelled: bool = True) -> Lesson:
+def make_data(teachers: int = 2, samples: int = 40, *, labelled: bool = True) -> DistillationData:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (samples, 1, 1, 3), generator=generator, dtype=torch.uint8)
     models = tuple(Scale(10 + index) for index in range(teachers))
     logits = torch.stack([predict(model, images, compute=Compute()) for model in models])
-    return Lesson(
+    return DistillationData(
         images=images,
         labels=torch.randint(0, CLASSES, (samples,), generator=generator) if labelled else None,
         target=torch.softmax(logits.mean(0), 1),
@@ -58,11 +58,13 @@ def make_lesson(teachers: int = 2, samples: int = 40, *, labelled: bool = True) 
     )
 
 
-def learn(name: str, student: nn.Module, lesson: Lesson, **settings: Any) -> tuple[float, int]:
+def learn(
+    name: str, student: nn.Module, data: DistillationData, **settings: Any
+) -> tuple[float, int]:
     epochs = []
     loss = METHODS.load(name)(
         student,
-        lesson,
+        data,
         Consolidation(method=name, **{"epochs": 6, "lr": 0.1, "batch_size": 8, **settings}),
         generator=torch.Generator().manual_seed(0),
         compute=Compute(),
@@ -74,50 +76,50 @@ def learn(name: str, student: nn.Module, lesson: Lesson, **settings: Any) -> tup
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_the_student_alone_and_repeats_itself(name: str, labelled: bool) -> None:
-    lesson = make_lesson(labelled=labelled)
+    data = make_data(labelled=labelled)
     if name in NEEDS_LABELS and not labelled:
         with pytest.raises(UserError, match="learns from labels"):
-            learn(name, Scale(0), lesson)
+            learn(name, Scale(0), data)
         return
-    teachers = [copy.deepcopy(model.state_dict()) for model in lesson.models]
+    teachers = [copy.deepcopy(model.state_dict()) for model in data.models]
     first, second = Scale(0), Scale(0)
-    loss, epochs = learn(name, first, lesson)
-    assert learn(name, second, lesson)[0] == loss
+    loss, epochs = learn(name, first, data)
+    assert learn(name, second, data)[0] == loss
     assert epochs == 6
     assert math.isfinite(loss)
     assert torch.equal(first.linear.weight, second.linear.weight)
     assert not torch.equal(first.linear.weight, Scale(0).linear.weight)
-    for model, before in zip(lesson.models, teachers, strict=True):
+    for model, before in zip(data.models, teachers, strict=True):
         assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
 
 
-def divergence(student: nn.Module, lesson: Lesson, target: Tensor) -> float:
-    log_student = torch.log_softmax(predict(student, lesson.images, compute=Compute()), 1)
+def divergence(student: nn.Module, data: DistillationData, target: Tensor) -> float:
+    log_student = torch.log_softmax(predict(student, data.images, compute=Compute()), 1)
     return float((target * (target.log() - log_student)).sum(1).mean())
 
 
 @pytest.mark.parametrize("name", ["kd", "dml"])
 def test_the_student_comes_to_agree_with_its_teachers(name: str) -> None:
-    lesson = make_lesson(labelled=False)
+    data = make_data(labelled=False)
     student = Scale(0)
-    before = divergence(student, lesson, lesson.target)
-    learn(name, student, lesson, epochs=30)
-    assert divergence(student, lesson, lesson.target) < before / 2
+    before = divergence(student, data, data.target)
+    learn(name, student, data, epochs=30)
+    assert divergence(student, data, data.target) < before / 2
 
 
 def test_labels_pull_the_student() -> None:
-    lesson = make_lesson()
+    data = make_data()
     with_labels, without = Scale(0), Scale(0)
-    learn("kd", with_labels, lesson, weight=0.5)
-    learn("kd", without, lesson, weight=1.0)
+    learn("kd", with_labels, data, weight=0.5)
+    learn("kd", without, data, weight=1.0)
     assert not torch.equal(with_labels.linear.weight, without.linear.weight)
 
 
 def test_mutual_learning_of_models_that_agree_changes_nothing() -> None:
-    lesson = make_lesson(teachers=1, labelled=False)
-    student = copy.deepcopy(lesson.models[0])
+    data = make_data(teachers=1, labelled=False)
+    student = copy.deepcopy(data.models[0])
     before = copy.deepcopy(student.state_dict())
-    loss, _ = learn("dml", student, lesson)
+    loss, _ = learn("dml", student, data)
     assert loss == pytest.approx(0.0, abs=1e-7)
     for key, tensor in student.state_dict().items():
         torch.testing.assert_close(tensor, before[key], rtol=0, atol=1e-6)
@@ -154,12 +156,12 @@ def test_mutual_loss_has_no_nan_at_extreme_logits() -> None:
 
 
 def test_a_student_that_is_a_teacher_takes_its_place() -> None:
-    lesson = make_lesson(teachers=2, labelled=False)
-    member = Lesson(**{**vars(lesson), "student": 0})
-    student = copy.deepcopy(lesson.models[0])
-    joined = copy.deepcopy(lesson.models[0])
+    data = make_data(teachers=2, labelled=False)
+    member = DistillationData(**{**vars(data), "student": 0})
+    student = copy.deepcopy(data.models[0])
+    joined = copy.deepcopy(data.models[0])
     learn("dml", student, member)
-    learn("dml", joined, lesson)
+    learn("dml", joined, data)
     assert not torch.equal(student.linear.weight, joined.linear.weight)
 
 
@@ -190,19 +192,19 @@ def test_the_surest_without_labels_by_hand() -> None:
 
 
 def test_a_student_surer_than_all_stays_what_it_is() -> None:
-    lesson = make_lesson(labelled=False)
-    quiet = Lesson(**{**vars(lesson), "logits": lesson.logits * 0})
+    data = make_data(labelled=False)
+    quiet = DistillationData(**{**vars(data), "logits": data.logits * 0})
     student = Scale(0)
     learn("dp-kd", student, quiet, momentum=0.0)
     torch.testing.assert_close(student.linear.weight, Scale(0).linear.weight, rtol=0, atol=1e-6)
 
 
 def test_teachers_in_sequence_share_the_epochs_and_follow_the_order() -> None:
-    lesson = make_lesson(teachers=4, labelled=False)
+    data = make_data(teachers=4, labelled=False)
     orders = {}
     for order in ((0, 1, 2, 3), (3, 2, 1, 0)):
         student = Scale(0)
-        turn = Lesson(**{**vars(lesson), "order": order})
+        turn = DistillationData(**{**vars(data), "order": order})
         _, epochs = learn("dp-kd", student, turn, sequence="sequential", epochs=7)
         assert epochs == 7
         orders[order] = student.linear.weight.detach().clone()
@@ -222,44 +224,46 @@ def test_mixup_blends_images_and_targets_alike() -> None:
 
 @pytest.mark.parametrize("name", ["kd", "fine-tune"])
 def test_mixup_learns_labels_too_and_only_when_asked(name: str) -> None:
-    lesson = make_lesson()
+    data = make_data()
     plain, mixed, again = Scale(0), Scale(0), Scale(0)
     losses = [
-        learn(name, plain, lesson)[0],
-        learn(name, mixed, lesson, mixup=True)[0],
-        learn(name, again, lesson, mixup=True)[0],
+        learn(name, plain, data)[0],
+        learn(name, mixed, data, mixup=True)[0],
+        learn(name, again, data, mixup=True)[0],
     ]
     assert all(math.isfinite(loss) for loss in losses)
     assert not torch.equal(plain.linear.weight, mixed.linear.weight)
     assert torch.equal(mixed.linear.weight, again.linear.weight)
 
 
-def with_blends(lesson: Lesson, count: int) -> tuple[Lesson, Blends, Ensemble]:
+def with_mixed_inputs(
+    data: DistillationData, count: int
+) -> tuple[DistillationData, MixedInputs, Ensemble]:
     """Add blends, of which the teachers say what their models do."""
-    blends = blend(lesson.images, count, torch.Generator().manual_seed(2))
-    logits = torch.stack([predict(m, blends.images, compute=Compute()) for m in lesson.models])
+    mixed_inputs = blend(data.images, count, torch.Generator().manual_seed(2))
+    logits = torch.stack([predict(m, mixed_inputs.images, compute=Compute()) for m in data.models])
     evidence = Evidence(logits, torch.ones(len(logits)))
     ensemble = combine(evidence, Consolidation())
-    return lesson.with_blends(blends, ensemble), blends, ensemble
+    return data.with_mixed_inputs(mixed_inputs, ensemble), mixed_inputs, ensemble
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_blends_are_added_to_the_images_with_what_teachers_say_of_them(labelled: bool) -> None:
-    lesson = make_lesson(labelled=labelled)
-    more, blends, ensemble = with_blends(lesson, 3)
-    assert len(more) == 4 * len(lesson)
+    data = make_data(labelled=labelled)
+    more, mixed_inputs, ensemble = with_mixed_inputs(data, 3)
+    assert len(more) == 4 * len(data)
     for part, before, added in (
-        (more.images, lesson.images, blends.images),
-        (more.target, lesson.target, ensemble.target),
-        (more.logits[0], lesson.logits[0], ensemble.logits[0]),
-        (more.weights[1], lesson.weights[1], ensemble.weights[1]),
+        (more.images, data.images, mixed_inputs.images),
+        (more.target, data.target, ensemble.target),
+        (more.logits[0], data.logits[0], ensemble.logits[0]),
+        (more.weights[1], data.weights[1], ensemble.weights[1]),
     ):
         assert torch.equal(part, torch.cat([before, added]))
-    if lesson.labels is None:
+    if data.labels is None:
         assert more.labels is None
     else:
         assert more.labels is not None
-        assert torch.equal(more.labels[: len(lesson)].argmax(1), lesson.labels)
+        assert torch.equal(more.labels[: len(data)].argmax(1), data.labels)
         torch.testing.assert_close(more.labels.sum(1), torch.ones(len(more)))
     learnt, again = Scale(0), Scale(0)
     assert math.isfinite(learn("kd", learnt, more)[0])
@@ -269,20 +273,20 @@ def test_blends_are_added_to_the_images_with_what_teachers_say_of_them(labelled:
 
 def test_a_student_goes_on_with_what_is_not_blended() -> None:
     """As if it learnt twice: at a fifth of the rate, and down to zero, the second time."""
-    unblended = make_lesson()
-    lesson = replace(with_blends(unblended, 2)[0], unblended=unblended)
-    settings: dict[str, Any] = {"blends": 2, "epochs": 3, "lr": 0.05, "batch_size": 8}
+    unmixed = make_data()
+    data = replace(with_mixed_inputs(unmixed, 2)[0], unmixed=unmixed)
+    settings: dict[str, Any] = {"mixed_inputs": 2, "epochs": 3, "lr": 0.05, "batch_size": 8}
     refined, once, twice = Scale(0), Scale(0), Scale(0)
-    loss, epochs = learn("kd", refined, lesson, **settings, refine=2)
+    loss, epochs = learn("kd", refined, data, **settings, finetune_epochs=2)
     assert epochs == 5
 
     generator = torch.Generator().manual_seed(0)
     first = Consolidation.model_validate(settings)
     then = first.model_copy(update={"epochs": 2, "lr": 0.01, "schedule": "cosine"})
     method = METHODS.load("kd")
-    method(once, replace(lesson, unblended=None), first, generator=generator, compute=Compute())
+    method(once, replace(data, unmixed=None), first, generator=generator, compute=Compute())
     twice.load_state_dict(once.state_dict())
-    last = method(twice, unblended, then, generator=generator, compute=Compute())
+    last = method(twice, unmixed, then, generator=generator, compute=Compute())
     assert torch.equal(refined.linear.weight, twice.linear.weight)
     assert not torch.equal(refined.linear.weight, once.linear.weight)
     assert loss == last
@@ -290,7 +294,7 @@ def test_a_student_goes_on_with_what_is_not_blended() -> None:
 
 def test_refinement_goes_with_blends() -> None:
     with pytest.raises(ValueError, match="refine follows epochs with blends"):
-        Consolidation(refine=2)
+        Consolidation(finetune_epochs=2)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ def test_refinement_goes_with_blends() -> None:
 )
 def test_blends_need_teachers_that_can_be_asked(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Consolidation.model_validate({**settings, "blends": 4})
+        Consolidation.model_validate({**settings, "mixed_inputs": 4})
 
 
 @pytest.mark.parametrize(
@@ -345,10 +349,10 @@ def test_methods_without_mixup_refuse_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_anneals_its_learning_rate(name: str) -> None:
-    lesson = make_lesson()
+    data = make_data()
     ends = []
     for schedule in ("constant", "cosine"):
         student = Scale(0)
-        learn(name, student, lesson, schedule=schedule)
+        learn(name, student, data, schedule=schedule)
         ends.append(student.linear.weight.detach().clone())
     assert not torch.equal(*ends)

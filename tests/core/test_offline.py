@@ -81,7 +81,9 @@ def test_every_method_and_student_makes_a_finite_model_repeatably(
 @pytest.mark.parametrize("labelled", [True, False])
 def test_blends_are_learnt_from_with_labels_or_without(labelled: bool, teach: Any) -> None:
     wanted = {"labelled": labelled}
-    plain, first, again = (teach({"blends": blends}, wanted) for blends in (0, 3, 3))
+    plain, first, again = (
+        teach({"mixed_inputs": mixed_inputs}, wanted) for mixed_inputs in (0, 3, 3)
+    )
     assert same(first.state, again.state)
     assert not same(first.state, plain.state)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in first.state.values())

@@ -25,9 +25,9 @@ def pictures(count: int, channels: int, side: int) -> Tensor:
 
 def seen_one_by_one(bank: FilterBank, images: Tensor) -> Tensor:
     filters, _, side, _ = bank.kernels.shape
-    cut = functional.unfold(as_float(images), side).double()
-    spread = (cut.var(1, keepdim=True) + 0.01).sqrt()
-    normal = (cut - cut.mean(1, keepdim=True)) / spread
+    split = functional.unfold(as_float(images), side).double()
+    spread = (split.var(1, keepdim=True) + 0.01).sqrt()
+    normal = (split - split.mean(1, keepdim=True)) / spread
     response = bank.kernels.reshape(filters, -1).double() @ normal + bank.offset.double()[:, None]
     places = images.shape[-1] - side + 1
     maps = torch.cat([(response - 0.25).clamp_min(0), (-response - 0.25).clamp_min(0)], 1)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.models.build import Shape, build_model
-from fedkd.models.pool import ModelShelf, remembers_only_its_state
+from fedkd.models.pool import ModelPool, remembers_only_its_state
 from fedkd.models.state import copy_state
 
 SHAPE = Shape(4, 1, 8)
@@ -22,27 +22,29 @@ class Counting(nn.Sequential):
 
 
 def test_a_model_comes_back_with_the_state_asked_for_and_nothing_else() -> None:
-    shelf = ModelShelf()
-    with shelf.lend("cnn", SHAPE, STATE, "cpu") as first:
+    model_pool = ModelPool()
+    with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as first:
         first.eval()
         first(torch.ones(2, 1, 8, 8)).sum().backward()  # type: ignore[no-untyped-call]
         torch.optim.SGD(first.parameters(), lr=1.0).step()
-    with shelf.lend("cnn", SHAPE, STATE, "cpu") as again:
+    with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as again:
         assert again is first
         assert again.training
         assert all(parameter.grad is None for parameter in again.parameters())
         assert all(torch.equal(t, STATE[key]) for key, t in again.state_dict().items())
-        with shelf.lend("cnn", SHAPE, STATE, "cpu") as other:
+        with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as other:
             assert other is not again, "it is in use"
-    with shelf.lend("mlp", SHAPE, copy_state(build_model("mlp", SHAPE, seed=0)), "cpu") as model:
+    with model_pool.borrow(
+        "mlp", SHAPE, copy_state(build_model("mlp", SHAPE, seed=0)), "cpu"
+    ) as model:
         assert not isinstance(model[0], nn.Conv2d)
 
 
 def test_a_model_that_broke_is_not_lent_again() -> None:
-    shelf = ModelShelf()
-    with pytest.raises(RuntimeError), shelf.lend("cnn", SHAPE, STATE, "cpu") as broken:
+    model_pool = ModelPool()
+    with pytest.raises(RuntimeError), model_pool.borrow("cnn", SHAPE, STATE, "cpu") as broken:
         raise RuntimeError
-    with shelf.lend("cnn", SHAPE, STATE, "cpu") as model:
+    with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as model:
         assert model is not broken
 
 
@@ -70,11 +72,11 @@ def test_only_a_model_that_is_its_state_is_kept(model: nn.Module, may_be_kept: b
 
 
 def test_threads_never_share_a_model() -> None:
-    shelf = ModelShelf()
+    model_pool = ModelPool()
     in_use: set[int] = set()
 
     def use(_: Any) -> None:
-        with shelf.lend("cnn", SHAPE, STATE, "cpu") as model:
+        with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as model:
             assert id(model) not in in_use
             in_use.add(id(model))
             model(torch.ones(2, 1, 8, 8))
@@ -82,4 +84,4 @@ def test_threads_never_share_a_model() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(40)))
-    assert len(shelf._free["cnn", SHAPE, "cpu"]) <= 4
+    assert len(model_pool._free["cnn", SHAPE, "cpu"]) <= 4

@@ -60,7 +60,7 @@ def make_field(changes: dict[str, Any] | None = None) -> Study:
     data = {
         "name": "f",
         "data": {"classes": list(CLASSES), "channels": 1, "image_size": 8},
-        "partition": {"scheme": "field", "names": ["north", "south"]},
+        "partition": {"scheme": "deployed", "names": ["north", "south"]},
         "model": {"arch": "mlp"},
         "targets": [0.5],
         "arms": {"fedavg": {"start": "random"}},

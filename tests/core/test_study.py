@@ -36,7 +36,7 @@ def discriminant(**changes: Any) -> dict[str, Any]:
     """Return the consolidation of a student in closed form, whose familiarity is changed."""
     familiarity = {"density": "pooled", "basis": "patches", "filters": 200, **changes}
     return {
-        "student": "discriminant",
+        "student": "lda-head",
         "weighting": "familiarity",
         "familiarity": familiarity,
     }
@@ -324,12 +324,15 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "s.yaml: arms.fedkd.consolidation: student: average needs the silos' models",
     ),
     "discriminant without moments of what filters see": (
-        {"arms/fedkd/consolidation": {"student": "discriminant", "weighting": "familiarity"}},
-        "student: discriminant follows from moments of what filters see: set weighting: ",
+        {"arms/fedkd/consolidation": {"student": "lda-head", "weighting": "familiarity"}},
+        "student: lda-head follows from moments of what filters see: set weighting: ",
     ),
     "discriminant behind too few filters": (
-        {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": discriminant(filters=100)},
-        "student: discriminant is a filterbank of 200 filters; set familiarity.filters: 200",
+        {
+            "arms/fedkd/arch": "patch-features",
+            "arms/fedkd/consolidation": discriminant(filters=100),
+        },
+        "student: lda-head is patch-features of 200 filters; set familiarity.filters: 200",
     ),
     "discriminant in an arm of another architecture": (
         {"arms/fedkd/consolidation": discriminant()},
@@ -340,7 +343,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
     ),
     "no epochs for blends": (
-        {"arms/fedkd/consolidation": {**discriminant(), "epochs": 0, "blends": 2}},
+        {"arms/fedkd/consolidation": {**discriminant(), "epochs": 0, "mixed_inputs": 2}},
         "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
     ),
     "unknown baseline": (
@@ -510,9 +513,9 @@ def test_architectures_are_those_of_silos_and_arms() -> None:
 @pytest.mark.parametrize("mode", ["weights", "logits"])
 def test_a_discriminant_needs_no_silo_of_its_architecture(epochs: int, mode: str) -> None:
     settings = {**discriminant(), "epochs": epochs, "mode": mode}
-    changes = {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": settings}
+    changes = {"arms/fedkd/arch": "patch-features", "arms/fedkd/consolidation": settings}
     study = parse_study(yaml.safe_dump(make_data(changes)))
-    assert study.global_arch("fedkd") == "filterbank"
+    assert study.global_arch("fedkd") == "patch-features"
 
 
 def test_a_rounds_rate_falls_along_a_cosine_if_it_is_to() -> None:

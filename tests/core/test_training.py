@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 
 from fedkd.data.images import Images, as_float
-from fedkd.models import patch_features as filterbank
+from fedkd.models import patch_features as patch_features
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
 from fedkd.training import loop as training
@@ -257,17 +257,17 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
 ) -> None:
     """Against training in which every batch goes through the whole model."""
     looked: list[int] = []
-    see = filterbank.see
+    see = patch_features.see
 
     def count(images: Tensor, kernels: Tensor, offset: Tensor) -> Tensor:
         looked.append(len(images))
         return see(images, kernels, offset)
 
-    monkeypatch.setattr(filterbank, "see", count)
+    monkeypatch.setattr(patch_features, "see", count)
     training._see.cache.clear()
 
     def weights(seed: int = 1) -> tuple[Tensor, Tensor]:
-        model = build_model("filterbank", Shape(4, 1, 8), seed=seed)
+        model = build_model("patch-features", Shape(4, 1, 8), seed=seed)
         train_supervised(
             model,
             make_images(),
@@ -292,7 +292,7 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
     same, each_time = weights()
     assert sum(looked) == 50 * epochs + 1
     torch.testing.assert_close(once, each_time, atol=1e-5, rtol=1e-4)
-    begun = build_model("filterbank", Shape(4, 1, 8), seed=1).state_dict()
+    begun = build_model("patch-features", Shape(4, 1, 8), seed=1).state_dict()
     assert torch.equal(kernels, same)
     assert torch.equal(kernels, begun["0.kernels"]), "filters are not trained"
     assert not torch.equal(once, begun["1.weight"])

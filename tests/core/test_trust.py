@@ -15,10 +15,10 @@ from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import consolidate
 from fedkd.distillation.density.basis import make_basis
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.ensemble import combine
-from fedkd.distillation.weighting.exclusion import leave_out_the_doubted
+from fedkd.distillation.weighting.exclusion import exclude_contradicted
 from fedkd.distillation.weighting.trust import agreement, cap, knowledge, trust
 from fedkd.distillation.weighting.weightings import Evidence, pool
 from fedkd.errors import UserError
@@ -228,12 +228,12 @@ def make_teachers(truth: Tensor, shape: Shape) -> list[Teacher]:
 
 
 @pytest.fixture
-def school() -> School:
+def setup() -> DistillationSetup:
     """Return a place with sixty unlabelled images: dark, grey and bright ones in turn."""
     noise = torch.randint(0, 80, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     images = (noise + 80 * (torch.arange(60) % 3).reshape(60, 1, 1, 1)).to(torch.uint8)
     transfer = Images(images, torch.full((60,), -1))
-    return School(
+    return DistillationSetup(
         transfer=transfer,
         labelled=False,
         validation=transfer.take(torch.tensor([], dtype=torch.int64)),
@@ -245,70 +245,70 @@ def school() -> School:
     )
 
 
-def test_who_is_doubted_neither_teaches_nor_is_in_the_average(school: School) -> None:
-    members = make_teachers(torch.arange(60) % 3, school.shape)
-    teachers = Teachers(members, school.shape, school.compute)
+def test_who_is_doubted_neither_teaches_nor_is_in_the_average(setup: DistillationSetup) -> None:
+    members = make_teachers(torch.arange(60) % 3, setup.shape)
+    teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
-    made = consolidate(teachers, settings, school)
-    honest = Teachers(members[:4], school.shape, school.compute)
+    made = consolidate(teachers, settings, setup)
+    honest = Teachers(members[:4], setup.shape, setup.compute)
     average = honest.average("cnn")
     assert all(torch.equal(made.start[key], average[key]) for key in average)
     assert list(made.notes["doubted"]) == ["silo-4"]
     assert made.notes["doubted"]["silo-4"] < 0.1
     assert list(made.notes["mean_weights"]) == ["silo-0", "silo-1", "silo-2", "silo-3"]
-    alone = consolidate(honest, settings, school)
+    alone = consolidate(honest, settings, setup)
     assert "doubted" not in alone.notes
     assert all(torch.equal(made.state[key], alone.state[key]) for key in alone.state)
 
 
-def test_where_all_contradict_each_other_all_are_heard(school: School) -> None:
+def test_where_all_contradict_each_other_all_are_heard(setup: DistillationSetup) -> None:
     members = [
         replace(m, logits=torch.roll(m.logits, i, dims=1))
-        for i, m in enumerate(make_teachers(torch.arange(60) % 3, school.shape))
+        for i, m in enumerate(make_teachers(torch.arange(60) % 3, setup.shape))
         if m.logits is not None
     ]
-    teachers = Teachers(members, school.shape, school.compute)
+    teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(weighting="familiarity", trust="agreement")
-    heard, notes = leave_out_the_doubted(teachers, settings, school)
-    assert heard is teachers
+    kept, notes = exclude_contradicted(teachers, settings, setup)
+    assert kept is teachers
     assert "contradict each other too much" in notes["warning"]
 
 
-def test_of_two_teachers_nobody_can_tell_who_is_wrong(school: School) -> None:
-    members = make_teachers(torch.arange(60) % 3, school.shape)[3:]
-    teachers = Teachers(members, school.shape, school.compute)
+def test_of_two_teachers_nobody_can_tell_who_is_wrong(setup: DistillationSetup) -> None:
+    members = make_teachers(torch.arange(60) % 3, setup.shape)[3:]
+    teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(weighting="familiarity", trust="agreement")
-    heard, notes = leave_out_the_doubted(teachers, settings, school)
-    assert (len(heard), list(notes)) == (2, ["warning"])
-    assert leave_out_the_doubted(teachers, Consolidation(), school) == (teachers, {})
+    kept, notes = exclude_contradicted(teachers, settings, setup)
+    assert (len(kept), list(notes)) == (2, ["warning"])
+    assert exclude_contradicted(teachers, Consolidation(), setup) == (teachers, {})
 
 
-def test_a_student_that_learns_nothing_is_told_of(school: School) -> None:
-    members = make_teachers(torch.arange(60) % 3, school.shape)[:4]
+def test_a_student_that_learns_nothing_is_told_of(setup: DistillationSetup) -> None:
+    members = make_teachers(torch.arange(60) % 3, setup.shape)[:4]
     settings = Consolidation(epochs=20)
-    learnt = consolidate(Teachers(members, school.shape, school.compute), settings, school)
+    learnt = consolidate(Teachers(members, setup.shape, setup.compute), settings, setup)
     assert learnt.notes["student_agreement"] > 0.4
     assert "warning" not in learnt.notes
     zero = {key: torch.zeros_like(t) for key, t in (members[0].state or {}).items()}
     dead = [replace(m, state=zero) for m in members]
-    still = consolidate(Teachers(dead, school.shape, school.compute), settings, school)
+    still = consolidate(Teachers(dead, setup.shape, setup.compute), settings, setup)
     assert still.notes["student_agreement"] == pytest.approx(1 / 3)
     assert "student: fresh" in still.notes["warning"]
     fresh = Consolidation(student="fresh", epochs=1, lr=1e-9)
-    teachers = Teachers(members, school.shape, school.compute)
-    lost = consolidate(teachers, fresh, school).notes.get("warning", "")
+    teachers = Teachers(members, setup.shape, setup.compute)
+    lost = consolidate(teachers, fresh, setup).notes.get("warning", "")
     assert "student: fresh" not in lost, "it is fresh"
 
 
-def test_images_that_no_silo_knows_are_told_of(school: School) -> None:
-    members = make_teachers(torch.arange(60) % 3, school.shape)[:4]
+def test_images_that_no_silo_knows_are_told_of(setup: DistillationSetup) -> None:
+    members = make_teachers(torch.arange(60) % 3, setup.shape)[:4]
     settings = Consolidation(weighting="familiarity", epochs=1)
 
     def warning(log_density: float) -> str:
         told = torch.full((60,), log_density, dtype=torch.float64)
         known = [replace(member, log_density=told) for member in members]
-        teachers = Teachers(known, school.shape, school.compute)
-        found: str = consolidate(teachers, settings, school).notes.get("warning", "")
+        teachers = Teachers(known, setup.shape, setup.compute)
+        found: str = consolidate(teachers, settings, setup).notes.get("warning", "")
         return found
 
     assert "unlike any silo's" in warning(-500.0)
@@ -319,26 +319,26 @@ def says_nothing(*_: object, **__: object) -> None:
     """Be a method that forgets to return its loss."""
 
 
-def test_a_method_that_returns_no_loss_is_refused(school: School) -> None:
-    members = make_teachers(torch.arange(60) % 3, school.shape)
-    teachers = Teachers(members, school.shape, school.compute)
+def test_a_method_that_returns_no_loss_is_refused(setup: DistillationSetup) -> None:
+    members = make_teachers(torch.arange(60) % 3, setup.shape)
+    teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(method=f"{__name__}:says_nothing", epochs=1)
     with pytest.raises(UserError, match="says_nothing must return the mean loss"):
-        consolidate(teachers, settings, school)
+        consolidate(teachers, settings, setup)
 
 
-def test_no_warning_hides_another(school: School) -> None:
+def test_no_warning_hides_another(setup: DistillationSetup) -> None:
     members = [
         replace(
             member,
             logits=torch.roll(member.logits, m, dims=1),
             state={key: torch.zeros_like(t) for key, t in (member.state or {}).items()},
         )
-        for m, member in enumerate(make_teachers(torch.arange(60) % 3, school.shape))
+        for m, member in enumerate(make_teachers(torch.arange(60) % 3, setup.shape))
         if member.logits is not None
     ]
-    teachers = Teachers(members, school.shape, school.compute)
+    teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
-    warning = consolidate(teachers, settings, school).notes["warning"]
+    warning = consolidate(teachers, settings, setup).notes["warning"]
     assert "contradict each other too much" in warning
     assert "has learnt nothing" in warning

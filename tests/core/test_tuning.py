@@ -22,13 +22,19 @@ from fedkd.distillation.targets import make_ensemble
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.federation.simulated_teachers import Classroom
-from fedkd.federation.split import load_cut
+from fedkd.federation.simulated_teachers import SimulatedTeachers
+from fedkd.federation.split import load_split
 from fedkd.models.build import build_model
 from fedkd.training.evaluate import evaluate
 from fedkd.tuning import command, search, store
 from fedkd.tuning.command import Tuned, tune
-from fedkd.tuning.objective import agreement, choose_judge, committee, make_exam, split_transfer
+from fedkd.tuning.objective import (
+    agreement,
+    choose_judge,
+    committee,
+    make_objective,
+    split_transfer,
+)
 from fedkd.tuning.space import Space
 
 WEIGHTINGS = ["equal", "confidence", "familiarity"]
@@ -88,8 +94,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def classroom(study: Study, cache: Path, arm: str = "fedkd") -> Classroom:
-    return Classroom(Federation.load(study, study.seeds[0], cache), arm)
+def simulated_teachers(study: Study, cache: Path, arm: str = "fedkd") -> SimulatedTeachers:
+    return SimulatedTeachers(Federation.load(study, study.seeds[0], cache), arm)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -105,12 +111,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mutual": {"method": "dml", "weighting": "confidence"},
     "one by one": {"method": "dp-kd", "sequence": "sequential", "epochs": 6},
     "a part": {"subset": {"size": 30, "by": "entropy"}},
-    "blends of a part": {"subset": {"size": 30}, "blends": 2, "weighting": "familiarity"},
+    "blends of a part": {"subset": {"size": 30}, "mixed_inputs": 2, "weighting": "familiarity"},
     "pooled moments that teach": {
         "weighting": "familiarity",
         "teachers": "both",
         "familiarity": {"density": "pooled", "basis": "patches"},
-        "blends": 2,
+        "mixed_inputs": 2,
     },
     "pooled moments alone": {
         "weighting": "familiarity",
@@ -125,7 +131,7 @@ def test_a_student_is_the_one_that_fedkd_makes(
     settings: dict[str, Any], make_study: Any, run_arm: Any, cache_dir: Path
 ) -> None:
     study = make_study({"arms/fedkd/consolidation": {"epochs": 3, **settings}})
-    room = classroom(study, cache_dir)
+    room = simulated_teachers(study, cache_dir)
     mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").strategy.consolidated
     assert same(mine.state, theirs.state)
     assert mine.notes == theirs.notes
@@ -135,19 +141,19 @@ def test_a_student_in_closed_form_is_tuned_by_what_it_rests_on(
     make_study: Any, run_arm: Any, cache_dir: Path
 ) -> None:
     settings = {
-        "student": "discriminant",
+        "student": "lda-head",
         "weighting": "familiarity",
         "familiarity": {"density": "pooled", "basis": "patches", "filters": 200, "dims": 25},
         "epochs": 2,
         "lr": 0.001,
     }
-    study = make_study({"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": settings})
-    room = classroom(study, cache_dir)
+    study = make_study({"arms/fedkd/arch": "patch-features", "arms/fedkd/consolidation": settings})
+    room = simulated_teachers(study, cache_dir)
     mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").strategy.consolidated
     assert same(mine.state, theirs.state)
     found = search.make_space(room, "validation")
     trial = optuna.trial.FixedTrial(found.own_point())
-    assert found.settings(found.suggest(trial)).student == "discriminant"
+    assert found.settings(found.suggest(trial)).student == "lda-head"
     assert trial.distributions["weighting"].choices == ("familiarity",)
 
 
@@ -155,7 +161,7 @@ def test_without_a_basis_familiarity_falls_back_as_fedkd_does(
     make_study: Any, run_arm: Any, cache_dir: Path
 ) -> None:
     study = make_study({"data/transfer/size": 15})
-    room = classroom(study, cache_dir)
+    room = simulated_teachers(study, cache_dir)
     assert same(
         room.consolidate(room.own).state, run_arm(study, "fedkd").strategy.consolidated.state
     )
@@ -178,13 +184,13 @@ def test_whoever_looks_at_the_student_does_not_change_it(
             "arms/fedkd/consolidation": {"method": method, "epochs": 3},
         }
     )
-    room = classroom(study, cache_dir)
-    exam = make_exam(room, "validation")
+    room = simulated_teachers(study, cache_dir)
+    objective = make_objective(room, "validation")
     seen = []
 
     def look(student: torch.nn.Module, epoch: int, epochs: int) -> None:
         seen.append((epoch, epochs))
-        exam.mark(student, room.federation.compute)
+        objective.mark(student, room.federation.compute)
         assert not student.training, "the look itself must be one that could do harm"
 
     watched = room.consolidate(room.own, on_student=look)
@@ -195,15 +201,15 @@ def test_whoever_looks_at_the_student_does_not_change_it(
 def test_a_part_of_the_transfer_set_is_known_by_its_images_not_their_places(
     make_study: Any, cache_dir: Path
 ) -> None:
-    room = classroom(make_study(), cache_dir)
+    room = simulated_teachers(make_study(), cache_dir)
     rows = torch.tensor([40, 3, 17, 55])
     whole = room.ensemble(room.own)
-    teachers, school = room._open(room.own, rows)
-    assert torch.equal(school.transfer.images, room.transfer.images[rows])
+    teachers, setup = room._open(room.own, rows)
+    assert torch.equal(setup.transfer.images, room.transfer.images[rows])
     everyone, _ = room._open(room.own, None)
     predicted = everyone.predict(room.transfer.images)
-    assert torch.equal(teachers.predict(school.transfer.images), predicted[:, rows])
-    part = make_ensemble(teachers, room.own, school)
+    assert torch.equal(teachers.predict(setup.transfer.images), predicted[:, rows])
+    part = make_ensemble(teachers, room.own, setup)
     assert torch.allclose(part.target, whole.target[rows], atol=1e-6)
 
 
@@ -227,9 +233,9 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
 
     monkeypatch.setattr(Teachers, "_predict", counted)
     found = run_tune(study, kind="grid")
-    cut = load_cut(study, 0)
-    assert cut.transfer is not None
-    sets = [content_hash(cut.transfer.images), content_hash(cut.validation.images)]
+    split = load_split(study, 0)
+    assert split.transfer is not None
+    sets = [content_hash(split.transfer.images), content_hash(split.validation.images)]
     assert asked == {(silo, images): 1 for silo in study.silo_names for images in sets}
     points = [tuple(trial["settings"].values()) for trial in found.results["trials"]]
     assert len(points) == len(set(points)) == 25
@@ -257,8 +263,8 @@ def test_test_data_have_no_say(
 
     def spoilt(study: Study, seed: int, cache: Path) -> Federation:
         federation = honest(study, seed, cache)
-        test = replace(federation.cut.test, labels=federation.cut.test.labels.flip(0))
-        return Federation(study, seed, replace(federation.cut, test=test), cache)
+        test = replace(federation.split.test, labels=federation.split.test.labels.flip(0))
+        return Federation(study, seed, replace(federation.split, test=test), cache)
 
     monkeypatch.setattr(Federation, "load", staticmethod(spoilt))
     assert run_tune(study, trials=3, out="b").results == before
@@ -278,11 +284,11 @@ def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(
             with pytest.raises(PowerCutError):
                 run_tune(study, kind=kind, trials=trials, out="cut", progress=watch)
         else:
-            cut = run_tune(study, kind=kind, trials=trials, out="cut", progress=watch).results
+            split = run_tune(study, kind=kind, trials=trials, out="cut", progress=watch).results
         assert watch.ended[0] == (spent.ended[-1] if spent.ended else 0), "trials were lost"
         spent = watch
-    ended = [t for t in cut["trials"] if t["state"] != "killed"]
-    assert len(cut["trials"]) == trials + 2, "each cut spoilt one trial"
+    ended = [t for t in split["trials"] if t["state"] != "killed"]
+    assert len(split["trials"]) == trials + 2, "each cut spoilt one trial"
     for mine, theirs in zip(ended, whole["trials"], strict=True):
         assert {**mine, "number": 0} == {**theirs, "number": 0}
     again = Watch()
@@ -296,10 +302,10 @@ def test_the_first_trial_is_the_arm_as_it_is(
     study = make_study()
     found = run_tune(study, trials=1).results
     assert found["own"] == found["best"] == found["trials"][0]
-    room = classroom(study, cache_dir)
+    room = simulated_teachers(study, cache_dir)
     model = build_model("mlp", room.federation.shape, seed=0)
     model.load_state_dict(room.consolidate(room.own).state)
-    accuracy = evaluate(model, room.federation.cut.validation, compute=room.federation.compute)
+    accuracy = evaluate(model, room.federation.split.validation, compute=room.federation.compute)
     assert found["best"]["value"] == pytest.approx(accuracy.accuracy)
 
 
@@ -335,15 +341,15 @@ def test_a_trial_that_falls_behind_is_given_up(make_study: Any, monkeypatch: Any
                 looked.append(epoch)
                 on_student(None, epoch, settings.epochs)
 
-    class Exam:
+    class Objective:
         rows = None
 
         def mark(self, student: Any, compute: Any) -> float:
             return 0.1
 
-    desk: Any = search.Desk(Room(), Exam())  # type: ignore[arg-type]
+    seed_objective: Any = search.SeedObjective(Room(), Objective())  # type: ignore[arg-type]
     trial = study.ask()
-    search._try(study, trial, Consolidation(epochs=20), [desk], Watch())
+    search._try(study, trial, Consolidation(epochs=20), [seed_objective], Watch())
     assert looked == [1, 2, 3, 4, 5], "given up at the first look, after a quarter"
     assert study.trials[-1].state == optuna.trial.TrialState.PRUNED
 
@@ -408,9 +414,9 @@ def test_the_proxy_never_sees_a_label(
 
     def spoilt(study: Study, seed: int, cache: Path) -> Federation:
         federation = honest(study, seed, cache)
-        labels = federation.cut.validation.labels.flip(0)
-        validation = replace(federation.cut.validation, labels=labels)
-        return Federation(study, seed, replace(federation.cut, validation=validation), cache)
+        labels = federation.split.validation.labels.flip(0)
+        validation = replace(federation.split.validation, labels=labels)
+        return Federation(study, seed, replace(federation.split, validation=validation), cache)
 
     monkeypatch.setattr(Federation, "load", staticmethod(spoilt))
     after = run_tune(study, trials=4, proxy=True, out="b").results
@@ -422,12 +428,12 @@ def test_held_out_images_are_not_learnt_from(make_study: Any, cache_dir: Path) -
     learnt, held_out = split_transfer(60, seed=3)
     assert sorted([*learnt.tolist(), *held_out.tolist()]) == list(range(60))
     assert len(held_out) == 12
-    room = classroom(make_study(), cache_dir)
-    exam = make_exam(room, "committee")
-    assert exam.rows is not None
-    images = {image.numpy().tobytes() for image in room.transfer.images[exam.rows]}
-    assert not images & {image.numpy().tobytes() for image in exam.images}
-    assert torch.allclose(exam.worth.sum(1), torch.ones(12, dtype=torch.float64))
+    room = simulated_teachers(make_study(), cache_dir)
+    objective = make_objective(room, "committee")
+    assert objective.rows is not None
+    images = {image.numpy().tobytes() for image in room.transfer.images[objective.rows]}
+    assert not images & {image.numpy().tobytes() for image in objective.images}
+    assert torch.allclose(objective.worth.sum(1), torch.ones(12, dtype=torch.float64))
     with pytest.raises(UserError, match="too few to hold out"):
         split_transfer(40, seed=3)
 
@@ -435,8 +441,8 @@ def test_held_out_images_are_not_learnt_from(make_study: Any, cache_dir: Path) -
 def test_the_committee_is_the_mean_of_the_weightings_whatever_the_arm_says(
     make_study: Any, cache_dir: Path
 ) -> None:
-    plain = classroom(make_study({"arms/fedkd/consolidation": {}}), cache_dir)
-    odd = classroom(
+    plain = simulated_teachers(make_study({"arms/fedkd/consolidation": {}}), cache_dir)
+    odd = simulated_teachers(
         make_study({"arms/fedkd/consolidation": {"temperature": 9, "pooling": "logits"}}), cache_dir
     )
     assert torch.equal(committee(plain), committee(odd))
@@ -506,7 +512,11 @@ def test_a_space_holds_the_arms_own_settings_and_studies_that_load() -> None:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize(
     ("own", "least", "most"),
-    [({"epochs": 50}, 10, 100), ({"epochs": 10, "blends": 8}, 1, 11), ({"blends": 500}, 1, 50)],
+    [
+        ({"epochs": 50}, 10, 100),
+        ({"epochs": 10, "mixed_inputs": 8}, 1, 11),
+        ({"mixed_inputs": 500}, 1, 50),
+    ],
 )
 def test_epochs_with_blends_are_as_much_work_as_without(
     own: dict[str, Any], least: int, most: int
@@ -538,12 +548,12 @@ def test_the_wrong_arm_is_refused(make_study: Any) -> None:
     with pytest.raises(UserError, match="features is not tuned"):
         command.choose_arm(make_study(features), "fedkd")
     untaught = {
-        "student": "discriminant",
+        "student": "lda-head",
         "weighting": "familiarity",
         "epochs": 0,
         "familiarity": {"density": "pooled", "basis": "patches", "filters": 200},
     }
-    closed = {"arms/fedkd/arch": "filterbank", "arms/fedkd/consolidation": untaught}
+    closed = {"arms/fedkd/arch": "patch-features", "arms/fedkd/consolidation": untaught}
     with pytest.raises(UserError, match=r"consolidation.epochs: 0 leaves nothing to tune"):
         command.choose_arm(make_study(closed), "fedkd")
 

@@ -213,7 +213,7 @@ def test_the_silo_of_the_message_contract_is_accepted(
 
     from fedkd.engines.inline import InlineGrid
     from fedkd.federation.federation import Federation
-    from strategies.context import Setting
+    from strategies.context import RunContext
     from strategies.fedavg import initial_arrays
     from strategies.fedkd import FedKD
 
@@ -243,7 +243,7 @@ def test_the_silo_of_the_message_contract_is_accepted(
             },
         }
     )
-    setting = Setting.of(Federation.load(study, 0, cache_dir), "fedkd", ())
+    setting = RunContext.of(Federation.load(study, 0, cache_dir), "fedkd", ())
     grid = InlineGrid(module.app, {2: Context(1, 2, {}, RecordDict(), {})}, pool)
     strategy = FedKD(setting, Watcher(), "this-run")
     strategy.start(grid, initial_arrays(setting), num_rounds=2, timeout=60, evaluate_fn=None)

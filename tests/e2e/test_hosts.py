@@ -94,7 +94,7 @@ class Hosts:
             name = self.namespace(host)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
-    def cut(self, silo: str) -> None:
+    def split(self, silo: str) -> None:
         ip("-n", self.namespace("server"), "link", "set", silo, "down")
 
     def restore(self, silo: str) -> None:
@@ -186,7 +186,7 @@ def wait(what: str, holds: Callable[[], bool], *, told: Callable[[], str]) -> No
 
 
 def make_silos(root: Path) -> None:
-    """Cut the digits among three silos and the server; each silo trains a model of its own."""
+    """Split the digits among three silos and the server; each silo trains a model of its own."""
     digits = load_digits()
     images = (digits.images * 255 / 16).round().astype(np.uint8)
     labels = digits.target.astype(np.int64)
@@ -245,7 +245,7 @@ def study_text(root: Path, changes: dict[str, Any]) -> str:
             "image_size": 8,
             "transfer": {"source": f"npz:{root}/server/transfer.npz", "size": 100},
         },
-        "partition": {"scheme": "field", "names": list(SILOS)},
+        "partition": {"scheme": "deployed", "names": list(SILOS)},
         "model": {"arch": "cnn", "per_silo": {"west": "mlp"}},
         "rounds": {"max": 1, "stop": "budget", "lr": 0.05, "timeout": PATIENCE},
         "targets": [0.5],
@@ -270,7 +270,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         pytest.skip("network namespaces need root and iproute2")
     torch.set_num_threads(1)
     made = Hosts(tmp_path_factory.mktemp("hosts"))
-    keeper = start_keeper(made)
+    checkpoint_writer = start_keeper(made)
     try:
         made.up()
         make_silos(made.root)
@@ -278,7 +278,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
     finally:
         made.down()
-        keeper.communicate()
+        checkpoint_writer.communicate()
 
 
 def deploy(hosts: Hosts) -> None:
@@ -391,7 +391,7 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
         "familiarity": {"density": "pooled", "basis": "patches"},
     }
     closed = {
-        "student": "discriminant",
+        "student": "lda-head",
         "epochs": 0,
         "mode": "logits",
         "familiarity": moments["familiarity"] | {"filters": 200},
@@ -408,11 +408,11 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
             },
             "fedkd-moments": {
                 "start": "consolidated",
-                "consolidation": consolidation | moments | {"blends": 2},
+                "consolidation": consolidation | moments | {"mixed_inputs": 2},
             },
             "fedkd-discriminant": {
                 "start": "consolidated",
-                "arch": "filterbank",
+                "arch": "patch-features",
                 "consolidation": consolidation | closed,
                 "rounds": {"schedule": "cosine"},
             },
@@ -509,7 +509,7 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
     )
     told = lambda: hosts.told("cut") + hosts.told("server")  # noqa: E731
     wait("the start", lambda: points() >= 1 or process.poll() is not None, told=told)
-    hosts.cut("west")
+    hosts.split("west")
     hosts.kill("south")
     wait("a round without them", lambda: points() >= 2 or process.poll() is not None, told=told)
     hosts.restore("west")

@@ -45,7 +45,7 @@ arms:
     start: consolidated
     consolidation:
       weighting: familiarity
-      student: discriminant
+      student: lda-head
       trust: validation
       epochs: 0
       familiarity: {density: pooled, basis: patches, filters: 200}

@@ -212,9 +212,9 @@ def tamper_with(
 
 def average_without(ran: Any, hostile: str = HOSTILE) -> State:
     """Return one round of FedAvg over all silos but one, worked out without the server."""
-    start = ran.setting.model("initial-model").state_dict()
+    start = ran.context.model("initial-model").state_dict()
     honest = [silo for silo in ran.silos if silo.name != hostile]
-    states = [silo.train(start, 1, ran.setting.rounds)[0] for silo in honest]
+    states = [silo.train(start, 1, ran.context.rounds)[0] for silo in honest]
     return average_states(states, [float(len(silo.data)) for silo in honest])
 
 

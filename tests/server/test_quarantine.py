@@ -112,9 +112,9 @@ def test_rounds_combine_by_the_rule_whatever_the_strategy(
 ) -> None:
     changes = {**FOUR, "rounds/max": 2, "rounds/aggregation": rule, "rounds/trim": 0.3}
     ran = run_arm(make_study({**changes, "arms/fedavg/strategy": strategy}), "fedavg")
-    update, state = server_update(ran.setting), ran.setting.model("initial-model").state_dict()
+    update, state = server_update(ran.context), ran.context.model("initial-model").state_dict()
     for number in (1, 2):
-        states = [silo.train(state, number, ran.setting.rounds)[0] for silo in ran.silos]
+        states = [silo.train(state, number, ran.context.rounds)[0] for silo in ran.silos]
         combined = aggregate(states, [1.0] * 4, rule=rule, trim=0.3)
         state = update(RoundModels(number, state, states, combined))
     assert_same(ran.state, state)

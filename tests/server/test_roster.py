@@ -13,7 +13,7 @@ from clients.silo import Silo
 from fedkd.engines.inline import InlineGrid
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
 
 ROUNDS = 4
@@ -59,14 +59,14 @@ def attend(pool: Any, cache_dir: Any, make_study: Any) -> Callable[..., SiloFedA
         app = make_client_app(lambda c: (silos[int(str(c.node_config["silo-index"]))], study))
         grid = ComingAndGoing(app, contexts, pool)
         grid.plan = plan
-        setting = Setting.of(federation, "fedavg", ())
-        strategy = SiloFedAvg(setting, Deaf(), "this-run")
+        context = RunContext.of(federation, "fedavg", ())
+        strategy = SiloFedAvg(context, Deaf(), "this-run")
         strategy.start(
             grid,
-            initial_arrays(setting),
+            initial_arrays(context),
             num_rounds=ROUNDS,
             timeout=0.1,
-            evaluate_fn=central_evaluation(setting),
+            evaluate_fn=central_evaluation(context),
         )
         return strategy
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedkd.distillation.consolidate import distil
-from fedkd.distillation.targets import School
+from fedkd.distillation.targets import DistillationSetup
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
 from fedkd.models.build import build_model
@@ -96,14 +96,14 @@ class Ear:
     """Notes every question and reply, and changes none."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, Message, Message]] = []
+        self.kept: list[tuple[str, Message, Message]] = []
 
     def __call__(self, silo: str, question: Message, reply: Message) -> Message:
-        self.heard.append((silo, question, reply))
+        self.kept.append((silo, question, reply))
         return reply
 
     def of_second(self) -> list[tuple[str, Message, Message]]:
-        return [entry for entry in self.heard if is_second(entry[1])]
+        return [entry for entry in self.kept if is_second(entry[1])]
 
 
 # Densities in features.
@@ -120,8 +120,8 @@ def test_features_cost_a_second_exchange_and_every_byte_of_it(run_arm: Any, feat
     assert ran.strategy.exchanges_before_round_1 == 2
     assert ran.strategy.exchanges_before_round_1 == features.exchanges_before_round_1("fedkd")
     start = ran.strategy.curve[0]
-    asked = [q for _, q, _ in ear.heard if q.content[keys.CONFIG][keys.ROUND] == 0]
-    told = [r for _, q, r in ear.heard if q.content[keys.CONFIG][keys.ROUND] == 0]
+    asked = [q for _, q, _ in ear.kept if q.content[keys.CONFIG][keys.ROUND] == 0]
+    told = [r for _, q, r in ear.kept if q.content[keys.CONFIG][keys.ROUND] == 0]
     assert len(asked) == 9, "three introductions, three models, three densities"
     assert start.bytes_down == sum(count_bytes(message.content) for message in asked)
     assert start.bytes_up == sum(count_bytes(message.content) for message in told)
@@ -135,7 +135,7 @@ def test_the_average_is_sent_and_nothing_but_densities_comes_back(
     ran = run_arm(features, "fedkd", tamper=ear)
     states = [silo.own_model().state for silo in ran.silos]
     average = average_states(states, [float(len(silo.data)) for silo in ran.silos])
-    firsts = [q for _, q, _ in ear.heard if q.metadata.message_type == keys.TEACHER][:3]
+    firsts = [q for _, q, _ in ear.kept if q.metadata.message_type == keys.TEACHER][:3]
     for question in firsts:
         assert set(question.content) == {keys.CONFIG}
         assert question.content[keys.CONFIG][keys.MODE] == keys.MODE_WEIGHTS
@@ -266,25 +266,25 @@ def test_the_silos_student_is_what_the_server_would_have_made(
     found = ran.strategy.consolidated
     (silo,) = (s for s in ran.silos if s.name == ran.strategy.notes["student"])
     names = [teacher.silo for teacher in found.teachers.members]
-    school = School(
+    setup = DistillationSetup(
         transfer=silo.data,
         labelled=True,
-        validation=ran.setting.validation,
+        validation=ran.context.validation,
         arch="mlp",
         shape=silo.shape,
         compute=silo.compute,
         seed=silo.seed,
     )
-    settings = ran.setting.arm.consolidation
+    settings = ran.context.arm.consolidation
     own = silo.own_model().state
-    expected = distil(own, found.teachers, names.index(silo.name), settings, school)
+    expected = distil(own, found.teachers, names.index(silo.name), settings, setup)
     assert_same(found.state, expected.state)
     assert_same(found.start, own)
     assert not torch.equal(found.state["1.weight"], own["1.weight"])
     assert ran.strategy.notes["distillation_loss"] == pytest.approx(expected.loss, abs=1e-6)
-    model = ran.setting.model("anew")
+    model = ran.context.model("anew")
     model.load_state_dict(expected.state)
-    judged = evaluate(model, ran.setting.validation, compute=silo.compute)
+    judged = evaluate(model, ran.context.validation, compute=silo.compute)
     assert ran.strategy.notes["validation_accuracy"] == round(judged.accuracy, 6)
 
 
@@ -296,7 +296,7 @@ def test_it_is_the_second_exchange_and_asks_one_silo_alone(run_arm: Any, make_st
     ((silo, question, reply),) = ear.of_second()
     assert silo == ran.strategy.notes["student"]
     start = ran.strategy.curve[0]
-    first = [e for e in ear.heard if e[1].content[keys.CONFIG][keys.ROUND] == 0]
+    first = [e for e in ear.kept if e[1].content[keys.CONFIG][keys.ROUND] == 0]
     assert start.bytes_down == sum(count_bytes(q.content) for _, q, _ in first)
     assert start.bytes_up == sum(count_bytes(r.content) for _, _, r in first)
     assert (start.silos_ok, start.silos_failed) == (3, 0)
@@ -338,7 +338,7 @@ def test_accuracies_are_told_only_where_they_decide(
         for silo, accuracy in zip(ran.silos, config[keys.ACCURACIES], strict=True):
             model = build_model("mlp", silo.shape, seed=0)
             model.load_state_dict(silo.own_model().state)
-            found = evaluate(model, ran.setting.validation, compute=silo.compute)
+            found = evaluate(model, ran.context.validation, compute=silo.compute)
             assert accuracy == pytest.approx(found.accuracy)
 
 

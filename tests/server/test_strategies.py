@@ -16,7 +16,7 @@ from fedkd.messages import keys
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states, save_state
 from fedkd.util.names import natural_key
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.exchange import Member
 from strategies.fedavg import SiloFedAvg
 
@@ -53,8 +53,8 @@ def make_strategy(make_study: Any, cache_dir: Path) -> Any:
                 "seeds": [seed],
             }
         )
-        setting = Setting.of(Federation.load(study, seed, cache_dir), "fedavg", ())
-        strategy = SiloFedAvg(setting, observer=None, run_id="r")  # type: ignore[arg-type]
+        context = RunContext.of(Federation.load(study, seed, cache_dir), "fedavg", ())
+        strategy = SiloFedAvg(context, observer=None, run_id="r")  # type: ignore[arg-type]
         names = reversed(study.silo_names)
         strategy.roster = {name: Member(name, 2 + i, None) for i, name in enumerate(names)}  # type: ignore[arg-type]
         return strategy
@@ -92,8 +92,8 @@ def test_silos_left_out_cost_nothing(run_arm: Any, make_study: Any) -> None:
     assert part.strategy.curve[1].bytes_down * 3 == whole.strategy.curve[1].bytes_down
     (member,) = part.strategy.cohort(1)
     (silo,) = (silo for silo in part.silos if silo.name == member.name)
-    start = part.setting.model("initial-model").state_dict()
-    assert_same(part.state, silo.train(start, 1, part.setting.rounds)[0])
+    start = part.context.model("initial-model").state_dict()
+    assert_same(part.state, silo.train(start, 1, part.context.rounds)[0])
 
 
 def failing(*silos: str, first_round: int = 1) -> Any:
@@ -233,9 +233,9 @@ def test_the_best_start_is_the_best_on_validation_data(
     ran = run_arm(study, "best")
     scores = []
     for silo in ran.silos:
-        model = ran.setting.model("x")
+        model = ran.context.model("x")
         model.load_state_dict(silo.own_model().state)
-        found = evaluate(model, ran.setting.validation, compute=ran.setting.compute)
+        found = evaluate(model, ran.context.validation, compute=ran.context.compute)
         scores.append(found.accuracy)
     best = ran.silos[scores.index(max(scores))].own_model().state
     for key, tensor in best.items():

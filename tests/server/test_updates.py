@@ -20,7 +20,7 @@ from fedkd.messages import keys
 from fedkd.models.state import State, average_states, copy_state
 from fedkd.registry import SERVER_UPDATES
 from fedkd.training.evaluate import metrics, predict
-from strategies.context import Setting
+from strategies.context import RunContext
 from strategies.optimisers import FlowerOptimiser
 from strategies.updates import RoundModels, server_update
 
@@ -41,9 +41,9 @@ def net(num_classes, in_channels, image_size):
 
 @pytest.fixture
 def make_setting(make_study: Any, cache_dir: Path) -> Any:
-    def make(strategy: str, changes: dict[str, Any] | None = None) -> Setting:
+    def make(strategy: str, changes: dict[str, Any] | None = None) -> RunContext:
         study = make_study({"arms/fedavg/strategy": strategy, **(changes or {})})
-        return Setting.of(Federation.load(study, 0, cache_dir), "fedavg", ())
+        return RunContext.of(Federation.load(study, 0, cache_dir), "fedavg", ())
 
     return make
 
@@ -79,13 +79,13 @@ def test_the_study_file_and_the_registry_name_the_same_strategies() -> None:
 def test_an_update_keeps_keys_shapes_and_types_and_the_models_given(
     strategy: str, make_setting: Any
 ) -> None:
-    setting = make_setting(strategy)
-    models = one_round(1, copy_state(setting.model("x")))
+    context = make_setting(strategy)
+    models = one_round(1, copy_state(context.model("x")))
     before = [
         {key: tensor.clone() for key, tensor in state.items()}
         for state in (models.sent, *models.trained, models.average)
     ]
-    found = server_update(setting)(models)
+    found = server_update(context)(models)
     for key, tensor in models.sent.items():
         assert found[key].shape == tensor.shape
         assert found[key].dtype == tensor.dtype
@@ -94,9 +94,9 @@ def test_an_update_keeps_keys_shapes_and_types_and_the_models_given(
 
 
 def test_fedavg_is_the_average(make_setting: Any) -> None:
-    setting = make_setting("fedavg")
-    models = one_round(1, copy_state(setting.model("x")))
-    assert_same(server_update(setting)(models), models.average)
+    context = make_setting("fedavg")
+    models = one_round(1, copy_state(context.model("x")))
+    assert_same(server_update(context)(models), models.average)
 
 
 # Flower's optimisers against their formulas, on real numbers over three rounds.
@@ -114,9 +114,9 @@ def test_the_steps_are_flowers_own() -> None:
 
 def test_fedavgm_by_hand(make_setting: Any) -> None:
     """v = m v + (w - average); w = w - lr v."""
-    setting = make_setting("fedavgm", {"arms/fedavg/server": {"lr": 0.5, "momentum": 0.8}})
-    update = server_update(setting)
-    state = copy_state(setting.model("x"))
+    context = make_setting("fedavgm", {"arms/fedavg/server": {"lr": 0.5, "momentum": 0.8}})
+    update = server_update(context)
+    state = copy_state(context.model("x"))
     exact = {key: tensor.double() for key, tensor in state.items()}
     velocity = dict.fromkeys(state, torch.zeros((), dtype=torch.float64))
     for number in (1, 2, 3):
@@ -131,9 +131,9 @@ def test_fedavgm_by_hand(make_setting: Any) -> None:
 def test_fedadam_by_hand(make_setting: Any) -> None:
     """m and v from zero, and the bias correction of Flower, which counts one round more."""
     settings = {"lr": 0.03, "momentum": 0.7, "beta_2": 0.9, "tau": 0.01}
-    setting = make_setting("fedadam", {"arms/fedavg/server": settings})
-    update = server_update(setting)
-    state = copy_state(setting.model("x"))
+    context = make_setting("fedadam", {"arms/fedavg/server": settings})
+    update = server_update(context)
+    state = copy_state(context.model("x"))
     first = dict.fromkeys(state, torch.zeros((), dtype=torch.float64))
     second = dict(first)
     for number in (1, 2, 3):
@@ -151,17 +151,17 @@ def test_fedadam_by_hand(make_setting: Any) -> None:
 
 
 def test_fedavgm_without_momentum_at_rate_one_is_fedavg(make_setting: Any) -> None:
-    setting = make_setting("fedavgm", {"arms/fedavg/server": {"momentum": 0.0}})
-    update = server_update(setting)
-    models = one_round(1, copy_state(setting.model("x")))
+    context = make_setting("fedavgm", {"arms/fedavg/server": {"momentum": 0.0}})
+    update = server_update(context)
+    models = one_round(1, copy_state(context.model("x")))
     assert_same(update(models), models.average)
 
 
 def test_rates_have_defaults_of_their_own(make_setting: Any) -> None:
     """A first step of momentum is the whole change; one of Adam is bounded by its rate."""
-    setting = make_setting("fedavgm")
-    models = one_round(1, copy_state(setting.model("x")))
-    moved = server_update(setting)(models)
+    context = make_setting("fedavgm")
+    models = one_round(1, copy_state(context.model("x")))
+    moved = server_update(context)(models)
     for key, tensor in models.average.items():
         torch.testing.assert_close(moved[key], tensor, rtol=0, atol=1e-6)
     adam = server_update(make_setting("fedadam"))(models)
@@ -171,14 +171,14 @@ def test_rates_have_defaults_of_their_own(make_setting: Any) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam"])
 def test_a_run_remembers_nothing_of_another(strategy: str, make_setting: Any) -> None:
-    setting = make_setting(strategy)
-    start = copy_state(setting.model("x"))
-    first, second = server_update(setting), server_update(setting)
+    context = make_setting(strategy)
+    start = copy_state(context.model("x"))
+    first, second = server_update(context), server_update(context)
     once = first(one_round(1, start))
     later = first(one_round(2, once))
     assert_same(second(one_round(1, start)), once)
     assert not torch.equal(
-        server_update(setting)(one_round(2, once))["1.weight"], later["1.weight"]
+        server_update(context)(one_round(2, once))["1.weight"], later["1.weight"]
     ), "the second step depends on the first"
 
 
@@ -190,8 +190,8 @@ def test_buffers_take_the_average_and_keep_their_type(
     (tmp_path / "normalised_model.py").write_text(NORMALISED)
     monkeypatch.syspath_prepend(str(tmp_path))
     changes = {"model/arch": "normalised_model:net", "arms/fedavg/server": {"lr": 0.9}}
-    setting = make_setting(strategy, changes)
-    update, state = server_update(setting), copy_state(setting.model("x"))
+    context = make_setting(strategy, changes)
+    update, state = server_update(context), copy_state(context.model("x"))
     for number in (1, 2):
         models = one_round(number, state)
         state = update(models)
@@ -208,9 +208,9 @@ def test_tied_parameters_stay_tied(make_setting: Any, monkeypatch: pytest.Monkey
             self.one = nn.Linear(3, 3)
             self.two = self.one
 
-    setting = make_setting("fedadam")
-    monkeypatch.setattr(Setting, "model", lambda *_: Tied())
-    update = server_update(setting)
+    context = make_setting("fedadam")
+    monkeypatch.setattr(RunContext, "model", lambda *_: Tied())
+    update = server_update(context)
     assert isinstance(update, FlowerOptimiser)
     sent = copy_state(Tied())
     average = {key: tensor + 0.5 for key, tensor in sent.items()}
@@ -220,11 +220,11 @@ def test_tied_parameters_stay_tied(make_setting: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_step_that_overflows_is_an_error_in_words(make_setting: Any) -> None:
-    setting = make_setting("fedavgm", {"arms/fedavg/server": {"lr": 1000}})
-    sent = copy_state(setting.model("x"))
+    context = make_setting("fedavgm", {"arms/fedavg/server": {"lr": 1000}})
+    sent = copy_state(context.model("x"))
     far = {key: torch.full_like(tensor, 1e36) for key, tensor in sent.items()}
     with pytest.raises(FedKDError, match=r"arms\.fedavg: .*round 1 diverged; lower server\.lr"):
-        server_update(setting)(RoundModels(1, sent, [far], far))
+        server_update(context)(RoundModels(1, sent, [far], far))
 
 
 # FedDF.
@@ -233,9 +233,9 @@ def test_a_step_that_overflows_is_an_error_in_words(make_setting: Any) -> None:
 def test_the_ensemble_is_the_softmax_of_the_mean_of_the_logits(
     make_setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = make_setting("feddf", {"arms/fedavg/fusion": {"temperature": 2.0}})
-    models = one_round(1, copy_state(setting.model("x")), silos=3)
-    logits = [predictions(setting, state) for state in models.trained]
+    context = make_setting("feddf", {"arms/fedavg/fusion": {"temperature": 2.0}})
+    models = one_round(1, copy_state(context.model("x")), silos=3)
+    logits = [predictions(context, state) for state in models.trained]
     mean = sum(z.double() for z in logits) / 3
     seen: list[Tensor] = []
 
@@ -244,37 +244,37 @@ def test_the_ensemble_is_the_softmax_of_the_mean_of_the_logits(
         return 0.0
 
     monkeypatch.setattr("strategies.feddf.fit", watch)
-    found = server_update(setting)(models)
+    found = server_update(context)(models)
     torch.testing.assert_close(seen[0], torch.softmax(mean / 2.0, dim=1).float())
     assert_same(found, models.average)
 
 
-def predictions(setting: Setting, state: State) -> Tensor:
-    model = setting.model("x")
+def predictions(context: RunContext, state: State) -> Tensor:
+    model = context.model("x")
     model.load_state_dict(state)
-    assert setting.transfer is not None
-    return predict(model, setting.transfer.images, compute=setting.compute)
+    assert context.transfer is not None
+    return predict(model, context.transfer.images, compute=context.compute)
 
 
-def gap(setting: Setting, state: State, models: RoundModels) -> float:
+def gap(context: RunContext, state: State, models: RoundModels) -> float:
     """KL of the ensemble's mean logits against a model's predictions."""
-    mean = torch.stack([predictions(setting, s).double() for s in models.trained]).mean(0)
-    target, found = mean.log_softmax(1), predictions(setting, state).double().log_softmax(1)
+    mean = torch.stack([predictions(context, s).double() for s in models.trained]).mean(0)
+    target, found = mean.log_softmax(1), predictions(context, state).double().log_softmax(1)
     return float((target.exp() * (target - found)).sum(1).mean())
 
 
 def test_distilling_moves_the_average_towards_the_ensemble(make_setting: Any) -> None:
-    setting = make_setting("feddf", {"arms/fedavg/fusion": {"epochs": 20}})
-    models = one_round(1, copy_state(setting.model("x")), silos=3)
-    before = gap(setting, models.average, models)
-    assert gap(setting, server_update(setting)(models), models) < before / 5
+    context = make_setting("feddf", {"arms/fedavg/fusion": {"epochs": 20}})
+    models = one_round(1, copy_state(context.model("x")), silos=3)
+    before = gap(context, models.average, models)
+    assert gap(context, server_update(context)(models), models) < before / 5
 
 
 def test_distillation_is_seeded_by_the_round(make_setting: Any) -> None:
-    setting = make_setting("feddf")
-    sent = copy_state(setting.model("x"))
+    context = make_setting("feddf")
+    sent = copy_state(context.model("x"))
     models = one_round(1, sent)
-    update = server_update(setting)
+    update = server_update(context)
     found = update(models)
     assert_same(update(models), found)
     other = update(RoundModels(2, sent, models.trained, models.average))
@@ -303,17 +303,17 @@ def test_labels_of_the_transfer_set_are_not_used(make_setting: Any) -> None:
 def test_without_a_transfer_set_feddf_is_refused(make_setting: Any) -> None:
     from dataclasses import replace
 
-    setting = replace(make_setting("feddf"), transfer=None)
+    context = replace(make_setting("feddf"), transfer=None)
     with pytest.raises(UserError, match=r"arms\.fedavg\.strategy: feddf .* no transfer set"):
-        server_update(setting)
+        server_update(context)
 
 
 def test_a_distillation_that_diverges_is_an_error_in_words(make_setting: Any) -> None:
     fusion = {"lr": 1000, "epochs": 5}
-    setting = make_setting("feddf", {"model/arch": "resnet8", "arms/fedavg/fusion": fusion})
-    models = one_round(4, copy_state(setting.model("x")))
+    context = make_setting("feddf", {"model/arch": "resnet8", "arms/fedavg/fusion": fusion})
+    models = one_round(4, copy_state(context.model("x")))
     with pytest.raises(FedKDError, match=r"round 4 diverged; lower fusion\.lr \(now 1000\)"):
-        server_update(setting)(models)
+        server_update(context)(models)
 
 
 # In the round loop.
@@ -377,9 +377,9 @@ def test_rounds_are_what_their_parts_are_and_leave_refused_silos_out(
     name, changes = arm(strategy, "random")
     ran = run_arm(make_study({**changes, "rounds/max": 2}), name, tamper=tamper)
     assert ran.refused == [("silo-2", 1), ("silo-2", 2)]
-    update, state = server_update(ran.setting), ran.setting.model("initial-model").state_dict()
+    update, state = server_update(ran.context), ran.context.model("initial-model").state_dict()
     for number in (1, 2):
-        states = [silo.train(state, number, ran.setting.rounds)[0] for silo in ran.silos[:2]]
+        states = [silo.train(state, number, ran.context.rounds)[0] for silo in ran.silos[:2]]
         average = average_states(states, [float(len(silo.data)) for silo in ran.silos[:2]])
         state = update(RoundModels(number, state, states, average))
     assert_same(ran.state, state)
@@ -394,9 +394,9 @@ def test_a_users_combination_goes_through_the_update(make_study: Any, cache_dir:
             return {key: torch.stack([s[key] for s in states]).median(0)[0] for key in states[0]}
 
     study = make_study({"arms/fedavg/strategy": "fedavgm"})
-    setting = Setting.of(Federation.load(study, 0, cache_dir), "fedavg", ())
-    strategy = Median(setting, observer=None, run_id="r")  # type: ignore[arg-type]
-    sent = copy_state(setting.model("x"))
+    context = RunContext.of(Federation.load(study, 0, cache_dir), "fedavg", ())
+    strategy = Median(context, observer=None, run_id="r")  # type: ignore[arg-type]
+    sent = copy_state(context.model("x"))
     states = [drifted(sent, seed) for seed in range(3)]
     combined = strategy.combine(states, [1, 1, 1])
     found = strategy.update(RoundModels(1, sent, states, combined))
@@ -414,6 +414,6 @@ def test_a_cohort_of_one_teaches_and_steps(run_arm: Any, make_study: Any) -> Non
     one = {"rounds/fraction": 0.34, "rounds/max": 1}
     ensemble = run_arm(make_study({**arm("feddf", "random")[1], **one}), "new")
     alone = run_arm(make_study({**plain, **one}), plain_name)
-    logits = [predictions(ran.setting, ran.state) for ran in (ensemble, alone)]
+    logits = [predictions(ran.context, ran.state) for ran in (ensemble, alone)]
     labels = logits[1].argmax(1)
     assert metrics(logits[0], labels).accuracy > 0.9

@@ -117,13 +117,13 @@ def test_a_student_in_closed_form_needs_no_distillation_and_rounds_train_it_on(
     moments = {"density": "pooled", "basis": "patches", "filters": 200}
     consolidation = {
         "weighting": "familiarity",
-        "student": "discriminant",
+        "student": "lda-head",
         "epochs": 0,
         "mode": mode,
         "familiarity": moments,
     }
     rounds = {"max": 2, "schedule": "cosine", "lr": 0.01}
-    entry = new(run(consolidation, {"arms/fedkd-new/arch": "filterbank", "rounds": rounds}))
+    entry = new(run(consolidation, {"arms/fedkd-new/arch": "patch-features", "rounds": rounds}))
     average = new(run({}))
     first, *later = (point["accuracy"] for point in entry["curve"])
     assert first > average["curve"][0]["accuracy"]
@@ -140,14 +140,14 @@ def test_a_silo_whose_labels_are_wrong_is_left_out_by_validation_labels(
         return moments_of(Images(data.images, labels), basis, **settings)
 
     changes = {
-        "arms/fedkd-new/arch": "filterbank",
+        "arms/fedkd-new/arch": "patch-features",
         "data": {"source": "digits", "validation": 0.1, "transfer": {"size": 300}},
         "partition": {"scheme": "quantity", "silos": 5, "alpha": 2},
         "pretraining/epochs": 1,
     }
     settings = {
         "weighting": "familiarity",
-        "student": "discriminant",
+        "student": "lda-head",
         "epochs": 0,
         "familiarity": {"density": "pooled", "basis": "patches", "filters": 200},
     }
@@ -239,7 +239,7 @@ def test_blends_in_a_study_of_unlike_teachers(run: Any) -> None:
     changes = {"model/per_silo": {"silo-1": "cnn"}}
     settings = {**POOLED, "teachers": "both", "epochs": 3, "student": "fresh"}
     plain = new(run(settings, changes))
-    entry = new(run({**settings, "blends": 3}, changes))
+    entry = new(run({**settings, "mixed_inputs": 3}, changes))
     assert entry["notes"]["distillation_loss"] != plain["notes"]["distillation_loss"]
     assert entry["curve"][0]["accuracy"] > plain["curve"][0]["accuracy"]
     assert entry["curve"][0]["bytes_up"] == plain["curve"][0]["bytes_up"]
@@ -247,10 +247,10 @@ def test_blends_in_a_study_of_unlike_teachers(run: Any) -> None:
 
 def test_refined_blends_and_fewer_filters_in_a_study(run: Any) -> None:
     familiarity = {**POOLED["familiarity"], "basis": "patches"}
-    settings = {**POOLED, "teachers": "both", "student": "fresh", "epochs": 3, "blends": 3}
+    settings = {**POOLED, "teachers": "both", "student": "fresh", "epochs": 3, "mixed_inputs": 3}
     plain = new(run({**settings, "familiarity": familiarity}))
     fewer = new(run({**settings, "familiarity": {**familiarity, "filters": 20}}))
-    refined = new(run({**settings, "familiarity": familiarity, "refine": 3}))
+    refined = new(run({**settings, "familiarity": familiarity, "finetune_epochs": 3}))
     assert fewer["curve"][0]["bytes_down"] < plain["curve"][0]["bytes_down"]
     assert refined["curve"][0]["bytes_up"] == plain["curve"][0]["bytes_up"]
     assert refined["notes"]["student_agreement"] > plain["notes"]["student_agreement"]
@@ -259,7 +259,7 @@ def test_refined_blends_and_fewer_filters_in_a_study(run: Any) -> None:
 @pytest.mark.parametrize("density", ["gaussian", "knn"])
 def test_blends_of_images_whose_densities_silos_told(run: Any, density: str) -> None:
     settings = {"weighting": "familiarity", "familiarity": {"density": density}, "epochs": 5}
-    entry = new(run({**settings, "teachers": "both", "blends": 2}))
+    entry = new(run({**settings, "teachers": "both", "mixed_inputs": 2}))
     plain = new(run({**settings, "epochs": 15}))
     assert entry["curve"][0]["accuracy"] > plain["curve"][0]["accuracy"] - 0.1
     assert entry["notes"]["distillation_loss"] != plain["notes"]["distillation_loss"]

@@ -182,7 +182,7 @@ def test_a_run_is_exported_both_ways_with_notes(fedkd: Any, make_data: Any) -> N
     assert fedkd("consolidate", *again, "--out", "s.safetensors")[0] == 0
 
 
-@pytest.mark.parametrize("arch", ["mlp", "cnn", "lenet5", "resnet8", "filterbank"])
+@pytest.mark.parametrize("arch", ["mlp", "cnn", "lenet5", "resnet8", "patch-features"])
 def test_what_consolidate_wrote_is_exported_as_a_program(arch: str, fedkd: Any) -> None:
     made = ("--teachers", "mlp=a.safetensors", "mlp=b.safetensors", *FAST, "--student", "fresh")
     assert fedkd("consolidate", *made, "--arch", arch, "--out", "s.safetensors")[0] == 0

@@ -22,7 +22,7 @@ from rich.console import Console
 from fedkd.cli import main
 from fedkd.config import Study
 from fedkd.federation.federation import Federation
-from fedkd.federation.simulated_teachers import Classroom
+from fedkd.federation.simulated_teachers import SimulatedTeachers
 from fedkd.models.build import build_model
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
@@ -159,16 +159,16 @@ def test_the_impossible_is_refused_in_a_sentence(
 def test_ctrl_c_keeps_what_was_found(
     fedkd: Any, write_study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Classroom.consolidate
+    honest = SimulatedTeachers.consolidate
     calls = []
 
-    def impatient(self: Classroom, *arguments: Any, **options: Any) -> Any:
+    def impatient(self: SimulatedTeachers, *arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return honest(self, *arguments, **options)
 
-    monkeypatch.setattr(Classroom, "consolidate", impatient)
+    monkeypatch.setattr(SimulatedTeachers, "consolidate", impatient)
     study = write_study({"arms/fedkd/consolidation/epochs": 2})
     code, out, _ = fedkd("tune", study, "--trials", "4")
     assert code == 130
@@ -193,11 +193,11 @@ def test_what_is_tuned_is_what_compare_runs(
     )
     federation = Federation.load(study, 0, Path(os.environ["FEDKD_CACHE_DIR"]))
     with intra_op_threads(2):
-        room = Classroom(federation, "fedkd")
+        room = SimulatedTeachers(federation, "fedkd")
         learnt = room.consolidate(room.own)
         model = build_model("mlp", federation.shape, seed=0)
         model.load_state_dict(learnt.state)
-        found = evaluate(model, federation.cut.test, compute=federation.compute)
+        found = evaluate(model, federation.split.test, compute=federation.compute)
     assert run["curve"][0]["accuracy"] == found.accuracy
     assert run["curve"][0]["loss"] == found.loss
     assert {key: run["notes"][key] for key in learnt.notes} == learnt.notes

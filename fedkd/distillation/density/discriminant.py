@@ -18,13 +18,13 @@ from fedkd.distillation.density.moments import Moments, common_factor, merge_mom
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State
-from fedkd.registry import FILTERBANK
+from fedkd.registry import PATCH_FEATURES
 
 
-def discriminant_student(
+def lda_head_student(
     told: Sequence[Moments | None], basis: Basis | None, shape: Shape, *, scale: float
 ) -> State:
-    """Return the weights of a ``filterbank`` whose logits are the discriminant's, over ``scale``.
+    """Return the weights of a ``patch-features`` whose logits are the discriminant's, over ``scale``.
 
     With S the covariance within classes and of all silos, mu_k and pi_k the mean and the share of
     class k: z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. Of a class that no
@@ -41,13 +41,13 @@ def discriminant_student(
     """
     if not isinstance(basis, PatchBasis):
         raise FedKDError(
-            "student: discriminant sees through filters learnt from transfer images, of which 20 "
+            "student: lda-head sees through filters learnt from transfer images, of which 20 "
             "distinct ones are needed"
         )
     merged = merge_moments(told)
     if merged is None:
         raise FedKDError(
-            "student: discriminant follows from moments of the silos' images, and every silo is "
+            "student: lda-head follows from moments of the silos' images, and every silo is "
             "too small to tell any"
         )
     weight, bias = linear_layer(merged)
@@ -69,7 +69,7 @@ def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
 def _write(basis: PatchBasis, shape: Shape, weight: Tensor, bias: Tensor) -> State:
     """Write a linear layer that sees the basis' points as one that sees the filters' features."""
     of_features = weight @ basis.components.double()
-    return build_model(FILTERBANK, shape, seed=0).state_dict() | {
+    return build_model(PATCH_FEATURES, shape, seed=0).state_dict() | {
         "0.kernels": basis.filters.kernels,
         "0.offset": basis.filters.offset,
         "1.weight": of_features.float(),

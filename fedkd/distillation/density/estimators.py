@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import Basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis
 
 LEAST_SILO_IMAGES = 5
 

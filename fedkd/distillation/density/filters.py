@@ -84,7 +84,7 @@ def learn_filters(images: Tensor, count: int = FILTERS) -> FilterBank:
 
 
 def _draw_patches(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cut out patches ``[n, C * side * side]``, as many of every image, at random places."""
+    """Split out patches ``[n, C * side * side]``, as many of every image, at random places."""
     height, width = images.shape[2:]
     rows, columns = height - side + 1, width - side + 1
     each = min(rows * columns, math.ceil(_SAMPLED / len(images)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Consolidation
-from fedkd.distillation.augmentation import Blends
+from fedkd.distillation.augmentation import MixedInputs
 from fedkd.distillation.density.basis import AT_ONCE, Basis
 from fedkd.distillation.density.estimators import background_log_density
 from fedkd.distillation.density.moments import pool_moments
@@ -48,7 +48,7 @@ def find_densities(
     settings: Consolidation,
     basis: Basis,
     images: Tensor,
-    blends: Blends | None = None,
+    mixed_inputs: MixedInputs | None = None,
 ) -> Densities:
     """Return the densities of the transfer images, or of blends of them.
 
@@ -60,15 +60,15 @@ def find_densities(
         settings: of the consolidation.
         basis: in which they did.
         images: the transfer images, uint8 ``[N, C, H, W]``.
-        blends: of these images.
+        mixed_inputs: of these images.
     """
     if settings.uses_moments:
-        return _pooled(teachers, basis, images if blends is None else blends.images)
+        return _pooled(teachers, basis, images if mixed_inputs is None else mixed_inputs.images)
     told = [teacher.log_density for teacher in teachers.members]
     background = background_log_density(basis.project(images))
-    if blends is not None:
-        told = [None if density is None else blends.interpolate(density) for density in told]
-        background = blends.interpolate(background)
+    if mixed_inputs is not None:
+        told = [None if density is None else mixed_inputs.interpolate(density) for density in told]
+        background = mixed_inputs.interpolate(background)
     return Densities(tuple(told), background)
 
 

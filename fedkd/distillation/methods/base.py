@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
-from fedkd.distillation.augmentation import Blends
+from fedkd.distillation.augmentation import MixedInputs
 from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.training.compute import Compute
 from fedkd.training.loop import Sgd
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationData:
     """N transfer images and what M teachers say of them.
 
     Attributes:
@@ -33,7 +33,7 @@ class Lesson:
             predictions are known.
         student: which of the teachers the student is a copy of, or None.
         order: in which teachers come where they come one after another.
-        unblended: the lesson that follows one with blends, or None.
+        unmixed: the lesson that follows one with blends, or None.
     """
 
     images: Tensor
@@ -44,14 +44,14 @@ class Lesson:
     models: tuple[nn.Module, ...] = ()
     student: int | None = None
     order: tuple[int, ...] = ()
-    unblended: Lesson | None = None
+    unmixed: DistillationData | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, indices: Tensor) -> Lesson:
+    def take(self, indices: Tensor) -> DistillationData:
         """Return the lesson on the images at ``indices`` ``[S]`` alone."""
-        return Lesson(
+        return DistillationData(
             images=self.images[indices],
             labels=None if self.labels is None else self.labels[indices],
             target=self.target[indices],
@@ -62,15 +62,15 @@ class Lesson:
             order=self.order,
         )
 
-    def with_blends(self, blends: Blends, ensemble: Ensemble) -> Lesson:
+    def with_mixed_inputs(self, mixed_inputs: MixedInputs, ensemble: Ensemble) -> DistillationData:
         """Return the lesson with blends of its images added, and what the teachers say of them."""
         labels = None
         if self.labels is not None:
             shares = one_hot(self.labels, self.target.shape[1]).float()
-            labels = torch.cat([shares, blends.interpolate(shares)])
+            labels = torch.cat([shares, mixed_inputs.interpolate(shares)])
         return replace(
             self,
-            images=torch.cat([self.images, blends.images]),
+            images=torch.cat([self.images, mixed_inputs.images]),
             labels=labels,
             target=torch.cat([self.target, ensemble.target]),
             logits=torch.cat([self.logits, ensemble.logits], dim=1),
@@ -78,11 +78,11 @@ class Lesson:
         )
 
 
-REFINING = 0.2
+FINETUNE_RATE = 0.2
 """Share of the rate at which a student goes on with images that are not blended."""
 
 
-def optimiser_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
+def optimizer_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
     """Return how a student is trained, for fewer epochs than the study's if so many are named."""
     return Sgd(
         settings.epochs if epochs is None else epochs,
@@ -93,11 +93,11 @@ def optimiser_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
     )
 
 
-def refiner_of(settings: Consolidation) -> Sgd:
+def finetune_optimizer_of(settings: Consolidation) -> Sgd:
     """Return how a student goes on after blends: the rate begins lower and falls to zero."""
     return replace(
-        optimiser_of(settings, settings.refine),
-        lr=REFINING * settings.lr,
+        optimizer_of(settings, settings.finetune_epochs),
+        lr=FINETUNE_RATE * settings.lr,
         schedule="cosine",
     )
 
@@ -108,7 +108,7 @@ class Method(Protocol):
     def __call__(
         self,
         student: nn.Module,
-        lesson: Lesson,
+        data: DistillationData,
         settings: Consolidation,
         *,
         generator: torch.Generator,
@@ -119,7 +119,7 @@ class Method(Protocol):
 
         Args:
             student: the model, on ``compute.device``.
-            lesson: what it learns from.
+            data: what it learns from.
             settings: temperature, weight and optimiser.
             generator: order of the samples and noise of random layers; the only source of
                 randomness.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
-from fedkd.distillation.methods.base import Lesson
+from fedkd.distillation.methods.base import DistillationData
 from fedkd.training.compute import Compute, batch_bounds
 from fedkd.training.loop import make_optimiser, make_schedule
 from fedkd.util.random_ops import DrawFrom, draws_at_random
@@ -20,7 +20,7 @@ from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 def dml(
     student: nn.Module,
-    lesson: Lesson,
+    data: DistillationData,
     settings: Consolidation,
     *,
     generator: torch.Generator,
@@ -39,13 +39,13 @@ def dml(
     know nothing of the image. A student that is no teacher counts 1/M. Teachers are copied, not
     changed.
     """
-    models, weights = _circle(student, lesson)
+    models, weights = _circle(student, data)
     optimisers = [make_optimiser(model, settings.lr, settings.momentum) for model in models]
     noises = [
         DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
         for model in models
     ]
-    images = as_float(lesson.images)
+    images = as_float(data.images)
     bounds = batch_bounds(len(images), settings.batch_size)
     steps = settings.epochs * len(bounds)
     schedules = [make_schedule(each, settings.schedule, steps) for each in optimisers]
@@ -56,7 +56,7 @@ def dml(
         order = torch.randperm(len(images), generator=generator)
         shuffled = images[order].to(compute.device)
         weighed = weights[:, order].to(compute.device)
-        labels = None if lesson.labels is None else lesson.labels[order].to(compute.device)
+        labels = None if data.labels is None else data.labels[order].to(compute.device)
         total = torch.zeros((), device=compute.device)
         for start, end in bounds:
             batch = shuffled[start:end]
@@ -109,11 +109,11 @@ def mutual_loss(own: Tensor, said: list[Tensor], weights: Tensor, index: int) ->
     return (share * divergences).sum(0).mean()
 
 
-def _circle(student: nn.Module, lesson: Lesson) -> tuple[list[nn.Module], Tensor]:
+def _circle(student: nn.Module, data: DistillationData) -> tuple[list[nn.Module], Tensor]:
     """Return all models that learn, and their weights ``[M, N]``."""
-    models = [copy.deepcopy(model) for model in lesson.models]
-    if lesson.student is not None:
-        models[lesson.student] = student
-        return models, lesson.weights
-    joined = torch.full_like(lesson.weights[:1], 1 / max(1, len(models)))
-    return [*models, student], torch.cat([lesson.weights, joined])
+    models = [copy.deepcopy(model) for model in data.models]
+    if data.student is not None:
+        models[data.student] = student
+        return models, data.weights
+    joined = torch.full_like(data.weights[:1], 1 / max(1, len(models)))
+    return [*models, student], torch.cat([data.weights, joined])

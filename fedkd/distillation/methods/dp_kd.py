@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
-from fedkd.distillation.methods.base import Lesson, optimiser_of
+from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
 from fedkd.training.loop import fit
@@ -22,7 +22,7 @@ from fedkd.training.losses import kd_loss
 
 def dp_kd(
     student: nn.Module,
-    lesson: Lesson,
+    data: DistillationData,
     settings: Consolidation,
     *,
     generator: torch.Generator,
@@ -38,18 +38,18 @@ def dp_kd(
     the source has one teacher. Weightings play no part.
     """
     if settings.sequence == "parallel":
-        shifts = [(lesson.logits, settings.epochs)]
+        shifts = [(data.logits, settings.epochs)]
     else:
-        order = lesson.order or tuple(range(len(lesson.logits)))
+        order = data.order or tuple(range(len(data.logits)))
         bounds = [settings.epochs * step // len(order) for step in range(len(order) + 1)]
         epochs = [end - start for start, end in itertools.pairwise(bounds)]
-        shifts = [(lesson.logits[m : m + 1], n) for m, n in zip(order, epochs, strict=True) if n]
+        shifts = [(data.logits[m : m + 1], n) for m, n in zip(order, epochs, strict=True) if n]
     mean = float("nan")
     for teachers, epochs_each in shifts:
-        frozen = predict(student, lesson.images, compute=compute)
-        surest = pick_surest(frozen, teachers, lesson.labels)
+        frozen = predict(student, data.images, compute=compute)
+        surest = pick_surest(frozen, teachers, data.labels)
         mean = _learn(
-            student, lesson.images, surest, settings, epochs_each, generator, compute, on_epoch
+            student, data.images, surest, settings, epochs_each, generator, compute, on_epoch
         )
     return mean
 
@@ -94,7 +94,7 @@ def _learn(
         as_float(images),
         (target,),
         loss,
-        sgd=optimiser_of(settings, epochs),
+        sgd=optimizer_of(settings, epochs),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import Lesson, optimiser_of
+from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.distillation.methods.mixup import Mixup
 from fedkd.errors import UserError
 from fedkd.training.compute import Compute
@@ -18,7 +18,7 @@ from fedkd.training.loop import fit
 
 def fine_tune(
     student: nn.Module,
-    lesson: Lesson,
+    data: DistillationData,
     settings: Consolidation,
     *,
     generator: torch.Generator,
@@ -30,17 +30,17 @@ def fine_tune(
     Raises:
         UserError: the lesson has no labels.
     """
-    if lesson.labels is None:
+    if data.labels is None:
         raise UserError("method fine-tune learns from labels, but the transfer set has none")
-    labels = lesson.labels
+    labels = data.labels
     if settings.mixup:
-        labels = one_hot(labels, lesson.target.shape[1]).float()
+        labels = one_hot(labels, data.target.shape[1]).float()
     return fit(
         student,
-        lesson.images,
+        data.images,
         (labels,),
         lambda logits, rest: cross_entropy(logits, rest[0]),
-        sgd=optimiser_of(settings),
+        sgd=optimizer_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import Lesson, optimiser_of, refiner_of
+from fedkd.distillation.methods.base import DistillationData, finetune_optimizer_of, optimizer_of
 from fedkd.distillation.methods.mixup import Mixup
 from fedkd.training.compute import Compute
 from fedkd.training.loop import Sgd, fit
@@ -19,7 +19,7 @@ from fedkd.training.losses import kd_loss
 
 def kd(
     student: nn.Module,
-    lesson: Lesson,
+    data: DistillationData,
     settings: Consolidation,
     *,
     generator: torch.Generator,
@@ -34,10 +34,10 @@ def kd(
     """
     mix = Mixup(generator) if settings.mixup else None
 
-    def learn(lesson: Lesson, sgd: Sgd) -> float:
-        labels: tuple[Tensor, ...] = () if lesson.labels is None else (lesson.labels,)
+    def learn(data: DistillationData, sgd: Sgd) -> float:
+        labels: tuple[Tensor, ...] = () if data.labels is None else (data.labels,)
         if mix:
-            labels = tuple(one_hot(y, lesson.target.shape[1]).float() for y in labels)
+            labels = tuple(one_hot(y, data.target.shape[1]).float() for y in labels)
 
         def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
             return kd_loss(
@@ -50,8 +50,8 @@ def kd(
 
         return fit(
             student,
-            lesson.images,
-            (lesson.target, *labels),
+            data.images,
+            (data.target, *labels),
             loss,
             sgd=sgd,
             generator=generator,
@@ -60,8 +60,8 @@ def kd(
             mix=mix,
         )
 
-    last = learn(lesson, optimiser_of(settings))
-    if lesson.unblended is None or not math.isfinite(last):
+    last = learn(data, optimizer_of(settings))
+    if data.unmixed is None or not math.isfinite(last):
         return last
     # What is blended differs from what will be met: He et al. 1909.09148 end without augmentation.
-    return learn(lesson.unblended, refiner_of(settings))
+    return learn(data.unmixed, finetune_optimizer_of(settings))

@@ -1,4 +1,4 @@
-"""Blends of a batch with itself in another order."""
+"""MixedInputs of a batch with itself in another order."""
 
 from __future__ import annotations
 

@@ -13,17 +13,17 @@ from fedkd.config import Consolidation
 from fedkd.distillation.density.basis import AT_ONCE
 from fedkd.distillation.density.discriminant import linear_layer
 from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments
-from fedkd.distillation.targets import School, make_ensemble
+from fedkd.distillation.targets import DistillationSetup, make_ensemble
 from fedkd.distillation.teachers import Teachers
-from fedkd.distillation.weighting.trust import BELIEVED, DOUBTED
+from fedkd.distillation.weighting.trust import BELIEVED, MOST_EXCLUDED
 from fedkd.errors import FedKDError
 
 LEVEL = 0.05
 """So often, at most, the images contradict any silo of an honest federation by chance."""
 
 
-def leave_out_the_doubted(
-    teachers: Teachers, settings: Consolidation, school: School
+def exclude_contradicted(
+    teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[Teachers, dict[str, Any]]:
     """Leave out teachers as ``trust`` has it, one after another, the least believed first.
 
@@ -33,36 +33,36 @@ def leave_out_the_doubted(
         Those that are heard, and notes: the trust in each of the others, or why there are none.
     """
     if settings.trust == "agreement":
-        return _by_agreement(teachers, settings, school)
+        return _by_agreement(teachers, settings, setup)
     if settings.trust == "validation":
-        return _by_validation(teachers, school)
+        return _by_validation(teachers, setup)
     return teachers, {}
 
 
 def _by_agreement(
-    teachers: Teachers, settings: Consolidation, school: School
+    teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[Teachers, dict[str, Any]]:
     """Leave out whom those that know the same images contradict.
 
-    Where leaving out :data:`~fedkd.distillation.weighting.trust.DOUBTED` of them does not make the rest
-    agree, they contradict each other for another reason, such as too little training, and all are
+    Where excluding :data:`~fedkd.distillation.weighting.trust.MOST_EXCLUDED` of them does not make the
+    rest agree, they contradict each other for another reason, such as too little training, and all are
     heard.
     """
-    most = max(1, int(DOUBTED * len(teachers))) if len(teachers) > 2 else 0
-    heard, doubted = teachers, dict[str, float]()
+    most = max(1, int(MOST_EXCLUDED * len(teachers))) if len(teachers) > 2 else 0
+    kept, excluded = teachers, dict[str, float]()
     while True:
-        trust = make_ensemble(heard, settings, school).trust
+        trust = make_ensemble(kept, settings, setup).trust
         if trust is None or float(trust.min()) >= BELIEVED:
-            return heard, _notes(doubted)
-        if len(doubted) == most:
+            return kept, _notes(excluded)
+        if len(excluded) == most:
             sentence = "the teachers contradict each other too much for trust to tell who is wrong"
             return teachers, {"warning": sentence}
         least = int(trust.argmin())
-        doubted[heard.members[least].silo] = round(float(trust[least]), 6)
-        heard = heard.only([m for m in range(len(heard)) if m != least])
+        excluded[kept.members[least].silo] = round(float(trust[least]), 6)
+        kept = kept.only([m for m in range(len(kept)) if m != least])
 
 
-def _by_validation(teachers: Teachers, school: School) -> tuple[Teachers, dict[str, Any]]:
+def _by_validation(teachers: Teachers, setup: DistillationSetup) -> tuple[Teachers, dict[str, Any]]:
     """Leave out whose moments make the discriminant of all silos take labelled images for others.
 
     Of the images that it tells right either with a silo's moments or without them, how many
@@ -73,16 +73,16 @@ def _by_validation(teachers: Teachers, school: School) -> tuple[Teachers, dict[s
     Raises:
         FedKDError: there are no labelled images.
     """
-    if school.basis is None:
+    if setup.basis is None:
         return teachers, {}
-    if not len(school.validation):
+    if not len(setup.validation):
         raise FedKDError("trust: validation judges silos by labelled images, and there are none")
-    labels = school.validation.labels
-    batches = torch.split(school.validation.images, AT_ONCE)
-    points = torch.cat([school.basis.project(images) for images in batches])
-    heard, doubted = teachers, dict[str, float]()
-    while len(doubted) < (len(teachers) - 1) // 2:
-        told = [(t.silo, t.moments) for t in heard.members if t.moments is not None]
+    labels = setup.validation.labels
+    batches = torch.split(setup.validation.images, AT_ONCE)
+    points = torch.cat([setup.basis.project(images) for images in batches])
+    kept, excluded = teachers, dict[str, float]()
+    while len(excluded) < (len(teachers) - 1) // 2:
+        told = [(t.silo, t.moments) for t in kept.members if t.moments is not None]
         if len(told) < 2:
             break
         trust = _trust_by_labels([moments for _, moments in told], points, labels)
@@ -90,9 +90,9 @@ def _by_validation(teachers: Teachers, school: School) -> tuple[Teachers, dict[s
         if trust[least] >= LEVEL / len(told):
             break
         silo, _ = told[least]
-        doubted[silo] = round(trust[least], 6)
-        heard = heard.only([m for m, t in enumerate(heard.members) if t.silo != silo])
-    return heard, _notes(doubted)
+        excluded[silo] = round(trust[least], 6)
+        kept = kept.only([m for m, t in enumerate(kept.members) if t.silo != silo])
+    return kept, _notes(excluded)
 
 
 def _trust_by_labels(told: Sequence[Moments], points: Tensor, labels: Tensor) -> list[float]:
@@ -128,5 +128,5 @@ def sign_test(for_: Tensor, against: Tensor) -> float:
     return float(heads / 2**count)
 
 
-def _notes(doubted: dict[str, float]) -> dict[str, Any]:
-    return {"doubted": doubted} if doubted else {}
+def _notes(excluded: dict[str, float]) -> dict[str, Any]:
+    return {"doubted": excluded} if excluded else {}

@@ -18,7 +18,7 @@ HEARD = 4.0
 """Power to which a teacher's trust counts where it judges others."""
 MARGIN = 3.0
 """In nats: a silo knows what is e^3 times likelier under its own density than under N(0, I)."""
-BELIEVED, DOUBTED = 0.6, 0.1
+BELIEVED, MOST_EXCLUDED = 0.6, 0.1
 """Who is trusted less is left out; so many at most, as a share of all teachers."""
 # The figures are ours, chosen on the ensemble of digits, seeds 10 to 13, that nothing is judged on.
 
@@ -67,10 +67,10 @@ def trust(votes: Tensor, known: Tensor) -> Tensor:
     met = known * (known.sum(0) - known).clamp(0, 1)
     believed = torch.ones(teachers, dtype=torch.float64)
     for _ in range(PASSES):
-        heard = believed[:, None] ** HEARD * known
-        alike = heard.new_zeros(int(votes.max()) + 1, samples).scatter_add_(0, votes, heard)
-        alike = (alike.gather(0, votes) - heard).clamp_min(0)
-        others = (heard.sum(0) - heard).clamp_min(torch.finfo(torch.float64).tiny)
+        kept = believed[:, None] ** HEARD * known
+        alike = kept.new_zeros(int(votes.max()) + 1, samples).scatter_add_(0, votes, kept)
+        alike = (alike.gather(0, votes) - kept).clamp_min(0)
+        others = (kept.sum(0) - kept).clamp_min(torch.finfo(torch.float64).tiny)
         agreed = met * (alike / others).clamp_max(1)
         believed = (agreed.sum(1) + prior) / (met.sum(1) + prior)
     return believed
