@@ -1,8 +1,8 @@
 """The engine of real hosts: every arm is a run on a SuperLink that others started.
 
 What comes back is the run's log, whose lines are checked (:mod:`fedkd.messages.run_log`). The run
-goes on whether or not anybody listens, so a stream that breaks is opened again; model and state stay on
-the SuperLink's host.
+continues whether or not its log is read, so a broken stream is opened again; model and state stay
+on the SuperLink's host.
 """
 
 from __future__ import annotations

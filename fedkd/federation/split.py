@@ -65,8 +65,8 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
     """
     if study.is_deployed:
         raise UserError(
-            "partition.scheme: deployed: these silos and their images are on hosts of their own; only "
-            "fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
+            "partition.scheme: deployed: these silos and their images are on hosts of their own; "
+            "only fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
         )
     source = load_kept_source(study.data.source, image_size=study.data.image_size, cache=cache)
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):

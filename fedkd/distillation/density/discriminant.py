@@ -24,7 +24,7 @@ from fedkd.registry import PATCH_FEATURES
 def lda_head_student(
     told: Sequence[Moments | None], basis: Basis | None, shape: Shape, *, scale: float
 ) -> State:
-    """Return the weights of a ``patch-features`` whose logits are the discriminant's, over ``scale``.
+    """Return weights of ``patch-features`` whose logits are the discriminant's over ``scale``.
 
     With S the covariance within classes and of all silos, mu_k and pi_k the mean and the share of
     class k: z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. Of a class that no

@@ -42,11 +42,10 @@ def exclude_contradicted(
 def _by_agreement(
     teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[Teachers, dict[str, Any]]:
-    """Leave out whom those that know the same images contradict.
+    """Exclude teachers that are contradicted by those with high density on the same images.
 
-    Where excluding :data:`~fedkd.distillation.weighting.trust.MOST_EXCLUDED` of them does not make the
-    rest agree, they contradict each other for another reason, such as too little training, and all are
-    heard.
+    Where excluding :data:`~fedkd.distillation.weighting.trust.MOST_EXCLUDED` of them does not make
+    the rest agree, they disagree for another reason, such as too little training, and all are kept.
     """
     most = max(1, int(MOST_EXCLUDED * len(teachers))) if len(teachers) > 2 else 0
     kept, excluded = teachers, dict[str, float]()
