@@ -118,7 +118,7 @@ def test_it_gives_what_fedkd_makes_of_the_same_models_on_the_same_images(
     study = make_study({"arms/fedkd/consolidation": consolidation, "rounds/max": 1})
     with intra_op_threads(Engine().server_threads):
         ran = run_arm(study, "fedkd")
-    transfer, validation = ran.setting.transfer, ran.setting.validation
+    transfer, validation = ran.context.transfer, ran.context.validation
     named = {"transfer": transfer.images, "validation": validation.images}
     labels = {"transfer": np.arange(len(transfer)) % 10, "validation": validation.labels.numpy()}
     for name, images in named.items():

@@ -101,7 +101,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"partition/scheme": "label-dirichlt"},
         (
             "s.yaml: partition.scheme: 'label-dirichlt' is not one of iid, quantity, "
-            "label-dirichlet, label-shards, label-dominant, field (did you mean 'label-dirichlet'?)"
+            "label-dirichlet, label-shards, label-dominant, deployed (did you mean 'label-dirichlet'?)"
         ),
     ),
     "no scheme": ({"partition": {"silos": 3}}, "s.yaml: partition.scheme: is missing"),
@@ -151,7 +151,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"arms/fedkd/consolidation/student": "averge"},
         (
             "s.yaml: arms.fedkd.consolidation.student: 'averge' is not one of average, best, "
-            "worst, random, fresh, discriminant (did you mean 'average'?)"
+            "worst, random, fresh, lda-head (did you mean 'average'?)"
         ),
     ),
     "unknown start": (
@@ -336,7 +336,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "discriminant in an arm of another architecture": (
         {"arms/fedkd/consolidation": discriminant()},
-        "but the arm's model is cnn; set arms.fedkd.arch: filterbank",
+        "but the arm's model is cnn; set arms.fedkd.arch: patch-features",
     ),
     "no epochs for a student that needs some": (
         {"arms/fedkd/consolidation": {"epochs": 0}},
