@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
@@ -17,8 +17,9 @@ from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
+from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys
+from fedkd.messages import failures, keys
 from fedkd.messages.basis import read_basis
 from fedkd.messages.distil import read_teachers
 from fedkd.messages.moments import write_moments
@@ -27,6 +28,10 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
+Work = Callable[[Silo, Study, str, RecordDict], RecordDict]
+"""Takes a silo, the study, the arm's name and a question to the answer."""
+FAILED = 2
+"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
 
 
 def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
@@ -39,60 +44,63 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
     app = ClientApp()
     around = list(mods)
 
-    @app.query("describe", mods=around)
-    def describe(message: Message, context: Context) -> Message:
-        silo, study = find_silo(context)
-        config = message.content.config_records[keys.CONFIG]
-        owns_model = study.arms[_arm(context)].needs_pretrained
-        return _reply(message, silo, describe_silo(silo, config, owns_model))
+    def answer(work: Work) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            silo, study = find_silo(context)
+            try:
+                with intra_op_threads(1):
+                    content = work(silo, study, _arm(context), message.content)
+            except UserCodeError:
+                raise
+            except Exception as error:
+                if not silo.is_own:
+                    raise
+                return Message(Error(FAILED, failures.tell_silo(error)), reply_to=message)
+            return _reply(message, silo, content)
 
-    @app.query("teacher", mods=around)
-    def teacher(message: Message, context: Context) -> Message:
-        silo, _ = find_silo(context)
-        with intra_op_threads(1):
-            return _reply(message, silo, teach(silo, message.content))
+        return handle
 
-    @app.query("distil", mods=around)
-    def distil(message: Message, context: Context) -> Message:
-        silo, study = find_silo(context)
-        with intra_op_threads(1):
-            return _reply(message, silo, learn(silo, study, _arm(context), message.content))
-
-    @app.train(mods=around)
-    def train(message: Message, context: Context) -> Message:
-        silo, study = find_silo(context)
-        config = message.content.config_records[keys.CONFIG]
-        with intra_op_threads(1):
-            state, loss = silo.train(
-                message.content.array_records[keys.ARRAYS].to_torch_state_dict(),
-                _integer(config, keys.ROUND),
-                study.rounds_of(_arm(context)),
-            )
-        metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
-        return _reply(
-            message, silo, RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
-        )
-
-    @app.evaluate(mods=around)
-    def evaluate(message: Message, context: Context) -> Message:
-        silo, _ = find_silo(context)
-        with intra_op_threads(1):
-            found = silo.evaluate(message.content.array_records[keys.ARRAYS].to_torch_state_dict())
-        metrics = MetricRecord(
-            {
-                keys.NUM_EXAMPLES: len(silo.judged),
-                keys.ACCURACY: found.accuracy,
-                keys.LOSS: found.loss,
-                keys.MACRO_F1: found.macro_f1,
-            }
-        )
-        return _reply(message, silo, RecordDict({keys.METRICS: metrics}))
-
+    app.query("describe", mods=around)(answer(introduce))
+    app.query("teacher", mods=around)(answer(teach))
+    app.query("distil", mods=around)(answer(learn))
+    app.train(mods=around)(answer(train))
+    app.evaluate(mods=around)(answer(evaluate))
     return app
 
 
-def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
+def introduce(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
     """Answer ``query.describe``."""
+    config = content.config_records[keys.CONFIG]
+    return describe_silo(silo, config, study.arms[arm].needs_pretrained)
+
+
+def train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``train``."""
+    state, loss = silo.train(
+        content.array_records[keys.ARRAYS].to_torch_state_dict(),
+        _integer(content.config_records[keys.CONFIG], keys.ROUND),
+        study.rounds_of(arm),
+    )
+    metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
+    return RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
+
+
+def evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
+    """Answer ``evaluate``."""
+    found = silo.evaluate(content.array_records[keys.ARRAYS].to_torch_state_dict())
+    metrics = MetricRecord(
+        {
+            keys.NUM_EXAMPLES: len(silo.judged),
+            keys.ACCURACY: found.accuracy,
+            keys.LOSS: found.loss,
+            keys.MACRO_F1: found.macro_f1,
+        }
+    )
+    return RecordDict({keys.METRICS: metrics})
+
+
+def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
+    """Return what a silo says of itself."""
     wanted = config.get(keys.TRANSFER_HASH)
     own = silo.own_model().state if owns_model else None
     info = ConfigRecord(
@@ -108,7 +116,7 @@ def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordD
     return RecordDict({keys.INFO: info})
 
 
-def teach(silo: Silo, content: RecordDict) -> RecordDict:
+def teach(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
     """Answer ``query.teacher``: the silo's model or its predictions, and densities if asked."""
     config = content.config_records[keys.CONFIG]
     mode, density = str(config[keys.MODE]), str(config[keys.DENSITY])
@@ -246,4 +254,14 @@ def find_silo(context: Context) -> tuple[Silo, Study]:
     return deployed_silo(context) if is_deployed(context) else simulated_silo(context)
 
 
-app = make_client_app(find_silo, [guard])
+def tell_failures(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Send what a simulated silo's process raises to the server, which ends the run by it."""
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if is_deployed(context):
+            raise
+        return Message(Error(FAILED, failures.tell(error)), reply_to=message)
+
+
+app = make_client_app(find_silo, [tell_failures, guard])

@@ -77,6 +77,11 @@ class Silo:
         )
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is of a class of the user's own, whose exceptions are its failed replies."""
+        return type(self) is not Silo
+
+    @property
     def class_counts(self) -> list[int]:
         """Number of images of each class."""
         return torch.bincount(self.data.labels, minlength=self.shape.num_classes).tolist()

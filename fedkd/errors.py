@@ -1,4 +1,4 @@
-"""The two ways in which fedkd refuses to go on."""
+"""What ends a run or a study, and how it is shown."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ class UserError(FedKDError):
     """What the user asked for is impossible: the message says what, where, and what to do."""
 
     exit_code = 2
+
+
+class UserCodeError(UserError):
+    """A function of the user's own raised something: the message says which, what and where."""
+
+
+class RemoteError(Exception):
+    """A fault of ours, or a lost worker, in another process; the message is its traceback."""

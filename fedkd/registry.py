@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.user_code import calling, fingerprint
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -92,33 +89,21 @@ class Registry(Mapping[str, str]):
         function: Callable[..., Any] = loaded
         return function
 
-    def call(self, name: str, *args: Any) -> Any:
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Call what ``name`` stands for.
 
         Raises:
-            UserError: it is a function of the user's own and raised something.
+            UserCodeError: it is a function of the user's own and raised something.
         """
         function = self.load(name)
         if name in self._entries:
-            return function(*args)
-        try:
-            return function(*args)
-        except UserError:
-            raise
-        except Exception as error:
-            *_, last = traceback.extract_tb(error.__traceback__)
-            raise UserError(
-                f"{self.kind} {name} raised {type(error).__name__}: {error} "
-                f"({Path(last.filename).name}, line {last.lineno})"
-            ) from error
+            return function(*args, **options)
+        with calling(self.kind, name):
+            return function(*args, **options)
 
     def fingerprint(self, name: str) -> str:
-        """Return what a name stands for, for cache keys; an edit of a user's module changes it."""
-        if name in self._entries:
-            return name
-        source = inspect.getsourcefile(inspect.unwrap(self.load(name)))
-        text = Path(source).read_bytes() if source else b""
-        return f"{name}@{hashlib.sha256(text).hexdigest()}"
+        """Return what a name stands for, for cache keys; an edit of a user's code changes it."""
+        return name if name in self._entries else f"{name}@{fingerprint(self.load(name))}"
 
 
 METHODS = Registry(

@@ -127,7 +127,13 @@ def _ask(
     grid: Grid, members: Sequence[Member], question: RecordDict, context: RunContext, ledger: Ledger
 ) -> dict[int, Message]:
     messages = [Message(_for(member, question), member.node_id, keys.TEACHER) for member in members]
-    return exchange(grid, messages, timeout=context.rounds.timeout, traffic=ledger.traffic)
+    return exchange(
+        grid,
+        messages,
+        timeout=context.rounds.timeout,
+        traffic=ledger.traffic,
+        simulated=context.simulated,
+    )
 
 
 def _for(member: Member, question: RecordDict) -> RecordDict:

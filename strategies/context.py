@@ -73,6 +73,11 @@ class RunContext:
         return self.study.rounds_of(self.arm_name)
 
     @property
+    def simulated(self) -> bool:
+        """Whether silos are simulated in other processes than the server's."""
+        return self.study.engine.name == "ray" and not self.study.is_deployed
+
+    @property
     def arch(self) -> str:
         """The architecture of the global model."""
         return self.study.global_arch(self.arm_name)

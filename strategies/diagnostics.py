@@ -52,7 +52,12 @@ def look_at_start(
     taught: dict[str, Tensor] = {}
     if teachers is not None and teachers.have_models:
         # Every arm of a seed asks this of the same teachers, and none of it is timed.
-        said = teachers.kept_in(context.cache).predict(test.images).argmax(2).int()
+        said = (
+            teachers.kept_in(context.cache, context.study.model.files)
+            .predict(test.images)
+            .argmax(2)
+            .int()
+        )
         taught = {t.silo: classes for t, classes in zip(teachers.members, said, strict=True)}
     return Beginning(
         _classes(start, context, test),

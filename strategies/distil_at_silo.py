@@ -39,7 +39,13 @@ def distil_at_silo(
     if settings and settings.uses_accuracy and teachers.can_be_judged(context.validation):
         accuracies = [float(a) for a in teachers.accuracy(context.validation)]
     message = Message(write_question(choice, accuracies, run_id), member.node_id, keys.DISTIL)
-    replies = exchange(grid, [message], timeout=context.rounds.timeout, traffic=ledger.traffic)
+    replies = exchange(
+        grid,
+        [message],
+        timeout=context.rounds.timeout,
+        traffic=ledger.traffic,
+        simulated=context.simulated,
+    )
     try:
         if member.node_id not in replies:
             raise RefusedError("it did not answer in time")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.messages.failures import read as read_failure
 from fedkd.messages.validate import RefusedError
 from fedkd.results.record import Quarantined
 
@@ -87,7 +88,12 @@ def count_bytes(content: RecordDict) -> int:
 
 
 def exchange(
-    grid: Grid, messages: Sequence[Message], *, timeout: float, traffic: Traffic
+    grid: Grid,
+    messages: Sequence[Message],
+    *,
+    timeout: float,
+    traffic: Traffic,
+    simulated: bool = False,
 ) -> dict[int, Message]:
     """Send messages, wait for the replies, and return them by node id.
 
@@ -99,6 +105,12 @@ def exchange(
         messages: at most one for each node.
         timeout: seconds to wait; replies that come later are not used.
         traffic: the books.
+        simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`),
+            which are believed when they say whose fault an error is.
+
+    Raises:
+        FedKDError: a simulated silo foresaw that it cannot go on, or the user's code failed there.
+        RemoteError: our code failed at a simulated silo, or its process was lost.
     """
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
     asked = {message.metadata.dst_node_id for message in messages}
@@ -110,6 +122,12 @@ def exchange(
     while pending:
         received = list(grid.pull_messages(sorted(pending)))
         for reply in received:
+            if (
+                simulated
+                and reply.has_error()
+                and (error := read_failure(reply.error.reason or ""))
+            ):
+                raise error
             pending.discard(reply.metadata.reply_to_message_id)
             node = reply.metadata.src_node_id
             if node in asked and node not in replies:

@@ -116,7 +116,11 @@ class SiloFedAvg(FedAvg):
                 config = ConfigRecord(dict(train_config or {}))
                 messages = list(self.configure_train(round_number, arrays, config, grid))
                 replies = exchange(
-                    grid, messages, timeout=timeout, traffic=self.ledger.traffic
+                    grid,
+                    messages,
+                    timeout=timeout,
+                    traffic=self.ledger.traffic,
+                    simulated=self.context.simulated,
                 ).values()
                 averaged, metrics = self.aggregate_train(round_number, replies)
             if averaged is None:
@@ -335,7 +339,11 @@ class SiloFedAvg(FedAvg):
         ]
         messages = self._address(members, content, keys.EVALUATE)
         replies = exchange(
-            grid, messages, timeout=self.context.rounds.timeout, traffic=self.ledger.traffic
+            grid,
+            messages,
+            timeout=self.context.rounds.timeout,
+            traffic=self.ledger.traffic,
+            simulated=self.context.simulated,
         )
         totals = dict.fromkeys((keys.ACCURACY, keys.LOSS, keys.MACRO_F1), 0.0)
         total = 0

@@ -105,7 +105,9 @@ class Roster(dict[str, Member]):
         self._asked |= set(nodes)
         content = _question(context, run_id)
         messages = [Message(content, node, keys.DESCRIBE) for node in nodes]
-        replies = exchange(grid, messages, timeout=timeout, traffic=ledger.traffic)
+        replies = exchange(
+            grid, messages, timeout=timeout, traffic=ledger.traffic, simulated=context.simulated
+        )
         for node in nodes:
             try:
                 if node not in replies:

@@ -22,7 +22,6 @@ from fedkd.errors import FedKDError
 from fedkd.messages import keys
 from fedkd.models.build import arch_fingerprint
 from fedkd.models.state import State, mismatch, save_state
-from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
 from fedkd.util.cache import cache_key
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
@@ -165,9 +164,8 @@ class CheckpointWriter:
 def fingerprint(context: RunContext) -> str:
     """Hash all that decides the bits of a run: study, arm, seed, targets, data, code, machine."""
     study, arm = context.study, context.arm
-    own = [arch_fingerprint(arch) for arch in study.architectures]
-    if settings := arm.consolidation:
-        own += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
+    own = [arch_fingerprint(arch, study.model.files) for arch in study.architectures]
+    own += arm.consolidation.function_keys() if arm.consolidation else []
     data: list[Images | None] = [context.test, context.validation, context.transfer]
     resolved = study.to_dict()
     resolved["engine"] = study.engine.model_dump(exclude={"workers"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.config.study_file import parse_study
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, RemoteError
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
 from fedkd.models.card import ModelCard, save_model
@@ -38,6 +39,7 @@ from strategies.run_log import RunLog
 from strategies.savepoint import CheckpointWriter
 
 ERROR_FILE = "error.txt"
+FAULT_FILE = "traceback.txt"
 LEASE_SECONDS = 30.0
 
 
@@ -82,6 +84,12 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
             write_text(serving.folder / ERROR_FILE, str(error))
             if serving.log is not None:
                 serving.log.on_error(str(error))
+            raise
+        except Exception as error:
+            # A local engine in another process shows it; who reads a log finds it there.
+            if serving.log is None:
+                text = str(error) if isinstance(error, RemoteError) else traceback.format_exc()
+                write_text(serving.folder / FAULT_FILE, text)
             raise
         if serving.log is not None:
             serving.log.on_end(serving.folder)

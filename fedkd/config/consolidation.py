@@ -300,3 +300,7 @@ class Consolidation(Section):
         by_accuracy = self.weighting == "accuracy" or ":" in self.weighting
         in_order = self.sequence == "sequential" and self.order not in ("silos", "random")
         return by_accuracy or in_order
+
+    def function_keys(self) -> list[str]:
+        """Identify the method and the weighting in cache keys, a user's own by their source."""
+        return [METHODS.fingerprint(self.method), WEIGHTINGS.fingerprint(self.weighting)]

@@ -25,6 +25,11 @@ class Model(Section):
     per_silo: dict[str, Architecture] = Field(
         default={}, description="silo name to the architecture of its pre-trained model"
     )
+    files: list[str] = Field(
+        default=[],
+        max_length=100,
+        description="files that own functions read: an edit of one makes new models and runs",
+    )
 
 
 class Pretraining(Section):

@@ -125,6 +125,9 @@ def check_files(study: Study) -> None:
     for silo, checkpoint in study.pretraining.checkpoints.items():
         if sentence := find_checkpoint_problem(Path(checkpoint)):
             problems.append(Problem(f"pretraining.checkpoints.{silo}", sentence))
+    for index, name in enumerate(study.model.files):
+        if sentence := _find_path_problem(name, "file"):
+            problems.append(Problem(f"model.files.{index}", sentence))
     sources = {"data.source": study.data.source, "data.transfer.source": study.data.transfer.source}
     for key, source in sources.items():
         if source is not None and (sentence := _find_source_problem(source)):
@@ -137,7 +140,10 @@ def _find_source_problem(source: str) -> str | None:
     prefix, _, name = source.partition(":")
     if f"{prefix}:" not in _PATH_PREFIXES:
         return None
-    expected = "folder" if prefix == "folder" else "file"
+    return _find_path_problem(name, "folder" if prefix == "folder" else "file")
+
+
+def _find_path_problem(name: str, expected: str) -> str | None:
     try:
         mode = os.stat(name).st_mode  # noqa: PTH116 - Path drops what makes a name invalid
     except FileNotFoundError:
@@ -246,4 +252,5 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
     data = data.model_copy(update={"source": absolute_source(data.source), "transfer": transfer})
     checkpoints = {silo: absolute(name) for silo, name in pretraining.checkpoints.items()}
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
-    return study.model_copy(update={"data": data, "pretraining": pretraining})
+    model = study.model.model_copy(update={"files": [absolute(name) for name in study.model.files]})
+    return study.model_copy(update={"data": data, "pretraining": pretraining, "model": model})

@@ -143,7 +143,8 @@ def _learn(
             setup.on_student(model, epoch, last)
             model.train()  # whoever looked may have left it in evaluation mode
 
-    loss = METHODS.load(settings.method)(
+    loss = METHODS.call(
+        settings.method,
         model,
         data,
         settings,

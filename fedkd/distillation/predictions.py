@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,20 +28,22 @@ class Predictions:
 
     Args:
         cache: root of the cache, shared by arms, seeds and studies, or None for memory alone.
+        files: those that a user's architecture reads (``model.files``).
     """
 
-    def __init__(self, cache: Path | None = None) -> None:
+    def __init__(self, cache: Path | None = None, files: Sequence[str] = ()) -> None:
         self._cache = cache
+        self._files = files
         self._known: dict[tuple[str, str], Tensor] = {}
         self._lock = threading.RLock()
 
-    def kept_in(self, cache: Path | None) -> Predictions:
+    def kept_in(self, cache: Path | None, files: Sequence[str] = ()) -> Predictions:
         """Return the same predictions; whatever is made from now on is kept in a cache as well.
 
         Only where no time is taken: what is read from the cache takes none of the seconds that
         a run reports.
         """
-        other = Predictions(cache)
+        other = Predictions(cache, files)
         other._known, other._lock = self._known, self._lock
         return other
 
@@ -80,7 +82,7 @@ class Predictions:
             {
                 "kind": "predictions",
                 "state": state_hash(state),
-                "arch": arch_fingerprint(arch),
+                "arch": arch_fingerprint(arch, self._files),
                 "shape": asdict(shape),
                 "images": images_hash,
                 "compute": asdict(compute),

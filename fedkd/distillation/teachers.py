@@ -79,9 +79,10 @@ class Teachers:
         """Whether every teacher sent its model."""
         return all(teacher.state is not None for teacher in self.members)
 
-    def kept_in(self, cache: Path | None) -> Teachers:
+    def kept_in(self, cache: Path | None, files: Sequence[str] = ()) -> Teachers:
         """Return the same teachers, whose predictions are kept in a cache from now on."""
-        return Teachers(self.members, self.shape, self.compute, self._known.kept_in(cache))
+        known = self._known.kept_in(cache, files)
+        return Teachers(self.members, self.shape, self.compute, known)
 
     def only(self, indices: Sequence[int]) -> Teachers:
         """Return the teachers at ``indices``."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -17,18 +17,18 @@ from clients.client_app import make_client_app
 from clients.silo import Silo
 from fedkd.engines.base import Task
 from fedkd.results.observer import Observer
+from fedkd.util.parallel import results_of
 from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
 RUN_ID = 1
 SERVER_NODE = 1
-CLIENT_RAISED = 2
-"""Flower's error code for an exception in a ClientApp."""
 
 
 class InlineGrid(Grid):
     """A grid whose nodes are threads: pushing a message runs the ClientApp on the pool.
 
+    What the ClientApp raises ends the run here, as anything that the server raises does.
     Messages go by reference; neither side changes what it received. The largest silos are
     started first, so that the pool does not wait for one of them at the end.
     """
@@ -76,8 +76,7 @@ class InlineGrid(Grid):
             message.metadata.__dict__["_message_id"] = message_id
             ids.append(message_id)
             jobs.append(self._pool.submit(self._answer, message))
-        for message_id, job in zip(ids, jobs, strict=True):
-            self._replies[message_id] = job.result()
+        self._replies |= zip(ids, results_of(jobs), strict=True)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -94,11 +93,7 @@ class InlineGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        try:
-            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+        return self._client_app(message, self._contexts[message.metadata.dst_node_id])
 
 
 class InlineEngine:

@@ -23,11 +23,11 @@ from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
 from fedkd.engines.processes import free_port
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, RemoteError
 from fedkd.results.observer import Observer
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, read_points
 from fedkd.util.parallel import available_cores
-from strategies.server_app import ERROR_FILE
+from strategies.server_app import ERROR_FILE, FAULT_FILE
 
 CONNECTION = "fedkd"
 LOG_FILE = "flower.log"
@@ -87,7 +87,7 @@ class RayEngine:
             self._place.end_all()
             raise
         if not (task.folder / STATE_FILE).is_file():
-            raise FedKDError(why_failed(task.folder, log))
+            raise why_failed(task.folder, log)
 
     def _run_command(self, task: Task) -> list[str | Path]:
         config = self._place.write_config(f"run-{self._runs}", task.run_config())
@@ -204,7 +204,7 @@ class _Tail:
     @property
     def ended(self) -> bool:
         """Whether the ServerApp has written its last word."""
-        return any((self._folder / name).is_file() for name in (STATE_FILE, ERROR_FILE))
+        return any((self._folder / name).is_file() for name in (STATE_FILE, ERROR_FILE, FAULT_FILE))
 
     def report(self) -> None:
         """Report the rounds that are new and whole."""
@@ -247,18 +247,27 @@ def ray_environment(folder: Path) -> dict[str, str]:
     return environment
 
 
-def why_failed(folder: Path, log: Path) -> str:
-    """Keep the log of a failed run beside its record and say what is known."""
+def why_failed(folder: Path, log: Path) -> Exception:
+    """Keep the log of a failed run beside its record, and return what is known as an error.
+
+    It is a :class:`RemoteError`, which ends the study, where our own code failed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / LOG_FILE
     shutil.copyfile(log, kept)
+    if (folder / FAULT_FILE).is_file():
+        text = (folder / FAULT_FILE).read_text(encoding="utf-8").strip()
+        return RemoteError(f"{text}\n(Flower's log is {kept})")
     if (folder / ERROR_FILE).is_file():
-        return (folder / ERROR_FILE).read_text(encoding="utf-8").strip()
+        return FedKDError((folder / ERROR_FILE).read_text(encoding="utf-8").strip())
     # The last line of a traceback says most; Flower prints its own advice after it.
     raised = [line for line in read_log(log) if re.match(r"[\w.]+(Error|Exception)\b", line)]
     if raised:
-        return f"the ServerApp ended with {raised[-1]} (its log is {kept})"
-    return f"Flower ended the run without a result; its log {kept} ends with:\n{last_lines(log)}"
+        foreseen = raised[-1].startswith("fedkd.errors.")
+        kind = FedKDError if foreseen else RemoteError
+        return kind(f"the ServerApp ended with {raised[-1]} (its log is {kept})")
+    end = last_lines(log)
+    return FedKDError(f"Flower ended the run without a result; its log {kept} ends with:\n{end}")
 
 
 def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:

@@ -27,6 +27,7 @@ from fedkd.training.evaluate import is_finite
 from fedkd.training.features import penultimate_features
 from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_key
+from fedkd.util.parallel import results_of
 from fedkd.util.seeding import derive_seed, torch_generator
 
 
@@ -124,8 +125,7 @@ class Federation:
 
         silos = [s for s in self._silos if s not in self.study.pretraining.checkpoints]
         silos.sort(key=lambda silo: -len(self._silos[silo]))
-        for future in [executor.submit(train, silo) for silo in silos]:
-            future.result()
+        results_of([executor.submit(train, silo) for silo in silos])
 
     def pretrained(self, silo: str) -> Pretrained:
         """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
@@ -155,11 +155,14 @@ class Federation:
             "seed": self.seed,
             "images": [_digest(part) for part in parts],
             "classes": self.shape.num_classes,
-            "archs": [arch_fingerprint(self.study.arch_of(silo)) for silo in self._silos],
-            "arch": arch_fingerprint(self.study.model.arch),
+            "archs": [self._arch_key(self.study.arch_of(silo)) for silo in self._silos],
+            "arch": self._arch_key(self.study.model.arch),
             "pretraining": self.study.pretraining.model_dump(exclude={"checkpoints"}),
             "checkpoints": checkpoints,
         }
+
+    def _arch_key(self, arch: str) -> str:
+        return arch_fingerprint(arch, self.study.model.files)
 
     def check(self) -> None:
         """Look for the device and what names stand for; build every architecture, read checkpoints.
@@ -234,7 +237,7 @@ class Federation:
             {
                 "kind": "pre-trained model",
                 "images": _digest(data),
-                "arch": arch_fingerprint(self.study.arch_of(silo)),
+                "arch": self._arch_key(self.study.arch_of(silo)),
                 "classes": self.shape.num_classes,
                 "settings": settings,
                 "seed": self.seed,

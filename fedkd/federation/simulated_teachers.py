@@ -56,7 +56,7 @@ class SimulatedTeachers:
         self.own = settings
         self.transfer: Images = federation.split.transfer
         self.arch = federation.study.global_arch(arm)
-        self._known = Predictions(federation.cache)
+        self._known = Predictions(federation.cache, federation.study.model.files)
         self._lock = threading.RLock()
         self._bases: dict[tuple[str, int, int, bool], Basis | None] = {}
         self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}

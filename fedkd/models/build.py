@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,11 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError
 from fedkd.registry import ARCHITECTURES, TORCHVISION, suggest
+from fedkd.user_code import calling, fingerprint, hash_files
 from fedkd.util.random_ops import DrawFrom
+
+_NAME = "_fedkd_architecture"
+"""Where a model keeps the name of an architecture that is not built in; copies of it do too."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,21 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     function = _find(arch)
     with DrawFrom(torch.Generator().manual_seed(seed)):
         model = _build(function, arch, shape)
+    if arch not in ARCHITECTURES:
+        model.__dict__[_NAME] = arch
     if arch in ARCHITECTURES or arch.startswith(TORCHVISION):
         model.to(memory_format=torch.channels_last)
     return model
+
+
+def running(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the context of a model's forward or backward pass.
+
+    What another than a built-in architecture raises in it becomes a
+    :class:`fedkd.errors.UserCodeError`.
+    """
+    arch = model.__dict__.get(_NAME)
+    return calling("architecture", arch) if arch else nullcontext()
 
 
 def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
@@ -101,20 +115,23 @@ def count_bytes(arch: str, shape: Shape) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def arch_fingerprint(arch: str) -> str:
+def arch_fingerprint(arch: str, files: Sequence[str] = ()) -> str:
     """Return a hash of what an architecture's name stands for, for cache keys.
 
-    For a user's function it is the text of its module, so that an edit is a new architecture.
+    For a user's function it is the text that :func:`fedkd.user_code.fingerprint` finds.
+
+    Args:
+        arch: the architecture.
+        files: further ones that the user's code reads (``model.files``).
     """
+    read = f"+{hash_files(files)}" if files else ""
     if arch in ARCHITECTURES:
-        return arch
+        return arch + read
     if arch.startswith(TORCHVISION):
         import torchvision
 
-        return f"{arch}@{torchvision.__version__}"
-    source = inspect.getsourcefile(inspect.unwrap(_find(arch)))
-    text = Path(source).read_bytes() if source else b""
-    return f"{arch}@{hashlib.sha256(text).hexdigest()}"
+        return f"{arch}@{torchvision.__version__}{read}"
+    return f"{arch}@{fingerprint(_find(arch))}{read}"
 
 
 def _find(arch: str) -> Callable[..., Any]:

@@ -260,7 +260,8 @@ def _learn(
         models=(model,),
     )
     student = _build(pair.student.arch, pair.student.state, pair.shape, pair.compute)
-    METHODS.load(settings.method)(
+    METHODS.call(
+        settings.method,
         student,
         data,
         settings,

@@ -18,7 +18,7 @@ from fedkd.util.cache import environment
 from fedkd.util.files import write_json
 from fedkd.util.lock import lease
 from fedkd.util.safetensors_header import find_checkpoint_problem
-from strategies.server_app import ERROR_FILE, LEASE_SECONDS
+from strategies.server_app import ERROR_FILE, FAULT_FILE, LEASE_SECONDS
 
 BEGINNING_FILE = "beginning.json"
 _LARGEST = 1 << 16
@@ -111,7 +111,7 @@ def clear(folder: Path) -> None:
     # Its server may yet be alive for a moment, where an engine was killed that had started it.
     with lease(folder, wait=LEASE_SECONDS):
         if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
-            for name in (STATE_FILE, ERROR_FILE):
+            for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
                 (folder / name).unlink(missing_ok=True)
             return
     shutil.rmtree(folder)

@@ -10,7 +10,6 @@ from fedkd.config import Study
 from fedkd.engines.base import Task
 from fedkd.errors import FedKDError
 from fedkd.models.build import arch_fingerprint
-from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.results.record import RunRecord, write_state
 from fedkd.runner.results_folder import scratch_folder
 from fedkd.util.cache import cache_key, drop_entry, new_entry
@@ -70,7 +69,6 @@ def _federation(task: Task) -> dict[str, object]:
 
 def _own_functions(study: Study, arm: str) -> list[str]:
     """Identify architecture, method and weighting, some of which may be the user's own code."""
-    names = [arch_fingerprint(study.global_arch(arm))]
-    if settings := study.arms[arm].consolidation:
-        names += [METHODS.fingerprint(settings.method), WEIGHTINGS.fingerprint(settings.weighting)]
-    return names
+    arch = arch_fingerprint(study.global_arch(arm), study.model.files)
+    settings = study.arms[arm].consolidation
+    return [arch, *(settings.function_keys() if settings else [])]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
+from fedkd.models.build import running
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
@@ -59,7 +60,7 @@ def predict(
 @torch.no_grad()
 def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
     """Return one batch's logits; gradients and autocast are matters of each thread."""
-    with compute.autocast():
+    with compute.autocast(), running(model):
         logits: Tensor = model(as_float(batch).to(compute.device))
     return logits.float().cpu()
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fedkd.data.images import Images, as_float, content_hash
+from fedkd.models.build import running
 from fedkd.models.patch_features import split_fixed
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.compute import Compute, batch_bounds, is_channels_last
@@ -93,10 +94,11 @@ def fit(
             if mix:
                 batch, *rest = mix([batch, *rest])
             optimiser.zero_grad()
-            with noise, compute.autocast():
+            with noise, compute.autocast(), running(model):
                 logits = learner(batch)
             batch_loss = loss(logits.float(), rest)
-            batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
+            with running(model):
+                batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
             optimiser.step()
             anneal()
             total += batch_loss.detach() * (end - start)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DatabaseError
 from fedkd.config import Study
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
+from fedkd.models.build import arch_fingerprint
 from fedkd.tuning.objective import Judge
 from fedkd.util.cache import cache_key
 
@@ -89,13 +90,15 @@ def search_key(
     study: Study, arm: str, federations: Sequence[Federation], kind: Kind, judge: Judge
 ) -> str:
     """Hash all that a trial's result depends on, beside its parameters."""
+    settings = study.arms[arm].consolidation
     return cache_key(
         {
             "kind": f"tuning by {kind} on {judge}",
             "federations": [federation.fingerprint() for federation in federations],
             "transfer": study.data.transfer.model_dump(),
             "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
-            "arch": study.global_arch(arm),
+            "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
+            "own": settings.function_keys() if settings else [],
             "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
         }
     )

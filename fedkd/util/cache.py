@@ -18,7 +18,35 @@ from typing import Any
 
 from fedkd.errors import UserError
 
-ROOMS = ("fedkd", "strategies", "clients")
+CODE = (
+    "clients",
+    "strategies",
+    "fedkd/config",
+    "fedkd/data",
+    "fedkd/distillation",
+    "fedkd/engines/base.py",
+    "fedkd/engines/inline.py",
+    "fedkd/federation",
+    "fedkd/messages",
+    "fedkd/models",
+    "fedkd/pairs",
+    "fedkd/registry.py",
+    "fedkd/results/diagnostics.py",
+    "fedkd/results/record.py",
+    "fedkd/training",
+    "fedkd/tuning",
+    "fedkd/user_code.py",
+    "fedkd/util/names.py",
+    "fedkd/util/parallel.py",
+    "fedkd/util/random_ops.py",
+    "fedkd/util/seeding.py",
+    "fedkd/util/yaml_loader.py",
+)
+"""Files and folders of Python files on which results depend.
+
+Left out is what shows, explains, moves or keeps results: command line, report, trackers, locks,
+real hosts. A test holds this list against all that a run imports.
+"""
 
 
 def cache_root() -> Path:
@@ -105,17 +133,21 @@ def environment() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """Hash the text of the method and of both Flower sides, so that an edit misses the cache.
-
-    The command line and the report are left out: no result depends on them.
-    """
+    """Hash the text of :data:`CODE`, so that an edit of it misses the cache."""
     digest = hashlib.sha256()
     top = Path(__file__).parents[2]
-    for room in ROOMS:
-        for path in sorted((top / room).rglob("*.py")):
-            if not path.name.startswith("cli") and path.parent.name != "report":
-                digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
+    for path in code_files(top):
+        digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def code_files(top: Path) -> list[Path]:
+    """Return every file of :data:`CODE`, below the folder that holds the packages."""
+    files: list[Path] = []
+    for name in CODE:
+        path = top / name
+        files += [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+    return files
 
 
 def processor() -> str:

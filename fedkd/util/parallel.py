@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -55,6 +55,19 @@ def work_off(
                     yield running.pop(future), future.result()
         finally:
             stop.set()
+
+
+def results_of(futures: Sequence[Future[Result]]) -> list[Result]:
+    """Return all results, in order; where one raises, those that wait are cancelled.
+
+    Either way nothing of it runs any more afterwards.
+    """
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 def available_cores() -> int:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
 from fedkd.distillation.methods.base import DistillationData
+from fedkd.models.build import running
 from fedkd.training.compute import Compute, batch_bounds
 from fedkd.training.loop import make_optimiser, make_schedule
 from fedkd.util.random_ops import DrawFrom, draws_at_random
@@ -62,7 +63,7 @@ def dml(
             batch = shuffled[start:end]
 
             def say(index: int, batch: Tensor = batch) -> Tensor:
-                with noises[index], compute.autocast():
+                with noises[index], compute.autocast(), running(models[index]):
                     logits = models[index](batch)
                 return functional.log_softmax(logits.float(), dim=1)
 
@@ -74,7 +75,8 @@ def dml(
                 loss = mutual_loss(own, said, weighed[:, start:end], index)
                 if labels is not None:
                     loss = loss + functional.nll_loss(own, labels[start:end])
-                loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
+                with running(models[index]):
+                    loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
                 optimiser.step()
                 schedules[index]()
                 with torch.no_grad():

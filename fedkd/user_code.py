@@ -1,0 +1,160 @@
+"""Functions that the user's own modules hold: of which source they are, and what they raise."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import FedKDError, UserCodeError
+
+_OURS = ("fedkd", "strategies", "clients")
+"""Packages whose text is in every cache key already: see :data:`fedkd.util.cache.CODE`."""
+_LIBRARIES = tuple({Path(sysconfig.get_path(place)) for place in ("stdlib", "platstdlib")})
+_ABSENT = "absent"
+
+
+@contextmanager
+def calling(kind: str, name: str) -> Iterator[None]:
+    """Blame what the block raises on the user's function that it calls.
+
+    Args:
+        kind: what the function is, such as ``weighting``.
+        name: the function, as the study names it.
+
+    Raises:
+        UserCodeError: the block raised anything but an error that fedkd foresaw.
+    """
+    try:
+        yield
+    except FedKDError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = ([frame for frame in frames if _is_users(frame.filename)] or frames)[-1]
+        raise UserCodeError(
+            f"{kind} {name} raised {type(error).__name__}: {error} "
+            f"({Path(last.filename).name}, line {last.lineno})"
+        ) from error
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """Hash the source on which a user's function depends, as far as its text tells.
+
+    That is its module, or the whole top-level package of it, and in the same way whatever these
+    import by name, within functions too, that is neither installed nor of Python or fedkd. What a
+    computed name imports (``importlib.import_module``) and files that are read are not seen.
+    """
+    name = inspect.unwrap(function).__module__.partition(".")[0]
+    files = _find_sources(name)
+    digest = hashlib.sha256()
+    if not files:  # typed into an interpreter
+        digest.update(_typed(function).encode())
+    for key in sorted(files):
+        digest.update(f"{key}\0{_hash(*_version(files[key]))}\0".encode())
+    return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[str]) -> str:
+    """Hash the content of files, in this order; one that is absent counts as that."""
+    hashes = [_hash(*_version(Path(p))) if Path(p).is_file() else _ABSENT for p in paths]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _find_sources(first: str) -> dict[str, Path]:
+    """Return the source files of a top-level module or package, and of those that it imports.
+
+    The text of the imports is read instead of ``sys.modules``, so that all processes find the same,
+    whatever each of them has loaded.
+    """
+    found: dict[str, Path] = {}
+    waiting, seen = [first], set(_OURS)
+    while waiting:
+        top = waiting.pop()
+        if top in seen:
+            continue
+        seen.add(top)
+        files = _files_of(top)
+        if top != first:
+            files = {key: path for key, path in files.items() if _is_users(str(path))}
+        found |= files
+        for path in files.values():
+            if path.suffix == ".py" and _is_users(str(path)):
+                waiting += _imports(*_version(path))
+    return found
+
+
+def _files_of(top: str) -> dict[str, Path]:
+    """Return the file of a top-level module, or every Python file of a package."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # __main__ has none
+        spec = None
+    if spec is not None and spec.submodule_search_locations:
+        return dict(_walk(top, [Path(place) for place in spec.submodule_search_locations]))
+    origin = spec.origin if spec else getattr(sys.modules.get(top), "__file__", None)
+    return {top: Path(origin)} if origin and Path(origin).is_file() else {}
+
+
+def _walk(top: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    for folder in folders:
+        for here, below, names in os.walk(folder):
+            below[:] = [name for name in below if not name.startswith((".", "__pycache__"))]
+            for name in names:
+                if name.endswith(".py"):
+                    path = Path(here) / name
+                    yield f"{top}/{path.relative_to(folder)}", path
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither installed nor of Python or fedkd."""
+    path = Path(filename)
+    if not path.is_absolute() or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    ours = (Path(__file__).parent.parent / room for room in _OURS)
+    return not any(path.is_relative_to(place) for place in (*_LIBRARIES, *ours))
+
+
+def _typed(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return ""
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    """Identify a file's state, so that it is read once and after every edit."""
+    status = path.stat()
+    return path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, changed: int, size: int) -> str:  # noqa: ARG001 -- they are the cache's key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _imports(path: Path, changed: int, size: int) -> tuple[str, ...]:  # noqa: ARG001 -- as above
+    """Return the top-level names that a file imports from outside its own package."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return tuple(sorted({name.partition(".")[0] for name in names}))
