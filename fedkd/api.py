@@ -132,7 +132,7 @@ class Comparison:
         """Draw accuracy along ``exchanges`` or ``megabytes``, with bands over seeds.
 
         Raises:
-            UserError: matplotlib is not installed (``pip install 'fedkd[plots]'``).
+            UserError: matplotlib is not installed (the extra ``plots``).
             ValueError: there is no such axis.
         """
         from fedkd.report.paper import draw_accuracy

@@ -20,6 +20,7 @@ from fedkd.errors import UserError
 from fedkd.registry import TORCHVISION_SETS
 from fedkd.util.cache import cache_root, check_cache_root, processor
 from fedkd.util.finding import Finding
+from fedkd.util.requirements import install_command, requirements
 from fedkd.version import VERSION
 
 LITTLE_DISK = 2 << 30
@@ -50,21 +51,15 @@ def check_python() -> Finding:
 
 def check_packages() -> Finding:
     """The packages that fedkd says it needs, by its own metadata."""
-    from packaging.requirements import Requirement
-
     found: dict[str, str | None] = {}
     wrong: list[str] = []
-    for line in importlib.metadata.requires("fedkd") or []:
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    for requirement in requirements():
         try:
             found[requirement.name] = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             found[requirement.name] = None
         version = found[requirement.name]
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            requirement.marker = None
             wrong.append(f"'{requirement}'")
     shown = ("torch", "torchvision", "flwr", "ray")
     value = ", ".join(f"{name} {found.get(name) or 'missing'}" for name in shown)
@@ -77,8 +72,8 @@ def check_optional() -> Finding:
     """Packages of which a study needs none."""
     found = {name: find_spec(name) is not None for name in OPTIONAL}
     there = ", ".join(name for name, is_there in found.items() if is_there) or "none"
-    missing = ",".join(name for name, is_there in found.items() if not is_there)
-    advice = f"to track runs there too: pip install 'fedkd[{missing}]'" if missing else ""
+    missing = [name for name, is_there in found.items() if not is_there]
+    advice = f"to track runs there too: {install_command(*missing)}" if missing else ""
     return Finding("trackers", "note" if missing else "ok", there, advice, found)
 
 

@@ -15,6 +15,7 @@ from fedkd.report.theme import looks
 from fedkd.report.verdict import is_known
 from fedkd.results.folder import Results, percent
 from fedkd.util.files import replacing, write_text
+from fedkd.util.requirements import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,7 +186,7 @@ def _canvas() -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
-            "pictures need matplotlib, which is not installed: pip install 'fedkd[plots]'"
+            f"pictures need matplotlib, which is not installed: {install_command('plots')}"
         ) from None
     mpl.rcParams["svg.hashsalt"] = "fedkd"
     figure = Figure(figsize=INCHES, layout="constrained")

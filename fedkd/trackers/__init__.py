@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fedkd.errors import UserError
 from fedkd.registry import TRACKERS
 from fedkd.trackers.base import Tracker
+from fedkd.util.requirements import install_command
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:
@@ -30,6 +31,6 @@ def _make(name: str) -> Tracker:
         raise UserError(f"--track: {error}") from None
     except ImportError as error:
         raise UserError(
-            f"--track {name}: {error.name or error} is not installed; pip install 'fedkd[{name}]'"
+            f"--track {name}: {error.name or error} is not installed; {install_command(name)}"
         ) from error
     return tracker
