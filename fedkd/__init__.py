@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from fedkd.config import Study
     from fedkd.config.study_file import load_study
     from fedkd.errors import FedKDError, UserError
+    from fedkd.user_code import method
 
 __version__ = VERSION
-__all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study"]
+__all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study", "method"]
 
 _HOMES = {
     "Comparison": "fedkd.api",
@@ -33,6 +34,7 @@ _HOMES = {
     "UserError": "fedkd.errors",
     "compare": "fedkd.api",
     "load_study": "fedkd.config.study_file",
+    "method": "fedkd.user_code",
 }
 
 

@@ -1,27 +1,144 @@
-"""Names that a study file may use, known without importing what they stand for."""
+"""Every name that a study may use, known without importing what it stands for."""
 
 from __future__ import annotations
 
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
+from fedkd import user_code
 from fedkd.errors import UserError
-from fedkd.user_code import calling, fingerprint
+from fedkd.user_code import MethodSpec
 
-_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-RENAMED = {
-    "blends": "mixed_inputs",
-    "refine": "finetune_epochs",
-    "filterbank": "patch-features",
-    "discriminant": "lda-head",
-    "field": "deployed",
-}
-"""Keys and names of study files before version 0.2.0, to what they are called since."""
+@dataclass(frozen=True)
+class Prefix:
+    """What names that begin with a prefix stand for.
+
+    Attributes:
+        target: the ``module:function`` that is given what follows the prefix.
+        form: of what follows, for error messages.
+        path: ``file`` or ``folder`` where what follows is the path of one.
+    """
+
+    target: str
+    form: str
+    path: Literal["file", "folder"] | None = None
+
+
+class Registry(Mapping[str, str]):
+    """Maps names to ``module:attribute``, which is imported when it is used.
+
+    A name is an entry, a prefix with what follows it, or a function of the user's own as
+    ``package.module:function``. The import is lazy so that reading a study needs no PyTorch.
+
+    Args:
+        kind: what the names stand for, for error messages.
+        entries: name to ``module:attribute``.
+        prefixes: prefix, colon included, to what it stands for. A name that begins with one is
+            never a function of the user's own.
+        own: the form of a user's own name, for error messages.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        *,
+        prefixes: Mapping[str, Prefix] | None = None,
+        own: str = "package.module:function",
+    ) -> None:
+        self.kind = kind
+        self.prefixes = dict(prefixes or {})
+        self.own = own
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def split(self, name: str) -> tuple[Prefix | None, str]:
+        """Return the prefix of a name, None if it has none, and the rest of the name."""
+        for text, prefix in self.prefixes.items():
+            if name.startswith(text):
+                return prefix, name.removeprefix(text)
+        return None, name
+
+    def is_own(self, name: str) -> bool:
+        """Whether a name has the form of a function of the user's own."""
+        known = name in self._entries or self.split(name)[0] is not None
+        return not known and _OWN.fullmatch(name) is not None
+
+    def check(self, name: str) -> str:
+        """Return ``name``, or raise ValueError with the nearest valid one.
+
+        Whether there is a user's own function, or what a prefix leads to, shows when it is loaded.
+        """
+        prefix, rest = self.split(name)
+        if prefix and not rest:
+            raise ValueError(f"{self.kind} {name!r} must be followed by {prefix.form}")
+        if prefix or name in self._entries or self.is_own(name):
+            return name
+        forms = [f"{text}{prefix.form}" for text, prefix in self.prefixes.items()]
+        known = ", ".join([*self._entries, *forms, self.own])
+        raise ValueError(f"unknown {self.kind} {name!r}{suggest(name, self)}; known are {known}")
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """Import and return what ``name`` stands for; of a prefix, the target.
+
+        Raises:
+            ValueError: the name is not valid.
+            UserError: a function of the user's own cannot be imported.
+        """
+        prefix, _ = self.split(self.check(name))
+        target = prefix.target if prefix else self._entries.get(name, name)
+        module, _, attribute = target.partition(":")
+        function: Callable[..., Any]
+        with self.calling(name):
+            try:
+                function = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, SyntaxError) as error:
+                if not self.is_own(name):
+                    raise
+                raise UserError(
+                    f"{self.kind} {name} cannot be imported: {error}; the module must be on "
+                    "PYTHONPATH or in the folder where fedkd is started"
+                ) from error
+        if not callable(function):
+            raise UserError(f"{self.kind} {name} is not a function or class")
+        return function
+
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Call what ``name`` stands for.
+
+        Raises:
+            UserCodeError: it is a function of the user's own and raised an exception.
+        """
+        with self.calling(name):
+            return self.load(name)(*args, **options)
+
+    def calling(self, name: str) -> AbstractContextManager[None]:
+        """Return a context for code of ``name``: what a user's own raises becomes an error of it.
+
+        Raises:
+            UserCodeError: on leaving the context; it names kind, name, file and line.
+        """
+        return user_code.calling(self.kind, name) if self.is_own(name) else nullcontext()
+
+    def fingerprint(self, name: str) -> str:
+        """Return what a name stands for, for cache keys; an edit of a user's code changes it."""
+        return f"{name}@{user_code.fingerprint(self.load(name))}" if self.is_own(name) else name
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
@@ -36,108 +153,52 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-class Registry(Mapping[str, str]):
-    """Maps a name to ``module:attribute``; ``load`` imports it only when it is used.
-
-    Adding a method, a weighting or an architecture is one function in one file and one line in
-    the registry of its package. The import is lazy so that reading a study needs no PyTorch.
-
-    Args:
-        kind: what the names stand for, for error messages.
-        entries: name to ``module:attribute``.
-        own: whether a user's own ``package.module:function`` may stand for a name.
-    """
-
-    def __init__(self, kind: str, entries: Mapping[str, str], *, own: bool = False) -> None:
-        self.kind = kind
-        self._entries = dict(entries)
-        self._own = own
-
-    def __getitem__(self, name: str) -> str:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def check(self, name: str) -> str:
-        """Return ``name`` or raise ValueError with the nearest valid one."""
-        if name in self._entries or (self._own and _OWN.fullmatch(name)):
-            return name
-        known = ", ".join([*self._entries, *(["package.module:function"] if self._own else [])])
-        raise ValueError(
-            f"unknown {self.kind} {name!r}{suggest(name, list(self))}; known are {known}"
-        )
-
-    def load(self, name: str) -> Callable[..., Any]:
-        """Import and return what ``name`` stands for."""
-        target = self._entries.get(self.check(name), name)
-        module, _, attribute = target.partition(":")
-        try:
-            loaded = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            if name in self._entries:
-                raise
-            raise UserError(
-                f"{self.kind} {name} cannot be imported: {error}; the module must be on "
-                "PYTHONPATH or in the folder where fedkd is started"
-            ) from error
-        if not callable(loaded):
-            raise UserError(f"{self.kind} {name} is no function")
-        function: Callable[..., Any] = loaded
-        return function
-
-    def call(self, name: str, *args: Any, **options: Any) -> Any:
-        """Call what ``name`` stands for.
-
-        Raises:
-            UserCodeError: it is a function of the user's own and raised something.
-        """
-        function = self.load(name)
-        if name in self._entries:
-            return function(*args, **options)
-        with calling(self.kind, name):
-            return function(*args, **options)
-
-    def fingerprint(self, name: str) -> str:
-        """Return what a name stands for, for cache keys; an edit of a user's code changes it."""
-        return name if name in self._entries else f"{name}@{fingerprint(self.load(name))}"
+def _functions(module: str, *names: str) -> dict[str, str]:
+    """Return entries whose function is called as its name, with underscores."""
+    return {name: f"{module}:{name.replace('-', '_')}" for name in names}
 
 
-METHODS = Registry(
-    "distillation method",
+class Methods(Registry):
+    """Distillation methods: name to ``module:function`` and spec."""
+
+    def __init__(self, entries: Mapping[str, tuple[str, MethodSpec]]) -> None:
+        super().__init__("distillation method", {name: entries[name][0] for name in entries})
+        self._specs = {name: spec for name, (_, spec) in entries.items()}
+
+    def spec(self, name: str) -> MethodSpec:
+        """Return what a method needs and uses; nothing for a user's own that declares nothing."""
+        if name in self._specs:
+            return self._specs[name]
+        spec = getattr(self.load(name), "method_spec", None)
+        return spec if isinstance(spec, MethodSpec) else MethodSpec()
+
+
+_METHODS = "fedkd.distillation.methods"
+_USED_BY_KD = {"temperature", "weight", "weighting", "pooling", "mixup", "mixed_inputs"}
+
+METHODS = Methods(
     {
-        "kd": "fedkd.distillation.methods.kd:kd",
-        "dml": "fedkd.distillation.methods.dml:dml",
-        "dp-kd": "fedkd.distillation.methods.dp_kd:dp_kd",
-        "fine-tune": "fedkd.distillation.methods.fine_tune:fine_tune",
-    },
-    own=True,
+        "kd": (f"{_METHODS}.kd:kd", MethodSpec(uses=_USED_BY_KD)),
+        "dml": (f"{_METHODS}.dml:dml", MethodSpec(needs={"models"}, uses={"weighting"})),
+        "dp-kd": (f"{_METHODS}.dp_kd:dp_kd", MethodSpec(uses={"temperature", "sequence"})),
+        "fine-tune": (
+            f"{_METHODS}.fine_tune:fine_tune",
+            MethodSpec(needs={"labels"}, uses={"mixup"}),
+        ),
+    }
 )
-
-LEAST_TRANSFER_IMAGES = 20
-"""Fewer transfer images make no basis in which silos could tell densities."""
-
-NEEDS_LABELS = frozenset({"fine-tune"})
-"""Methods that learn from labels of the transfer set."""
-
-NEEDS_MODELS = frozenset({"dml"})
-"""Methods that train the teachers' models, for which predictions do not suffice."""
 
 WEIGHTINGS = Registry(
     "weighting",
-    {
-        "equal": "fedkd.distillation.weighting.weightings:equal",
-        "size": "fedkd.distillation.weighting.weightings:size",
-        "accuracy": "fedkd.distillation.weighting.weightings:accuracy",
-        "confidence": "fedkd.distillation.weighting.weightings:confidence",
-        "class-prior": "fedkd.distillation.weighting.weightings:class_prior",
-        "consensus": "fedkd.distillation.weighting.weightings:consensus",
-        "familiarity": "fedkd.distillation.weighting.weightings:familiarity",
-    },
-    own=True,
+    _functions(
+        "fedkd.distillation.weighting.weightings",
+        *("equal", "size", "accuracy", "confidence", "class-prior", "consensus", "familiarity"),
+    ),
+)
+
+LOCAL_LOSSES = Registry(
+    "local loss",
+    _functions("fedkd.training.local", "cross-entropy", "logit-adjusted", "proximal", "not-true"),
 )
 
 ARCHITECTURES = Registry(
@@ -149,35 +210,8 @@ ARCHITECTURES = Registry(
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
     },
+    prefixes={"torchvision:": Prefix("fedkd.models.build:torchvision_builder", "NAME")},
 )
-
-PATCH_FEATURES = "patch-features"
-
-NUM_PATCH_FILTERS = 200
-"""Filters of the architecture patch-features (Coates & Ng 2011)."""
-
-LDA_HEAD = "lda-head"
-"""The student that is patch-features with a linear head in closed form."""
-
-TORCHVISION = "torchvision:"
-
-_USER_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-def check_architecture(name: str) -> str:
-    """Return ``name`` if it has the form of an architecture; raise ValueError otherwise.
-
-    Whether a torchvision name or a user's function exists is known only when it is built.
-    """
-    if name.startswith(TORCHVISION) and name != TORCHVISION:
-        return name
-    if _USER_FUNCTION.fullmatch(name):
-        return name
-    try:
-        return ARCHITECTURES.check(name)
-    except ValueError as error:
-        raise ValueError(f"{error}, torchvision:NAME and package.module:function") from None
-
 
 TORCHVISION_SETS = {
     "mnist": "MNIST",
@@ -190,49 +224,34 @@ TORCHVISION_SETS = {
     "svhn": "SVHN",
     "stl10": "STL10",
 }
-"""Study names of torchvision's classification sets, to their class names in torchvision."""
+"""Data sources of torchvision, to the names of its classes."""
 
-NOISE = "noise"
-
-STUDENT_SILO = "student-silo"
-"""Transfer sets that are no data source: pixels at random, and the student's private images."""
-
-NO_SOURCE = "none"
-"""The source of a server that owns no images: for studies of silos in the field."""
-
-PREFIXES = ("folder:", "npz:", "hf:")
-
-PARTITIONS = Registry(
-    "partition scheme",
-    {
-        "iid": "fedkd.data.partition:iid",
-        "quantity": "fedkd.data.partition:quantity",
-        "label-dirichlet": "fedkd.data.partition:label_dirichlet",
-        "label-shards": "fedkd.data.partition:label_shards",
-        "label-dominant": "fedkd.data.partition:label_dominant",
+SOURCES = Registry(
+    "data source",
+    dict.fromkeys(("digits", *TORCHVISION_SETS), "fedkd.data.public:read_public"),
+    prefixes={
+        "folder:": Prefix("fedkd.data.folder:read_folder", "PATH", "folder"),
+        "npz:": Prefix("fedkd.data.npz:read_npz", "PATH", "file"),
+        "hf:": Prefix("fedkd.data.folder:read_hugging_face", "OWNER/NAME"),
     },
 )
 
-_SOURCES = Registry("data source", dict.fromkeys(("digits", *TORCHVISION_SETS), ""))
+NO_SOURCE = "none"
+"""The data source of a server that owns no images, where silos are deployed on other hosts."""
 
+NOISE = "noise"
+"""The transfer set of pixels drawn at random."""
 
-def check_study_source(name: str) -> str:
-    """Return ``name`` if a study's ``data.source`` may be it; raise ValueError otherwise."""
-    return name if name == NO_SOURCE else check_source(name)
+STUDENT_SILO = "student-silo"
+"""The transfer set that is the private images of the silo whose model is the student."""
 
-
-def check_source(name: str) -> str:
-    """Return ``name`` if it has the form of a data source; raise ValueError otherwise."""
-    for prefix in PREFIXES:
-        if name.startswith(prefix):
-            if name == prefix:
-                raise ValueError(f"{prefix!r} must be followed by what to read")
-            return name
-    try:
-        return _SOURCES.check(name)
-    except ValueError as error:
-        raise ValueError(f"{error}, folder:PATH, npz:PATH and hf:OWNER/NAME") from None
-
+PARTITIONS = Registry(
+    "partition scheme",
+    _functions(
+        "fedkd.data.partition",
+        *("iid", "quantity", "label-dirichlet", "label-shards", "label-dominant"),
+    ),
+)
 
 SERVER_UPDATES = Registry(
     "strategy",
@@ -243,7 +262,7 @@ SERVER_UPDATES = Registry(
         "feddf": "strategies.feddf:FedDF",
     },
 )
-"""Strategies of the study file; each entry takes the run's setting to its update."""
+"""Strategies of the study file; each entry takes the run's context to its server update."""
 
 TRACKERS = Registry(
     "tracker",
@@ -252,17 +271,25 @@ TRACKERS = Registry(
         "mlflow": "fedkd.trackers.mlflow:MLflowTracker",
         "wandb": "fedkd.trackers.wandb:WandbTracker",
     },
+    own="package.module:Class",
 )
 
-LOCAL_LOSSES = Registry(
-    "local loss",
-    {
-        name: f"fedkd.training.local:{name.replace('-', '_')}"
-        for name in (
-            "cross-entropy",
-            "logit-adjusted",
-            "proximal",
-            "not-true",
-        )
-    },
-)
+PATCH_FEATURES = "patch-features"
+
+NUM_PATCH_FILTERS = 200
+"""Filters of the architecture patch-features (Coates & Ng 2011)."""
+
+LDA_HEAD = "lda-head"
+"""The student that is patch-features with a linear head in closed form."""
+
+LEAST_TRANSFER_IMAGES = 20
+"""With fewer transfer images there is no basis for densities."""
+
+RENAMED = {
+    "blends": "mixed_inputs",
+    "refine": "finetune_epochs",
+    "filterbank": PATCH_FEATURES,
+    "discriminant": LDA_HEAD,
+    "field": "deployed",
+}
+"""Keys and names of study files before version 0.2.0, to what they are called since."""

@@ -10,11 +10,12 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedkd.errors import FedKDError, UserCodeError
 
@@ -22,6 +23,8 @@ _OURS = ("fedkd", "strategies", "clients")
 """Packages whose text is in every cache key already: see :data:`fedkd.util.cache.CODE`."""
 _LIBRARIES = tuple({Path(sysconfig.get_path(place)) for place in ("stdlib", "platstdlib")})
 _ABSENT = "absent"
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -40,12 +43,16 @@ def calling(kind: str, name: str) -> Iterator[None]:
     except FedKDError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        last = ([frame for frame in frames if _is_users(frame.filename)] or frames)[-1]
         raise UserCodeError(
-            f"{kind} {name} raised {type(error).__name__}: {error} "
-            f"({Path(last.filename).name}, line {last.lineno})"
+            f"{kind} {name} raised {type(error).__name__}: {error} ({where(error)})"
         ) from error
+
+
+def where(error: Exception) -> str:
+    """Return the file and line of the user's own code where an exception was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = ([frame for frame in frames if _is_users(frame.filename)] or frames)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
@@ -158,3 +165,48 @@ def _imports(path: Path, changed: int, size: int) -> tuple[str, ...]:  # noqa: A
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
     return tuple(sorted({name.partition(".")[0] for name in names}))
+
+
+METHOD_NEEDS = ("labels", "models")
+"""Labels of the transfer set; the teachers' models, of which predictions do not suffice."""
+
+METHOD_SETTINGS = (
+    *("temperature", "weight", "weighting", "pooling"),
+    *("mixup", "mixed_inputs", "sequence"),
+)
+"""Keys of a study's consolidation that some methods use and others do not."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What a distillation method needs, and which settings of a consolidation it uses.
+
+    Attributes:
+        needs: of :data:`METHOD_NEEDS`; a study that does not have them is refused.
+        uses: of :data:`METHOD_SETTINGS`; a study that changes another of them is refused.
+
+    Raises:
+        ValueError: one of the names is not known.
+    """
+
+    needs: Collection[str] = ()
+    uses: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for names, known in ((self.needs, METHOD_NEEDS), (self.uses, METHOD_SETTINGS)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"a method declares {name!r}, not one of {', '.join(known)}")
+
+
+def method(
+    *, needs: Collection[str] = (), uses: Collection[str] = ()
+) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that declares the :class:`MethodSpec` of a user's own method."""
+    spec = MethodSpec(frozenset(needs), frozenset(uses))
+
+    def declare(function: Decorated) -> Decorated:
+        function.__dict__["method_spec"] = spec
+        return function
+
+    return declare

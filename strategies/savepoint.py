@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fedkd.config.own import function_keys
 from fedkd.data.images import Images, content_hash
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
@@ -163,9 +164,9 @@ class CheckpointWriter:
 
 def fingerprint(context: RunContext) -> str:
     """Hash all that decides the bits of a run: study, arm, seed, targets, data, code, machine."""
-    study, arm = context.study, context.arm
+    study = context.study
     own = [arch_fingerprint(arch, study.model.files) for arch in study.architectures]
-    own += arm.consolidation.function_keys() if arm.consolidation else []
+    own += function_keys(study, context.arm_name)
     data: list[Images | None] = [context.test, context.validation, context.transfer]
     resolved = study.to_dict()
     resolved["engine"] = study.engine.model_dump(exclude={"workers"})

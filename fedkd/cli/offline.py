@@ -268,9 +268,9 @@ def _check_out(out: Path, suffix: str) -> None:
 
 
 def _check_arch(arch: str | None) -> str | None:
-    from fedkd.registry import check_architecture
+    from fedkd.registry import ARCHITECTURES
 
     try:
-        return None if arch is None else check_architecture(arch)
+        return None if arch is None else ARCHITECTURES.check(arch)
     except ValueError as error:
         raise UserError(f"--arch: {error}") from None

@@ -56,7 +56,8 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also log every round to tensorboard, mlflow or wandb; may be repeated.",
+            help="Also log every round to tensorboard, mlflow, wandb or your own "
+            "package.module:Class; may be repeated.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -1,16 +1,18 @@
-"""The study file as types: every key, its default, its bounds, and what may stand together.
+"""The study file as types: every key, its default, its bounds, and which are valid together.
 
 Importing this package imports no PyTorch, so that a study is checked at once.
 """
 
 from fedkd.config.arm import Arm, Fusion, ServerOptimiser
-from fedkd.config.consolidation import Consolidation, Familiarity, Selection, Subset
+from fedkd.config.consolidation import Consolidation
+from fedkd.config.consolidation_parts import Familiarity, Selection, Subset
 from fedkd.config.data import (
     Data,
     Iid,
     LabelDirichlet,
     LabelDominant,
     LabelShards,
+    OwnPartition,
     Partition,
     Quantity,
     TransferSet,
@@ -30,6 +32,7 @@ __all__ = [
     "LabelDominant",
     "LabelShards",
     "Model",
+    "OwnPartition",
     "Partition",
     "Pretraining",
     "Quantity",

@@ -1,4 +1,4 @@
-"""Sections on consolidation: who teaches, how teachers are weighed, how the student learns."""
+"""Sections on consolidation: the teachers, their weights, and how the student is trained."""
 
 from __future__ import annotations
 
@@ -6,95 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fedkd.config.consolidation_parts import Familiarity, Selection, Subset
 from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section
-from fedkd.registry import METHODS, NEEDS_MODELS, NUM_PATCH_FILTERS, WEIGHTINGS
+from fedkd.registry import METHODS, NUM_PATCH_FILTERS, WEIGHTINGS
+from fedkd.user_code import METHOD_SETTINGS, MethodSpec
 
-_SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
-_DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}
-
-
-class Familiarity(Section):
-    """How a silo tells how likely a transfer image is under its own data."""
-
-    density: Literal["gaussian", "knn", "pooled"] = Field(
-        "gaussian",
-        description="gaussian and knn: silos tell how likely each transfer image is; pooled: they "
-        "tell moments of their images, and estimate one covariance together",
-    )
-    basis: Literal["pixels", "patches", "features"] = Field(
-        "pixels",
-        description="patches: what filters see that are learnt from the transfer images; features: "
-        "those before the last layer of the averaged model, at the price of a second exchange",
-    )
-    dims: Count | None = Field(
-        None,
-        description="most dimensions of the basis; 50, or 500 (pooled, whose numbers grow with "
-        "their square; more than half as many as transfer images are not used)",
-    )
-    filters: int = Field(
-        100, ge=1, le=2000, description="of basis: patches; more see more, at their price"
-    )
-    neighbours: Count = Field(5, description="k of the knn density")
-    scale: Rate | None = Field(None, description="divides log-densities; 5 (gaussian) or 3")
-    background: bool = Field(default=False, description="a component for images that no silo knows")
-
-    @property
-    def effective_scale(self) -> float:
-        """The scale in use."""
-        return self.scale if self.scale is not None else _SCALES[self.density]
-
-    @property
-    def class_scale(self) -> float:
-        """What divides log-densities where classes are told apart, rather than silos.
-
-        Of pooled densities both are the same question, asked of hundreds of dimensions.
-        """
-        return self.effective_scale if self.density == "pooled" else 1.0
-
-    @property
-    def effective_dims(self) -> int:
-        """The most dimensions in use."""
-        return self.dims if self.dims is not None else _DIMS[self.density]
-
-    @model_validator(mode="after")
-    def _check(self) -> Familiarity:
-        if self.density == "pooled" and self.basis == "features":
-            raise ValueError(
-                "density: pooled goes with basis: pixels or patches; nothing bounds what a model's "
-                "features may be, so that no moments in them could be refused"
-            )
-        return self
-
-
-class Selection(Section):
-    """Which of the silos' models may teach."""
-
-    drop_below_chance: bool = Field(
-        default=False, description="leave out models no better than guessing on validation data"
-    )
-    top: Count | None = Field(None, description="keep so many teachers; by default all")
-    by: Literal["accuracy", "complementary"] = Field(
-        "accuracy",
-        description="validation accuracy, or the share of the student's errors that it gets right",
-    )
-
-    @property
-    def needs_validation(self) -> bool:
-        """Whether validation data decides who teaches."""
-        return self.drop_below_chance or self.top is not None
-
-
-class Subset(Section):
-    """Distil on a part of the transfer set only."""
-
-    size: Count
-    by: Literal["random", "entropy"] = Field(
-        "random", description="at random, or the images on which the ensemble is least certain"
-    )
+_SETTING_OF = {setting: setting for setting in METHOD_SETTINGS} | {
+    "max_weight": "weighting",
+    "tau": "weighting",
+    "trim": "pooling",
+    "order": "sequence",
+    "finetune_epochs": "mixed_inputs",
+}
+"""Keys that not every method uses, to the setting of a ``MethodSpec`` that they belong to."""
 
 
 class Consolidation(Section):
-    """How teachers become one student."""
+    """How the silos' models are distilled into one student."""
 
     method: Annotated[
         str, AfterValidator(METHODS.check), Field(json_schema_extra={"examples": list(METHODS)})
@@ -106,49 +34,62 @@ class Consolidation(Section):
     ] = "equal"
     pooling: Literal["probs", "mixture", "logits", "median", "trimmed-mean"] = Field(
         "probs",
-        description="weighted means of probabilities or logits, or robust ones of each class's "
-        "probabilities; temperature softens every teacher, but of a mixture what all say together",
+        description="weighted mean of the teachers' probabilities or logits, or a robust mean of "
+        "each class's probabilities. The temperature is applied to every teacher; mixture: to "
+        "their mean",
     )
     trim: float = Field(
-        0.2, gt=0, lt=0.5, description="weight cut off at either end; of pooling trimmed-mean"
+        0.2,
+        gt=0,
+        lt=0.5,
+        description="weight that is cut off at either end; for pooling: trimmed-mean",
     )
     max_weight: Fraction | None = Field(
-        None, description="most that any teacher may weigh on average over the transfer images"
+        None, description="maximum mean weight of a teacher over the transfer images"
     )
     trust: Literal["equal", "agreement", "validation"] = Field(
         "equal",
-        description="agreement: a teacher is left out if those that know the same images "
-        "contradict it; of weighting familiarity, density gaussian. validation: if validation "
-        "labels contradict its moments; of density pooled",
+        description="agreement: exclude teachers contradicted by the others on images that are "
+        "familiar to both; needs weighting: familiarity and density: gaussian. validation: exclude "
+        "class sums contradicted by validation labels; needs density: pooled",
     )
     teachers: Literal["models", "both", "densities", "validation"] = Field(
         "models",
-        description="both: half of what is taught is the models', half the densities' own opinion; "
-        "controls that use no teacher model: densities alone, or with method fine-tune the labels "
-        "of the validation data alone",
+        description="both: the target is the mean of the models' and of the densities' class "
+        "probabilities. Controls without models: densities alone, or, with method fine-tune, the "
+        "labels of the validation data alone",
     )
     mode: Literal["weights", "logits"] = Field(
-        "weights", description="what a silo sends: its model, or only its predictions"
+        "weights", description="what a silo sends: its model, or its predictions only"
     )
     student: Literal["average", "best", "worst", "random", "fresh", "lda-head"] = Field(
         "average",
-        description="the average of the silos' models, one of them, a new model, or, of arch "
-        "patch-features, the one that the silos' moments give in closed form",
+        description="initial weights: the average of the silos' models, one of them, or random; "
+        "lda-head: patch-features whose last layer follows from class sums in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
     sequence: Literal["parallel", "sequential"] = Field(
-        "parallel", description="of method dp-kd: all teachers at once, or one after another"
+        "parallel", description="all teachers at once, or one after another; of method dp-kd"
     )
     order: Literal["silos", "random", "weakest-first", "strongest-first"] = Field(
-        "silos", description="of sequential teachers; the last two by validation accuracy"
+        "silos",
+        description="teacher order for sequence: sequential; the last two by validation accuracy",
     )
     temperature: float = Field(1.0, gt=0, le=100)
     weight: float = Field(
-        0.5, ge=0, le=1, description="of the teachers against labels; 1 without labels"
+        0.5,
+        ge=0,
+        le=1,
+        description="weight of the teachers' term of the loss, the rest is the labels'; 1 without "
+        "labels",
     )
-    tau: Rate = Field(0.1, description="sharpness of the confidence weighting")
-    epochs: int = Field(50, ge=0, le=1_000_000, description="0 leaves a student lda-head as it is")
+    tau: Rate = Field(
+        0.1, description="temperature of the weights; for weighting confidence and consensus"
+    )
+    epochs: int = Field(
+        50, ge=0, le=1_000_000, description="0 keeps a student lda-head as computed"
+    )
     batch_size: Count = 32
     lr: Rate = 0.05
     momentum: Momentum = 0.9
@@ -157,28 +98,28 @@ class Consolidation(Section):
     )
     mixup: bool = Field(
         default=False,
-        description="learn from blends of two images and of their targets; of methods kd and "
-        "fine-tune",
+        description="interpolate pairs of images of each batch, and their targets; of methods kd "
+        "and fine-tune",
     )
     mixed_inputs: int = Field(
         0,
         ge=0,
         le=1000,
-        description="so many blends of each transfer image with another are added, on which the "
-        "teachers predict as well, for better students; of method kd",
+        description="number of interpolations of each transfer image with others that are added "
+        "to the transfer set; the teachers predict on them too; of method kd",
     )
     finetune_epochs: int = Field(
         0,
         ge=0,
         le=10_000,
-        description="epochs that follow those with blends, at a fifth of the rate, on transfer "
-        "images that are moved and not blended",
+        description="epochs after those with mixed inputs, at a fifth of the learning rate, on "
+        "shifted transfer images",
     )
     familiarity: Familiarity = Familiarity()
 
     @property
     def all_epochs(self) -> int:
-        """How many epochs a student learns, the last ones on unblended images."""
+        """Number of epochs of distillation, fine-tuning included."""
         return self.epochs + self.finetune_epochs
 
     @model_validator(mode="after")
@@ -189,53 +130,90 @@ class Consolidation(Section):
             self.uses_densities and self.familiarity.density == "gaussian"
         ):
             raise ValueError(
-                "trust: agreement needs to be told who knows what: weighting: familiarity with "
-                "familiarity.density: gaussian"
+                "trust: agreement compares teachers on images that are familiar to both: set "
+                "weighting: familiarity with familiarity.density: gaussian"
             )
         if self.trust == "validation" and not self.uses_moments:
             raise ValueError(
-                "trust: validation judges moments: set weighting: familiarity with "
-                "familiarity.density: pooled"
+                "trust: validation compares class sums with validation labels: set weighting: "
+                "familiarity with familiarity.density: pooled"
             )
         self._check_epochs()
         if self.student == "lda-head":
             self._check_moments_suffice()
         if self.mode == "logits":
             self._check_logits_suffice()
-        if self.sequence == "sequential" and self.method != "dp-kd":
-            raise ValueError(f"sequence: sequential is for method: dp-kd, not {self.method}")
-        if self.teachers == "validation" and self.method != "fine-tune":
-            raise ValueError(f"teachers: validation is for method: fine-tune, not {self.method}")
-        if self.teachers == "both" and self.method != "kd":
-            raise ValueError(f"teachers: both is for method: kd, not {self.method}")
-        if self.teachers == "densities" and self.method not in ("kd", "dp-kd"):
-            raise ValueError(f"teachers: densities has no models for method: {self.method}")
+        if not METHODS.is_own(self.method):
+            self.check_method(METHODS.spec(self.method))
         return self
 
+    def check_method(self, spec: MethodSpec) -> None:
+        """Refuse settings that the method does not use, and a study without what it needs.
+
+        Args:
+            spec: of the method. That of a user's own is known only once it is imported.
+
+        Raises:
+            ValueError: with the key and what to do.
+        """
+        for key, setting in _SETTING_OF.items():
+            if setting not in spec.uses and self._is_changed(key, setting):
+                raise ValueError(f"{key}: is not used by method {self.method}{self._hint(setting)}")
+        if self.teachers == "validation" and "labels" not in spec.needs:
+            raise ValueError(
+                "teachers: validation needs a method that learns from labels alone, such as "
+                f"fine-tune, not {self.method}"
+            )
+        if self.teachers == "both" and "pooling" not in spec.uses:
+            raise ValueError(
+                "teachers: both changes the target that is pooled from all teachers; it is not "
+                f"used by method {self.method}{self._hint('pooling')}"
+            )
+        if self.teachers == "densities" and spec.needs:
+            raise ValueError(
+                f"teachers: densities gives predictions only, but method {self.method} needs "
+                f"{' and '.join(sorted(spec.needs))}"
+            )
+        if self.mode == "logits" and "models" in spec.needs:
+            raise ValueError(
+                f"method: {self.method} trains the silos' models, but mode: logits sends only "
+                "predictions; use mode: weights"
+            )
+
+    def _is_changed(self, key: str, setting: str) -> bool:
+        """Whether a key differs from its default, and is used by nothing but the method."""
+        if setting == "weighting" and (self.rests_on_densities or self.trust != "equal"):
+            return False
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+    def _hint(self, setting: str) -> str:
+        if METHODS.is_own(self.method):
+            return f"; if it uses it, declare it: @fedkd.method(uses={{{setting!r}}})"
+        users = [name for name in METHODS if setting in METHODS.spec(name).uses]
+        return f", only by {' and '.join(users)}; leave it out"
+
     def _check_epochs(self) -> None:
-        if self.mixup and self.method in ("dml", "dp-kd"):
-            raise ValueError(f"mixup is for methods kd and fine-tune, not {self.method}")
-        if self.mixed_inputs and self.method != "kd":
-            raise ValueError(f"blends are for method: kd, not {self.method}")
         if self.mixed_inputs and self.mixup:
-            raise ValueError("blends are mixed already; leave mixup out")
+            raise ValueError(
+                "mixed_inputs: are interpolations already; set mixup: false or mixed_inputs: 0"
+            )
         if self.finetune_epochs and not self.mixed_inputs:
-            raise ValueError("refine follows epochs with blends; set blends, or leave refine out")
+            raise ValueError("finetune_epochs: follow epochs with mixed inputs; set mixed_inputs")
         if self.epochs == 0 and (self.student != "lda-head" or self.mixed_inputs):
             raise ValueError(
-                "epochs: 0 teaches nothing; it is for student: lda-head without blends, which "
-                "needs no teaching"
+                "epochs: 0 is for student: lda-head without mixed inputs, which needs no "
+                "distillation; raise epochs"
             )
 
     def _check_moments_suffice(self) -> None:
         if not (self.uses_moments and self.familiarity.basis == "patches"):
             raise ValueError(
-                "student: lda-head follows from moments of what filters see: set weighting: "
+                "student: lda-head is computed from class sums of filter responses: set weighting: "
                 "familiarity with familiarity.density: pooled and familiarity.basis: patches"
             )
         if self.familiarity.filters != NUM_PATCH_FILTERS:
             raise ValueError(
-                f"student: lda-head is patch-features of {NUM_PATCH_FILTERS} filters; set "
+                f"student: lda-head is patch-features with {NUM_PATCH_FILTERS} filters; set "
                 f"familiarity.filters: {NUM_PATCH_FILTERS}"
             )
 
@@ -245,23 +223,48 @@ class Consolidation(Section):
             raise ValueError(
                 f"student: {self.student} needs the silos' models, {remedy}, or student: fresh"
             )
-        if self.method in NEEDS_MODELS:
-            raise ValueError(f"method: {self.method} trains the silos' models, {remedy}")
         if self.mixed_inputs:
-            raise ValueError(f"blends are shown to the silos' models, {remedy}")
+            raise ValueError(f"mixed_inputs: need predictions of the silos' models, {remedy}")
         if self.judges_models or self.teachers == "validation":
-            raise ValueError(f"teachers are judged on validation data, {remedy}")
+            raise ValueError(f"models are compared on validation data, {remedy}")
         if self.uses_densities and self.familiarity.basis == "features":
             raise ValueError(f"familiarity.basis: features averages models, {remedy}")
 
+    def check_at_silo(self) -> None:
+        """Refuse what cannot be done on a silo, whose model is the student.
+
+        Raises:
+            ValueError: with the key and what to do.
+        """
+        reason = "but data.transfer.source is student-silo"
+        if self.student not in ("best", "worst", "random"):
+            raise ValueError(
+                f"student: {self.student} is not the model of a silo, {reason}; use best, worst or "
+                "random"
+            )
+        if self.uses_densities:
+            raise ValueError(
+                f"weighting: familiarity needs the transfer images at all silos, {reason}"
+            )
+        if self.teachers == "validation":
+            raise ValueError(f"teachers: validation data is on the server, {reason}")
+        if self.mode == "logits":
+            raise ValueError(f"mode: logits leaves no model to send to the silo, {reason}")
+        if self.select.by == "complementary":
+            raise ValueError(
+                f"select.by: complementary needs the transfer images on the server, {reason}"
+            )
+        if self.subset:
+            raise ValueError(f"subset: needs the transfer images on the server, {reason}")
+
     @property
     def needs_validation(self) -> bool:
-        """Whether the server's validation data decides something, labels included."""
+        """Whether validation data is used, its labels included."""
         return self.judges_models or "validation" in (self.teachers, self.trust)
 
     @property
     def judges_models(self) -> bool:
-        """Whether it says which of the silos' models are better."""
+        """Whether the silos' models are compared by validation accuracy."""
         return (
             self.weighting == "accuracy"
             or self.student in ("best", "worst")
@@ -271,36 +274,32 @@ class Consolidation(Section):
 
     @property
     def uses_densities(self) -> bool:
-        """Whether silos are asked how familiar the transfer images are."""
+        """Whether silos estimate densities of the transfer images."""
         return self.weighting == "familiarity"
 
     @property
     def uses_moments(self) -> bool:
-        """Whether silos tell so by moments of their images."""
+        """Whether silos share class sums of their images instead of log-densities."""
         return self.uses_densities and self.familiarity.density == "pooled"
 
     @property
     def joint_densities(self) -> bool:
-        """Whether the densities teach too, for which they must be told by class."""
+        """Whether densities are also targets; silos then send one for each class."""
         return self.teachers in ("both", "densities")
 
     @property
     def rests_on_densities(self) -> bool:
-        """Whether no weighting but by densities goes with it."""
+        """Whether weighting: familiarity is the only one possible."""
         return self.joint_densities or self.student == "lda-head"
 
     @property
     def uses_features(self) -> bool:
-        """Whether they tell so in features of the averaged model, which they must be sent."""
+        """Whether densities are in features of the averaged model, which silos then receive."""
         return self.uses_densities and self.familiarity.basis == "features"
 
     @property
     def uses_accuracy(self) -> bool:
-        """Whether teachers count or speak by validation accuracy; a user's weighting may."""
-        by_accuracy = self.weighting == "accuracy" or ":" in self.weighting
+        """Whether weights or order depend on validation accuracy; a user's own weighting may."""
+        by_accuracy = self.weighting == "accuracy" or WEIGHTINGS.is_own(self.weighting)
         in_order = self.sequence == "sequential" and self.order not in ("silos", "random")
         return by_accuracy or in_order
-
-    def function_keys(self) -> list[str]:
-        """Identify the method and the weighting in cache keys, a user's own by their source."""
-        return [METHODS.fingerprint(self.method), WEIGHTINGS.fingerprint(self.weighting)]

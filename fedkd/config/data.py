@@ -1,46 +1,46 @@
-"""Sections on data: its source, the cut, the transfer set, the partition among silos."""
+"""Sections on data: its source, how it is split, the transfer set, the partition among silos."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from fedkd.config.sections import Count, Fraction, Rate, Section, Source
-from fedkd.registry import (
-    NO_SOURCE,
-    NOISE,
-    PREFIXES,
-    STUDENT_SILO,
-    TORCHVISION_SETS,
-    check_study_source,
+from fedkd.config.sections import (
+    Count,
+    Fraction,
+    Options,
+    Rate,
+    Section,
+    Source,
+    refuse_options,
 )
+from fedkd.registry import NOISE, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.names import SILO_NAME
 
-StudySource = Annotated[
-    str,
-    AfterValidator(check_study_source),
-    Field(json_schema_extra={"examples": ["digits", *TORCHVISION_SETS, *PREFIXES, NO_SOURCE]}),
-]
 SiloName = Annotated[str, Field(pattern=rf"^{SILO_NAME.pattern}$")]
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class TransferSet(Section):
-    """The images on which knowledge passes from teachers to student."""
+    """The images on which the student learns from the teachers."""
 
     size: Count = Field(300, description="number of images")
     labelled: bool = Field(default=False, description="whether the server may use their labels")
     source: Source | Literal["noise", "student-silo"] | None = Field(
         None,
-        description="another data source to draw from, noise, or student-silo: the private images "
-        "of the silo whose model is the student; by default the study's own",
+        description="another data source; noise: random pixels; student-silo: the private images "
+        "of the silo whose model is the student; by default images of data.source",
+    )
+    options: Options = Field(
+        default={}, description="keyword arguments of a source function of your own"
     )
 
     @model_validator(mode="after")
     def _check(self) -> TransferSet:
         if self.source == NOISE and self.labelled:
             raise ValueError("labelled: noise has no labels")
+        refuse_options(self.options, SOURCES, self.source or "data.source")
         return self
 
     @property
@@ -50,18 +50,27 @@ class TransferSet(Section):
 
 
 class Data(Section):
-    """Where images come from and how they are cut."""
+    """Where images come from and how they are split."""
 
-    source: StudySource = Field(
+    source: Source | Literal["none"] = Field(
         "digits",
-        description="of silos in the field: the server's own images, on the SuperLink's host, or "
-        "none, which is then the default",
+        description="for deployed silos: the server's own images, on the SuperLink's host, or "
+        "none, the default then",
     )
-    test: float = Field(0.2, gt=0, lt=1, description="fraction, where the source has no test set")
-    validation: float = Field(0.1, ge=0, lt=1, description="fraction of what is not test")
+    options: Options = Field(
+        default={}, description="keyword arguments of a source function of your own"
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="fraction of the images, if the source has no test set"
+    )
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="fraction of the images that are not test images"
+    )
     transfer: TransferSet = TransferSet()
-    train_size: Count | None = Field(None, description="at most so many images for all silos")
-    test_size: Count | None = Field(None, description="at most so many images to test on")
+    train_size: Count | None = Field(
+        None, description="maximum number of images for all silos together"
+    )
+    test_size: Count | None = Field(None, description="maximum number of test images")
     image_size: int | None = Field(
         None, ge=4, le=1024, description="resize images to this height and width in pixels"
     )
@@ -69,45 +78,46 @@ class Data(Section):
         None,
         min_length=2,
         max_length=10_000,
-        description="names of the classes, of silos in the field alone: a label is a place in it",
+        description="names of the classes, in the order of the labels; for deployed silos only",
     )
     channels: int | None = Field(
-        None, ge=1, le=16, description="1 for greyscale, 3 for RGB; of silos in the field alone"
+        None, ge=1, le=16, description="1 for greyscale, 3 for RGB; for deployed silos only"
     )
 
     @model_validator(mode="after")
     def _check(self) -> Data:
         names = self.classes or []
         if twice := [name for index, name in enumerate(names) if name in names[:index]]:
-            raise ValueError(f"classes: {twice[0]!r} stands there twice")
+            raise ValueError(f"classes: names {twice[0]!r} twice")
+        refuse_options(self.options, SOURCES, self.source)
         return self
 
 
 class Partition(Section):
-    """How the training images are shared among the silos."""
+    """How the training images are divided among the silos."""
 
     silos: int = Field(10, ge=1, le=100_000)
-    min_size: int = Field(10, ge=1, description="least number of images in a silo")
+    min_size: int = Field(10, ge=1, description="minimum number of images of a silo")
 
 
 class Iid(Partition):
-    """Equal sizes, one mix of labels."""
+    """Silos of equal size, with the same distribution of labels."""
 
     scheme: Literal["iid"] = "iid"
 
 
 class Quantity(Partition):
-    """Sizes drawn from a Dirichlet distribution, one mix of labels."""
+    """Sizes drawn from a Dirichlet distribution, with the same distribution of labels."""
 
     scheme: Literal["quantity"]
-    alpha: Rate = 0.5
+    alpha: Rate = Field(0.5, description="concentration: the smaller, the more unequal the sizes")
 
 
 class LabelDirichlet(Partition):
-    """Each class is shared out by its own draw from a Dirichlet distribution."""
+    """Each class is divided by its own draw from a Dirichlet distribution."""
 
     scheme: Literal["label-dirichlet"]
-    alpha: Rate = 0.1
+    alpha: Rate = Field(0.1, description="concentration: the smaller, the fewer classes in a silo")
 
 
 class LabelShards(Partition):
@@ -118,18 +128,29 @@ class LabelShards(Partition):
 
 
 class LabelDominant(Partition):
-    """A share of each class goes to one silo, the rest to all evenly."""
+    """A share of each class goes to one silo; the rest is divided evenly among all."""
 
     scheme: Literal["label-dominant"]
     share: Fraction = 0.8
 
 
+class OwnPartition(Partition):
+    """A function of your own divides the images."""
+
+    scheme: Annotated[
+        str,
+        AfterValidator(PARTITIONS.check),
+        Field(json_schema_extra={"pattern": ":", "examples": [PARTITIONS.own]}),
+    ]
+    options: Options = Field(default={}, description="keyword arguments of the function")
+
+
 class Deployed(Partition):
-    """Nothing is shared out: each silo owns its images, on a host of its own."""
+    """Each silo owns its images, on a host of its own; nothing is divided."""
 
     scheme: Literal["deployed"]
     names: list[SiloName] = Field(
-        min_length=1, max_length=1000, description="of all silos, as their silo.yaml says"
+        min_length=1, max_length=1000, description="of all silos, as in their silo.yaml"
     )
 
     @model_validator(mode="before")
@@ -145,3 +166,23 @@ class Deployed(Partition):
         if self.silos != len(self.names):
             raise ValueError(f"silos is {self.silos}, but names has {len(self.names)} entries")
         return self
+
+
+def kind_of_partition(value: Any) -> Any:
+    """Return the tag in :data:`AnyPartition` of a section, or of what a study has for one."""
+    if not isinstance(value, dict | Partition):
+        return PARTITIONS.own  # any member refuses it
+    scheme = value.get("scheme") if isinstance(value, dict) else getattr(value, "scheme", None)
+    return PARTITIONS.own if isinstance(scheme, str) and PARTITIONS.is_own(scheme) else scheme
+
+
+AnyPartition = Annotated[
+    Annotated[Iid, Tag("iid")]
+    | Annotated[Quantity, Tag("quantity")]
+    | Annotated[LabelDirichlet, Tag("label-dirichlet")]
+    | Annotated[LabelShards, Tag("label-shards")]
+    | Annotated[LabelDominant, Tag("label-dominant")]
+    | Annotated[Deployed, Tag("deployed")]
+    | Annotated[OwnPartition, Tag(PARTITIONS.own)],
+    Discriminator(kind_of_partition),
+]

@@ -1,22 +1,21 @@
-"""What a study of silos in the field may say: their data lie on hosts that nobody else reads."""
+"""What a study may say of deployed silos, whose data are on hosts of their own."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedkd.registry import NO_SOURCE
-
-if TYPE_CHECKING:
-    from fedkd.config.study import Study
+from fedkd.config.arm import Arm
+from fedkd.config.data import Data
+from fedkd.config.rounds import Pretraining, Rounds
+from fedkd.registry import LOCAL_LOSSES, NO_SOURCE, SOURCES
 
 DEPLOYED = "deployed"
-_OF_FILES = re.compile(r"(folder|npz):(.*)", re.DOTALL)
 
 
 def fill_deployed(data: Any) -> Any:
-    """Fill in what follows from silos in the field: a server that owns no images unless it says so.
+    """Fill in what follows from deployed silos: without a source, the server owns no images.
 
     Args:
         data: the study as its file holds it; it is not changed.
@@ -30,55 +29,76 @@ def fill_deployed(data: Any) -> Any:
     return data
 
 
-def check_deployed(study: Study) -> None:
-    """Refuse what silos in the field cannot have, and what only they can have."""
-    data = study.data
-    if not study.is_deployed:
-        if data.source == NO_SOURCE:
-            raise ValueError(
-                f"data.source: {NO_SOURCE} leaves nothing to share among simulated silos; it is "
-                "for partition.scheme: deployed"
-            )
-        if data.classes or data.channels:
-            key = "classes" if data.classes else "channels"
-            raise ValueError(
-                f"data.{key}: is read from data.source unless the silos are in the field"
-            )
-        return
+def check_simulated(data: Data) -> None:
+    """Refuse what only a study of deployed silos can have.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
+    if data.source == NO_SOURCE:
+        raise ValueError(
+            f"data.source: {NO_SOURCE} leaves nothing to divide among simulated silos; it is for "
+            "partition.scheme: deployed"
+        )
+    if data.classes or data.channels:
+        key = "classes" if data.classes else "channels"
+        raise ValueError(
+            f"data.{key}: is read from data.source; it is for partition.scheme: deployed"
+        )
+
+
+def check_deployed(
+    data: Data, pretraining: Pretraining, rounds: Mapping[str, Rounds], arms: Mapping[str, Arm]
+) -> None:
+    """Refuse what a study of deployed silos cannot have.
+
+    Args:
+        data: of the study.
+        pretraining: of the study.
+        rounds: of each arm, by its name.
+        arms: of the study.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
     for key in ("classes", "channels", "image_size"):
         if getattr(data, key) is None:
-            raise ValueError(
-                f"data.{key}: is missing; of silos in the field nobody but the study can tell it"
-            )
+            raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
     if data.train_size is not None:
-        raise ValueError("data.train_size: cannot cap what silos in the field own; leave it out")
-    if study.pretraining.checkpoints:
+        raise ValueError("data.train_size: cannot limit what deployed silos own; leave it out")
+    if pretraining.checkpoints:
         raise ValueError(
-            "pretraining.checkpoints: silos in the field name their own, in silo.yaml; leave it out"
+            "pretraining.checkpoints: deployed silos name their own, in silo.yaml; leave it out"
         )
+    for name, settings in rounds.items():
+        if LOCAL_LOSSES.is_own(settings.local_loss):
+            raise ValueError(
+                f"arms.{name}: local_loss {settings.local_loss} is code that a study names, which "
+                f"deployed silos do not run; use one of {', '.join(LOCAL_LOSSES)}"
+            )
     if data.source == NO_SOURCE:
-        _check_without_source(study)
+        _check_without_source(data, arms)
     for key, source in (
         ("data.source", data.source),
         ("data.transfer.source", data.transfer.source),
     ):
-        match = _OF_FILES.fullmatch(source or "")
-        if match and not PurePath(match[2]).is_absolute():
+        prefix, rest = SOURCES.split(source or "")
+        if prefix and prefix.path and not PurePath(rest).is_absolute():
             raise ValueError(
-                f"{key}: {source} is a relative path, but of silos in the field the server's own "
-                "images lie on the SuperLink's host: give the whole path there"
+                f"{key}: {source} is a relative path, but the server of deployed silos has its "
+                "images on the SuperLink's host: give the absolute path there"
             )
 
 
-def _check_without_source(study: Study) -> None:
-    if study.data.validation > 0:
+def _check_without_source(data: Data, arms: Mapping[str, Arm]) -> None:
+    if data.validation > 0:
         raise ValueError(
-            "data.validation: the server has no images to set apart while data.source is "
-            f"{NO_SOURCE}; name a source on the SuperLink's host"
+            f"data.validation: the server has no images while data.source is {NO_SOURCE}; name a "
+            "source on the SuperLink's host"
         )
-    if study.data.transfer.source is not None:
+    if data.transfer.source is not None:
         return
-    for name, arm in study.arms.items():
+    for name, arm in arms.items():
         if arm.consolidation is not None or arm.strategy == "feddf":
             raise ValueError(
                 f"data.transfer.source: is missing; arms.{name} distils on the server, which has "

@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 
 MAX_LINES = 20
 _MAX_SHOWN = 60
+_DISCRIMINATOR = "scheme"
+"""The key by which pydantic tells the members of a union apart; only partitions have one."""
 _PLAIN_KEY = re.compile(r"[\w.:-]+")
 _PATTERNS = {
     "device": "is not cpu, cuda or cuda:N",
-    "engine.name": "is no name of an engine: use letters, digits, '.', '_' and '-', at most 64",
+    "engine.name": (
+        "is not a valid engine name: use letters, digits, '.', '_' and '-', at most 64"
+    ),
 }
 _BAD_NAME = (
-    "is no valid name: use lower-case letters, digits and hyphens, at most 64, "
+    "is not a valid name: use lower-case letters, digits and hyphens, at most 64, "
     "beginning with a letter or digit"
 )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a study, and the dotted path where."""
+    """One fault of a study, and the dotted path of its key."""
 
     path: str
     sentence: str
@@ -47,12 +51,12 @@ def join_problems(problems: Iterable[Problem], *, origin: str = "") -> UserError
     """Return an error of one line a problem, each beginning with ``origin`` if there is one."""
     lines = [f"{origin}: {problem}" if origin else str(problem) for problem in problems]
     if len(lines) > MAX_LINES:
-        lines[MAX_LINES:] = [f"and {len(lines) - MAX_LINES} problems more"]
+        lines[MAX_LINES:] = [f"and {len(lines) - MAX_LINES} more problems"]
     return UserError("\n".join(lines))
 
 
 def explain(error: ValidationError, data: Mapping[str, Any]) -> list[Problem]:
-    """Return the problems in the order of the file, at most one for each path.
+    """Return the problems in the order of the file, one for each path.
 
     Args:
         error: what validating ``data`` raised.
@@ -61,7 +65,7 @@ def explain(error: ValidationError, data: Mapping[str, Any]) -> list[Problem]:
     by_path: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_dotted(_user_path(details, data)), []).append(details)
-    return [Problem(path, _explain_path(path, found)) for path, found in by_path.items()]
+    return [Problem(path, _explain_path(path, errors)) for path, errors in by_path.items()]
 
 
 def show(value: Any) -> str:
@@ -83,9 +87,9 @@ def show(value: Any) -> str:
 
 
 def _user_path(details: ErrorDetails, data: Mapping[str, Any]) -> list[str | int]:
-    """Walk pydantic's location along the data, which drops the names of union members.
+    """Return pydantic's location without the names of union members.
 
-    A partition's scheme is such a name even where the user has a key that is called so too.
+    The scheme of a partition is such a name, even if the user has a key of that name.
     """
     path: list[str | int] = []
     here: Any = data
@@ -99,7 +103,7 @@ def _user_path(details: ErrorDetails, data: Mapping[str, Any]) -> list[str | int
     if kind == "missing":
         path.append(details["loc"][-1])
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        path.append(details["ctx"]["discriminator"].strip("'"))
+        path.append(_DISCRIMINATOR)
     elif kind in ("unknown_key", "not_a_switch"):
         path.append(details["ctx"]["key"])
     return path
@@ -112,20 +116,20 @@ def _dotted(path: Iterable[str | int]) -> str:
     )
 
 
-def _explain_path(path: str, found: list[ErrorDetails]) -> str:
-    """Return one sentence for all that is wrong at one path.
+def _explain_path(path: str, errors: list[ErrorDetails]) -> str:
+    """Return one sentence for all errors at one path.
 
-    A union reports once for each member: a number out of range says more than that it is also
-    none of the names; otherwise both members are told.
+    A union reports one error for each member. That a number is out of range says more than that
+    it is not one of the names; otherwise the sentence has both.
     """
-    names = [details for details in found if details["type"] == "literal_error"]
-    others = [details for details in found if details["type"] != "literal_error"]
+    names = [details for details in errors if details["type"] == "literal_error"]
+    others = [details for details in errors if details["type"] != "literal_error"]
     if names and others:
         if others[0]["type"] not in _EXPECTED:
             return _explain(path, others[0])
         expected = " nor ".join([*_quoted(names[0]["ctx"]["expected"]), _expected(others[0])])
-        return f"{show(found[0]['input'])} is neither {expected}"
-    return _explain(path, found[0])
+        return f"{show(errors[0]['input'])} is neither {expected}"
+    return _explain(path, errors[0])
 
 
 def _explain(path: str, details: ErrorDetails) -> str:
@@ -185,7 +189,7 @@ _SENTENCES: dict[str, Callable[[Any, _Context], str]] = {
     "unknown_key": lambda _value, context: f"unknown key{context['hint']}",
     "literal_error": lambda value, context: _explain_name(value, context["expected"]),
     "union_tag_invalid": lambda value, context: _explain_name(
-        value.get(context["discriminator"].strip("'")), context["expected_tags"]
+        value.get(_DISCRIMINATOR), context["expected_tags"]
     ),
     "union_tag_not_found": lambda _value, _context: "is missing",
     "less_than_equal": lambda value, context: f"{show(value)} is more than {_bound(context, 'le')}",
@@ -198,6 +202,9 @@ _SENTENCES: dict[str, Callable[[Any, _Context], str]] = {
     ),
     "finite_number": lambda value, _context: f"{show(value)} is not a finite number",
     "int_parsing_size": lambda value, _context: f"{show(value)} is too large a number",
+    "invalid-json-value": lambda value, _context: (
+        f"{show(value)} is not text, a number, true or false, a list or a mapping"
+    ),
     "too_short": lambda _value, context: (
         f"needs at least {_entries(context['min_length'])} but has {context['actual_length']}"
     ),

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from fedkd.config.sections import Architecture, Count, Fraction, Momentum, Rate, Section
+from fedkd.config.sections import (
+    Architecture,
+    Count,
+    Fraction,
+    Momentum,
+    Options,
+    Rate,
+    Section,
+    refuse_options,
+)
 from fedkd.registry import LOCAL_LOSSES
 
 LocalLoss = Annotated[
-    str, AfterValidator(LOCAL_LOSSES.check), Field(json_schema_extra={"enum": list(LOCAL_LOSSES)})
+    str,
+    AfterValidator(LOCAL_LOSSES.check),
+    Field(json_schema_extra={"examples": list(LOCAL_LOSSES)}),
 ]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -33,7 +44,7 @@ class Model(Section):
 
 
 class Pretraining(Section):
-    """How the silos' own models came to be."""
+    """How the silos' own models are trained, or where they are read."""
 
     epochs: Count = 20
     lr: Rate = 0.02
@@ -43,7 +54,7 @@ class Pretraining(Section):
         "constant", description="of the learning rate; cosine: down to zero over all epochs"
     )
     init: Literal["shared", "per-silo"] = Field(
-        "shared", description="one initialisation for all silos, or one each"
+        "shared", description="one initialisation for all silos, or one for each"
     )
     checkpoints: dict[str, str] = Field(
         default={}, description="silo name to a .safetensors file used instead of pre-training"
@@ -55,9 +66,9 @@ class Rounds(Section):
 
     max: Count = 40
     stop: Literal["targets", "budget"] = Field(
-        "targets", description="stop once all targets are reached, or use all rounds"
+        "targets", description="stop when all targets are reached, or after max rounds"
     )
-    fraction: Fraction = Field(1.0, description="of the silos that take part in a round")
+    fraction: Fraction = Field(1.0, description="of the silos that train in a round")
     local_epochs: Count = 1
     batch_size: Count = 32
     lr: Rate = 0.05
@@ -65,41 +76,59 @@ class Rounds(Section):
     weight_decay: float = Field(0.0, ge=0, le=1)
     schedule: Schedule = Field(
         "constant",
-        description="of the learning rate over the rounds; cosine: towards zero after max rounds",
+        description="of the learning rate over the rounds; cosine: down to zero after max rounds",
     )
     local_loss: LocalLoss = "cross-entropy"
-    mu: Weight = Field(0.01, description="of local_loss proximal: half of it times the distance")
-    beta: Weight = Field(1.0, description="of local_loss not-true: weight of the old predictions")
+    options: Options = Field(
+        default={}, description="keyword arguments of a local loss of your own"
+    )
+    mu: Weight = Field(
+        0.01,
+        description="for local_loss proximal: weight of half the squared distance to the received "
+        "parameters",
+    )
+    beta: Weight = Field(
+        1.0, description="for local_loss not-true: weight of the received model's predictions"
+    )
     tau: Rate = Field(
-        1.0, description="of local_loss logit-adjusted: scale of the prior; not-true: temperature"
+        1.0,
+        description="for local_loss logit-adjusted: scale of the log prior; not-true: temperature",
     )
     quorum: float = Field(
-        0.5, ge=0, le=1, description="least share of a round's silos that must answer well"
+        0.5, ge=0, le=1, description="minimum share of a round's silos with a valid reply"
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
     max_failures: Count = Field(
-        3, description="replies of a silo that may fail before it is not asked any more"
+        3, description="failed replies of a silo after which it is no longer asked"
     )
     max_examples: int = Field(
         10_000_000,
         ge=1,
         le=1_000_000_000,
-        description="most examples that a silo may claim; more is refused",
+        description="maximum number of examples of a silo; a reply that claims more is refused",
     )
     aggregation: Aggregation = Field(
         "mean",
-        description="how a round's models become one: mean by examples, or every silo alike and "
-        "robust against a minority of bad ones",
+        description="of a round's models: mean weighted by examples, or one of two unweighted "
+        "aggregates that are robust to a minority of bad models",
     )
     trim: float = Field(
-        0.2, gt=0, lt=0.5, description="share cut off at either end; of aggregation trimmed-mean"
+        0.2,
+        gt=0,
+        lt=0.5,
+        description="share cut off at either end; for aggregation: trimmed-mean",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Rounds:
+        refuse_options(self.options, LOCAL_LOSSES, self.local_loss)
+        return self
 
     def in_round(self, number: int) -> Rounds:
         """Return the settings of one round, counted from 1, with its learning rate.
 
-        By ``cosine`` lr (1 + cos(pi (r - 1) / max)) / 2: Loshchilov & Hutter 1608.03983, without
-        restarts. FedAvg on uneven data needs a rate that falls to come near the optimum (Li et al.
+        ``cosine`` is lr (1 + cos(pi (r - 1) / max)) / 2: Loshchilov & Hutter 1608.03983, without
+        restarts. On heterogeneous data FedAvg converges only with a decaying rate (Li et al.
         1907.02189).
         """
         if self.schedule == "constant":
@@ -109,7 +138,7 @@ class Rounds(Section):
 
 
 class RoundOverrides(Section):
-    """Keys of ``rounds`` that one arm sets otherwise."""
+    """Keys of ``rounds`` that differ for one arm."""
 
     max: Count | None = None
     stop: Literal["targets", "budget"] | None = None
@@ -121,6 +150,7 @@ class RoundOverrides(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     schedule: Schedule | None = None
     local_loss: LocalLoss | None = None
+    options: Options | None = None
     mu: Weight | None = None
     beta: Weight | None = None
     tau: Rate | None = None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from fedkd.registry import (
-    ARCHITECTURES,
-    PREFIXES,
-    TORCHVISION_SETS,
-    check_architecture,
-    check_source,
-    suggest,
-)
+from fedkd.registry import ARCHITECTURES, SOURCES, Registry, suggest
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
@@ -22,26 +23,51 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Architecture = Annotated[
     str,
-    AfterValidator(check_architecture),
+    AfterValidator(ARCHITECTURES.check),
     Field(json_schema_extra={"examples": [*ARCHITECTURES, "torchvision:resnet18"]}),
 ]
 Source = Annotated[
     str,
-    AfterValidator(check_source),
-    Field(json_schema_extra={"examples": ["digits", *TORCHVISION_SETS, *PREFIXES]}),
+    AfterValidator(SOURCES.check),
+    Field(json_schema_extra={"examples": [*SOURCES, *SOURCES.prefixes]}),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _check_options(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in options:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} cannot be the name of a parameter")
+    return options
+
+
+Options = Annotated[
+    dict[str, JsonValue], AfterValidator(_check_options), WithJsonSchema({"type": "object"})
+]
+"""Keyword arguments of a function of the user's own: scalars, lists and mappings."""
+
+
+def refuse_options(options: dict[str, JsonValue] | None, registry: Registry, name: str) -> None:
+    """Refuse options of a name that stands for nothing of the user's own.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if options and not registry.is_own(name):
+        raise ValueError(
+            f"options: are for a {registry.kind} of your own ({registry.own}), not {name}"
+        )
+
+
 class Section(BaseModel):
-    """A mapping of the study file: frozen, and closed to keys that it does not know."""
+    """A mapping of the study file: frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        """Name the nearest valid key, and catch YAML's yes and no where a number is meant."""
+        """Name the nearest valid key; refuse YAML's yes and no where a number is expected."""
         if not isinstance(data, dict):
             return data
         for key, value in data.items():
@@ -57,12 +83,12 @@ class Section(BaseModel):
 
 
 def _refuse_switch(key: str, value: Any) -> None:
-    """Refuse a boolean, or a list that holds one, where something else is meant."""
+    """Refuse a boolean, or a list with one, where another type is expected."""
     for index, item in enumerate(value if isinstance(value, list) else [value]):
         if isinstance(item, bool):
             path = f"{key}.{index}" if isinstance(value, list) else key
             raise PydanticCustomError(
                 "not_a_switch",
-                "{value} is no value for this key: YAML reads a bare yes, no, on or off so",
+                "{value} is not valid here: YAML reads a bare yes, no, on or off as true or false",
                 {"key": path, "value": str(item).lower()},
             )

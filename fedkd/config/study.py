@@ -1,4 +1,4 @@
-"""The whole study, and what may stand together in it."""
+"""The whole study, and which settings are valid together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedkd.config.arm import Arm
 from fedkd.config.consolidation import Consolidation
-from fedkd.config.data import (
-    Data,
-    Deployed,
-    Iid,
-    LabelDirichlet,
-    LabelDominant,
-    LabelShards,
-    Quantity,
-)
-from fedkd.config.deployed import check_deployed, fill_deployed
+from fedkd.config.data import AnyPartition, Data, Deployed, Iid
+from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.rounds import Model, Pretraining, Rounds
-from fedkd.config.sections import Fraction, Section, Seed
-from fedkd.registry import LEAST_TRANSFER_IMAGES, NEEDS_LABELS, PATCH_FEATURES, suggest
+from fedkd.config.sections import Fraction, Section, Seed, refuse_options
+from fedkd.registry import (
+    LEAST_TRANSFER_IMAGES,
+    LOCAL_LOSSES,
+    METHODS,
+    PATCH_FEATURES,
+    suggest,
+)
 from fedkd.util.names import natural_key
 
 
@@ -52,14 +50,11 @@ Name = Annotated[
 
 
 class Study(Section):
-    """A whole study: what is compared, on which data, how often."""
+    """A whole study: arms, data, targets and seeds."""
 
     name: Name
     data: Data = Data()
-    partition: Annotated[
-        Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | Deployed,
-        Field(discriminator="scheme"),
-    ] = Iid()
+    partition: AnyPartition = Iid()
     model: Model = Model()
     pretraining: Pretraining = Pretraining()
     rounds: Rounds = Rounds()
@@ -88,14 +83,15 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Study:
-        for check in (
-            _check_arms,
-            _check_baselines,
-            check_deployed,
-            _check_silo_names,
-            _check_needs,
-        ):
-            check(self)
+        _check_arms(self)
+        _check_baselines(self)
+        if self.is_deployed:
+            rounds = {name: self.rounds_of(name) for name in self.arms}
+            check_deployed(self.data, self.pretraining, rounds, self.arms)
+        else:
+            check_simulated(self.data)
+        _check_silo_names(self)
+        _check_needs(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
             ("baselines", self.baselines, "baseline"),
@@ -114,23 +110,23 @@ class Study(Section):
 
     @property
     def is_deployed(self) -> bool:
-        """Whether the silos own their images, on hosts of their own: nothing is simulated."""
+        """Whether the silos are on hosts of their own, not simulated."""
         return isinstance(self.partition, Deployed)
 
     @property
     def target_values(self) -> list[float]:
-        """Targets as the study names them: accuracies, or fractions of the baseline's best."""
+        """Targets as the study gives them: accuracies, or fractions of the baseline's best."""
         if isinstance(self.targets, RelativeTargets):
             return self.targets.of_baseline_best
         return self.targets
 
     @property
     def absolute_targets(self) -> list[float] | None:
-        """Targets in accuracy, or None where they depend on the first baseline's runs."""
+        """Targets in accuracy, or None if they depend on the first baseline's runs."""
         return None if isinstance(self.targets, RelativeTargets) else self.targets
 
     def global_arch(self, arm: str) -> str:
-        """The architecture that an arm's rounds train."""
+        """The architecture of an arm's global model."""
         return self.arms[arm].arch or self.model.arch
 
     def arch_of(self, silo: str) -> str:
@@ -138,19 +134,22 @@ class Study(Section):
         return self.model.per_silo.get(silo, self.model.arch)
 
     def rounds_of(self, arm: str) -> Rounds:
-        """The round settings of an arm: the study's, with the arm's own on top.
+        """The round settings of an arm: the study's, with those that the arm overrides.
 
-        Where targets are relative to the first baseline's best, that arm uses its whole budget.
+        If targets are relative to the first baseline's best, that arm uses its whole budget.
+        Options of a local loss do not pass to an arm with another one.
         """
         overrides = self.arms[arm].rounds.model_dump(exclude_none=True)
+        if overrides.get("local_loss", self.rounds.local_loss) != self.rounds.local_loss:
+            overrides.setdefault("options", {})
         if isinstance(self.targets, RelativeTargets) and arm == self.baselines[0]:
             overrides["stop"] = "budget"
         return self.rounds.model_copy(update=overrides)
 
     def exchanges_before_round_1(self, arm: str) -> int:
-        """Exchanges that an arm's start costs: one collects models, a second sends some out.
+        """Exchanges of an arm's start: one collects models, a second sends some to silos.
 
-        A transfer set whose images are all alike, found out only in the run, spares the second.
+        If all transfer images turn out to be alike, the run leaves out the second.
         """
         if self.arms[arm].start == "random":
             return 0
@@ -162,14 +161,19 @@ class Study(Section):
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """Every architecture that the study names, of silos' and of global models."""
+        """All architectures of the study, of silos' and of global models."""
         own = [arm.arch for arm in self.arms.values() if arm.arch]
         return tuple(sorted({self.model.arch, *self.model.per_silo.values(), *own}))
 
     @property
     def needs_pretrained(self) -> bool:
-        """Whether any arm uses the silos' own models."""
+        """Whether an arm uses the silos' own models."""
         return any(arm.needs_pretrained for arm in self.arms.values())
+
+    def has_labels(self, settings: Consolidation) -> bool:
+        """Whether the student of a consolidation may learn from labels."""
+        transfer = self.data.transfer
+        return transfer.labelled or transfer.at_silo or settings.teachers == "validation"
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved study as plain values; loading it again gives an equal study."""
@@ -219,14 +223,18 @@ def _check_silo_names(study: Study) -> None:
 def _check_needs(study: Study) -> None:
     for name, arm in study.arms.items():
         settings = arm.consolidation
-        path = f"arms.{name}.consolidation"
         chosen = settings.student if settings else arm.start
         _check_architectures(study, name, chosen)
+        rounds = study.rounds_of(name)
+        try:
+            refuse_options(rounds.options, LOCAL_LOSSES, rounds.local_loss)
+        except ValueError as error:
+            raise ValueError(f"arms.{name}.rounds.{error}") from None
         if study.data.validation == 0 and (
             chosen == "best" or (settings and settings.needs_validation)
         ):
             raise ValueError(
-                f"arms.{name}: silos are judged on validation data, but data.validation is 0"
+                f"arms.{name}: compares models on validation data, but data.validation is 0"
             )
         if arm.strategy == "feddf" and study.data.transfer.at_silo:
             raise ValueError(
@@ -235,22 +243,36 @@ def _check_needs(study: Study) -> None:
             )
         if settings is None:
             continue
-        labelled = (
-            study.data.transfer.labelled
-            or study.data.transfer.at_silo
-            or settings.teachers == "validation"
-        )
-        if settings.method in NEEDS_LABELS and not labelled:
-            raise ValueError(
-                f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled "
-                "is false"
-            )
+        path = f"arms.{name}.consolidation"
+        if not METHODS.is_own(settings.method):
+            check_labels(study, settings, path)
         if study.data.transfer.at_silo:
-            _check_at_silo(settings, path)
+            try:
+                settings.check_at_silo()
+            except ValueError as error:
+                raise ValueError(f"{path}.{error}") from None
+
+
+def check_labels(study: Study, settings: Consolidation, path: str) -> None:
+    """Refuse a method that needs labels where there are none.
+
+    Args:
+        study: the study.
+        settings: of the consolidation; a method of the user's own is imported.
+        path: of these settings, for the error message.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
+    if "labels" in METHODS.spec(settings.method).needs and not study.has_labels(settings):
+        raise ValueError(
+            f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled is "
+            "false"
+        )
 
 
 def _check_architectures(study: Study, name: str, chosen: str) -> None:
-    """Refuse an arm that starts from silos' models where no silo has its architecture."""
+    """Refuse an arm that starts from silos' models of which none has its architecture."""
     if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
         return
     arch = study.global_arch(name)
@@ -274,26 +296,4 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
         raise ValueError(
             f"arms.{name}.consolidation.familiarity.basis: features averages silos' models of the "
             f"architecture {arch}, but they are {', '.join(others)}; use basis: pixels"
-        )
-
-
-def _check_at_silo(settings: Consolidation, path: str) -> None:
-    """A student that learns on its own silo is that silo's model; teachers travel there."""
-    reason = "but data.transfer.source is student-silo"
-    if settings.student not in ("best", "worst", "random"):
-        raise ValueError(
-            f"{path}.student: {settings.student} is no silo's model, {reason}; use best, worst or "
-            "random"
-        )
-    if settings.uses_densities:
-        raise ValueError(
-            f"{path}.weighting: familiarity shows the transfer images to all silos, {reason}"
-        )
-    if settings.teachers == "validation":
-        raise ValueError(f"{path}.teachers: validation data is the server's, {reason}")
-    if settings.mode == "logits":
-        raise ValueError(f"{path}.mode: logits leaves no model to send to the student, {reason}")
-    if settings.select.by == "complementary" or settings.subset:
-        raise ValueError(
-            f"{path}: the server cannot choose by images that it does not see, {reason}"
         )

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from fedkd.config import Consolidation, Study
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
+from fedkd.config.own import find_problems
 from fedkd.errors import UserError
+from fedkd.registry import SOURCES
 from fedkd.util.safetensors_header import find_checkpoint_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
 MAX_BYTES = 1 << 20
-_PATH_PREFIXES = ("folder:", "npz:")
 
 
 def load_study(
@@ -114,13 +115,22 @@ def study_schema() -> dict[str, Any]:
 
 
 def check_files(study: Study) -> None:
-    """Refuse a study whose files are missing or cannot be what they should be.
+    """Refuse a study whose files are missing or whose own functions cannot be used.
+
+    Functions of the user's own are imported.
 
     Raises:
         UserError: one line a problem, each beginning with the key's path.
     """
-    if study.is_deployed:
-        return  # what it names lies on the SuperLink's host, which looks for itself
+    problems = find_problems(study)
+    # Files of deployed silos are on other hosts, which check them.
+    if not study.is_deployed:
+        problems += _find_file_problems(study)
+    if problems:
+        raise join_problems(problems)
+
+
+def _find_file_problems(study: Study) -> list[Problem]:
     problems = []
     for silo, checkpoint in study.pretraining.checkpoints.items():
         if sentence := find_checkpoint_problem(Path(checkpoint)):
@@ -130,17 +140,10 @@ def check_files(study: Study) -> None:
             problems.append(Problem(f"model.files.{index}", sentence))
     sources = {"data.source": study.data.source, "data.transfer.source": study.data.transfer.source}
     for key, source in sources.items():
-        if source is not None and (sentence := _find_source_problem(source)):
+        prefix, name = SOURCES.split(source or "")
+        if prefix and prefix.path and (sentence := _find_path_problem(name, prefix.path)):
             problems.append(Problem(key, sentence))
-    if problems:
-        raise join_problems(problems)
-
-
-def _find_source_problem(source: str) -> str | None:
-    prefix, _, name = source.partition(":")
-    if f"{prefix}:" not in _PATH_PREFIXES:
-        return None
-    return _find_path_problem(name, "folder" if prefix == "folder" else "file")
+    return problems
 
 
 def _find_path_problem(name: str, expected: str) -> str | None:
@@ -233,24 +236,34 @@ def _replace(data: Any, keys: Sequence[str], value: Any, *, origin: str, done: s
 
 
 def _make_paths_absolute(study: Study, folder: Path) -> Study:
-    """Return the study with its files' paths taken from ``folder``, so that it loads anywhere.
+    """Return the study with its relative paths resolved against ``folder``.
 
     Symbolic links are kept: what a link points to may have another ending.
     """
-
-    def absolute(name: str) -> str:
-        return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
-
-    def absolute_source(source: str | None) -> str | None:
-        for prefix in _PATH_PREFIXES:
-            if source is not None and source.startswith(prefix):
-                return prefix + absolute(source.removeprefix(prefix))
-        return source
-
     data, pretraining = study.data, study.pretraining
-    transfer = data.transfer.model_copy(update={"source": absolute_source(data.transfer.source)})
-    data = data.model_copy(update={"source": absolute_source(data.source), "transfer": transfer})
-    checkpoints = {silo: absolute(name) for silo, name in pretraining.checkpoints.items()}
+    transfer = data.transfer.model_copy(
+        update={"source": absolute_source(data.transfer.source, folder)}
+    )
+    data = data.model_copy(
+        update={"source": absolute_source(data.source, folder), "transfer": transfer}
+    )
+    checkpoints = {
+        silo: absolute_path(name, folder) for silo, name in pretraining.checkpoints.items()
+    }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
-    model = study.model.model_copy(update={"files": [absolute(name) for name in study.model.files]})
+    files = [absolute_path(name, folder) for name in study.model.files]
+    model = study.model.model_copy(update={"files": files})
     return study.model_copy(update={"data": data, "pretraining": pretraining, "model": model})
+
+
+def absolute_path(name: str, folder: Path) -> str:
+    """Return a path seen from ``folder``, with ``~`` expanded."""
+    return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
+
+
+def absolute_source(source: str | None, folder: Path) -> str | None:
+    """Return a data source with the path in it, if there is one, seen from ``folder``."""
+    prefix, rest = SOURCES.split(source or "")
+    if source is None or prefix is None or prefix.path is None:
+        return source
+    return source.removesuffix(rest) + absolute_path(rest, folder)

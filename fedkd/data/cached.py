@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,32 +23,37 @@ from fedkd.data.images import Images
 from fedkd.data.partition import Indices, partition
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
-from fedkd.errors import UserError
-from fedkd.registry import check_source
+from fedkd.registry import PARTITIONS, SOURCES
 from fedkd.util.cache import cache_key, drop_entry, new_entry
 from fedkd.util.files import replacing
 
 if TYPE_CHECKING:
     from fedkd.data.partition import Scheme
 
-SOURCES, PARTITIONS = "sources", "partitions"
-_OWN = ("folder:", "npz:", "hf:")
+_SOURCES, _PARTITIONS = "sources", "partitions"
 _META = "source.json"
 
 
-def load_kept_source(name: str, *, image_size: int | None, cache: Path | None) -> Source:
+def load_kept_source(
+    name: str,
+    *,
+    image_size: int | None,
+    cache: Path | None,
+    options: Mapping[str, Any] | None = None,
+) -> Source:
     """Read a data source, a public one from the cache where the same files were decoded before.
 
     Args:
         name: see :func:`fedkd.data.sources.load_source`.
         image_size: height and width to resize to, in pixels; by default images stay as they are.
         cache: root of the cache, or None to read the files themselves.
+        options: keyword arguments of a function of the user's own.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
     """
-    if cache is None or name.startswith(_OWN):
-        return load_source(name, image_size=image_size)
+    if cache is None or name not in SOURCES:
+        return load_source(name, image_size=image_size, options=options)
     entry = _entry(cache, name, image_size)
     kept = _read_source(entry)
     if kept is not None:
@@ -81,7 +86,8 @@ def share_out(
     def draw() -> list[Indices]:
         return list(partition(labels, scheme, seed))
 
-    if cache is None:
+    # A function of the user's own may read what no key knows.
+    if cache is None or scheme.scheme not in PARTITIONS:
         return draw()
     key = cache_key(
         {
@@ -91,7 +97,7 @@ def share_out(
             "seed": seed,
         }
     )
-    return _kept_parts(cache / PARTITIONS / f"{key}.npz", draw)
+    return _kept_parts(cache / _PARTITIONS / f"{key}.npz", draw)
 
 
 def _kept_parts(path: Path, draw: Callable[[], list[Indices]]) -> list[Indices]:
@@ -107,10 +113,6 @@ def _kept_parts(path: Path, draw: Callable[[], list[Indices]]) -> list[Indices]:
 
 
 def _entry(cache: Path, name: str, image_size: int | None) -> Path:
-    try:
-        check_source(name)
-    except ValueError as problem:
-        raise UserError(str(problem)) from problem
     parts = {
         "kind": "source",
         "name": name,
@@ -119,7 +121,7 @@ def _entry(cache: Path, name: str, image_size: int | None) -> Path:
         # The digits come with scikit-learn; torchvision says where the others are published.
         "packages": [version("scikit-learn"), version("torchvision")],
     }
-    return cache / SOURCES / cache_key(parts)
+    return cache / _SOURCES / cache_key(parts)
 
 
 def _write_source(folder: Path, source: Source, seen: Seen) -> None:

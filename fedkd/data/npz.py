@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedkd.errors import UserError
 
 Array = npt.NDArray[Any]
 
+NAMES = ("images", "labels", "test_images", "test_labels")
 _MAX_CHANNELS = 16
 _HEADERS = {
     (1, 0): npy_format.read_array_header_1_0,
@@ -25,7 +27,7 @@ _HEADERS = {
 }
 
 
-def read_npz(name: str, path: Path) -> Source:
+def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  # noqa: ARG001 -- one signature for all readers
     """Read arrays ``images`` and ``labels``, and ``test_images`` and ``test_labels`` if present.
 
     Images are uint8 ``[N, H, W]`` or ``[N, C, H, W]``, labels integers ``[N]`` from 0. The number
@@ -35,11 +37,31 @@ def read_npz(name: str, path: Path) -> Source:
     Raises:
         UserError: the file is missing or damaged, or an array is not as above.
     """
-    arrays = _load_arrays(path)
+    return source_of(name, _load_arrays(path))
+
+
+def source_of(
+    name: str, arrays: Mapping[str, Array], classes: tuple[str, ...] | None = None
+) -> Source:
+    """Return arrays as a source; see :func:`read_npz`.
+
+    Args:
+        name: of the source.
+        arrays: by their names in :data:`NAMES`.
+        classes: names of the classes; by default their numbers.
+
+    Raises:
+        UserError: an array is missing or not as it should be.
+    """
+    for key in NAMES[: 4 if arrays.keys() & set(NAMES[2:]) else 2]:
+        if key not in arrays:
+            raise UserError(f"the array {key} is missing")
+        if problem := _find_misfit(key, arrays[key].shape, arrays[key].dtype):
+            raise UserError(problem)
     train = _as_images(arrays, "images", "labels")
     test = _as_images(arrays, "test_images", "test_labels") if "test_images" in arrays else None
     num_classes = 1 + max(int(part.labels.max()) for part in (train, test) if part is not None)
-    return Source(name, train, test, tuple(str(label) for label in range(num_classes)))
+    return Source(name, train, test, classes or tuple(str(label) for label in range(num_classes)))
 
 
 def _load_arrays(path: Path) -> dict[str, Array]:
@@ -60,7 +82,7 @@ def _load_arrays(path: Path) -> dict[str, Array]:
 
 
 def _wanted(names: set[str]) -> list[str]:
-    return [n for n in ("images", "labels", "test_images", "test_labels") if n in names]
+    return [name for name in NAMES if name in names]
 
 
 def _find_problem(archive: zipfile.ZipFile) -> str | None:
@@ -109,7 +131,7 @@ def _find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str 
     return None
 
 
-def _as_images(arrays: dict[str, Array], images: str, labels: str) -> Images:
+def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
     pixels, numbers = arrays[images], arrays[labels]
     if len(pixels) != len(numbers):
         raise UserError(f"{images} has {len(pixels)} images but {labels} has {len(numbers)} labels")

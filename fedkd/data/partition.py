@@ -1,8 +1,9 @@
-"""Ways to share labelled images among silos.
+"""Partitions: how labelled images are divided among silos.
 
-Every scheme takes the labels, its section of the study and a seed, and returns one array of
-indices per silo. flwr-datasets does the sharing wherever it has the scheme; it sees an
-in-memory table of labels in an order of our own, so that the seed decides which image goes where.
+Every built-in scheme takes the labels, its section of the study and a seed, and returns one array
+of indices for each silo. Where flwr-datasets has the scheme, its partitioner is used, on an
+in-memory table of the labels that is shuffled first, so that the seed decides which images a silo
+gets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedkd.config import OwnPartition
+from fedkd.data.own import call_partition
 from fedkd.errors import UserError
 from fedkd.registry import PARTITIONS
 from fedkd.util.seeding import derive_seed, numpy_generator
@@ -20,23 +23,19 @@ from fedkd.util.seeding import derive_seed, numpy_generator
 if TYPE_CHECKING:
     from fedkd.config import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
 
-    Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant
+    Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | OwnPartition
 
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
 
 _DIRICHLET_SEEDS = 200
-"""Most seeds tried; flwr-datasets draws eleven times from each before it gives up."""
+"""Maximum number of seeds tried; flwr-datasets draws eleven times from each."""
 
 _SHARD_SEEDS = 50
 
 
-def partition(
-    labels: Labels,
-    spec: Scheme,
-    seed: int,
-) -> list[Indices]:
-    """Share images among silos by the scheme of a study.
+def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
+    """Divide images among silos by the scheme of a study.
 
     Args:
         labels: of all images, ``[N]``.
@@ -45,10 +44,11 @@ def partition(
 
     Returns:
         The images of each silo: indices into ``labels``, in an order of the seed's. They are
-        disjoint, cover all images, and are at least ``spec.min_size`` in each silo.
+        disjoint and at least ``spec.min_size`` in each silo. A built-in scheme uses all images.
 
     Raises:
-        UserError: the images are too few for that, or the scheme cannot be followed.
+        UserError: there are too few images, the scheme is not possible, or a function of the
+            user's own failed or did not return a partition.
     """
     needed = spec.silos * spec.min_size
     if spec.silos > len(labels):
@@ -62,21 +62,25 @@ def partition(
             f"{needed}, but only {len(labels)} are left for them; lower partition.min_size or "
             "partition.silos"
         )
-    parts: list[Indices] = PARTITIONS.load(spec.scheme)(labels, spec, seed)
-    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels))):
-        raise RuntimeError(f"partition scheme {spec.scheme} lost images or gave some to two silos")
+    if isinstance(spec, OwnPartition):
+        generator = numpy_generator(seed, "own-partition")
+        parts = call_partition(spec, labels, generator)
+    else:
+        parts = PARTITIONS.call(spec.scheme, labels, spec, seed)
+        if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels))):
+            raise RuntimeError(f"partition scheme {spec.scheme} does not use every image once")
     sizes = [len(part) for part in parts]
     if min(sizes) < spec.min_size:
         raise UserError(
             f"partition.min_size: asks for {spec.min_size} images in every silo, but scheme "
-            f"{spec.scheme} leaves silo-{int(np.argmin(sizes))} with {min(sizes)}; lower "
+            f"{spec.scheme} gives silo-{int(np.argmin(sizes))} only {min(sizes)}; lower "
             f"{_keys_to_lower(spec)}"
         )
     return parts
 
 
 def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
-    """Share images at random into silos of equal size, give or take one image.
+    """Divide images at random into silos whose sizes differ by at most one image.
 
     Args:
         labels: ``[N]``.
@@ -89,10 +93,10 @@ def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
 
 
 def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
-    """Share images at random into silos whose sizes are drawn from a Dirichlet distribution.
+    """Divide images at random into silos whose sizes are drawn from a Dirichlet distribution.
 
-    Every silo gets ``min_size`` images; what is left is shared by one draw from a symmetric
-    Dirichlet distribution.
+    Every silo gets ``min_size`` images; the rest is divided by one draw from a symmetric Dirichlet
+    distribution.
 
     Args:
         labels: ``[N]``.
@@ -104,14 +108,14 @@ def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
     free = len(labels) - spec.silos * spec.min_size
     shares = numpy_generator(seed, "sizes").dirichlet(np.full(spec.silos, spec.alpha)) * free
     sizes = np.floor(shares).astype(np.int64)
-    # The images that rounding down left over go where it took most.
+    # The images left over by rounding down go to the silos that lost most by it.
     neediest = np.argsort(sizes - shares, kind="stable")
     sizes[neediest[: free - sizes.sum()]] += 1
     return _share(SizePartitioner([int(n) + spec.min_size for n in sizes]), labels, seed)
 
 
 def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Indices]:
-    """Share out each class by its own draw from a Dirichlet distribution.
+    """Divide each class by its own draw from a Dirichlet distribution.
 
     After Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks (2019).
     Draws are repeated until every silo has ``min_size`` images.
@@ -122,11 +126,11 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
         seed: of the draws and of the order of images.
 
     Raises:
-        UserError: no draw left every silo with ``min_size`` images.
+        UserError: no draw gave every silo ``min_size`` images.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
-    # Fewer for many silos, so that what is hopeless is refused within seconds.
+    # Fewer for many silos, so that an impossible partition is refused within seconds.
     for attempt in range(max(10, min(_DIRICHLET_SEEDS, 10_000 // spec.silos))):
         partitioner = DirichletPartitioner(
             num_partitions=spec.silos,
@@ -139,7 +143,7 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
         )
         try:
             return _share(partitioner, labels, seed)
-        except ValueError:  # it found no such sizes
+        except ValueError:  # no draw had such sizes
             continue
     raise UserError(
         f"partition.alpha: at {spec.alpha:g}, no draw gave each of {spec.silos} silos "
@@ -151,9 +155,9 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
 def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
     """Give every silo exactly ``classes_per_silo`` classes, such that every class is used.
 
-    After Li et al., Federated Learning on Non-IID Data Silos (2021): the silos that hold a class
-    share it evenly. A silo's first class goes round, which covers all classes if there are at
-    least as many silos; with fewer silos all of its classes go round.
+    After Li et al., Federated Learning on Non-IID Data Silos (2021): a class is divided evenly
+    among the silos that hold it. First classes are assigned in turn, which covers all classes if
+    there are at least as many silos; with fewer silos all classes are assigned in turn.
 
     Args:
         labels: ``[N]``; classes are those that occur.
@@ -161,8 +165,8 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
         seed: of the classes of each silo and of the order of images.
 
     Raises:
-        UserError: more classes per silo than there are, or too few silos for all classes, or no
-            arrangement leaves every silo with ``min_size`` images.
+        UserError: there are fewer classes than ``classes_per_silo``, too few silos for all
+            classes, or no assignment gives every silo ``min_size`` images.
     """
     from flwr_datasets.partitioner import PathologicalPartitioner
 
@@ -170,10 +174,10 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
     _check_shards(spec, len(present))
     for attempt in range(_SHARD_SEEDS):
         attempt_seed = derive_seed(seed, "shards", round_number=attempt)
-        # Otherwise the first silo would hold the first class under every seed.
+        # Otherwise the first silo would hold the first class for every seed.
         renamed = numpy_generator(attempt_seed, "classes").permutation(len(present))[ranks]
         if spec.silos < len(present):
-            parts = _deal_classes(renamed, spec, seed)
+            parts = _assign_in_turn(renamed, spec, seed)
         else:
             partitioner = PathologicalPartitioner(
                 num_partitions=spec.silos,
@@ -190,17 +194,17 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
         if all(_holds_enough(labels[part], spec) for part in parts):
             return parts
     raise UserError(
-        f"partition.classes_per_silo: no arrangement gave each of {spec.silos} silos "
+        f"partition.classes_per_silo: no assignment gave each of {spec.silos} silos "
         f"(partition.silos) {spec.classes_per_silo} classes and at least {spec.min_size} of "
         f"{len(labels)} images (partition.min_size); lower classes_per_silo, silos or min_size"
     )
 
 
 def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indices]:
-    """Give a share of each class to a silo of its own, and the rest to all silos evenly.
+    """Give a share of each class to one silo, and divide the rest evenly among all silos.
 
-    The classes go round the silos: with fewer silos than classes, a silo owns several; with
-    more, some own none.
+    Classes are assigned to silos in turn: with fewer silos than classes, a silo dominates several;
+    with more, some dominate none.
 
     Args:
         labels: ``[N]``; classes are those that occur.
@@ -216,21 +220,21 @@ def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indic
         cut = round(spec.share * len(members))
         owned[arrangement[rank % spec.silos]].append(members[:cut])
         rest.append(members[cut:])
-    # Dealing on from class to class keeps the even shares of all classes together even.
-    dealt = np.concatenate(rest)
+    # Going on from class to class keeps the total of the even shares even.
+    others = np.concatenate(rest)
     parts = [
-        np.concatenate([*owned[silo], dealt[silo :: spec.silos]]) for silo in range(spec.silos)
+        np.concatenate([*owned[silo], others[silo :: spec.silos]]) for silo in range(spec.silos)
     ]
     return _shuffle(parts, seed)
 
 
 def _share(partitioner: Any, labels: Labels, seed: int) -> list[Indices]:
-    """Let a partitioner of flwr-datasets share images that lie in an order of the seed's."""
+    """Apply a partitioner of flwr-datasets to images in an order of the seed's."""
     from datasets import Dataset
 
     order = numpy_generator(seed, "order").permutation(len(labels))
     table = Dataset.from_dict({"label": labels[order], "index": order})
-    # In any other format a column is read value by value, a hundred times slower.
+    # In any other format a column is read value by value, which is a hundred times slower.
     partitioner.dataset = table.with_format("arrow")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each repeated draw warns
@@ -259,8 +263,8 @@ def _check_shards(spec: LabelShards, num_classes: int) -> None:
         )
 
 
-def _deal_classes(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
-    """Deal classes to silos in turn, where flwr-datasets' ways would leave some classes out."""
+def _assign_in_turn(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
+    """Assign classes to silos in turn; flwr-datasets would leave out some of them."""
     num_classes, held = int(labels.max()) + 1, spec.classes_per_silo
     classes_of = [
         {(silo * held + turn) % num_classes for turn in range(held)} for silo in range(spec.silos)

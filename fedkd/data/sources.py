@@ -1,37 +1,45 @@
-"""Data sources by the name a study gives them: digits, public sets, and files of one's own."""
+"""Data sources by their names in a study: public sets, files, and functions of the user's own."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedkd.data.images import Images, resize, to_channels
+from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
-from fedkd.errors import UserError
-from fedkd.registry import check_source
+from fedkd.errors import UserCodeError, UserError
+from fedkd.registry import SOURCES
 
 
-def load_source(name: str, *, image_size: int | None = None) -> Source:
+def load_source(
+    name: str, *, image_size: int | None = None, options: Mapping[str, Any] | None = None
+) -> Source:
     """Read a data source: local files first, then a download where there is one.
 
     Args:
-        name: ``digits``, the name of a public set, ``folder:PATH``, ``npz:PATH`` or
-            ``hf:OWNER/NAME``; a relative path is seen from the working directory.
+        name: of :data:`fedkd.registry.SOURCES`; a relative path in it is seen from the working
+            directory.
         image_size: height and width to resize to, in pixels; by default images stay as they are.
+        options: keyword arguments of a function of the user's own.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
     """
     try:
-        check_source(name)
+        SOURCES.check(name)
     except ValueError as problem:
         raise UserError(str(problem)) from problem
     try:
-        source = _read(name, image_size)
+        source = _read(name, image_size, options or {})
         _check_filled(source)
         if image_size is not None:
             source = _resize_all(source, image_size)
         _check(source)
+    except UserCodeError:
+        raise  # it names the source already
     except (UserError, OSError) as problem:
         raise UserError(f"data source {name!r}: {problem}") from problem
     _ = source.image_size  # refuses what is not square
@@ -39,12 +47,12 @@ def load_source(name: str, *, image_size: int | None = None) -> Source:
 
 
 def convert_like(images: Images, *, channels: int, size: int) -> Images:
-    """Bring images of another source to the channels and the size that a study's images have.
+    """Convert images of another source to the channels and the size of a study's images.
 
     Args:
-        images: what to convert, ``[N, C, H, W]``.
-        channels: wanted; greyscale is repeated, RGB becomes ITU-R BT.601 luma.
-        size: height and width wanted, in pixels; longer sides are cropped at their centre.
+        images: uint8 ``[N, C, H, W]``.
+        channels: of the result; greyscale is repeated, RGB becomes ITU-R BT.601 luma.
+        size: height and width of the result in pixels; longer sides are cropped at the centre.
 
     Raises:
         UserError: the channels cannot be converted.
@@ -52,30 +60,23 @@ def convert_like(images: Images, *, channels: int, size: int) -> Images:
     return Images(resize(to_channels(images.images, channels), size), images.labels)
 
 
-def _read(name: str, image_size: int | None) -> Source:
-    kind, _, place = name.partition(":")
-    if kind == "npz":
-        from fedkd.data.npz import read_npz
-
-        return read_npz(name, _path(place))
-    if kind == "folder":
-        from fedkd.data.folder import read_folder
-
-        return read_folder(name, _path(place), image_size)
-    if kind == "hf":
-        from fedkd.data.folder import read_hugging_face
-
-        return read_hugging_face(name, place, image_size)
-    from fedkd.data.public import read_public
-
-    return read_public(name)
+def _read(name: str, image_size: int | None, options: Mapping[str, Any]) -> Source:
+    if SOURCES.is_own(name):
+        return call_source(name, options)
+    prefix, place = SOURCES.split(name)
+    reader = SOURCES.load(name)
+    if prefix is None:
+        source: Source = reader(name)
+    else:
+        source = reader(name, _path(place) if prefix.path else place, image_size)
+    return source
 
 
 def _path(place: str) -> Path:
     try:
         return Path(place).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{place} names no user of this machine") from error
+        raise UserError(f"{place}: there is no such user on this machine") from error
 
 
 def _resize_all(source: Source, size: int) -> Source:
@@ -93,7 +94,7 @@ def _check_filled(source: Source) -> None:
 
 
 def _check(source: Source) -> None:
-    """Refuse what no reader should let through: all of them rely on these sentences."""
+    """Refuse labels and shapes that no reader checks for itself."""
     if not 2 <= source.num_classes <= MAX_CLASSES:
         raise UserError(
             f"it has {source.num_classes} classes, but must have between 2 and {MAX_CLASSES}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,11 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
 from fedkd.config.sections import Architecture, Rate, Section, Source
+from fedkd.config.study_file import absolute_path, absolute_source
 from fedkd.errors import UserError
 from fedkd.util.yaml_loader import load_yaml
 
 MAX_BYTES = 1 << 20
-_FILE_PREFIXES = ("folder:", "npz:")
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -135,23 +134,14 @@ def _read_text(path: Path) -> str:
 
 
 def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:
-    def absolute(name: str) -> str:
-        return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
-
-    def absolute_source(source: str | None) -> str | None:
-        for prefix in _FILE_PREFIXES:
-            if source is not None and source.startswith(prefix):
-                return prefix + absolute(source.removeprefix(prefix))
-        return source
-
     model = file.model
     if model is not None:
-        model = model.model_copy(update={"checkpoint": absolute(model.checkpoint)})
+        model = model.model_copy(update={"checkpoint": absolute_path(model.checkpoint, folder)})
     return file.model_copy(
         update={
-            "data": absolute_source(file.data),
-            "transfer": absolute_source(file.transfer),
-            "audit": absolute(file.audit),
+            "data": absolute_source(file.data, folder),
+            "transfer": absolute_source(file.transfer, folder),
+            "audit": absolute_path(file.audit, folder),
             "model": model,
         }
     )

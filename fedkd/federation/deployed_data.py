@@ -11,7 +11,7 @@ from fedkd.data.source import Source
 from fedkd.data.sources import convert_like, load_source
 from fedkd.errors import UserError
 from fedkd.federation.split import Split, split
-from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
+from fedkd.registry import NO_SOURCE, NOISE, SOURCES, STUDENT_SILO
 
 if TYPE_CHECKING:
     from fedkd.config import Study
@@ -61,14 +61,16 @@ def in_study_shape(images: Images, study: Study) -> Images:
 def _own_source(study: Study) -> Source:
     if study.data.source == NO_SOURCE:
         return _no_source(study)
-    source = load_source(study.data.source, image_size=study.data.image_size)
+    data = study.data
+    source = load_source(data.source, image_size=data.image_size, options=data.options)
     classes = tuple(study.data.classes or ())
     if source.num_classes != len(classes):
         raise UserError(
             f"data.classes: names {len(classes)} classes, but {study.data.source} has "
             f"{source.num_classes}"
         )
-    if study.data.source.startswith("folder:") and source.classes != classes:
+    prefix, _ = SOURCES.split(data.source)
+    if prefix and prefix.path == "folder" and source.classes != classes:
         raise UserError(
             f"data.classes: are {', '.join(classes)}, but the folders of {study.data.source} are "
             f"{', '.join(source.classes)}; bring them into one order"
@@ -88,7 +90,8 @@ def _no_source(study: Study) -> Source:
 def _elsewhere(study: Study, source: str | None) -> Source | None:
     if source in (None, NOISE, STUDENT_SILO):
         return None
-    return load_source(source, image_size=study.data.image_size)
+    options = study.data.transfer.options if source == study.data.transfer.source else None
+    return load_source(source, image_size=study.data.image_size, options=options)
 
 
 def _shape(study: Study) -> tuple[int, int, int]:

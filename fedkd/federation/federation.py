@@ -21,7 +21,6 @@ from fedkd.federation.split import Split, load_split
 from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import State, copy_state, load_state, save_state
-from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import is_finite
 from fedkd.training.features import penultimate_features
@@ -165,7 +164,7 @@ class Federation:
         return arch_fingerprint(arch, self.study.model.files)
 
     def check(self) -> None:
-        """Look for the device and what names stand for; build every architecture, read checkpoints.
+        """Look for the device, build every architecture, read all checkpoints.
 
         Raises:
             UserError: one of them does not fit.
@@ -175,11 +174,7 @@ class Federation:
         for arch in self.study.architectures:
             check_model(arch, self.shape)
         for name, arm in self.study.arms.items():
-            if arm.consolidation is None:
-                continue
-            METHODS.load(arm.consolidation.method)
-            WEIGHTINGS.load(arm.consolidation.weighting)
-            if arm.consolidation.uses_features:
+            if arm.consolidation and arm.consolidation.uses_features:
                 self._check_features(name)
         for silo in self.study.pretraining.checkpoints:
             self.pretrained(silo)

@@ -68,11 +68,19 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             "partition.scheme: deployed: these silos and their images are on hosts of their own; "
             "only fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
         )
-    source = load_kept_source(study.data.source, image_size=study.data.image_size, cache=cache)
+    source = load_kept_source(
+        study.data.source,
+        image_size=study.data.image_size,
+        cache=cache,
+        options=study.data.options,
+    )
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return split(source, study, seed, None, cache)
     elsewhere = load_kept_source(
-        study.data.transfer.source, image_size=source.image_size, cache=cache
+        study.data.transfer.source,
+        image_size=source.image_size,
+        cache=cache,
+        options=study.data.transfer.options,
     )
     return split(source, study, seed, elsewhere, cache)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.registry import ARCHITECTURES, TORCHVISION, suggest
-from fedkd.user_code import calling, fingerprint, hash_files
+from fedkd.registry import ARCHITECTURES, suggest
+from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 
 _NAME = "_fedkd_architecture"
@@ -44,7 +43,7 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
         model = _build(function, arch, shape)
     if arch not in ARCHITECTURES:
         model.__dict__[_NAME] = arch
-    if arch in ARCHITECTURES or arch.startswith(TORCHVISION):
+    if not ARCHITECTURES.is_own(arch):
         model.to(memory_format=torch.channels_last)
     return model
 
@@ -127,33 +126,25 @@ def arch_fingerprint(arch: str, files: Sequence[str] = ()) -> str:
     read = f"+{hash_files(files)}" if files else ""
     if arch in ARCHITECTURES:
         return arch + read
-    if arch.startswith(TORCHVISION):
-        import torchvision
+    if ARCHITECTURES.is_own(arch):
+        return ARCHITECTURES.fingerprint(arch) + read
+    import torchvision
 
-        return f"{arch}@{torchvision.__version__}{read}"
-    return f"{arch}@{fingerprint(_find(arch))}{read}"
+    return f"{arch}@{torchvision.__version__}{read}"
 
 
 def _find(arch: str) -> Callable[..., Any]:
-    if arch in ARCHITECTURES:
-        return ARCHITECTURES.load(arch)
-    if arch.startswith(TORCHVISION):
-        return _torchvision(arch.removeprefix(TORCHVISION))
-    module_name, _, attribute = arch.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model.arch: {arch} cannot be imported: {error}; the module must be on PYTHONPATH "
-            "or in the folder where fedkd is started"
-        ) from error
-    if not callable(found):
-        raise UserError(f"model.arch: {arch} is no function")
-    function: Callable[..., Any] = found
-    return function
+    prefix, name = ARCHITECTURES.split(arch)
+    function = ARCHITECTURES.load(arch)
+    return function(name) if prefix else function
 
 
-def _torchvision(name: str) -> Callable[..., nn.Module]:
+def torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a function that builds the torchvision model of this name.
+
+    Raises:
+        UserError: there is none.
+    """
     from torchvision import models
 
     names = models.list_models(module=models)

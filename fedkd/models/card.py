@@ -12,7 +12,7 @@ from fedkd.data.source import MAX_CLASSES
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, check_model, count_bytes
 from fedkd.models.state import State, copy_state, load_state, save_state
-from fedkd.registry import ARCHITECTURES, TORCHVISION, check_architecture
+from fedkd.registry import ARCHITECTURES
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from fedkd.version import VERSION
 
@@ -48,7 +48,7 @@ class ModelCard:
     @property
     def is_own(self) -> bool:
         """Whether the architecture is a user's own code."""
-        return self.arch not in ARCHITECTURES and not self.arch.startswith(TORCHVISION)
+        return ARCHITECTURES.is_own(self.arch)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the card as a safetensors header holds it, text to text.
@@ -82,7 +82,7 @@ class ModelCard:
         if classes and len(classes) != sizes["num_classes"]:
             raise ValueError(f"it names {len(classes)} classes of {sizes['num_classes']}")
         return cls(
-            arch=check_architecture(_typed("arch", card.get("arch"), str)),
+            arch=ARCHITECTURES.check(_typed("arch", card.get("arch"), str)),
             shape=Shape(**sizes),
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),

@@ -22,7 +22,7 @@ from fedkd.models.build import build_model
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import State
 from fedkd.offline.images import OfflineImages, Wanted, open_images
-from fedkd.registry import NEEDS_LABELS, check_architecture
+from fedkd.registry import ARCHITECTURES, METHODS
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import evaluate, is_finite
 
@@ -48,7 +48,7 @@ class TeacherFile:
         if not equals or Path(text).exists():
             return cls(Path(text))
         try:
-            return cls(Path(name).expanduser(), check_architecture(arch))
+            return cls(Path(name).expanduser(), ARCHITECTURES.check(arch))
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--teachers {text}: {error}") from None
 
@@ -151,7 +151,12 @@ def _refuse_what_needs_silos(offline: Offline) -> None:
         raise UserError(f"--examples: has {len(offline.examples)} numbers for {number} teachers")
     if min(offline.examples, default=1) < 1:
         raise UserError("--examples: every number must be at least 1")
-    by_labels = settings.method in NEEDS_LABELS and settings.teachers != "validation"
+    spec = METHODS.spec(settings.method)
+    try:
+        settings.check_method(spec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    by_labels = "labels" in spec.needs and settings.teachers != "validation"
     if by_labels and not offline.images.labelled:
         raise UserError(
             f"method: {settings.method} learns from labels of the transfer set; give --labelled "

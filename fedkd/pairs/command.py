@@ -19,7 +19,7 @@ from fedkd.federation.federation import Federation
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
-from fedkd.registry import METHODS, NEEDS_LABELS, suggest
+from fedkd.registry import METHODS, suggest
 from fedkd.util.cache import cache_key, cache_root, check_cache_root
 from fedkd.util.files import write_json, write_text
 
@@ -135,13 +135,13 @@ def choose_methods(study: Study, wanted: Sequence[str] | None) -> list[str]:
     labelled = _labelled(study)
     known = ["kd", KD_TUNED, *(name for name in METHODS if name != "kd")]
     if wanted is None:
-        lacking = set() if labelled else set(NEEDS_LABELS)
+        lacking = {name for name in METHODS if not labelled and _needs_labels(name)}
         lacking |= set() if study.data.validation else {KD_TUNED}
         return [name for name in known if name not in lacking]
     for name in wanted:
         if name != KD_TUNED:
             _check_method(name, known)
-        if name in NEEDS_LABELS and not labelled:
+        if not labelled and _needs_labels(name):
             raise UserError(
                 f"--methods: {name} learns from labels, but data.transfer.labelled is false"
             )
@@ -164,6 +164,10 @@ def choose_settings(study: Study, epochs: int | None) -> Consolidation:
 
 def _labelled(study: Study) -> bool:
     return study.data.transfer.labelled or study.data.transfer.at_silo
+
+
+def _needs_labels(name: str) -> bool:
+    return name != KD_TUNED and "labels" in METHODS.spec(name).needs
 
 
 def _check_method(name: str, known: list[str]) -> None:

@@ -34,8 +34,8 @@ COLUMNS = {
     "teacher": "silo whose pre-trained model teaches",
     "student": "silo whose pre-trained model learns",
     "method": "of distillation; kd-tuned: kd with the best of a grid on validation data",
-    "temperature": "T; empty where the method heeds none",
-    "weight": "of the teacher against labels, 1 without labels; empty where the method heeds none",
+    "temperature": "T; empty if the method uses none",
+    "weight": "of the teacher against labels, 1 without labels; empty if the method uses none",
     "before": "test accuracy of the student before, in [0, 1]",
     "after": "test accuracy of the student after",
     "teacher_accuracy": "test accuracy of the teacher",
@@ -51,15 +51,6 @@ COLUMNS = {
     "problem": "why there is no student; the figures that need one are then empty",
 }
 """The table's columns and what they mean; only ``seconds`` is not the same in every run."""
-
-_HEEDED = {
-    "kd": ("temperature", "weight"),
-    KD_TUNED: ("temperature", "weight"),
-    "dp-kd": ("temperature",),
-    "dml": (),
-    "fine-tune": (),
-}
-"""Which of the two settings a method heeds; a user's own may heed both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +135,7 @@ def measure(
 
     Args:
         pair: who learns from whom.
-        method: of :data:`fedkd.distillation.METHODS`, or :data:`KD_TUNED`.
+        method: of :data:`fedkd.registry.METHODS`, or :data:`KD_TUNED`.
         settings: epochs, batch size, learning rate and momentum; method, temperature and weight
             are set here: 1 and 0.5 but for ``kd-tuned``.
         on_epoch: called after every epoch; what it raises ends the job.
@@ -160,7 +151,7 @@ def measure(
         "teacher": pair.teacher.silo,
         "student": pair.student.silo,
         "method": method,
-        **_heeded(chosen, method, labelled=pair.labelled),
+        **_used(chosen, method, labelled=pair.labelled),
         **compare(pair, after),
         "seconds": seconds,
         "problem": None if model is not None else f"diverged at learning rate {settings.lr:g}",
@@ -272,10 +263,10 @@ def _learn(
     return student if is_finite(student.state_dict()) else None
 
 
-def _heeded(settings: Consolidation, method: str, *, labelled: bool) -> dict[str, float | None]:
+def _used(settings: Consolidation, method: str, *, labelled: bool) -> dict[str, float | None]:
     values = {"temperature": settings.temperature, "weight": settings.weight if labelled else 1.0}
-    heeded = _HEEDED.get(method, tuple(values))
-    return {key: value if key in heeded else None for key, value in values.items()}
+    uses = METHODS.spec("kd" if method == KD_TUNED else method).uses
+    return {key: value if key in uses else None for key, value in values.items()}
 
 
 def _build(arch: str, state: dict[str, Tensor], shape: Shape, compute: Compute) -> nn.Module:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from fedkd.config import Study
+from fedkd.config.own import function_keys
 from fedkd.engines.base import Task
 from fedkd.errors import FedKDError
 from fedkd.models.build import arch_fingerprint
@@ -25,7 +25,8 @@ def cached_run(task: Task) -> Path:
             "transfer": study.data.transfer.model_dump(),
             "name": task.arm,
             "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
-            "own": _own_functions(study, task.arm),
+            "arch": arch_fingerprint(study.global_arch(task.arm), study.model.files),
+            "own": function_keys(study, task.arm),
             "rounds": study.rounds_of(task.arm).model_dump(),
             "engine": study.engine.model_dump(exclude={"workers"}),
             "targets": task.targets,
@@ -65,10 +66,3 @@ def _federation(task: Task) -> dict[str, object]:
     if task.federation.study.arms[task.arm].needs_pretrained:
         return known
     return {key: part for key, part in known.items() if key not in ("pretraining", "checkpoints")}
-
-
-def _own_functions(study: Study, arm: str) -> list[str]:
-    """Identify architecture, method and weighting, some of which may be the user's own code."""
-    arch = arch_fingerprint(study.global_arch(arm), study.model.files)
-    settings = study.arms[arm].consolidation
-    return [arch, *(settings.function_keys() if settings else [])]

@@ -1,8 +1,8 @@
-"""Experiment trackers by name: where a study's curves go beside its results folder.
+"""Experiment trackers by name: they log a study's curves in addition to its results folder.
 
-They are chosen on the command line and not in the study file, because they change no result: the
-same study is the same study, and finds the same cache, whoever watches. Each tracker is set by
-its own environment variables, as in any other project.
+They are chosen on the command line and not in the study file, because they change no result: a
+study has the same cache keys with and without them. Each tracker is configured by its own
+environment variables, as in any other project.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ def make_trackers(names: Sequence[str]) -> list[Tracker]:
     """Return the trackers of these names, each once.
 
     Raises:
-        UserError: a name is unknown, or its package is not installed.
+        UserError: a name is unknown, its package is not installed, or a class of the user's own
+            failed or is not a tracker.
     """
     return [_make(name) for name in dict.fromkeys(names)]
 
 
 def _make(name: str) -> Tracker:
     try:
-        tracker: Tracker = TRACKERS.load(name)()
+        tracker: Tracker = TRACKERS.call(name)
     except ValueError as error:
         raise UserError(f"--track: {error}") from None
     except ImportError as error:
         raise UserError(
             f"--track {name}: {error.name or error} is not installed; {install_command(name)}"
         ) from error
+    for method in ("begin", "close"):
+        if not callable(getattr(tracker, method, None)):
+            raise UserError(f"--track {name}: {type(tracker).__name__} has no method {method}")
     return tracker

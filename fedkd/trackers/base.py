@@ -1,4 +1,8 @@
-"""What a tracker is, and what it is told: settings, a point a round, a few figures at the end."""
+"""The interface of trackers: they get a run's settings, its points, and its final figures.
+
+A tracker of the user's own is a class with the methods of :class:`Tracker`, named on the command
+line as ``--track package.module:Class``. It is made without arguments.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,11 @@ class TrackedRun:
 
     @property
     def name(self) -> str:
-        """A name for people."""
+        """A readable name."""
         return f"{self.arm}-seed-{self.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """Return what the run was asked to do, as nested plain values."""
+        """Return the run's settings as nested plain values."""
         resolved = self.study.to_dict()
         return {
             "study": self.study.name,
@@ -51,10 +55,13 @@ class RunLog(Protocol):
     """One run at one tracker."""
 
     def log(self, point: Point) -> None:
-        """Keep a round; its figures bear the names that they have in ``rounds.jsonl``."""
+        """Log a round; :func:`figures_of` gives its figures with their names in ``rounds.jsonl``.
+
+        The point of round 0 is the start.
+        """
 
     def end(self, figures: Mapping[str, float], *, status: str) -> None:
-        """Keep the final figures and close the run.
+        """Log the final figures and close the run.
 
         Args:
             figures: by name; see :func:`final_figures`.
@@ -63,13 +70,16 @@ class RunLog(Protocol):
 
 
 class Tracker(Protocol):
-    """Writes runs to one place. Its constructor imports the package, so that it fails early."""
+    """Logs the runs of a study.
+
+    The constructor imports what it needs, so that a missing package is found before a run starts.
+    """
 
     def begin(self, run: TrackedRun) -> RunLog:
-        """Open a run."""
+        """Open a run; several may be open at once."""
 
     def close(self) -> None:
-        """Let go of whatever was kept for all runs."""
+        """Release what is shared by all runs."""
 
 
 def figures_of(point: Point) -> dict[str, float]:
@@ -80,10 +90,9 @@ def figures_of(point: Point) -> dict[str, float]:
 
 
 def final_figures(study: Study, record: RunRecord) -> dict[str, float]:
-    """Return what a run comes to: best and final accuracy, and the price of every target.
+    """Return a run's best and final accuracy, and the cost of every target that it reached.
 
-    A target bears the number that the study gives it, such as ``exchanges_to_0.85``; targets that
-    were not reached are left out.
+    A target is named by its number in the study, such as ``exchanges_to_0.85``.
     """
     accuracies = [point.accuracy for point in record.curve]
     figures: dict[str, float] = {

@@ -1,4 +1,4 @@
-"""MLflow: an SQLite file beside the results, or whatever ``MLFLOW_TRACKING_URI`` names."""
+"""MLflow: an SQLite file beside the results, or the server in ``MLFLOW_TRACKING_URI``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-# MLflow reads this when it is imported; a user's own value stands.
+# MLflow reads this when it is imported; a value that the user has set is kept.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow.entities import Metric, Param, RunTag
@@ -20,14 +20,14 @@ from fedkd.trackers.base import TrackedRun, figures_of, flatten
 
 DATABASE = "mlflow.db"
 LONGEST_PARAM = 6000
-"""MLflow refuses longer values of a parameter."""
+"""Maximum length of a parameter's value in MLflow."""
 
 
 class MLflowTracker:
-    """Writes an experiment a study, a run for every arm and seed.
+    """Writes an experiment for each study, with a run for each arm and seed.
 
-    ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` choose other places than
-    ``<out>/mlflow.db`` and the study's name.
+    ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` replace ``<out>/mlflow.db`` and the
+    study's name.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class MLflowTracker:
         self._client: MlflowClient | None = None
 
     def begin(self, run: TrackedRun) -> _Log:
-        """Open a run, in an experiment that is made when it is missing."""
+        """Open a run; its experiment is created if it is missing."""
         client = self._connect(run.folder)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.study.name
         experiment = client.get_experiment_by_name(name)
@@ -51,14 +51,14 @@ class MLflowTracker:
         return _Log(client, opened.info.run_id)
 
     def close(self) -> None:
-        """Forget the connection."""
+        """Drop the connection."""
         self._client = None
 
     def _connect(self, folder: Path) -> MlflowClient:
         if self._client is None:
-            # Otherwise they narrate how a new database is laid out.
-            for chatty in ("mlflow.store", "alembic"):
-                logging.getLogger(chatty).setLevel(logging.WARNING)
+            # Otherwise they print every step of creating a database.
+            for logger in ("mlflow.store", "alembic"):
+                logging.getLogger(logger).setLevel(logging.WARNING)
             database = folder.absolute().parents[1] / DATABASE
             self._client = MlflowClient(self._uri or f"sqlite:///{database}")
         return self._client

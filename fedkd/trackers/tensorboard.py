@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the results folder, ``tensorboard --logdir runs`` shows them all."""
+"""TensorBoard: event files in the results folder; ``tensorboard --logdir runs`` shows them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TensorBoardTracker:
         return _Log(writer)
 
     def close(self) -> None:
-        """Do nothing: every run has closed its own file."""
+        """Do nothing: every run closes its own file."""
 
 
 class _Log:
@@ -42,5 +42,5 @@ class _Log:
         self._writer.close()
 
     def _add(self, name: str, value: float, step: int) -> None:
-        # TensorBoard's default is 32 bits, which would round what rounds.jsonl holds.
+        # TensorBoard's default of 32 bits would round the figures of rounds.jsonl.
         self._writer.add_scalar(name, value, step, new_style=True, double_precision=True)

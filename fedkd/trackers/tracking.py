@@ -1,4 +1,4 @@
-"""Passing every run on to the trackers, none of which may ever end or change a study."""
+"""Logging every run to the trackers, none of which can end or change a study."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from fedkd.config import Study
 from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord
 from fedkd.trackers.base import RunLog, TrackedRun, Tracker, final_figures
+from fedkd.user_code import where
 
 Key = tuple[str, int]
 
 
 class Tracking:
-    """Keeps the trackers of one study up to date.
+    """Logs the runs of one study to its trackers.
 
-    A tracker that raises is dropped for the rest of the study and told once, in a sentence.
-    What counts is the record: points that an engine did not announce, and whole runs that come
-    from the cache, are passed on when the run ends.
+    A tracker that raises an exception is left out for the rest of the study, with one warning. The
+    record of a run is complete: points that the engine did not report, and all points of a run
+    from the cache, are logged when the run ends.
 
     Args:
-        trackers: where to write.
-        study: the study under way.
+        trackers: they may be none.
+        study: the study.
         folder: its results folder.
-        warn: told which tracker failed, and why.
+        warn: called with a sentence about a tracker that failed.
     """
 
     def __init__(
@@ -43,29 +44,29 @@ class Tracking:
         self._logged: dict[Key, int] = {}
 
     def __enter__(self) -> Tracking:
-        """Begin to track."""
+        """Return self."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close what is still open."""
+        """Close all open runs and all trackers."""
         for arm, seed in list(self._logs):
             self.fail(arm, seed)
         for tracker in list(self._trackers):
             self._guard(tracker, tracker.close)
 
     def watch(self, arm: str, seed: int, observer: Observer) -> Observer:
-        """Return an observer that passes on what it hears to ``observer`` and to the trackers."""
+        """Return an observer that calls ``observer`` and logs points to the trackers."""
         return _Both(observer, lambda point: self._log((arm, seed), point))
 
     def finish(self, record: RunRecord) -> None:
-        """Close a run that has its record, after passing on what the trackers lack."""
+        """Close a run that has a record, after logging the points that were not yet logged."""
         key = (record.arm, record.seed)
         for point in record.curve[self._logged.get(key, 0) :]:
             self._log(key, point)
         self._end(key, final_figures(self._study, record), record.stopped)
 
     def fail(self, arm: str, seed: int) -> None:
-        """Close a run that left no record, if it had begun."""
+        """Close a run without a record, if it was open."""
         self._end((arm, seed), {}, "failed")
 
     def _log(self, key: Key, point: Point) -> None:
@@ -96,11 +97,14 @@ class Tracking:
             self._trackers.remove(tracker)
             name = type(tracker).__name__.removesuffix("Tracker")
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._warn(f"{name} is left out from here on: {lines[0]}")
+            reason = lines[0]
+            if not type(tracker).__module__.startswith("fedkd."):
+                reason = f"{type(error).__name__}: {reason} ({where(error)})"
+            self._warn(f"{name} is left out from here on: {reason}")
 
 
 class _Both:
-    """Tells an observer first, and the trackers after it."""
+    """Calls an observer first, then the trackers."""
 
     def __init__(self, observer: Observer, log: Callable[[Point], None]) -> None:
         self._observer = observer

@@ -1,4 +1,4 @@
-"""Weights & Biases: offline unless ``WANDB_MODE`` says otherwise, so that nothing is sent unasked.
+"""Weights & Biases: offline unless ``WANDB_MODE`` is set, so that nothing is sent by default.
 
 ``wandb sync`` sends an offline run later.
 """
@@ -20,12 +20,12 @@ from fedkd.trackers.base import TrackedRun, figures_of
 class WandbTracker:
     """Writes a run for every arm and seed, grouped by study and timestamp.
 
-    W&B's own variables hold: ``WANDB_MODE`` (``online`` sends), ``WANDB_PROJECT`` (``fedkd`` by
-    default), ``WANDB_DIR`` (the results folder by default), ``WANDB_ENTITY`` and the rest.
+    W&B's own variables are used: ``WANDB_MODE`` (``online`` sends), ``WANDB_PROJECT`` (``fedkd``
+    by default), ``WANDB_DIR`` (the results folder by default), ``WANDB_ENTITY`` and the rest.
     """
 
     def begin(self, run: TrackedRun) -> _Log:
-        """Open a run of its own; several may be open at once."""
+        """Open a run; several may be open at once."""
         opened = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fedkd"),
             name=run.name,
@@ -35,7 +35,7 @@ class WandbTracker:
             dir=None if "WANDB_DIR" in os.environ else str(run.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
             reinit="create_new",
-            # The curve and nothing else: no terminal output, code, git state or machine load.
+            # Only the curve: no terminal output, code, git state or machine load.
             settings=wandb.Settings(
                 console="off", silent=True, save_code=False, disable_git=True, x_disable_stats=True
             ),

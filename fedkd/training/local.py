@@ -1,9 +1,10 @@
-"""How a silo trains the global model on its own data: the local losses, and the training itself.
+"""Training of the global model on a silo's data: the local losses, and the training itself.
 
-A local loss is a function of the :class:`LocalTask` that returns an :class:`Objective`. It is
-called once for every silo and round, so that what stays the same for the whole round (a prior, a
-copy of the received parameters, the received model's predictions) is computed once. Silos keep
-nothing between rounds, so that any of them may be left out of any round.
+A local loss, a user's own too, is a function of a :class:`LocalTask` that returns an
+:class:`Objective`; a user's own takes the study's ``rounds.options`` as keyword arguments. It is
+called once for every silo and round, so that what is constant in a round (a prior, a copy of the
+received parameters, the received model's predictions) is computed once. Silos keep nothing between
+rounds, so that any of them may be left out of any round.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from fedkd.config import Rounds
 from fedkd.data.images import Images
+from fedkd.errors import UserError
 from fedkd.registry import LOCAL_LOSSES
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
@@ -26,13 +28,13 @@ from fedkd.training.losses import kd_loss
 
 @dataclass(frozen=True)
 class LocalTask:
-    """What a local loss may look at before the first step of a round.
+    """What a local loss is computed from, before the first step of a round.
 
     Attributes:
-        model: the global model as it was received, on the device; it is then trained in place.
+        model: the received global model, on the device; it is then trained in place.
         data: the silo's N labelled images.
         num_classes: C.
-        settings: of the rounds, among them ``mu``, ``beta`` and ``tau``.
+        settings: the study's ``rounds``, among them ``mu``, ``beta`` and ``tau``.
         compute: device and precision.
     """
 
@@ -45,12 +47,13 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class Objective:
-    """A local loss made ready for one silo and one round.
+    """The local loss of one silo in one round.
 
     Attributes:
-        loss: takes logits ``[B, C]`` and a batch's labels ``[B]``, then its part of every one of
-            ``extras``, to a scalar.
-        extras: tensors ``[N, ...]``, a row for each image of the silo, in the order of its data.
+        loss: function of logits ``[B, C]`` and a list of tensors, which are the batch's labels
+            ``[B]`` and its rows of each of ``extras``; returns a scalar.
+        extras: tensors ``[N, ...]`` with a row for each image of the silo, in the order of its
+            data.
     """
 
     loss: Loss
@@ -62,9 +65,15 @@ def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
 
     Returns:
         The mean of the local loss, penalties included, over the last epoch.
+
+    Raises:
+        UserError: a local loss of the user's own failed or did not return what it should.
     """
     settings = task.settings
-    objective: Objective = LOCAL_LOSSES.load(settings.local_loss)(task)
+    name = settings.local_loss
+    objective = LOCAL_LOSSES.call(name, task, **settings.options)
+    if LOCAL_LOSSES.is_own(name):
+        objective = _checked(objective, name, len(task.data))
     return fit(
         task.model,
         task.data.images,
@@ -82,16 +91,43 @@ def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
     )
 
 
+def _checked(objective: object, name: str, images: int) -> Objective:
+    """Return the objective of a user's own local loss, whose loss is checked on every batch."""
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"local loss {name} must return a fedkd.training.local.Objective, not "
+            f"{type(objective).__name__}"
+        )
+    for extra in objective.extras:
+        if not isinstance(extra, Tensor) or extra.dim() == 0 or len(extra) != images:
+            raise UserError(
+                f"local loss {name}: every one of extras must be a tensor with a row for each of "
+                f"{images} images"
+            )
+    compute = objective.loss
+
+    def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        with LOCAL_LOSSES.calling(name):
+            value = compute(logits, batch)
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+            raise UserError(
+                f"local loss {name} must compute a scalar tensor from the logits, with a gradient"
+            )
+        return value
+
+    return Objective(loss, tuple(objective.extras))
+
+
 def cross_entropy(task: LocalTask) -> Objective:  # noqa: ARG001 -- one signature for all
     """Plain cross-entropy, as in McMahan et al. 1602.05629."""
     return Objective(lambda logits, batch: functional.cross_entropy(logits, batch[0]))
 
 
 def logit_adjusted(task: LocalTask) -> Objective:
-    """Cross-entropy of z + tau log prior, so that a silo's label mix is not learned again.
+    """Cross-entropy of z + tau log prior, so that a silo's label distribution is not learned.
 
     Menon et al. 2007.07314, equation 10, with the prior of each silo's own labels as in FedLC
-    2209.00189. Predictions are made from z itself.
+    2209.00189. Predictions are made from z.
     """
     counts = torch.bincount(task.data.labels, minlength=task.num_classes)
     adjustment = (task.settings.tau * log_prior(counts)).to(task.compute.device)
@@ -101,7 +137,7 @@ def logit_adjusted(task: LocalTask) -> Objective:
 def proximal(task: LocalTask) -> Objective:
     """Cross-entropy plus mu/2 ||w - w_t||^2, w_t the received parameters.
 
-    FedProx, Li et al. 1812.06127, equation 2. Buffers are not parameters and go free.
+    FedProx, Li et al. 1812.06127, equation 2. Buffers are not parameters and have no penalty.
     """
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     received = [parameter.detach().clone() for parameter in parameters]
@@ -123,8 +159,8 @@ def not_true(task: LocalTask) -> Objective:
 
     def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
         labels, old_logits = batch
-        kept = not_true_loss(logits, old_logits, labels, temperature=task.settings.tau)
-        return functional.cross_entropy(logits, labels) + task.settings.beta * kept
+        distillation = not_true_loss(logits, old_logits, labels, temperature=task.settings.tau)
+        return functional.cross_entropy(logits, labels) + task.settings.beta * distillation
 
     return Objective(loss, (received,))
 
@@ -132,10 +168,9 @@ def not_true(task: LocalTask) -> Objective:
 def log_prior(class_counts: Tensor) -> Tensor:
     """Return the log share of each class, fp32 ``[C]``, from counts ``[C]``.
 
-    A class of which there is none counts as one image, so that its log prior is finite; this is
-    our choice. The formula's limit, minus infinity, takes absent classes out of the softmax: a
-    silo of one class would learn nothing, and one of two would forget how those two differ from
-    the rest.
+    An absent class counts as one image, so that its log prior is finite; this is our choice. The
+    formula's limit, minus infinity, takes absent classes out of the softmax: a silo of one class
+    would have no gradient, and one of two classes would not separate them from the others.
     """
     counts = class_counts.double().clamp_min(1)
     return (counts / counts.sum()).log().float()
@@ -154,9 +189,9 @@ def not_true_loss(
     """Return T^2 KL(old || new) over the C-1 classes that are not the label, averaged.
 
     Args:
-        logits: of the model in training ``[B, C]``; gradients flow here alone.
+        logits: of the model in training ``[B, C]``; the only ones with a gradient.
         old_logits: of the received model ``[B, C]``.
-        labels: the true classes ``[B]``, which are left out of both softmaxes.
+        labels: the true classes ``[B]``, left out of both softmaxes.
         temperature: T.
     """
     others = functional.one_hot(labels, logits.shape[1]) == 0

@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from fedkd.config import Consolidation
+from fedkd.registry import METHODS
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -18,13 +19,8 @@ WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The grid's axes. The paper tunes temperature and weight on a grid; these values are ours."""
 
-_HEARS = {
-    "kd": frozenset({"temperature", "weight", "weighting", "pooling"}),
-    "dp-kd": frozenset({"temperature"}),
-    "dml": frozenset({"weighting"}),
-    "fine-tune": frozenset[str](),
-}
-"""Of the keys that say what is learnt, those that a method heeds; a user's own may heed all."""
+_SEARCHED = frozenset({"temperature", "weight", "weighting", "pooling"})
+"""Keys that are searched if the method uses them, beside learning rate and epochs."""
 
 
 class Space:
@@ -38,18 +34,18 @@ class Space:
 
     def __init__(self, own: Consolidation, *, labelled: bool, weightings: list[str]) -> None:
         self._own = own
-        self._heard = _HEARS.get(own.method, _HEARS["kd"])
+        self._searched = _SEARCHED & set(METHODS.spec(own.method).uses)
         if not labelled:
-            self._heard -= {"weight"}
+            self._searched -= {"weight"}
         self._weightings = [*weightings, *({own.weighting} - set(weightings))]
 
     def own_point(self) -> dict[str, Value]:
         """Return the arm's own settings as parameters."""
         own, asked = self._own, self._own.familiarity
         point: dict[str, Value] = {"lr": own.lr, "epochs": own.epochs}
-        for key in sorted(self._heard):
+        for key in sorted(self._searched):
             point[key] = getattr(own, key)
-        if own.uses_densities and "weighting" in self._heard:
+        if own.uses_densities and "weighting" in self._searched:
             point["familiarity.density"] = asked.density
             point["familiarity.scale"] = asked.effective_scale
             point["familiarity.dims"] = asked.effective_dims
@@ -69,15 +65,15 @@ class Space:
             "lr": _between(trial, "lr", 0.005, 0.5, own.lr),
             "epochs": _count(trial, "epochs", least, most, own.epochs),
         }
-        if "temperature" in self._heard:
+        if "temperature" in self._searched:
             point["temperature"] = _between(trial, "temperature", 0.5, 20, own.temperature)
-        if "weight" in self._heard:
+        if "weight" in self._searched:
             point["weight"] = _short(trial.suggest_float("weight", 0, 1), own.weight)
-        if "pooling" in self._heard:
+        if "pooling" in self._searched:
             point["pooling"] = trial.suggest_categorical(
                 "pooling", list(dict.fromkeys(["probs", "logits", own.pooling]))
             )
-        if "weighting" not in self._heard:
+        if "weighting" not in self._searched:
             return point
         point["weighting"] = trial.suggest_categorical("weighting", self._weightings)
         if point["weighting"] == "familiarity":
@@ -106,9 +102,9 @@ class Space:
         Where one of the two has no effect, multiples of the arm's learning rate stand for it.
         """
         axes: dict[str, tuple[float, ...]] = {}
-        if "temperature" in self._heard:
+        if "temperature" in self._searched:
             axes["temperature"] = TEMPERATURES
-        if "weight" in self._heard:
+        if "weight" in self._searched:
             axes["weight"] = WEIGHTS
         if len(axes) < 2:
             axes["lr"] = tuple(float(f"{factor * self._own.lr:.6g}") for factor in LR_FACTORS)

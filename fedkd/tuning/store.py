@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import DatabaseError
 
 from fedkd.config import Study
+from fedkd.config.own import function_keys
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
 from fedkd.models.build import arch_fingerprint
@@ -90,7 +91,6 @@ def search_key(
     study: Study, arm: str, federations: Sequence[Federation], kind: Kind, judge: Judge
 ) -> str:
     """Hash all that a trial's result depends on, beside its parameters."""
-    settings = study.arms[arm].consolidation
     return cache_key(
         {
             "kind": f"tuning by {kind} on {judge}",
@@ -98,7 +98,7 @@ def search_key(
             "transfer": study.data.transfer.model_dump(),
             "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
             "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
-            "own": settings.function_keys() if settings else [],
+            "own": function_keys(study, arm),
             "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
         }
     )

@@ -62,7 +62,7 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
     [
         ({"data": {**DATA, "classes": None}}, "data.classes: is missing"),
         ({"data": {"classes": ["a", "b"], "image_size": 8}}, "data.channels: is missing"),
-        ({"data": {**DATA, "classes": ["a", "a"]}}, "stands there twice"),
+        ({"data": {**DATA, "classes": ["a", "a"]}}, "classes: names 'a' twice"),
         ({"data": {**DATA, "train_size": 10}}, "data.train_size"),
         ({"data": {**DATA, "validation": 0.1}}, "data.validation: the server has no images"),
         ({"data": {**DATA, "source": "npz:x.npz"}}, "relative path"),
@@ -77,7 +77,7 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
         ({"partition": {"scheme": "iid", "silos": 3}}, "data.classes: is read from data.source"),
         (
             {"data": {"source": "none"}, "partition": {"scheme": "iid"}},
-            "none leaves nothing to share among simulated silos",
+            "none leaves nothing to divide among simulated silos",
         ),
     ],
 )

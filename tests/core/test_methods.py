@@ -15,14 +15,15 @@ from fedkd.config import Consolidation
 from fedkd.distillation.augmentation import MixedInputs, blend
 from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.methods.dml import mutual_loss
-from fedkd.distillation.methods.dp_kd import pick_surest
+from fedkd.distillation.methods.dp_kd import pick_most_confident
 from fedkd.distillation.methods.mixup import Mixup
 from fedkd.distillation.weighting.ensemble import Ensemble, combine
 from fedkd.distillation.weighting.weightings import Evidence
 from fedkd.errors import UserError
-from fedkd.registry import METHODS, NEEDS_LABELS
+from fedkd.registry import METHODS
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
+from fedkd.user_code import METHOD_SETTINGS, MethodSpec, method
 
 CLASSES = 3
 
@@ -77,7 +78,7 @@ def learn(
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_the_student_alone_and_repeats_itself(name: str, labelled: bool) -> None:
     data = make_data(labelled=labelled)
-    if name in NEEDS_LABELS and not labelled:
+    if "labels" in METHODS.spec(name).needs and not labelled:
         with pytest.raises(UserError, match="learns from labels"):
             learn(name, Scale(0), data)
         return
@@ -177,15 +178,15 @@ TEACHERS = torch.tensor(
 
 def test_the_surest_by_label_by_hand() -> None:
     """Of class 0: teacher 0 (0.9), teacher 1 (0.8), the student (0.6), a tie, the student's."""
-    surest = pick_surest(STUDENT, TEACHERS, torch.tensor([0, 0, 0, 0])).exp()
+    surest = pick_most_confident(STUDENT, TEACHERS, torch.tensor([0, 0, 0, 0])).exp()
     torch.testing.assert_close(surest[:, 0], torch.tensor([0.9, 0.8, 0.6, 0.6]))
-    of_class_one = pick_surest(STUDENT, TEACHERS, torch.tensor([1, 1, 1, 1])).exp()
+    of_class_one = pick_most_confident(STUDENT, TEACHERS, torch.tensor([1, 1, 1, 1])).exp()
     torch.testing.assert_close(of_class_one[:, 1], torch.tensor([0.4, 0.9, 0.5, 0.6]))
 
 
 def test_the_surest_without_labels_by_hand() -> None:
     """By the greatest probability: 0.9, 0.9 (of class 1), the student's 0.6, a tie."""
-    surest = pick_surest(STUDENT, TEACHERS, None).exp()
+    surest = pick_most_confident(STUDENT, TEACHERS, None).exp()
     torch.testing.assert_close(surest.amax(1), torch.tensor([0.9, 0.9, 0.6, 0.6]))
     torch.testing.assert_close(surest[1], torch.tensor([0.1, 0.9]))
     torch.testing.assert_close(surest[3], torch.tensor([0.6, 0.4]))
@@ -293,17 +294,20 @@ def test_a_student_goes_on_with_what_is_not_blended() -> None:
 
 
 def test_refinement_goes_with_blends() -> None:
-    with pytest.raises(ValueError, match="refine follows epochs with blends"):
+    with pytest.raises(ValueError, match="finetune_epochs: follow epochs with mixed inputs"):
         Consolidation(finetune_epochs=2)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"method": "dml"}, "blends are for method: kd"),
-        ({"method": "fine-tune"}, "blends are for method: kd"),
-        ({"mode": "logits", "student": "fresh"}, "blends are shown to the silos' models"),
-        ({"mixup": True}, "leave mixup out"),
+        ({"method": "dml"}, "mixed_inputs: is not used by method dml, only by kd; leave it out"),
+        ({"method": "fine-tune"}, "mixed_inputs: is not used by method fine-tune"),
+        (
+            {"mode": "logits", "student": "fresh"},
+            "mixed_inputs: need predictions of the silos' models",
+        ),
+        ({"mixup": True}, "set mixup: false or mixed_inputs: 0"),
     ],
 )
 def test_blends_need_teachers_that_can_be_asked(settings: dict[str, Any], said: str) -> None:
@@ -317,14 +321,14 @@ def test_blends_need_teachers_that_can_be_asked(settings: dict[str, Any], said: 
         ({"teachers": "both"}, "teachers: both needs weighting: familiarity"),
         (
             {"teachers": "both", "weighting": "familiarity", "method": "dp-kd"},
-            "teachers: both is for method: kd",
+            "it is not used by method dp-kd, only by kd; leave it out",
         ),
         (
             {
                 "weighting": "familiarity",
                 "familiarity": {"density": "pooled", "basis": "features"},
             },
-            "density: pooled goes with basis: pixels or patches",
+            "density: pooled needs basis: pixels or patches",
         ),
         (
             {
@@ -343,7 +347,9 @@ def test_what_does_not_go_together_with_densities(settings: dict[str, Any], said
 
 @pytest.mark.parametrize("name", ["dml", "dp-kd"])
 def test_methods_without_mixup_refuse_it(name: str) -> None:
-    with pytest.raises(ValueError, match="mixup is for methods kd and fine-tune"):
+    with pytest.raises(
+        ValueError, match=r"mixup: is not used by method .*, only by kd and fine-tune"
+    ):
         Consolidation(method=name, mixup=True)
 
 
@@ -356,3 +362,102 @@ def test_every_method_anneals_its_learning_rate(name: str) -> None:
         learn(name, student, data, schedule=schedule)
         ends.append(student.linear.weight.detach().clone())
     assert not torch.equal(*ends)
+
+
+def changed(setting: str, data: DistillationData) -> tuple[DistillationData, dict[str, Any]]:
+    """Return data and settings as another value of one setting would make them."""
+    tilted = torch.tensor([0.9, 0.1], dtype=torch.float64)[:, None].expand_as(data.weights)
+    target = torch.softmax(data.logits[0], 1)
+    options: dict[str, tuple[DistillationData, dict[str, Any]]] = {
+        "temperature": (data, {"temperature": 5.0}),
+        "weight": (data, {"weight": 0.9}),
+        "weighting": (replace(data, weights=tilted, target=target), {}),
+        "pooling": (replace(data, target=target), {}),
+        "mixup": (data, {"mixup": True}),
+        "sequence": (data, {"sequence": "sequential"}),
+    }
+    return options[setting]
+
+
+@pytest.mark.parametrize("setting", [key for key in METHOD_SETTINGS if key != "mixed_inputs"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_uses_what_its_spec_says_and_nothing_else(name: str, setting: str) -> None:
+    """Another value of a setting gives another student exactly if the method declares it."""
+    data = make_data()
+    plain, other = Scale(0), Scale(0)
+    learn(name, plain, data)
+    of_other, settings = changed(setting, data)
+    # The settings are not validated: those that a method does not use would be refused.
+    own = Consolidation(epochs=6, lr=0.1, batch_size=8).model_copy(
+        update={"method": name, **settings}
+    )
+    generator = torch.Generator().manual_seed(0)
+    METHODS.load(name)(other, of_other, own, generator=generator, compute=Compute())
+    differs = not torch.equal(plain.linear.weight, other.linear.weight)
+    assert differs == (setting in METHODS.spec(name).uses)
+
+
+@pytest.mark.parametrize("need", ["labels", "models"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_needs_what_its_spec_says(name: str, need: str) -> None:
+    """Without labels a method refuses, and without models its student has no one to learn from."""
+    without: dict[str, Any] = {"labels": None} if need == "labels" else {"models": ()}
+    data = replace(make_data(), **without)
+    student, whole = Scale(0), Scale(0)
+    learn(name, whole, make_data())
+    try:
+        learn(name, student, data)
+    except (UserError, RuntimeError):
+        assert need in METHODS.spec(name).needs
+        return
+    if need == "models":
+        same = torch.equal(student.linear.weight, whole.linear.weight)
+        assert same == ("models" not in METHODS.spec(name).needs)
+    else:
+        assert "labels" not in METHODS.spec(name).needs
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"temperature": 2}, r"temperature: .*declare it: @fedkd.method\(uses={'temperature'}\)"),
+        ({"weight": 0.7}, "weight: is not used by method own:learn"),
+        ({"weighting": "confidence"}, "weighting: is not used"),
+        ({"max_weight": 0.5}, "max_weight: is not used .*uses={'weighting'}"),
+        ({"pooling": "logits"}, "pooling: is not used"),
+        ({"mixup": True}, "mixup: is not used"),
+        ({"mixed_inputs": 2}, "mixed_inputs: is not used"),
+        ({"sequence": "sequential"}, "sequence: is not used"),
+        ({"order": "random"}, "order: is not used"),
+        ({"teachers": "both", "weighting": "familiarity"}, "teachers: both changes the target"),
+        ({"teachers": "validation"}, "learns from labels alone"),
+    ],
+)
+def test_a_method_that_declares_nothing_uses_no_setting(
+    settings: dict[str, Any], refusal: str
+) -> None:
+    own = Consolidation(method="own:learn", **settings)
+    with pytest.raises(ValueError, match=refusal):
+        own.check_method(MethodSpec())
+    Consolidation(method="own:learn").check_method(MethodSpec())
+
+
+def test_a_method_of_ones_own_may_use_any_setting() -> None:
+    spec = MethodSpec(uses=METHOD_SETTINGS)
+    for settings in (
+        {"temperature": 2, "weight": 0.7, "weighting": "confidence", "mixup": True},
+        {"mixed_inputs": 2, "finetune_epochs": 1, "pooling": "median", "max_weight": 0.5},
+        {"sequence": "sequential", "order": "random"},
+        {"teachers": "both", "weighting": "familiarity"},
+    ):
+        Consolidation(method="own:learn", **settings).check_method(spec)
+    trains_models = Consolidation(method="own:learn", mode="logits", student="fresh")
+    with pytest.raises(ValueError, match="trains the silos' models"):
+        trains_models.check_method(MethodSpec(needs={"models"}))
+
+
+def test_a_declaration_with_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="declares 'temperatur', not one of temperature, weight"):
+        method(uses={"temperatur"})
+    with pytest.raises(ValueError, match="declares 'logits', not one of labels, models"):
+        method(needs={"logits"})

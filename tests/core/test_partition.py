@@ -183,7 +183,7 @@ def test_label_shards_count_the_classes_that_occur():
     [
         (3, 2, "3 silos of 2 classes hold at most 6 of 10 classes"),
         (10, 11, "11 classes in each silo, but there are only 10"),
-        (50, 10, "no arrangement gave each of 50 silos"),
+        (50, 10, "no assignment gave each of 50 silos"),
     ],
 )
 def test_label_shards_that_cannot_be(silos, held, sentence):
@@ -213,7 +213,7 @@ def test_label_dominant_with_fewer_or_more_silos_than_classes(silos, owned):
 
 def test_label_dominant_without_a_rest_leaves_silos_empty_and_says_so():
     spec = LabelDominant(scheme="label-dominant", silos=12, share=1.0, min_size=5)
-    with pytest.raises(UserError, match=r"silo-\d+ with 0; lower .*partition\.share or partition"):
+    with pytest.raises(UserError, match=r"silo-\d+ only 0; lower .*partition\.share or partition"):
         partition(make_labels(*[100] * 10), spec, 0)
 
 

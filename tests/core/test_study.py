@@ -101,7 +101,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"partition/scheme": "label-dirichlt"},
         (
             "s.yaml: partition.scheme: 'label-dirichlt' is not one of iid, quantity, "
-            "label-dirichlet, label-shards, label-dominant, deployed "
+            "label-dirichlet, label-shards, label-dominant, deployed, package.module:function "
             "(did you mean 'label-dirichlet'?)"
         ),
     ),
@@ -128,7 +128,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "source without a path": (
         {"data/source": "folder:"},
-        "s.yaml: data.source: 'folder:' must be followed by what to read",
+        "s.yaml: data.source: data source 'folder:' must be followed by PATH",
     ),
     "unknown transfer source": (
         {"data/transfer": {"source": "mnst"}},
@@ -183,9 +183,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "huge count": ({"rounds/max": 10**90}, "rounds.max: 1000"),
     "yes for a number": (
         {"rounds/max": True},
-        "s.yaml: rounds.max: true is no value for this key: YAML reads a bare yes, no, on or off",
+        "s.yaml: rounds.max: true is not valid here: YAML reads a bare yes, no, on or off",
     ),
-    "no for a fraction": ({"data/test": False}, "s.yaml: data.test: false is no value for this"),
+    "no for a fraction": ({"data/test": False}, "s.yaml: data.test: false is not valid here"),
     "number for a switch": (
         {"data/transfer": {"labelled": 2}},
         "s.yaml: data.transfer.labelled: 2 is not true or false",
@@ -209,15 +209,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "s.yaml: engine.workers: 'all' is neither auto nor a whole number",
     ),
     "device": ({"engine/device": "gpu"}, "s.yaml: engine.device: 'gpu' is not cpu, cuda or cuda:N"),
-    "engine's name": ({"engine/name": "a b"}, "s.yaml: engine.name: 'a b' is no name of an engine"),
-    "bad study name": ({"name": "My Study"}, "s.yaml: name: 'My Study' is no valid name"),
+    "engine's name": (
+        {"engine/name": "a b"},
+        "s.yaml: engine.name: 'a b' is not a valid engine name",
+    ),
+    "bad study name": ({"name": "My Study"}, "s.yaml: name: 'My Study' is not a valid name"),
     "bad arm name": (
         {"arms/Fed_Avg": {"start": "random"}},
-        "s.yaml: arms.Fed_Avg: 'Fed_Avg' is no valid name: use lower-case letters",
+        "s.yaml: arms.Fed_Avg: 'Fed_Avg' is not a valid name: use lower-case letters",
     ),
     "arm name with a line break": (
         {"arms/a\nb": {"start": "random"}},
-        "s.yaml: arms.'a\\nb': 'a\\nb' is no valid name",
+        "s.yaml: arms.'a\\nb': 'a\\nb' is not a valid name",
     ),
     "fedkd that does not consolidate": (
         {"arms/fedkd-x": {"start": "average"}},
@@ -252,7 +255,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sequence of a method that has none": (
         {"arms/fedkd/consolidation": {"sequence": "sequential"}},
-        "s.yaml: arms.fedkd.consolidation: sequence: sequential is for method: dp-kd, not kd",
+        "s.yaml: arms.fedkd.consolidation: sequence: is not used by method kd, only by dp-kd",
     ),
     "densities for a method that trains models": (
         {
@@ -262,22 +265,22 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
                 "method": "dml",
             }
         },
-        "s.yaml: arms.fedkd.consolidation: teachers: densities has no models for method: dml",
+        "s.yaml: arms.fedkd.consolidation: teachers: densities gives predictions only, but",
     ),
     "teachers judged without validation data": (
         {"data/validation": 0, "arms/fedkd/consolidation/select": {"top": 2}},
-        "s.yaml: arms.fedkd: silos are judged on validation data",
+        "s.yaml: arms.fedkd: compares models on validation data",
     ),
     "student on its silo that is no silo's": (
         {"data/transfer": {"source": "student-silo"}},
-        "s.yaml: arms.fedkd.consolidation.student: average is no silo's model",
+        "s.yaml: arms.fedkd.consolidation.student: average is not the model of a silo",
     ),
     "densities of private images": (
         {
             "data/transfer": {"source": "student-silo"},
             "arms/fedkd/consolidation": {"weighting": "familiarity", "student": "best"},
         },
-        "s.yaml: arms.fedkd.consolidation.weighting: familiarity shows the transfer images",
+        "s.yaml: arms.fedkd.consolidation.weighting: familiarity needs the transfer images",
     ),
     "validation labels on a silo": (
         {
@@ -288,7 +291,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
                 "student": "best",
             },
         },
-        "s.yaml: arms.fedkd.consolidation.teachers: validation data is the server's",
+        "s.yaml: arms.fedkd.consolidation.teachers: validation data is on the server",
     ),
     "features of an architecture that no silo has": (
         {
@@ -314,7 +317,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "best start without validation data": (
         {"data/validation": 0, "arms/top": {"start": "best"}},
-        "s.yaml: arms.top: silos are judged on validation data, but data.validation is 0",
+        "s.yaml: arms.top: compares models on validation data, but data.validation is 0",
     ),
     "densities without familiarity": (
         {"arms/fedkd/consolidation": {"teachers": "densities"}},
@@ -326,14 +329,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "discriminant without moments of what filters see": (
         {"arms/fedkd/consolidation": {"student": "lda-head", "weighting": "familiarity"}},
-        "student: lda-head follows from moments of what filters see: set weighting: ",
+        "student: lda-head is computed from class sums of filter responses: set weighting: ",
     ),
     "discriminant behind too few filters": (
         {
             "arms/fedkd/arch": "patch-features",
             "arms/fedkd/consolidation": discriminant(filters=100),
         },
-        "student: lda-head is patch-features of 200 filters; set familiarity.filters: 200",
+        "student: lda-head is patch-features with 200 filters; set familiarity.filters: 200",
     ),
     "discriminant in an arm of another architecture": (
         {"arms/fedkd/consolidation": discriminant()},
@@ -341,11 +344,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no epochs for a student that needs some": (
         {"arms/fedkd/consolidation": {"epochs": 0}},
-        "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
+        "s.yaml: arms.fedkd.consolidation: epochs: 0 is for student: lda-head",
     ),
     "no epochs for blends": (
         {"arms/fedkd/consolidation": {**discriminant(), "epochs": 0, "mixed_inputs": 2}},
-        "s.yaml: arms.fedkd.consolidation: epochs: 0 teaches nothing",
+        "s.yaml: arms.fedkd.consolidation: epochs: 0 is for student: lda-head",
     ),
     "unknown baseline": (
         {"baselines": ["fedavgg"]},
@@ -396,7 +399,7 @@ def test_every_problem_has_its_own_line() -> None:
 def test_endless_problems_are_counted_not_listed() -> None:
     lines = refusal({"seeds": [-1] * 50}).splitlines()
     assert len(lines) == 21
-    assert lines[-1] == "and 30 problems more"
+    assert lines[-1] == "and 30 more problems"
 
 
 def test_numbers_too_long_to_print_are_refused_all_the_same() -> None:

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from fedkd.config import Study
 from fedkd.config.study_file import check_files, dump_study, load_study, parse_study, study_schema
 from fedkd.errors import UserError
-from fedkd.registry import METHODS, TORCHVISION_SETS, WEIGHTINGS
+from fedkd.registry import LOCAL_LOSSES, METHODS, TORCHVISION_SETS, WEIGHTINGS
 from fedkd.util.safetensors_header import find_checkpoint_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
@@ -357,7 +357,7 @@ def test_impossible_override_is_refused(study_path: Path, override: str, expecte
         ({"seeds": [3, 3]}, "seeds: [3, 3] names a seed twice"),
         ({"seeds": [-3]}, "seeds.0: -3 is less than 0"),
         ({"seeds": []}, "seeds: needs at least 1 entry but has 0"),
-        ({"engine": "no such engine"}, "engine.name: 'no such engine' is no name of an engine"),
+        ({"engine": "no such engine"}, "engine.name: 'no such engine' is not a valid engine name"),
     ],
 )
 def test_impossible_arguments_are_refused(
@@ -638,7 +638,9 @@ def test_schema_lists_registered_names() -> None:
     assert (
         "cnn" in definitions["Model"]["properties"]["per_silo"]["additionalProperties"]["examples"]
     )
-    assert set(TORCHVISION_SETS) < set(definitions["Data"]["properties"]["source"]["examples"])
+    source = definitions["Data"]["properties"]["source"]["anyOf"][0]
+    assert {*TORCHVISION_SETS, "npz:"} < set(source["examples"])
+    assert definitions["Rounds"]["properties"]["local_loss"]["examples"] == list(LOCAL_LOSSES)
     assert definitions["Iid"]["required"] == ["scheme"]
     json.dumps(schema)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,7 +114,12 @@ def test_a_tracker_that_fails_is_told_once_and_the_others_go_on(call: str, track
     with tracking:
         tracking.finish(RECORD)
         tracking.finish(replace(RECORD, seed=1))
-    assert warnings == [f"Remembering is left out from here on: no space left to {call}"]
+    (warning,) = warnings
+    assert re.fullmatch(
+        f"Remembering is left out from here on: OSError: no space left to {call} "
+        r"\(test_tracking.py, line \d+\)",
+        warning,
+    )
     assert [told for told in sound.told if told[-1] != "fedavg-seed-1"][:5] == WHOLE[:5]
     assert len(sound.told) == 11
 
@@ -143,6 +149,71 @@ def test_final_figures_name_targets_as_the_study_does(make_study: Any) -> None:
 def test_an_unknown_tracker_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
         make_trackers(["tensorbord"])
+
+
+OWN = """
+from pathlib import Path
+
+
+class Lines:
+    def begin(self, run):
+        self.file = (run.folder.parent / f"{run.name}.txt").open("w")
+        return self
+
+    def log(self, point):
+        print(point.round, point.accuracy, file=self.file)
+
+    def end(self, figures, *, status):
+        print(status, figures["best_accuracy"], file=self.file)
+        self.file.close()
+
+    def close(self):
+        pass
+
+
+class Half:
+    def begin(self, run):
+        pass
+
+
+class Broken(Lines):
+    def __init__(self):
+        self.missing
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_trackers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_trackers", raising=False)
+    return "own_trackers"
+
+
+def test_a_tracker_of_ones_own_logs_every_run(
+    own_module: str, make_study: Any, tmp_path: Path
+) -> None:
+    progress = StudyProgress(Console(quiet=True), 2)
+    out, track = tmp_path / "runs", [f"{own_module}:Lines"]
+    outcome = run_study(make_study(), out=out, fresh=False, progress=progress, track=track)
+    for run in outcome.summary["runs"]:
+        log = (outcome.folder.parent / f"{run['arm']}-seed-0.txt").read_text().splitlines()
+        points = [f"{point['round']} {point['accuracy']}" for point in run["curve"]]
+        best = max(point["accuracy"] for point in run["curve"])
+        assert log == [*points, f"{run['stopped']} {best}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("Missing", "tracker own_trackers:Missing cannot be imported: module 'own_trackers' has"),
+        ("Half", "--track own_trackers:Half: Half has no method close"),
+        ("Broken", r"tracker own_trackers:Broken raised AttributeError: .*own_trackers.py, line"),
+    ],
+)
+def test_what_is_not_a_tracker_is_refused(own_module: str, name: str, refusal: str) -> None:
+    with pytest.raises(UserError, match=refusal):
+        make_trackers([f"{own_module}:{name}"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a student learns from, and what every method of distillation is."""
+"""The data of a distillation, and the interface of every method."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fedkd.training.loop import Sgd
 
 @dataclass(frozen=True)
 class DistillationData:
-    """N transfer images and what M teachers say of them.
+    """N transfer images with the predictions of M teachers.
 
     Attributes:
         images: uint8 ``[N, C, H, W]``.
-        labels: int64 ``[N]``, or None where a method may not see any; with blends among the
-            images, shares of classes, fp32 ``[N, K]``.
-        target: the teachers' joint opinion, probabilities at the study's temperature, fp32
-            ``[N, K]`` for K classes.
-        logits: every teacher's own, fp32 ``[M, N, K]``.
+        labels: int64 ``[N]``, or None if the transfer set has none that may be used; with mixed
+            inputs among the images, probabilities of the K classes, fp32 ``[N, K]``.
+        target: the teachers' predictions, pooled at the study's temperature: probabilities, fp32
+            ``[N, K]``.
+        logits: of each teacher, fp32 ``[M, N, K]``.
         weights: of each teacher on each image, ``[M, N]``, summing to one over M.
-        models: the teachers' models, for methods that train them too; empty where only their
+        models: the teachers' models, for methods that train them too; empty if only their
             predictions are known.
-        student: which of the teachers the student is a copy of, or None.
-        order: in which teachers come where they come one after another.
-        unmixed: the lesson that follows one with blends, or None.
+        student: index of the teacher of which the student is a copy, or None.
+        order: of the teachers, for ``sequence: sequential``.
+        unmixed: the data of the fine-tuning that follows mixed inputs, or None.
     """
 
     images: Tensor
@@ -50,7 +50,7 @@ class DistillationData:
         return len(self.images)
 
     def take(self, indices: Tensor) -> DistillationData:
-        """Return the lesson on the images at ``indices`` ``[S]`` alone."""
+        """Return the data of the images at ``indices`` ``[S]`` only."""
         return DistillationData(
             images=self.images[indices],
             labels=None if self.labels is None else self.labels[indices],
@@ -63,7 +63,7 @@ class DistillationData:
         )
 
     def with_mixed_inputs(self, mixed_inputs: MixedInputs, ensemble: Ensemble) -> DistillationData:
-        """Return the lesson with blends of its images added, and what the teachers say of them."""
+        """Return the data with mixed inputs added, and the teachers' predictions on them."""
         labels = None
         if self.labels is not None:
             shares = one_hot(self.labels, self.target.shape[1]).float()
@@ -79,11 +79,16 @@ class DistillationData:
 
 
 FINETUNE_RATE = 0.2
-"""Share of the rate at which a student goes on with images that are not blended."""
+"""Initial learning rate of the fine-tuning, as a share of the one before."""
 
 
 def optimizer_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
-    """Return how a student is trained, for fewer epochs than the study's if so many are named."""
+    """Return the student's optimiser settings.
+
+    Args:
+        settings: of the consolidation.
+        epochs: instead of those of the settings.
+    """
     return Sgd(
         settings.epochs if epochs is None else epochs,
         settings.batch_size,
@@ -94,7 +99,7 @@ def optimizer_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
 
 
 def finetune_optimizer_of(settings: Consolidation) -> Sgd:
-    """Return how a student goes on after blends: the rate begins lower and falls to zero."""
+    """Return the optimiser settings of the fine-tuning: a lower rate that falls to zero."""
     return replace(
         optimizer_of(settings, settings.finetune_epochs),
         lr=FINETUNE_RATE * settings.lr,
@@ -103,7 +108,10 @@ def finetune_optimizer_of(settings: Consolidation) -> Sgd:
 
 
 class Method(Protocol):
-    """Trains a student in place; a user's own is a function of this form."""
+    """A function that trains a student in place.
+
+    A user's own has this signature, and declares by :func:`fedkd.method` which settings it uses.
+    """
 
     def __call__(
         self,
@@ -119,10 +127,9 @@ class Method(Protocol):
 
         Args:
             student: the model, on ``compute.device``.
-            data: what it learns from.
-            settings: temperature, weight and optimiser.
-            generator: order of the samples and noise of random layers; the only source of
-                randomness.
+            data: transfer images, and the teachers' predictions on them.
+            settings: of the consolidation.
+            generator: the only source of randomness.
             compute: device and precision.
-            on_epoch: to be called after every epoch, ``settings.all_epochs`` times.
+            on_epoch: called after every epoch, ``settings.all_epochs`` times.
         """

@@ -1,4 +1,4 @@
-"""Deep mutual learning: all models learn from each other, and one of them goes on."""
+"""Deep mutual learning: the student and all teachers are trained on each other's predictions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,16 @@ def dml(
 ) -> float:
     """Train the student and all teachers together on L_i = [CE] + mean over j of KL(p_j || p_i).
 
-    Zhang et al. 1706.00384, algorithm 1: on each batch the models take turns, peers' predictions
-    are constants, and a model's are recomputed after its own step. Without labels the
-    cross-entropy falls away. A student that is one of the teachers takes that place; any other
-    joins them. Temperature and ``weight`` play no part.
+    Zhang et al. 1706.00384, algorithm 1: on each batch the models are updated in turn; peers'
+    predictions are constants, and a model's are recomputed after its own step. Without labels the
+    loss has no cross-entropy. A student that is a copy of a teacher replaces it; any other is one
+    model more.
 
-    Our refinement: under a weighting other than ``equal`` the mean over j is weighted per image
-    by what the weighting gives to each peer, so that a model is not dragged towards peers that
-    know nothing of the image. A student that is no teacher counts 1/M. Teachers are copied, not
-    changed.
+    Our extension: the mean over j is weighted per image by the weights of the peers, so that a
+    model does not learn from peers to which the image is unfamiliar. A student that is not a
+    teacher has weight 1/M. Teachers are copied, not changed.
     """
-    models, weights = _circle(student, data)
+    models, weights = _participants(student, data)
     optimisers = [make_optimiser(model, settings.lr, settings.momentum) for model in models]
     noises = [
         DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
@@ -56,23 +55,23 @@ def dml(
     for _ in range(settings.epochs):
         order = torch.randperm(len(images), generator=generator)
         shuffled = images[order].to(compute.device)
-        weighed = weights[:, order].to(compute.device)
+        shuffled_weights = weights[:, order].to(compute.device)
         labels = None if data.labels is None else data.labels[order].to(compute.device)
         total = torch.zeros((), device=compute.device)
         for start, end in bounds:
             batch = shuffled[start:end]
 
-            def say(index: int, batch: Tensor = batch) -> Tensor:
+            def log_probabilities(index: int, batch: Tensor = batch) -> Tensor:
                 with noises[index], compute.autocast(), running(models[index]):
                     logits = models[index](batch)
                 return functional.log_softmax(logits.float(), dim=1)
 
             with torch.no_grad():
-                said = [say(index) for index in range(len(models))]
+                peers = [log_probabilities(index) for index in range(len(models))]
             for index, optimiser in enumerate(optimisers):
                 optimiser.zero_grad()
-                own = say(index)
-                loss = mutual_loss(own, said, weighed[:, start:end], index)
+                own = log_probabilities(index)
+                loss = mutual_loss(own, peers, shuffled_weights[:, start:end], index)
                 if labels is not None:
                     loss = loss + functional.nll_loss(own, labels[start:end])
                 with running(models[index]):
@@ -80,7 +79,7 @@ def dml(
                 optimiser.step()
                 schedules[index]()
                 with torch.no_grad():
-                    said[index] = say(index)
+                    peers[index] = log_probabilities(index)
                 if models[index] is student:
                     total += loss.detach() * (end - start)
         mean = float(total) / len(images)
@@ -91,31 +90,31 @@ def dml(
     return mean
 
 
-def mutual_loss(own: Tensor, said: list[Tensor], weights: Tensor, index: int) -> Tensor:
+def mutual_loss(own: Tensor, models: list[Tensor], weights: Tensor, index: int) -> Tensor:
     """Return the weighted mean over peers of KL(p_j || p_i), averaged over the batch.
 
     Args:
         own: log-probabilities of model i with gradient ``[B, K]``.
-        said: log-probabilities of all models ``[B, K]`` each, constants.
+        models: log-probabilities of all models, ``[B, K]`` each, constants.
         weights: of all models on the batch ``[M, B]``.
         index: i.
     """
-    peers = [j for j in range(len(said)) if j != index]
+    peers = [j for j in range(len(models)) if j != index]
     if not peers:
         return own.sum() * 0
     share = weights[peers]
     totals = share.sum(0)
-    # Where no peer has any weight, all have the same.
+    # If no peer has any weight, all have the same.
     share = torch.where(totals > 0, share / totals.clamp_min(1e-300), 1 / len(peers)).to(own.dtype)
-    divergences = torch.stack([(said[j].exp() * (said[j] - own)).sum(1) for j in peers])
+    divergences = torch.stack([(models[j].exp() * (models[j] - own)).sum(1) for j in peers])
     return (share * divergences).sum(0).mean()
 
 
-def _circle(student: nn.Module, data: DistillationData) -> tuple[list[nn.Module], Tensor]:
-    """Return all models that learn, and their weights ``[M, N]``."""
+def _participants(student: nn.Module, data: DistillationData) -> tuple[list[nn.Module], Tensor]:
+    """Return all models that are trained, and their weights ``[M, N]``."""
     models = [copy.deepcopy(model) for model in data.models]
     if data.student is not None:
         models[data.student] = student
         return models, data.weights
-    joined = torch.full_like(data.weights[:1], 1 / max(1, len(models)))
-    return [*models, student], torch.cat([data.weights, joined])
+    of_student = torch.full_like(data.weights[:1], 1 / max(1, len(models)))
+    return [*models, student], torch.cat([data.weights, of_student])

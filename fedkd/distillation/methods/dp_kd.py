@@ -1,6 +1,7 @@
-"""Data-partitioning distillation: learn only where the teacher knows more than the student did.
+"""Data-partitioning distillation (KL+DP), Roth et al. 2310.17653.
 
-Roth et al. 2310.17653 (KL+DP): on every other sample the student is held to what it was.
+Where a teacher is more confident than the initial student, the student learns from the teacher; on
+all other samples from its own initial predictions.
 """
 
 from __future__ import annotations
@@ -29,62 +30,61 @@ def dp_kd(
     compute: Compute,
     on_epoch: Callable[[], None] | None = None,
 ) -> float:
-    """Learn each sample from whoever is surest of it, the student's frozen self included.
+    """Train on each sample with the most confident of all teachers and the frozen student.
 
-    With labels the surest is who gives the label most probability, without them whose greatest
-    probability is greatest. Several teachers speak in parallel (the surest of all is heard) or in
-    sequence (one after another, in ``lesson.order``, the frozen self renewed before each); the
-    epochs are then shared out among them, so that both forms cost the same. That is our choice:
-    the source has one teacher. Weightings play no part.
+    With labels, confidence is the probability of the label; without, the greatest probability.
+    Several teachers are compared all at once (``sequence: parallel``), or one after another in
+    ``data.order``, with the student frozen anew before each; the epochs are then divided among
+    them, so that both forms take the same time. That is our choice: the source has one teacher.
     """
     if settings.sequence == "parallel":
-        shifts = [(data.logits, settings.epochs)]
+        stages = [(data.logits, settings.epochs)]
     else:
         order = data.order or tuple(range(len(data.logits)))
         bounds = [settings.epochs * step // len(order) for step in range(len(order) + 1)]
         epochs = [end - start for start, end in itertools.pairwise(bounds)]
-        shifts = [(data.logits[m : m + 1], n) for m, n in zip(order, epochs, strict=True) if n]
+        stages = [(data.logits[m : m + 1], n) for m, n in zip(order, epochs, strict=True) if n]
     mean = float("nan")
-    for teachers, epochs_each in shifts:
+    for teachers, epochs_each in stages:
         frozen = predict(student, data.images, compute=compute)
-        surest = pick_surest(frozen, teachers, data.labels)
-        mean = _learn(
-            student, data.images, surest, settings, epochs_each, generator, compute, on_epoch
+        logits = pick_most_confident(frozen, teachers, data.labels)
+        mean = _train(
+            student, data.images, logits, settings, epochs_each, generator, compute, on_epoch
         )
     return mean
 
 
-def pick_surest(student: Tensor, teachers: Tensor, labels: Tensor | None) -> Tensor:
-    """Return for each sample the logits of the surest, ``[N, K]``; a tie is the student's.
+def pick_most_confident(student: Tensor, teachers: Tensor, labels: Tensor | None) -> Tensor:
+    """Return each sample's most confident logits, ``[N, K]``; of equals the student's.
 
     Args:
         student: logits of the frozen student ``[N, K]``.
         teachers: logits of the teachers ``[M, N, K]``.
-        labels: ``[N]``, or None to go by the greatest probability.
+        labels: ``[N]``, or None to compare the greatest probabilities.
     """
     candidates = torch.cat([student[None], teachers])
     probabilities = torch.softmax(candidates.double(), dim=2)
     if labels is None:
-        sureness = probabilities.amax(2)
+        confidence = probabilities.amax(2)
     else:
         index = labels[None, :, None].expand(len(candidates), -1, 1)
-        sureness = probabilities.gather(2, index).squeeze(2)
-    # Among equals argmax may return any; the first must win.
-    winner = (sureness == sureness.amax(0)).int().argmax(0)
+        confidence = probabilities.gather(2, index).squeeze(2)
+    # Of equal values argmax may return any; the first must win.
+    winner = (confidence == confidence.amax(0)).int().argmax(0)
     return candidates[winner, torch.arange(len(student))]
 
 
-def _learn(
+def _train(
     student: nn.Module,
     images: Tensor,
-    surest: Tensor,
+    teacher_logits: Tensor,
     settings: Consolidation,
     epochs: int,
     generator: torch.Generator,
     compute: Compute,
     on_epoch: Callable[[], None] | None,
 ) -> float:
-    target = torch.softmax(surest.double() / settings.temperature, dim=1).float()
+    target = torch.softmax(teacher_logits.double() / settings.temperature, dim=1).float()
 
     def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
         return kd_loss(logits, rest[0], temperature=settings.temperature)

@@ -1,4 +1,4 @@
-"""The control: what the labels of the transfer set alone would teach."""
+"""The control: fine-tuning on the labels of the transfer set, without teachers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def fine_tune(
     compute: Compute,
     on_epoch: Callable[[], None] | None = None,
 ) -> float:
-    """Learn the labels by cross-entropy and ignore the teachers.
+    """Train on the labels by cross-entropy; the teachers are ignored.
 
     Raises:
-        UserError: the lesson has no labels.
+        UserError: the data has no labels.
     """
     if data.labels is None:
         raise UserError("method fine-tune learns from labels, but the transfer set has none")

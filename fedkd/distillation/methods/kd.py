@@ -1,4 +1,4 @@
-"""Knowledge distillation, vanilla and tuned: they differ in temperature and weight alone."""
+"""Knowledge distillation: vanilla and tuned differ in temperature and weight only."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def kd(
     compute: Compute,
     on_epoch: Callable[[], None] | None = None,
 ) -> float:
-    """Learn the teachers' joint opinion, and the labels where there are any.
+    """Train on the teachers' pooled predictions, and on labels if there are any.
 
-    Hinton et al. 1503.02531; see :func:`fedkd.training.losses.kd_loss`. With temperature 1
-    and weight 0.5 it is the vanilla form of 2402.14922, with both chosen by a search on
-    validation data the tuned one. After blends comes what is not blended, if the lesson has it.
+    Hinton et al. 1503.02531; see :func:`fedkd.training.losses.kd_loss`. With temperature 1 and
+    weight 0.5 it is the vanilla form of 2402.14922; with both chosen by a search on validation
+    data it is the tuned form. Fine-tuning follows if ``data.unmixed`` is given.
     """
     mix = Mixup(generator) if settings.mixup else None
 
-    def learn(data: DistillationData, sgd: Sgd) -> float:
+    def train(data: DistillationData, sgd: Sgd) -> float:
         labels: tuple[Tensor, ...] = () if data.labels is None else (data.labels,)
         if mix:
             labels = tuple(one_hot(y, data.target.shape[1]).float() for y in labels)
@@ -60,8 +60,8 @@ def kd(
             mix=mix,
         )
 
-    last = learn(data, optimizer_of(settings))
+    last = train(data, optimizer_of(settings))
     if data.unmixed is None or not math.isfinite(last):
         return last
-    # What is blended differs from what will be met: He et al. 1909.09148 end without augmentation.
-    return learn(data.unmixed, finetune_optimizer_of(settings))
+    # Mixed inputs differ from test images: He et al. 1909.09148 end training without augmentation.
+    return train(data.unmixed, finetune_optimizer_of(settings))

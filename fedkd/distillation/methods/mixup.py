@@ -1,4 +1,4 @@
-"""MixedInputs of a batch with itself in another order."""
+"""Mixup: interpolation of a batch with a permutation of itself."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from torch import Tensor
 
 
 class Mixup:
-    """Zhang et al. 1710.09412 with alpha 1: the share of either image is uniform on [0, 1].
+    """Zhang et al. 1710.09412 with alpha 1: the interpolation weight is uniform on [0, 1].
 
-    A transfer set is small, and between its images the teachers' targets are taken as linear:
-    teachers predict once.
+    The teachers predict on the transfer images once; their targets are interpolated linearly.
 
     Args:
-        generator: of the shares and orders, one of each a batch.
+        generator: of one weight and one permutation for each batch.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Blend float tensors ``[B, ...]``, all by one share and one order."""
+        """Return float tensors ``[B, ...]``, all interpolated by one weight and permutation."""
         share = float(torch.rand((), generator=self._generator))
         order = torch.randperm(len(tensors[0]), generator=self._generator)
         return [torch.lerp(t[order.to(t.device)], t, share) for t in tensors]

@@ -1,0 +1,100 @@
+"""Sections within a consolidation: which teachers, on which images, with which densities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fedkd.config.sections import Count, Rate, Section
+
+_SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
+_DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}
+
+
+class Selection(Section):
+    """Which of the silos' models are teachers."""
+
+    drop_below_chance: bool = Field(
+        default=False,
+        description="leave out models no better than chance on validation data",
+    )
+    top: Count | None = Field(None, description="maximum number of teachers; by default all")
+    by: Literal["accuracy", "complementary"] = Field(
+        "accuracy",
+        description="validation accuracy, or the share of the student's errors that a model "
+        "predicts correctly",
+    )
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether teachers are chosen by validation data."""
+        return self.drop_below_chance or self.top is not None
+
+
+class Subset(Section):
+    """Distil on a part of the transfer set only."""
+
+    size: Count
+    by: Literal["random", "entropy"] = Field(
+        "random", description="entropy: the images of which the ensemble is least certain"
+    )
+
+
+class Familiarity(Section):
+    """How a silo estimates the density of transfer images under its own data."""
+
+    density: Literal["gaussian", "knn", "pooled"] = Field(
+        "gaussian",
+        description="gaussian and knn: each silo sends the log-density of each transfer image; "
+        "pooled: silos share class sums of their images, from which the server estimates class "
+        "means and one covariance",
+    )
+    basis: Literal["pixels", "patches", "features"] = Field(
+        "pixels",
+        description="space of the densities. patches: responses of filters learnt from the "
+        "transfer images; features: inputs of the averaged model's last layer, which costs a "
+        "second exchange",
+    )
+    dims: Count | None = Field(
+        None,
+        description="maximum number of dimensions; by default 50, or 500 for pooled, whose "
+        "messages grow with its square and which uses at most half as many as transfer images",
+    )
+    filters: int = Field(100, ge=1, le=2000, description="number of filters; for basis: patches")
+    neighbours: Count = Field(5, description="k; for density: knn")
+    scale: Rate | None = Field(
+        None, description="divides log-densities; by default 5 for gaussian and 3 for the others"
+    )
+    background: bool = Field(
+        default=False,
+        description="add a broad component, so that teachers count equally on images unlike any "
+        "silo's",
+    )
+
+    @property
+    def effective_scale(self) -> float:
+        """The scale in use."""
+        return self.scale if self.scale is not None else _SCALES[self.density]
+
+    @property
+    def class_scale(self) -> float:
+        """The divisor of log-densities between classes, rather than between silos.
+
+        For pooled densities it is the same, because both compare hundreds of dimensions.
+        """
+        return self.effective_scale if self.density == "pooled" else 1.0
+
+    @property
+    def effective_dims(self) -> int:
+        """The maximum number of dimensions in use."""
+        return self.dims if self.dims is not None else _DIMS[self.density]
+
+    @model_validator(mode="after")
+    def _check(self) -> Familiarity:
+        if self.density == "pooled" and self.basis == "features":
+            raise ValueError(
+                "density: pooled needs basis: pixels or patches; features of a model are "
+                "unbounded, so that implausible class sums could not be refused"
+            )
+        return self

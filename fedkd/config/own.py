@@ -1,0 +1,84 @@
+"""Functions of the user's own in a study: imported and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from fedkd.config.error_messages import Problem
+from fedkd.config.study import Study, check_labels
+from fedkd.errors import UserError
+from fedkd.registry import (
+    ARCHITECTURES,
+    LOCAL_LOSSES,
+    METHODS,
+    PARTITIONS,
+    SOURCES,
+    WEIGHTINGS,
+    Registry,
+)
+
+Named: TypeAlias = tuple[str, Registry, str]
+"""The dotted path of a key, the registry of its names, and the name."""
+
+
+def find_problems(study: Study) -> list[Problem]:
+    """Return what is wrong with the user's own functions, each of which is imported."""
+    problems: dict[str, Problem] = {}
+    named = [*_own(_architectures(study))]
+    for arm in study.arms:
+        named += _own(_functions(study, arm))
+    for path, registry, name in named:
+        # The source of deployed silos' server is on the SuperLink's host.
+        if registry is SOURCES and study.is_deployed:
+            continue
+        try:
+            registry.load(name)
+        except UserError as error:
+            problems[path] = Problem(path, str(error))
+    for arm, section in study.arms.items():
+        settings, path = section.consolidation, f"arms.{arm}.consolidation"
+        if settings is None or not METHODS.is_own(settings.method) or f"{path}.method" in problems:
+            continue
+        try:
+            settings.check_method(METHODS.spec(settings.method))
+        except ValueError as error:
+            problems[path] = Problem(path, str(error))
+        try:
+            check_labels(study, settings, path)
+        except ValueError as error:
+            problems[f"{path}.method"] = Problem("", str(error))
+    return list(problems.values())
+
+
+def function_keys(study: Study, arm: str) -> list[str]:
+    """Return what an arm's functions of the user's own stand for, for cache keys.
+
+    Architectures have keys of their own: see :func:`fedkd.models.build.arch_fingerprint`.
+    """
+    return [registry.fingerprint(name) for _, registry, name in _own(_functions(study, arm))]
+
+
+def _own(named: Iterator[Named]) -> Iterator[Named]:
+    return (each for each in named if each[1].is_own(each[2]))
+
+
+def _architectures(study: Study) -> Iterator[Named]:
+    yield "model.arch", ARCHITECTURES, study.model.arch
+    for silo, arch in study.model.per_silo.items():
+        yield f"model.per_silo.{silo}", ARCHITECTURES, arch
+    for name, arm in study.arms.items():
+        yield f"arms.{name}.arch", ARCHITECTURES, arm.arch or ""
+
+
+def _functions(study: Study, name: str) -> Iterator[Named]:
+    """Yield all names of an arm, and of the study's data, but architectures."""
+    arm = study.arms[name]
+    yield "data.source", SOURCES, study.data.source
+    yield "data.transfer.source", SOURCES, study.data.transfer.source or ""
+    yield "partition.scheme", PARTITIONS, study.partition.scheme
+    rounds = f"arms.{name}.rounds" if arm.rounds.local_loss else "rounds"
+    yield f"{rounds}.local_loss", LOCAL_LOSSES, study.rounds_of(name).local_loss
+    if settings := arm.consolidation:
+        yield f"arms.{name}.consolidation.method", METHODS, settings.method
+        yield f"arms.{name}.consolidation.weighting", WEIGHTINGS, settings.weighting
