@@ -1,24 +1,47 @@
-"""Picture files decoded into arrays: one size, greyscale or RGB, nothing else assumed of them."""
+"""Picture files decoded into one array of one size, greyscale or RGB."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import math
+import warnings
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from fedkd.data import pixels
 from fedkd.data.images import resize
 from fedkd.data.source import MAX_BYTES
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
+_BY_FORMAT = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+ENDINGS = frozenset(ending for endings in _BY_FORMAT.values() for ending in endings)
+"""How the names of files end that are read as pictures, in lower case."""
 
 _MAX_PIXELS = 50_000_000
 """Most pixels of one picture: a small file can declare any number of them."""
+_NAMED = 5
+"""So many damaged pictures are named; of more it is told how many there are."""
+_MOST_FLATTENED = 0.1
+"""Pictures of more than 8 bits that may come out almost without contrast, as a share."""
 
 
 @dataclass(frozen=True)
@@ -35,113 +58,226 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What pictures become: their channels, height and width in pixels, and whether resized."""
+class Decoded:
+    """Pictures as one array.
 
-    channels: int
-    height: int
-    width: int
-    resized: bool
+    Attributes:
+        images: uint8 ``[N, C, H, W]``, greyscale if all pictures are, else RGB.
+        warnings: sentences on what may not be as the user thinks.
+    """
+
+    images: torch.Tensor
+    warnings: tuple[str, ...]
 
 
-def find_layout(pictures: Sequence[Picture], image_size: int | None) -> Layout:
-    """Look at the headers of all pictures: greyscale if all of them are, else RGB.
+@dataclass(frozen=True)
+class _Header:
+    """What the header of one picture says, its size already turned upright."""
+
+    size: tuple[int, int]
+    grey: bool
+    kind: str | None
+    top: float | None
+    animated: bool
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Header:
+        """Look at an opened picture of which nothing is decoded yet."""
+        facts = (pixels.upright_size(image), pixels.is_grey(image))
+        depth = (pixels.deep_kind(image), pixels.declared_top(image))
+        # Last, since Pillow seeks for it. The second image of an MPO is a camera's own affair.
+        animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        return cls(*facts, *depth, animated)
+
+
+class _Reader:
+    """Opens pictures one by one and collects what is wrong with them.
 
     Args:
-        pictures: at least one.
+        pictures: N of them.
+    """
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+
+    def each(self, work: Callable[[int, Image.Image], object]) -> None:
+        """Call ``work`` with the index of every picture and the picture, opened.
+
+        Raises:
+            UserError: some raised an error; names the first few and says how many there are.
+        """
+        problems = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of metadata and sizes
+            for index, picture in enumerate(self._pictures):
+                try:
+                    with picture.open() as stream, Image.open(stream, formats=_formats()) as image:
+                        _check_pixels(image)
+                        work(index, image)
+                except UserError as error:
+                    problems.append(f"{picture.place} {error}")
+                except UnidentifiedImageError:
+                    known = ", ".join(_BY_FORMAT)
+                    problems.append(
+                        f"{picture.place} cannot be read as an image: it is none of {known}"
+                    )
+                except Exception as error:  # Pillow's decoders raise all kinds for damaged files
+                    reason = " ".join(str(error).split())
+                    problems.append(f"{picture.place} cannot be read as an image ({reason})")
+        if problems:
+            more = len(problems) - _NAMED
+            rest = f"; and {more} more" if more > 0 else ""
+            them = "it" if len(problems) == 1 else "them"
+            raise UserError(
+                f"{'; '.join(problems[:_NAMED])}{rest}; replace {them} or remove {them}"
+            )
+
+    def headers(self) -> list[_Header]:
+        """Return what every header says.
+
+        Raises:
+            UserError: pictures are damaged, those among them of which only the pixels show it.
+        """
+        headers: list[_Header] = []
+        try:
+            self.each(lambda _, image: headers.append(_Header.of(image)))
+        except UserError:
+            self.each(lambda _, image: image.load())
+            raise
+        return headers
+
+
+def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decoded:
+    """Read pictures, all of them into one size and one number of channels.
+
+    Args:
+        pictures: N of them, at least one.
         image_size: height and width to resize to in pixels, or None to leave them as they are.
 
     Raises:
-        UserError: a picture is unreadable or too large, or sizes differ and none is given.
+        UserError: pictures are damaged or too large, sizes differ and none is given, or values of
+            more than 8 bits are on no known scale.
     """
-    first: tuple[str, tuple[int, int]] | None = None
-    grey = True
-    for picture in pictures:
-        with _opened(picture) as image:
-            grey = grey and _is_grey(image)
-            first = first or (picture.place, image.size)
-            if image.size != first[1] and image_size is None:
-                raise UserError(
-                    f"its images differ in size: {first[0]} is {_size(first[1])} but "
-                    f"{picture.place} is {_size(image.size)}; set data.image_size to resize them"
-                )
-    if first is None:
+    if not pictures:
         raise UserError("it has no images")
-    width, height = (image_size, image_size) if image_size else first[1]
-    layout = Layout(1 if grey else 3, height, width, image_size is not None)
-    if (needed := len(pictures) * layout.channels * height * width) > MAX_BYTES:
+    reader = _Reader(pictures)
+    headers = reader.headers()
+    _check_sizes(pictures, headers, image_size)
+    width, height = (image_size, image_size) if image_size else headers[0].size
+    shape = (len(pictures), 1 if all(header.grey for header in headers) else 3, height, width)
+    if (needed := math.prod(shape)) > MAX_BYTES:
         raise UserError(
             f"its {len(pictures)} images take {needed} bytes of memory, more than {MAX_BYTES}; "
             "set data.image_size to a smaller size"
         )
-    return layout
+    depths = _measure_depths(reader, headers)
+    tops = {kind: depth.top(kind) for kind, depth in depths.items()}
+    images = torch.empty(shape, dtype=torch.uint8)
+
+    def decode(index: int, image: Image.Image) -> None:
+        kind, top = headers[index].kind, headers[index].top
+        decoded = pixels.to_pixels(image, shape[1], top or tops.get(kind or "", 255.0))
+        if top is None and kind in depths and pixels.loses_contrast(image, decoded):
+            depths[kind].flattened.append(pictures[index].place)
+        images[index] = _fit(torch.from_numpy(decoded), (height, width), image_size)
+
+    reader.each(decode)
+    return Decoded(images, (*_of_depths(depths, tops), *_of_frames(headers)))
 
 
-def decode(pictures: Sequence[Picture], layout: Layout) -> torch.Tensor:
-    """Read pictures.
-
-    Args:
-        pictures: N of them.
-        layout: found over these pictures, and maybe others, by :func:`find_layout`.
-
-    Returns:
-        uint8 ``[N, C, H, W]``.
-
-    Raises:
-        UserError: a picture is damaged.
-    """
-    shape = (len(pictures), layout.channels, layout.height, layout.width)
-    decoded = torch.empty(shape, dtype=torch.uint8)
-    for index, picture in enumerate(pictures):
-        with _opened(picture) as image:
-            pixels = torch.from_numpy(_pixels(image, layout.channels))
-        decoded[index] = resize(pixels[None], layout.height)[0] if layout.resized else pixels
-    return decoded
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are read, as far as this Pillow was built with them."""
+    Image.init()
+    return tuple(name for name in _BY_FORMAT if name in Image.OPEN)
 
 
-@contextmanager
-def _opened(picture: Picture) -> Iterator[Image.Image]:
-    try:
-        with picture.open() as stream, Image.open(stream) as image:
-            _check_pixels(picture, image)
-            yield image
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds for damaged files
-        raise UserError(
-            f"{picture.place} cannot be read as an image ({error}); replace it or remove it"
-        ) from error
-
-
-def _check_pixels(picture: Picture, image: Image.Image) -> None:
+def _check_pixels(image: Image.Image) -> None:
     if image.width * image.height > _MAX_PIXELS:
         raise UserError(
-            f"{picture.place} is {_size(image.size)}, more than {_MAX_PIXELS} pixels in all; make "
-            "it smaller or remove it"
+            f"is {_size(image.size)}, more than {_MAX_PIXELS} pixels in all, and must be smaller"
         )
 
 
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
+def _check_sizes(
+    pictures: Sequence[Picture], headers: Sequence[_Header], image_size: int | None
+) -> None:
+    first = headers[0].size
+    for picture, header in zip(pictures, headers, strict=True):
+        if header.size != first and image_size is None:
+            sizes = Counter(header.size for header in headers)
+            raise UserError(
+                f"its images differ in size ({len(sizes)} sizes): {pictures[0].place} is "
+                f"{_size(first)} but {picture.place} is {_size(header.size)}; set data.image_size "
+                "to resize them"
+            )
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the pixels ``[channels, H, W]``; what is transparent loses that."""
-    if image.mode.startswith("I"):
-        image = _from_16_bits(image)
-    if channels == 1:
-        return np.array(image.convert("L"))[None]
-    if "transparency" in image.info:  # Pillow warns of dropping it in one step
-        image = image.convert("RGBA")
-    return np.ascontiguousarray(np.array(image.convert("RGB")).transpose(2, 0, 1))
+def _measure_depths(reader: _Reader, headers: Sequence[_Header]) -> dict[str, pixels.Depth]:
+    """Return the range of values of all deep pictures whose header does not declare it."""
+    depths: dict[str, pixels.Depth] = defaultdict(pixels.Depth)
+
+    def measure(index: int, image: Image.Image) -> None:
+        kind, top = headers[index].kind, headers[index].top
+        if kind is not None and top is None:
+            depths[kind].add(*pixels.value_range(image))
+
+    if any(header.kind for header in headers):
+        reader.each(measure)
+    if (colour := depths.pop(pixels.HIGH_BYTE, None)) is not None and colour.most < 128:
+        raise UserError(
+            f"its {colour.count} colour pictures of 16 bits a channel use only the lower half of "
+            "these or less, so their true depth is another and they would come out dark; save "
+            "them with 8 bits a channel"
+        )
+    return dict(depths)
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255: Pillow would clip it."""
-    values = np.array(image, dtype=np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its values do not lie within 16 bits")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8), mode="L")
+def _fit(decoded: torch.Tensor, wanted: tuple[int, int], image_size: int | None) -> torch.Tensor:
+    if image_size is not None:
+        return resize(decoded[None], image_size)[0]
+    height, width = decoded.shape[1:]
+    if (height, width) != wanted:
+        raise UserError(
+            f"is {_size((width, height))} once turned upright, while others are "
+            f"{_size((wanted[1], wanted[0]))}; set data.image_size to resize all of them, or"
+        )
+    return decoded
+
+
+def _of_depths(depths: dict[str, pixels.Depth], tops: dict[str, float]) -> list[str]:
+    """Say how values were scaled where no header declares it.
+
+    Raises:
+        UserError: many pictures come out almost without contrast, so that depths are mixed.
+    """
+    sentences = []
+    for kind, depth in depths.items():
+        if len(depth.flattened) > _MOST_FLATTENED * depth.count:
+            raise UserError(
+                f"{len(depth.flattened)} of its {depth.count} pictures of more than 8 bits, "
+                f"{depth.flattened[0]} among them, would come out almost without contrast, since "
+                f"the values of others reach {depth.most:g}; save all of them with one depth"
+            )
+        if depth.flattened:
+            sentences.append(
+                f"{len(depth.flattened)} pictures come out almost without contrast, such as "
+                f"{depth.flattened[0]}: their values are small beside those of others"
+            )
+        if kind == pixels.FLOAT or tops[kind] < 65535:
+            sentences.append(
+                f"the values of {depth.count} pictures of more than 8 bits run from "
+                f"{depth.least:g} to {depth.most:g}; they are read with 0 as black and "
+                f"{tops[kind]:g} as white"
+            )
+    return sentences
+
+
+def _of_frames(headers: Sequence[_Header]) -> list[str]:
+    animated = sum(header.animated for header in headers)
+    if not animated:
+        return []
+    return [f"{animated} pictures have several frames or pages; only the first of each is read"]
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -11,48 +11,43 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fedkd.data.decode import Picture, decode, find_layout
+from fedkd.data.decode import Picture, read_pictures
 from fedkd.data.images import Images
+from fedkd.data.listing import TEST, find_parts, list_pictures
 from fedkd.data.source import Source
 from fedkd.errors import UserError
-
-_SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
 
 
 def read_folder(name: str, path: Path, image_size: int | None) -> Source:
     """Read a folder of pictures with one subfolder per class, as torchvision's ImageFolder.
 
-    If the folder has the subfolders ``train`` and ``test``, the classes are below them instead.
+    If the folder has a training and a test part, the classes are below them instead; see
+    :mod:`fedkd.data.listing`.
 
     Raises:
-        UserError: there are no classes or no pictures, a picture is unreadable, sizes differ
-            though no ``image_size`` is given, or training and test set have other classes.
+        UserError: there are no classes or no pictures, pictures are damaged, sizes differ though
+            no ``image_size`` is given, or training and test set have other classes.
     """
-    if not path.is_dir():
-        raise UserError(f"there is no folder {path}; a relative path is seen from {Path.cwd()}")
-    inner = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    split = {"train", "test"} <= inner
-    if not split and inner and inner <= _SPLIT_NAMES:
+    parts, notes = find_parts(path)
+    listings = [list_pictures(folder) for folder in parts.values()]
+    classes = listings[0].classes
+    if odd := set(classes) ^ set(listings[-1].classes):
         raise UserError(
-            f"{path} has only the folders {', '.join(sorted(inner))}: a test set needs both train "
-            "and test; without one, name the folder of the classes itself"
+            f"{path}: {' and '.join(folder.name for folder in parts.values())} must have the same "
+            f"classes, but differ in {', '.join(sorted(odd))}"
         )
-    samples, classes = _list_folder(path / "train" if split else path)
-    test_samples, test_classes = _list_folder(path / "test") if split else ([], classes)
-    if classes != test_classes:
-        odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
-        raise UserError(f"{path}: train and test must have the same classes, but differ in {odd}")
-    pictures = [Picture(file, partial(_open_file, file)) for file, _ in samples + test_samples]
-    layout = find_layout(pictures, image_size)
-    parts = [
-        Images(decode(chosen, layout), torch.tensor([label for _, label in labelled]))
-        for chosen, labelled in (
-            (pictures[: len(samples)], samples),
-            (pictures[len(samples) :], test_samples),
-        )
-        if labelled
-    ]
-    return Source(name, parts[0], parts[1] if split else None, classes)
+    samples = [sample for listing in listings for sample in listing.samples]
+    pictures = [Picture(file, partial(_open_file, file)) for file, _ in samples]
+    decoded = read_pictures(pictures, image_size)
+    labels = torch.tensor([label for _, label in samples])
+    cut = len(listings[0].samples)
+    return Source(
+        name,
+        Images(decoded.images[:cut], labels[:cut]),
+        Images(decoded.images[cut:], labels[cut:]) if TEST in parts else None,
+        classes,
+        (*notes, *(w for listing in listings for w in listing.warnings()), *decoded.warnings),
+    )
 
 
 def read_hugging_face(name: str, repository: str, image_size: int | None) -> Source:
@@ -90,23 +85,19 @@ def read_hugging_face(name: str, repository: str, image_size: int | None) -> Sou
     label = max(labels, key=lambda key: int(features[key].num_classes))
     names = [split for split in ("train", "test") if split in loaded]
     pictures = {part: _pictures_of(loaded[part], images[0], part) for part in names}
-    layout = find_layout([p for part in names for p in pictures[part]], image_size)
+    decoded = read_pictures([p for part in names for p in pictures[part]], image_size)
+    cut = len(pictures["train"])
     parts = [
-        Images(decode(pictures[part], layout), _labels_of(loaded[part], label)) for part in names
+        Images(images, _labels_of(loaded[part], label))
+        for part, images in zip(names, (decoded.images[:cut], decoded.images[cut:]), strict=False)
     ]
     return Source(
-        name, parts[0], parts[1] if len(parts) > 1 else None, tuple(features[label].names)
+        name,
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
+        tuple(features[label].names),
+        decoded.warnings,
     )
-
-
-def _list_folder(path: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(path))
-    except OSError as error:
-        raise UserError(f"{path} needs one folder of images per class ({error})") from error
-    return found.samples, tuple(found.classes)
 
 
 def _open_file(path: str) -> IO[bytes]:

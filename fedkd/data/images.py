@@ -23,6 +23,13 @@ _RESIZED_AT_ONCE = 256
 """Images turned into floats at one time, which bounds the memory that resizing takes."""
 
 
+_FEW_VALUES = 10
+_NARROW_RANGE = 32
+"""So few distinct values, or values so close together, are no picture that a user would know."""
+
+_SAMPLED = 1000
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Images and their labels, in one order.
@@ -139,3 +146,38 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     for channel, weight in enumerate(_LUMA):
         luma += weight * images[:, channel : channel + 1]
     return luma.round().clamp(0, 255).to(torch.uint8)
+
+
+def describe_few_values(images: torch.Tensor) -> str | None:
+    """Return a sentence where pixels have very few distinct values or hardly differ, else None.
+
+    Such pixels mostly come of a conversion that lost the rest: values of 0 to 1 cut to whole
+    numbers, or masks and depths that count from 0.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``, none of the sizes 0.
+    """
+    step = max(1, len(images) // _SAMPLED)
+    if not _has_few(_histogram(images[::step])):
+        return None
+    counts = _histogram(images)
+    if not _has_few(counts):
+        return None
+    values = counts.nonzero()[:, 0]
+    return (
+        f"its pixels have only {len(values)} distinct values, from {int(values[0])} to "
+        f"{int(values[-1])}, where 0 is black and 255 white; look whether they are scaled as meant"
+    )
+
+
+def _histogram(images: torch.Tensor) -> torch.Tensor:
+    """Count the values of pixels, int64 ``[256]``."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for chunk in torch.split(images, _RESIZED_AT_ONCE):
+        counts += torch.bincount(chunk.reshape(-1), minlength=256)
+    return counts
+
+
+def _has_few(counts: torch.Tensor) -> bool:
+    values = counts.nonzero()[:, 0]
+    return len(values) <= _FEW_VALUES or int(values[-1] - values[0]) < _NARROW_RANGE

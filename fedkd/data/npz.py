@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +21,59 @@ from fedkd.errors import UserError
 Array = npt.NDArray[Any]
 
 NAMES = ("images", "labels", "test_images", "test_labels")
+_OTHER_NAMES = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("data", "target"),
+    ("X", "y"),
+)
+"""What other tools call these arrays, in the order of :data:`NAMES`."""
+
+_USUAL_CHANNELS = (1, 3, 4)
 _MAX_CHANNELS = 16
+_MAX_HEADER = 10_000
 _HEADERS = {
-    (1, 0): npy_format.read_array_header_1_0,
-    (2, 0): npy_format.read_array_header_2_0,
+    (1, 0): (2, npy_format.read_array_header_1_0),
+    (2, 0): (4, npy_format.read_array_header_2_0),
 }
+"""By version of the format: bytes of the header's length, and what reads the header."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What one array declares, and how many bytes follow."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    held: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  # noqa: ARG001 -- one signature for all readers
     """Read arrays ``images`` and ``labels``, and ``test_images`` and ``test_labels`` if present.
 
-    Images are uint8 ``[N, H, W]`` or ``[N, C, H, W]``, labels integers ``[N]`` from 0. The number
-    of classes is the highest label plus one. Sizes are bounded before anything is decoded, and
-    nothing is unpickled.
+    Images are uint8 ``[N, H, W]``, ``[N, C, H, W]`` or, of 1, 3 or 4 channels, ``[N, H, W, C]``;
+    labels are integers ``[N]`` from 0. The number of classes is the highest label plus one. Sizes
+    are bounded before anything is decoded, and nothing is unpickled.
 
     Raises:
         UserError: the file is missing or damaged, or an array is not as above.
     """
-    return source_of(name, _load_arrays(path))
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; a relative path is seen from {Path.cwd()}")
+    try:
+        return source_of(name, _read_arrays(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged archive raises all kinds, at any depth
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as an .npz archive ({reason}); write it with "
+            "numpy.savez(path, images=..., labels=...)"
+        ) from error
 
 
 def source_of(
@@ -60,75 +96,149 @@ def source_of(
             raise UserError(problem)
     train = _as_images(arrays, "images", "labels")
     test = _as_images(arrays, "test_images", "test_labels") if "test_images" in arrays else None
-    num_classes = 1 + max(int(part.labels.max()) for part in (train, test) if part is not None)
-    return Source(name, train, test, classes or tuple(str(label) for label in range(num_classes)))
+    labels = torch.cat([part.labels for part in (train, test) if part is not None])
+    numbers = tuple(str(label) for label in range(int(labels.max()) + 1))
+    return Source(name, train, test, classes or numbers, () if classes else _find_gaps(labels))
 
 
-def _load_arrays(path: Path) -> dict[str, Array]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; a relative path is seen from {Path.cwd()}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            problem = _find_problem(archive)
-        if problem is None:
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: stored[key] for key in _wanted(set(stored.files))}
-    except Exception as error:  # a damaged archive raises all kinds, at any depth
-        raise UserError(
-            f"{path} cannot be read as an .npz archive ({error}); write it with "
-            "numpy.savez(path, images=..., labels=...)"
-        ) from error
-    raise UserError(f"{path}: {problem}")
+def _read_arrays(path: Path) -> dict[str, Array]:
+    """Read the arrays once all their headers have been judged."""
+    with zipfile.ZipFile(path) as archive:
+        # Only what numpy.savez writes counts: another member may have the name without ending.
+        held = [member for member in archive.namelist() if member.endswith(".npy")]
+        names = [member.removesuffix(".npy") for member in held]
+        wanted = _find_wanted(names, archive.namelist())
+        total = 0
+        for key in wanted:
+            with archive.open(f"{key}.npy") as stream:
+                header = _read_header(key, stream, archive.getinfo(f"{key}.npy").file_size)
+            _check_header(key, header)
+            total += header.size
+        if total > MAX_BYTES:
+            raise UserError(
+                f"its arrays take {total} bytes, more than {MAX_BYTES}; use smaller or fewer images"
+            )
+        arrays = {}
+        for key in wanted:
+            with archive.open(f"{key}.npy") as stream:
+                arrays[key] = npy_format.read_array(stream, allow_pickle=False)
+        return arrays
 
 
-def _wanted(names: set[str]) -> list[str]:
-    return [name for name in NAMES if name in names]
+def _find_wanted(names: list[str], members: list[str]) -> list[str]:
+    """Return the names of the arrays to read.
+
+    Raises:
+        UserError: one is missing, or stands there twice.
+    """
+    wanted = list(NAMES if {"test_images", "test_labels"} & set(names) else NAMES[:2])
+    for key in wanted:
+        if names.count(key) > 1:
+            raise UserError(f"the array {key} stands in the archive twice")
+        if key not in names:
+            have = ", ".join(sorted(names or members)[:20]) or "none"
+            raise UserError(f"the array {key} is missing; the archive has {have}{_renaming(names)}")
+    return wanted
 
 
-def _find_problem(archive: zipfile.ZipFile) -> str | None:
-    """Judge the arrays by their headers, before any of them is decoded."""
-    names = {member.removesuffix(".npy") for member in archive.namelist()}
-    needed = ["images", "labels"]
-    if names & {"test_images", "test_labels"}:
-        needed += ["test_images", "test_labels"]
-    if missing := [key for key in needed if key not in names]:
-        have = ", ".join(sorted(names)[:20]) or "none"
-        return f"the array {missing[0]} is missing; the archive has {have}"
-    total = 0
-    for key in needed:
-        member = archive.getinfo(f"{key}.npy")
-        with archive.open(member) as stream:
-            read = _HEADERS.get(npy_format.read_magic(stream))
-            if read is None:
-                return f"the array {key} is of an unknown version of NumPy's format"
-            shape, _, dtype = read(stream)
-            held = member.file_size - stream.tell()
-        size = math.prod(shape) * dtype.itemsize
-        if problem := _find_misfit(key, shape, dtype):
-            return problem
-        if size > held:
-            return f"the array {key} is damaged: it declares {size} bytes but holds {held}"
-        total += size
-    if total > MAX_BYTES:
-        return f"its arrays take {total} bytes, more than {MAX_BYTES}; use smaller or fewer images"
-    return None
+def _renaming(names: list[str]) -> str:
+    """Return how to save an archive anew that has other tools' names, or nothing."""
+    for others in _OTHER_NAMES:
+        if set(others[:2]) <= set(names):
+            pairs = zip(NAMES, others, strict=False)
+            told = ", ".join(f"{ours}=a['{other}']" for ours, other in pairs if other in names)
+            return f"; save it with numpy.savez(path, {told})"
+    return ""
+
+
+def _read_header(key: str, stream: IO[bytes], size: int) -> _Header:
+    version = npy_format.read_magic(stream)
+    if version not in _HEADERS:
+        raise UserError(f"the array {key} is of an unknown version of NumPy's format")
+    width, read = _HEADERS[version]
+    length = int.from_bytes(stream.read(width), "little")
+    if length > _MAX_HEADER:
+        raise UserError(f"the array {key} is damaged: its header declares {length} bytes")
+    stream.seek(-width, 1)
+    shape, _, dtype = read(stream)
+    return _Header(shape, dtype, size - stream.tell())
+
+
+def _check_header(key: str, header: _Header) -> None:
+    problem = _find_misfit(key, header.shape, header.dtype)
+    if problem is None and min(header.shape, default=0) < 0:
+        problem = f"the array {key} is damaged: its shape is {list(header.shape)}"
+    if problem is None and header.size > header.held:
+        problem = (
+            f"the array {key} is damaged: it declares {header.size} bytes but holds {header.held}"
+        )
+    if problem is not None:
+        raise UserError(problem)
 
 
 def _find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
-    found = f"the array {key} is {dtype} {list(shape)}; it must be"
+    """Return what is wrong with the type or the shape of an array, and the remedy."""
+    given = f"the array {key} is {dtype} {list(shape)}; it must be"
     if key.endswith("labels"):
-        fits = np.issubdtype(dtype, np.integer) and len(shape) == 1
-        return None if fits else f"{found} integers [N]"
+        if dtype.kind in "iu" and len(shape) == 1:
+            return None
+        return f"{given} integers [N], one class for each image: {_mend_labels(key, shape, dtype)}"
     if dtype != np.uint8 or len(shape) not in (3, 4):
-        return f"{found} uint8 [N, H, W] or [N, C, H, W] with values 0 to 255"
-    if len(shape) == 4 and shape[1] > _MAX_CHANNELS:
         return (
-            f"{found} uint8 [N, C, H, W] with at most {_MAX_CHANNELS} channels; channels come "
-            "before height and width"
+            f"{given} uint8 [N, H, W] or [N, C, H, W] with values 0 to 255: "
+            f"{_mend_images(key, shape, dtype)}"
         )
     if 0 in shape:
-        return f"{found} not empty"
+        return f"{given} not empty"
+    if len(shape) == 4 and _channel_axis(shape) is None:
+        last_first = f"{key}.transpose(0, 3, 1, 2)"
+        return (
+            f"{given} [N, C, H, W] with at most {_MAX_CHANNELS} channels, and it cannot be told "
+            f"which of its dimensions are channels; if they come last, save {last_first}, which "
+            "moves them and keeps the pixels in place (reshape would not)"
+        )
     return None
+
+
+def _mend_labels(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    if len(shape) == 2 and shape[1] == 1:
+        return f"save {key}[:, 0]"
+    if len(shape) == 2:
+        return f"if a row marks its class by its largest value, save {key}.argmax(1)"
+    if dtype.kind in "USO":
+        return f"save numpy.unique({key}, return_inverse=True)[1] for text"
+    return f"save {key}.astype(int) if they are whole numbers from 0"
+
+
+def _mend_images(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "O":
+        return "bring the images to one size and save them as one array, numpy.stack(images)"
+    if len(shape) not in (3, 4):
+        return f"save {key}.reshape(N, H, W) if a row holds the pixels of an image row by row"
+    if dtype.kind == "b":
+        return f"save {key}.astype('uint8') * 255"
+    if dtype.kind == "f":
+        return f"save ({key} * 255).round().astype('uint8') if they run from 0 to 1"
+    return f"save {key}.astype('uint8') if they run from 0 to 255, else scale them first"
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Return which axis of ``[N, ., ., .]`` counts channels: 1 or 3; None if it cannot be told.
+
+    Channels are 1, 3 or 4 mostly. Where both or neither of the axes fits, the images are taken to
+    be square.
+    """
+    _, first, middle, last = shape
+    if (first in _USUAL_CHANNELS) != (last in _USUAL_CHANNELS):
+        return 1 if first in _USUAL_CHANNELS else 3
+    if first in _USUAL_CHANNELS:
+        if first == middle == last == 1:
+            return 1
+        if (middle == last) == (first == middle):
+            return None
+        return 1 if middle == last else 3
+    square_if_last = first == middle != last
+    return 1 if first <= _MAX_CHANNELS and not square_if_last else None
 
 
 def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
@@ -143,6 +253,25 @@ def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
         )
     if pixels.ndim == 3:
         pixels = pixels[:, None]
+    elif _channel_axis(pixels.shape) == 3:
+        pixels = pixels.transpose(0, 3, 1, 2)
     return Images(
         torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(numbers.astype(np.int64))
     )
+
+
+def _find_gaps(labels: torch.Tensor) -> tuple[str, ...]:
+    """Return a sentence on classes of which there is no image, if there are any."""
+    counts = torch.bincount(labels)
+    empty = [str(label) for label in (counts == 0).nonzero()[:, 0].tolist()]
+    if not empty:
+        return ()
+    first, remedy = int(labels.min()), "numpy.unique(labels, return_inverse=True)[1]"
+    if len(empty) == first:
+        remedy = "labels - 1" if first == 1 else f"labels - {first}"
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    sentence = (
+        f"of {len(counts)} classes, {len(empty)} have no image (labels {', '.join(empty[:5])}"
+        f"{more}), since labels count from 0; if there are no such classes, save {remedy} instead"
+    )
+    return (sentence,)

@@ -22,12 +22,14 @@ class Source:
         train: images to be cut into silos and whatever else a study needs.
         test: the source's own test set, or None where it has none.
         classes: names of the classes; a label is a position in it.
+        warnings: sentences on what may not be as the user thinks, such as files left out.
     """
 
     name: str
     train: Images
     test: Images | None
     classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.data.images import Images, resize, to_channels
+from fedkd.data.images import Images, describe_few_values, resize, to_channels
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError
@@ -38,6 +38,7 @@ def load_source(
         if image_size is not None:
             source = _resize_all(source, image_size)
         _check(source)
+        source = _warn_of_values(source)
     except UserCodeError:
         raise  # it names the source already
     except (UserError, OSError) as problem:
@@ -85,6 +86,14 @@ def _resize_all(source: Source, size: int) -> Source:
     if test is not None:
         test = Images(resize(test.images, size), test.labels)
     return dataclasses.replace(source, train=train, test=test)
+
+
+def _warn_of_values(source: Source) -> Source:
+    """Add a warning where the pixels carry little."""
+    sentence = describe_few_values(source.train.images)
+    if sentence is None:
+        return source
+    return dataclasses.replace(source, warnings=(*source.warnings, sentence))
 
 
 def _check_filled(source: Source) -> None:
