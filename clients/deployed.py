@@ -53,8 +53,8 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
     if file.model is not None:
-        arch, state = read_own_model(file, held.shape, held.classes)
-        own = Pretrained(state)
+        arch, checkpoint = read_own_model(file, held.shape, held.classes)
+        own = Pretrained(checkpoint.state)
 
     def transfer() -> Tensor | None:
         drawn = draw_transfer(study, seed, file.transfer)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fedkd.data.images import as_float
 from fedkd.errors import FedKDError, UserError
-from fedkd.models.state import State, copy_state
+from fedkd.models.state import State, copy_state, is_finite
 from fedkd.training.aggregation import reduce
-from fedkd.training.evaluate import is_finite, predict
+from fedkd.training.evaluate import predict
 from fedkd.training.loop import Sgd, fit
 from fedkd.training.losses import kd_loss
 from fedkd.util.seeding import torch_generator
@@ -67,7 +67,7 @@ class FedDF(ServerUpdate):
             compute=context.compute,
         )
         state = copy_state(self._model)
-        if not is_finite(state):
+        if not is_finite(state, models.average):
             raise FedKDError(
                 f"arms.{context.arm_name}: the distillation of round {models.number} diverged; "
                 f"lower fusion.lr (now {settings.lr:g}) or rounds.lr (now {context.rounds.lr:g})"

@@ -19,8 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from fedkd.errors import FedKDError
-from fedkd.models.state import State
-from fedkd.training.evaluate import is_finite
+from fedkd.models.state import State, is_finite
 from strategies.context import RunContext
 from strategies.updates import RoundModels, ServerUpdate
 
@@ -120,7 +119,7 @@ class FlowerOptimiser(ServerUpdate):
         state = dict(models.average)
         for name, array in (stepped or {}).items():
             state[name] = torch.from_numpy(array.numpy()).to(state[name].dtype)
-        if not is_finite(state):
+        if not is_finite(state, models.average):
             raise FedKDError(
                 f"arms.{self._arm}: the server's step of round {models.number} diverged; lower "
                 "server.lr"

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
 from fedkd.cli.options import AsJson, Overrides, StudyPath, load
 
 
-def validate(study: StudyPath, overrides: Overrides = None) -> None:
-    """Check STUDY, a YAML file, without running it, and print it with every default filled in."""
+def validate(
+    study: StudyPath,
+    overrides: Overrides = None,
+    file_only: Annotated[
+        bool,
+        typer.Option(
+            "--file-only", help="Check the file alone, and that the files exist that it names."
+        ),
+    ] = False,
+) -> None:
+    """Check STUDY, a YAML file, without running it, and print it with every default filled in.
+
+    All that compare checks before it runs is checked: the data are read and split, every model is
+    built and trained on one batch, every checkpoint is read. Notes on what may not be as you think
+    go to the standard error.
+    """
     from fedkd.config.study_file import check_files, dump_study
 
     loaded = load(study, overrides)
-    check_files(loaded)
+    if file_only:
+        check_files(loaded)
+    else:
+        from fedkd.runner.run import check
+
+        for sentence in check(loaded)[1]:
+            typer.echo(f"note: {sentence}", err=True)
     typer.echo(dump_study(loaded), nl=False)
 
 

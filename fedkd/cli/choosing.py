@@ -187,7 +187,9 @@ def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     check_files(study)
     check_cache_root()
     federation = Federation.load(study, study.seeds[0], cache_root())
-    federation.check()
+    for sentence in federation.check():
+        typer.echo(f"note: {sentence}", err=True)
+    federation.require_transfer()
     with silo_pool(study) as pool:
         federation.pretrain(pool)
     figures = describe(federation)

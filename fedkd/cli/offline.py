@@ -160,9 +160,10 @@ def consolidate(
     _check_out(out, _SAFETENSORS)
 
     from fedkd.models.card import save_model
-    from fedkd.offline.from_files import Offline, TeacherFile, consolidate_files
+    from fedkd.offline.from_files import consolidate_files
     from fedkd.offline.images import Wanted
     from fedkd.offline.report import render
+    from fedkd.offline.request import Offline, TeacherFile
     from fedkd.report.progress import EpochBar
 
     offline = Offline(

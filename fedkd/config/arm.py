@@ -62,3 +62,9 @@ class Arm(Section):
     def needs_pretrained(self) -> bool:
         """Whether the silos must own a trained model for this arm."""
         return self.start != "random"
+
+    @property
+    def needs_transfer(self) -> bool:
+        """Whether this arm may use the transfer set."""
+        starts, strategies = ("random", "average", "best"), ("fedavg", "fedavgm", "fedadam")
+        return self.start not in starts or self.strategy not in strategies

@@ -175,6 +175,11 @@ class Study(Section):
         transfer = self.data.transfer
         return transfer.labelled or transfer.at_silo or settings.teachers == "validation"
 
+    @property
+    def needs_transfer(self) -> bool:
+        """Whether any arm uses the transfer set."""
+        return any(arm.needs_transfer for arm in self.arms.values())
+
     def to_dict(self) -> dict[str, Any]:
         """The resolved study as plain values; loading it again gives an equal study."""
         return self.model_dump(mode="json", exclude_none=True)

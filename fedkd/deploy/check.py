@@ -89,6 +89,8 @@ class SiloCheck:
             least = max(least, self._study.partition.min_size)
         if count < least:
             return Finding("data", "broken", f"{value}; {least} are the least that take part")
+        if held.warnings:
+            return Finding("data", "note", value, "; ".join(held.warnings))
         if held.test is None:
             advice = "a test set of its own would tell accuracy on images that no round trains on"
             return Finding("data", "note", f"{value}, none to test on", advice)
@@ -105,14 +107,15 @@ class SiloCheck:
         if self._file.model is None:
             return Finding("model", "note", "none: the silo takes part in rounds alone")
         held = self._holdings()
-        arch, state = read_own_model(self._file, held.shape, held.classes)
+        arch, checkpoint = read_own_model(self._file, held.shape, held.classes)
         model = build_model(arch, held.shape, seed=0)
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint.state)
         judged = held.train if held.test is None else held.test
         with intra_op_threads(1):  # as in a run
             found = evaluate(model, judged, compute=Compute())
         which = "its images" if held.test is None else "its test images"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
+        value += "".join(f"; {note}" for note in checkpoint.notes)
         study = self._study
         if study and study.is_deployed and self._file.name in study.silo_names:
             expected = study.arch_of(self._file.name)

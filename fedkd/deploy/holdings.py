@@ -15,8 +15,7 @@ from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard, load_model, read_card
-from fedkd.models.state import State
-from fedkd.training.evaluate import is_finite
+from fedkd.models.state import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +27,14 @@ class Holdings:
         test: images that they do not, or None where its source has none.
         classes: of the study, in its order.
         shape: of the images, and the number of classes.
+        warnings: sentences on what may not be as the silo's owner thinks.
     """
 
     train: Images
     test: Images | None
     classes: tuple[str, ...]
     shape: Shape
+    warnings: tuple[str, ...] = ()
 
 
 def read_holdings(
@@ -67,14 +68,14 @@ def read_holdings(
     if test is not None:
         test = _convert(test, names, wanted, source, channels, image_size)
     shape = Shape(len(wanted), int(train.images.shape[1]), int(train.images.shape[2]))
-    return Holdings(train, test, wanted, shape)
+    return Holdings(train, test, wanted, shape, source.warnings)
 
 
-def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tuple[str, State]:
+def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tuple[str, Checkpoint]:
     """Read the silo's own model, which must fit its architecture and the study's classes.
 
     Returns:
-        The architecture and the state dict, all of it finite.
+        The architecture and the checkpoint, all of it finite.
 
     Raises:
         UserError: there is no such model, or it does not fit.
@@ -86,14 +87,19 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
     arch = file.model.arch or (card.arch if card else None)
     if arch is None:
         raise UserError(f"model.arch: is missing, and {path} does not name its architecture")
+    if card is not None and card.is_own and file.model.arch is None:
+        raise UserError(
+            f"model.arch: {path} says that its architecture is {arch}, which is code that would "
+            f"be run; if it is yours, set model.arch: {arch}"
+        )
     if card is not None and card.arch != arch:
         raise UserError(f"model.arch: is {arch}, but {path} says that it is {card.arch}")
     if card is not None and card.classes:
         _check_order(card.classes, file.labels, classes, path)
-    state = load_model(path, ModelCard(arch, shape), what=what)
-    if not is_finite(state):
+    checkpoint = load_model(path, ModelCard(arch, shape), what=what)
+    if not checkpoint.finite:
         raise UserError(f"{what}: {path} holds values that are not finite; train it again")
-    return arch, state
+    return arch, checkpoint
 
 
 def _convert(

@@ -22,9 +22,9 @@ from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.distillation.weighting.exclusion import exclude_contradicted
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import build_model
-from fedkd.models.state import State, copy_state
+from fedkd.models.state import State, copy_state, is_finite
 from fedkd.registry import METHODS
-from fedkd.training.evaluate import is_finite, predict
+from fedkd.training.evaluate import predict
 from fedkd.util.seeding import torch_generator
 
 
@@ -118,7 +118,7 @@ def distil(
             data = make_data(teachers, settings, setup, ensemble, student)
         loss = _learn(model, data, settings, setup)
     state = copy_state(model)
-    if not is_finite(state):
+    if not is_finite(state, start):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes = _describe(teachers, ensemble, loss)
     said = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
@@ -206,9 +206,18 @@ def _warnings(said: Tensor, ensemble: Ensemble, settings: Consolidation) -> list
     """
     found = []
     taught = ensemble.target.argmax(1)
-    if bool((said == said[0]).all()) and bool((taught != taught[0]).any()):
+    constant = [len(each) > 1 and bool((each == each[0]).all()) for each in (said, taught)]
+    if constant[1]:
+        student = " and so does the student" if constant[0] else ""
+        found.append(
+            f"the teachers together predict one class for every transfer image{student}; look "
+            "whether they are trained, and the transfer images of the silos' kind"
+        )
+    elif constant[0]:
         remedy = _REMEDIES.get(settings.student, "more epochs or another learning rate may help")
-        found.append(f"the student says the same of every image and has learnt nothing; {remedy}")
+        found.append(
+            f"the student predicts one class for every image and has learnt nothing; {remedy}"
+        )
     gaussian = settings.familiarity.density == "gaussian"
     if gaussian and ensemble.foreign is not None and ensemble.foreign > STRANGE:
         found.append(_FOREIGN)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, arch_fingerprint
-from fedkd.models.state import State, load_state, save_state, state_hash
+from fedkd.models.state import State, is_finite, load_state, save_state, state_hash
 from fedkd.training.compute import Compute
-from fedkd.training.evaluate import is_finite
 from fedkd.util.cache import cache_key
 
 PREDICTIONS = "predictions"

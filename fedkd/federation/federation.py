@@ -16,14 +16,13 @@ import torch
 from fedkd.config import Study
 from fedkd.data.images import Images
 from fedkd.errors import UserError
+from fedkd.federation.check import check_study
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
-from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
+from fedkd.models.build import Shape, arch_fingerprint, build_model
 from fedkd.models.pool import ModelPool
-from fedkd.models.state import State, copy_state, load_state, save_state
+from fedkd.models.state import State, copy_state, is_finite, load_state, save_state
 from fedkd.training.compute import Compute, intra_op_threads
-from fedkd.training.evaluate import is_finite
-from fedkd.training.features import penultimate_features
 from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_key
 from fedkd.util.parallel import results_of
@@ -87,6 +86,11 @@ class Federation:
         split = empty_split(study) if study.is_deployed else load_split(study, seed, cache)
         return cls(study, seed, split, cache)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of each simulated silo, in natural order of names."""
+        return {silo: len(data) for silo, data in self._silos.items()}
+
     def data_of(self, silo: str) -> Images:
         """The private images of a silo."""
         return self._silos[silo]
@@ -128,12 +132,13 @@ class Federation:
 
     def pretrained(self, silo: str) -> Pretrained:
         """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
+        like = self.initial_model(silo)
         if checkpoint := self.study.pretraining.checkpoints.get(silo):
             what = f"pretraining.checkpoints.{silo}"
-            state = load_state(Path(checkpoint), self.initial_model(silo), what=what)
+            state = load_state(Path(checkpoint), like, what=what)
         else:
             state = self._read_model(silo) or self._train_model(silo)
-        if not is_finite(state):
+        if not is_finite(state, like):
             return Pretrained(None, "its pre-trained model diverged: not all weights are finite")
         return Pretrained(state)
 
@@ -163,31 +168,25 @@ class Federation:
     def _arch_key(self, arch: str) -> str:
         return arch_fingerprint(arch, self.study.model.files)
 
-    def check(self) -> None:
-        """Look for the device, build every architecture, read all checkpoints.
+    def check(self) -> tuple[str, ...]:
+        """Check this seed by :func:`fedkd.federation.check.check_study`, and return its warnings.
 
         Raises:
-            UserError: one of them does not fit.
+            UserError: something does not fit.
         """
-        if not self.study.is_deployed:  # the hosts that compute look for themselves
-            self.compute.check()
-        for arch in self.study.architectures:
-            check_model(arch, self.shape)
-        for name, arm in self.study.arms.items():
-            if arm.consolidation and arm.consolidation.uses_features:
-                self._check_features(name)
-        for silo in self.study.pretraining.checkpoints:
-            self.pretrained(silo)
+        return check_study([self])
 
-    def _check_features(self, arm: str) -> None:
-        """Look once for the features on which an arm's densities would rest."""
-        model = build_model(self.study.global_arch(arm), self.shape, seed=0)
-        side = self.shape.image_size
-        images = torch.zeros(2, self.shape.in_channels, side, side, dtype=torch.uint8)
-        try:
-            penultimate_features(model, images, compute=Compute())
-        except UserError as error:
-            raise UserError(f"arms.{arm}.consolidation.{error}") from error
+    def require_transfer(self) -> None:
+        """Refuse a federation that has no transfer set since no arm of its study needs one.
+
+        Raises:
+            UserError: too few images were left to set one apart.
+        """
+        if self.split.transfer is None and not self.study.data.transfer.at_silo:
+            raise UserError(
+                f"data.transfer.size: asks for {self.study.data.transfer.size} images, but too "
+                "few are left for them beside test, validation and silos; lower it"
+            )
 
     def initial_model(self, silo: str) -> State:
         """Return the weights from which a silo's own model is trained."""

@@ -39,6 +39,7 @@ class Split:
         num_classes: number of classes, whether or not all of them occur.
         in_channels: 1 for greyscale, 3 for RGB.
         image_size: height and width of all images, in pixels.
+        warnings: sentences on the sources.
     """
 
     test: Images
@@ -49,6 +50,7 @@ class Split:
     num_classes: int
     in_channels: int
     image_size: int
+    warnings: tuple[str, ...] = ()
 
 
 def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
@@ -128,7 +130,7 @@ def split(
         transfer = _draw_elsewhere(source, study, seed, transfer_source)
     elif data.transfer.source == NOISE:
         transfer = _noise(source, data.transfer.size, seed)
-    elif data.transfer.source is None and data.source != NO_SOURCE:
+    elif data.transfer.source is None and data.source != NO_SOURCE and _is_drawn(study, remaining):
         _check_left(data.transfer.size, len(remaining), "are left after test and validation")
         chosen, remaining = _draw(remaining, data.transfer.size, seed, "cut-transfer")
         transfer = _hide_labels(source.train.take(chosen), study)
@@ -149,7 +151,22 @@ def split(
         num_classes=source.num_classes,
         in_channels=source.in_channels,
         image_size=source.image_size,
+        warnings=tuple(
+            f"{each.name}: {sentence}"
+            for each in (source, transfer_source)
+            if each is not None
+            for sentence in each.warnings
+        ),
     )
+
+
+def _is_drawn(study: Study, remaining: Indices) -> bool:
+    """Whether a transfer set is set apart: always, unless no arm needs it and images are few.
+
+    With enough of them it is, so that an arm added to a study changes no other arm's silos.
+    """
+    least = 0 if study.is_deployed else study.partition.silos * study.partition.min_size
+    return study.needs_transfer or len(remaining) >= study.data.transfer.size + least
 
 
 def _part_of(count: int, fraction: float) -> int:

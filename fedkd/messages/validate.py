@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedkd.messages import keys
-from fedkd.models.state import State
+from fedkd.models.state import State, is_finite
 from fedkd.util.names import SILO_NAME
 
 MAX_EXAMPLES = 10**9
@@ -86,7 +86,7 @@ def read_state(record: ArrayRecord | None, like: State) -> State:
         odd = sorted(set(record) ^ set(like))[0]
         raise RefusedError(f"its model has not the expected tensors, {_printable(odd)!r} for one")
     return {
-        key: read_array(record[key], key, tuple(tensor.shape), tensor.dtype)
+        key: read_array(record[key], key, tuple(tensor.shape), tensor.dtype, like=tensor)
         for key, tensor in like.items()
     }
 
@@ -127,8 +127,13 @@ def read_density(record: ArrayRecord, shape: tuple[int, ...], bound: float) -> T
     return total if len(shape) == 1 else density
 
 
-def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Decode one array after its header has been compared with what is expected."""
+def read_array(
+    array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor | None = None
+) -> Tensor:
+    """Decode one array after its header has been compared with what is expected.
+
+    Its numbers must be finite, but where ``like`` has the same that are not.
+    """
     expected = torch.empty(0, dtype=dtype).numpy().dtype
     found_shape, fortran, found_dtype, offset = _read_header(array, key)
     if found_dtype != expected:
@@ -141,9 +146,10 @@ def read_array(array: Array, key: str, shape: tuple[int, ...], dtype: torch.dtyp
     # The header has been checked, so that the numbers need not be read through a stream.
     flat = np.frombuffer(array.data, expected, offset=offset)
     values = np.array(flat.reshape(shape, order="F" if fortran else "C"), order="C")
-    if not bool(np.isfinite(values).all()):
+    decoded = torch.from_numpy(values)
+    if not is_finite({key: decoded}, None if like is None else {key: like}):
         raise RefusedError(f"{key!r} has values that are not finite")
-    return torch.from_numpy(values)
+    return decoded
 
 
 def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fedkd.errors import UserError
 from fedkd.registry import ARCHITECTURES, suggest
@@ -17,6 +18,8 @@ from fedkd.util.random_ops import DrawFrom
 
 _NAME = "_fedkd_architecture"
 """Where a model keeps the name of an architecture that is not built in; copies of it do too."""
+_AUXILIARY = ("googlenet", "inception_v3")
+"""Models of torchvision that give further logits in training mode unless told not to."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     function = _find(arch)
     with DrawFrom(torch.Generator().manual_seed(seed)):
         model = _build(function, arch, shape)
+        _initialise(model, arch, shape)
     if arch not in ARCHITECTURES:
         model.__dict__[_NAME] = arch
     if not ARCHITECTURES.is_own(arch):
@@ -56,6 +60,27 @@ def running(model: nn.Module) -> AbstractContextManager[None]:
     """
     arch = model.__dict__.get(_NAME)
     return calling("architecture", arch) if arch else nullcontext()
+
+
+def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
+    """Give lazy layers, whose weights wait for a first input, their shapes and weights.
+
+    Raises:
+        UserError: some have none afterwards.
+    """
+    if not any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        return
+    reason = ""
+    images = torch.zeros(2, shape.in_channels, shape.image_size, shape.image_size)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    except Exception as error:
+        reason = f": {error}"
+    model.train(training)
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise UserError(f"model.arch: {arch} has lazy layers that no forward pass reaches{reason}")
 
 
 def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
@@ -75,30 +100,6 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
             f"model.arch: {arch} returned {type(model).__name__}, not a torch.nn.Module"
         )
     return model
-
-
-def check_model(arch: str, shape: Shape) -> None:
-    """Build ``arch`` once and pass two images through it.
-
-    Raises:
-        UserError: it does not turn images into one logit for each class.
-    """
-    model = build_model(arch, shape, seed=0).eval()
-    images = torch.zeros(2, shape.in_channels, shape.image_size, shape.image_size)
-    try:
-        with torch.no_grad():
-            logits = model(images)
-    except Exception as error:
-        raise UserError(
-            f"model.arch: {arch} does not take images of {shape.in_channels} x "
-            f"{shape.image_size} x {shape.image_size}: {error}"
-        ) from error
-    expected = (2, shape.num_classes)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"model.arch: {arch} gives {found} for two images where {expected} is expected"
-        )
 
 
 def count_bytes(arch: str, shape: Shape) -> int:
@@ -156,6 +157,8 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
     def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
         extra = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in _AUXILIARY:
+            extra = {"aux_logits": False, "init_weights": True}
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         if in_channels != 3:
             _widen_first_convolution(model, in_channels)

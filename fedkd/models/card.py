@@ -10,8 +10,9 @@ from typing import Any
 
 from fedkd.data.source import MAX_CLASSES
 from fedkd.errors import UserError
-from fedkd.models.build import Shape, build_model, check_model, count_bytes
-from fedkd.models.state import State, copy_state, load_state, save_state
+from fedkd.models.build import Shape, build_model, count_bytes
+from fedkd.models.check import check_model
+from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint, save_state
 from fedkd.registry import ARCHITECTURES
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from fedkd.version import VERSION
@@ -110,14 +111,15 @@ def read_card(path: Path, *, what: str) -> ModelCard | None:
         ) from error
 
 
-def load_model(path: Path, card: ModelCard, *, what: str) -> State:
+def load_model(path: Path, card: ModelCard, *, what: str) -> Checkpoint:
     """Read a checkpoint that must be what the card says.
 
     Raises:
         UserError: it is not, or the architecture does not take such images.
     """
-    # A header may claim any shape: a small file must not make us build a huge model.
-    allowed = max(_AFFORDABLE, path.stat().st_size)
+    # A header may claim any shape: a small file must not make us build a huge model. The model
+    # may take more than its file, where that has floats of 16 bits or shared tensors once.
+    allowed = max(_AFFORDABLE, 4 * path.stat().st_size)
     if not card.is_own and count_bytes(card.arch, card.shape) > allowed:
         shape = card.shape
         raise UserError(
@@ -125,8 +127,8 @@ def load_model(path: Path, card: ModelCard, *, what: str) -> State:
             f"{shape.in_channels} x {shape.image_size} x {shape.image_size} images and "
             f"{shape.num_classes} classes"
         )
-    check_model(card.arch, card.shape)
-    return load_state(path, copy_state(build_model(card.arch, card.shape, seed=0)), what=what)
+    check_model(card.arch, card.shape, trained=False)
+    return read_checkpoint(path, copy_state(build_model(card.arch, card.shape, seed=0)), what=what)
 
 
 def save_model(path: Path, state: State, card: ModelCard) -> None:

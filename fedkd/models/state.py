@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +16,13 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError
 from fedkd.util.files import replacing
+from fedkd.util.safetensors_header import read_metadata
 
 State = dict[str, Tensor]
+
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module)\.")
+_NARROW, _WIDE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+_NAMED = 3
 
 
 def copy_state(model: nn.Module) -> State:
@@ -43,8 +51,32 @@ def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = No
         temporary.write_bytes(save(owned, dict(metadata) if metadata else None))
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict that was read.
+
+    Attributes:
+        state: its tensors.
+        finite: whether all its numbers are finite that are so in an untrained model.
+        notes: sentences on how the file differs from it.
+    """
+
+    state: State
+    finite: bool
+    notes: tuple[str, ...] = ()
+
+
 def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:
-    """Read a state dict that must fit ``like``: same keys, shapes and types.
+    """Read a state dict as :func:`read_checkpoint` does, without its notes."""
+    return read_checkpoint(path, like, what=what).state
+
+
+def read_checkpoint(path: Path, like: State, *, what: str = "checkpoint") -> Checkpoint:
+    """Read a state dict and bring it to the keys and types of ``like``.
+
+    Three differences are undone, which change nothing about the model: names that
+    ``safetensors.torch.save_model`` left out since they share a tensor with another, one prefix of
+    all names or the wrappers ``module.`` and ``_orig_mod.`` within them, and floats of 16 bits.
 
     Args:
         path: a ``.safetensors`` file.
@@ -57,33 +89,130 @@ def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:
     if not path.is_file():
         raise UserError(f"{what}: {path} does not exist")
     try:
-        state = load_file(path)
+        state = _add_shared(load_file(path), read_metadata(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{what}: {path} is no readable safetensors file: {error}; write one by "
             "safetensors.torch.save_model(model, path)"
         ) from error
-    problem = mismatch(state, like)
-    if problem:
+    state, renamed = _rename(state, like)
+    state, widened = _widen(state, like)
+    if problem := mismatch(state, like):
         raise UserError(f"{what}: {path} does not fit the architecture: {problem}")
-    return {key: state[key] for key in like}
+    notes = tuple(f"{path}: {note}" for note in (renamed, widened) if note)
+    return Checkpoint({key: state[key] for key in like}, is_finite(state, like), notes)
+
+
+def _add_shared(state: State, metadata: Mapping[str, str]) -> State:
+    """Add the names that safetensors left out, each noted with the one that has its tensor."""
+    return state | {
+        name: state[other]
+        for name, other in metadata.items()
+        if name not in state and other in state
+    }
+
+
+def _rename(state: State, like: State) -> tuple[State, str]:
+    """Return the state with its names as in ``like`` where one rule explains all, and the rule."""
+    if state.keys() == like.keys():
+        return state, ""
+    bare = {_WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
+    candidates = [(state, "")]
+    if len(bare) == len(state) and bare.keys() != state.keys():
+        candidates.append((bare, "module. and _orig_mod. were removed from names; "))
+    for candidate, note in candidates:
+        if candidate.keys() == like.keys():
+            return candidate, note.removesuffix("; ")
+        prefix = _find_prefix(candidate, like)
+        if prefix and candidate.keys() == {prefix + key for key in like}:
+            found = {key: candidate[prefix + key] for key in like}
+            return found, f"{note}the prefix {prefix} was removed from all names"
+        prefix = _find_prefix(like, candidate)
+        if prefix and like.keys() == {prefix + key for key in candidate}:
+            found = {prefix + key: tensor for key, tensor in candidate.items()}
+            return found, f"{note}the prefix {prefix} was added to all names"
+    return state, ""
+
+
+def _find_prefix(longer: Iterable[str], shorter: Iterable[str]) -> str:
+    """Return the prefix that most names of the one have over a name of the other."""
+    names = set(shorter)
+    counts: Counter[str] = Counter()
+    for name in longer:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in names:
+                counts[".".join(parts[:cut]) + "."] += 1
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def _widen(state: State, like: State) -> tuple[State, str]:
+    """Return the state with floats of 16 bits as wide as in ``like``, and how many there were."""
+    narrow = [
+        key
+        for key, tensor in state.items()
+        if tensor.dtype in _NARROW and key in like and like[key].dtype in _WIDE
+    ]
+    if not narrow:
+        return state, ""
+    kinds = ", ".join(sorted({str(state[key].dtype).removeprefix("torch.") for key in narrow}))
+    wide = {key: state[key].to(like[key].dtype) for key in narrow}
+    return state | wide, f"{len(narrow)} tensors of {kinds} were converted to the model's type"
 
 
 def mismatch(state: State, like: State) -> str:
-    """Say in a phrase how ``state`` differs from ``like`` in keys, shapes or types, or ``""``."""
-    missing = [key for key in like if key not in state]
-    extra = [key for key in state if key not in like]
-    if missing:
-        return f"{len(missing)} of {len(like)} tensors are missing, {missing[0]!r} among them"
-    if extra:
-        return f"{len(extra)} tensors are not the model's, {extra[0]!r} among them"
-    for key, tensor in like.items():
-        found = state[key]
-        if found.shape != tensor.shape:
-            return f"{key!r} is {list(found.shape)} where the model has {list(tensor.shape)}"
-        if found.dtype != tensor.dtype:
-            return f"{key!r} is {found.dtype} where the model has {tensor.dtype}"
-    return ""
+    """Say in a phrase how ``state`` differs from ``like`` in keys, shapes and types, or ``""``."""
+    both = [key for key in like if key in state]
+    missing = [repr(key) for key in like if key not in state]
+    extra = [repr(key) for key in state if key not in like]
+    shapes = [
+        f"{key!r} is {list(state[key].shape)} where the model has {list(like[key].shape)}"
+        for key in both
+        if state[key].shape != like[key].shape
+    ]
+    types = [
+        f"{key!r} is {state[key].dtype} where the model has {like[key].dtype}"
+        for key in both
+        if state[key].dtype != like[key].dtype
+    ]
+    found = [
+        _count(missing, f"of {len(like)} tensors are missing"),
+        _count(extra, "tensors are not the model's"),
+        _count(shapes, "have another shape"),
+        _count(types, "have another type"),
+    ]
+    hint = ""
+    if extra and (prefix := _find_prefix(state, like)):
+        rest = sum(not key.startswith(prefix) for key in state)
+        hint = f"; without the prefix {prefix!r} of the others, {rest} would be left over"
+    return "; ".join(filter(None, found)) + hint
+
+
+def _count(differences: list[str], what: str) -> str:
+    """Return how many there are and the first few, or nothing."""
+    if not differences:
+        return ""
+    more = ", ..." if len(differences) > _NAMED else ""
+    return f"{len(differences)} {what} ({', '.join(differences[:_NAMED])}{more})"
+
+
+def is_finite(state: State, like: State | None = None) -> bool:
+    """Whether every number of a state dict is finite.
+
+    Args:
+        state: what is judged.
+        like: a state of the same keys and shapes whose own infinite numbers may stay as they are,
+            such as a mask of minus infinity in a buffer; by default none may.
+    """
+    for key, tensor in state.items():
+        fits = torch.isfinite(tensor)
+        if like is not None and key in like and not fits.all():
+            before = like[key].to(tensor.device)
+            unchanged = (tensor == before) | (tensor.isnan() & before.isnan())
+            fits = fits | (unchanged & ~torch.isfinite(before))
+        if not bool(fits.all()):
+            return False
+    return True
 
 
 def average_states(states: list[State], weights: list[float]) -> State:

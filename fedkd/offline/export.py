@@ -14,7 +14,7 @@ from fedkd.config.study_file import load_study
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
-from fedkd.models.state import State
+from fedkd.models.state import Checkpoint, State
 from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
 from fedkd.util.files import replacing, write_json
 
@@ -63,15 +63,15 @@ def export_model(
     if out.resolve() == path.resolve():
         raise UserError(f"--out: {out} is the model itself; choose another name")
     card = _card(path, described or Described())
-    state = load_model(path, card, what=str(source))
+    checkpoint = load_model(path, card, what=str(source))
     card = replace(card, facts=card.facts | facts)
     if file_format == "torch-export":
-        _write_program(out, state, card)
+        _write_program(out, checkpoint.state, card)
     else:
-        save_model(out, state, card)
-    told = _describe(out, file_format, state, card)
-    write_json(sidecar(out), told)
-    return told
+        save_model(out, checkpoint.state, card)
+    description = _describe(out, file_format, checkpoint, card)
+    write_json(sidecar(out), description)
+    return description
 
 
 def sidecar(out: Path) -> Path:
@@ -166,7 +166,9 @@ def _check_same(
             )
 
 
-def _describe(out: Path, file_format: str, state: State, card: ModelCard) -> dict[str, Any]:
+def _describe(
+    out: Path, file_format: str, checkpoint: Checkpoint, card: ModelCard
+) -> dict[str, Any]:
     shape = card.shape
     return {
         "file": out.name,
@@ -175,7 +177,7 @@ def _describe(out: Path, file_format: str, state: State, card: ModelCard) -> dic
         "arch": card.arch,
         **vars(shape),
         "classes": list(card.classes) or None,
-        "num_parameters": sum(tensor.numel() for tensor in state.values()),
+        "num_parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "input": {
             "type": "float32",
             "shape": ["N", shape.in_channels, shape.image_size, shape.image_size],
@@ -189,5 +191,6 @@ def _describe(out: Path, file_format: str, state: State, card: ModelCard) -> dic
             "meaning": "logits; their softmax gives probabilities",
         },
         "origin": card.facts,
+        "notes": list(checkpoint.notes),
         "versions": {"fedkd": card.version, "torch": torch.__version__},
     }

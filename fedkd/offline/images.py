@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedkd.data.images import Images
@@ -17,10 +18,12 @@ from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard
 from fedkd.util.seeding import numpy_generator
 
+Indices = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks of the images.
+    """Which images the user asks for.
 
     Attributes:
         transfer: a data source.
@@ -50,7 +53,8 @@ class OfflineImages:
         validation: labelled images, possibly none.
         validation_from: in words, where they come from; empty if there are none.
         shape: what all models are built for.
-        classes: names of the classes, or empty where no labels that are used tell them.
+        classes: names of the classes, or empty where no labels are used.
+        warnings: sentences on the sources.
     """
 
     transfer: Images
@@ -58,6 +62,7 @@ class OfflineImages:
     validation_from: str
     shape: Shape
     classes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def open_images(
@@ -69,7 +74,7 @@ def open_images(
 
     Args:
         wanted: what the user asks for.
-        cards: what each teacher's file, named first, says of itself.
+        cards: name of each teacher's file, and its card.
         seed: of which images are drawn.
 
     Raises:
@@ -86,43 +91,52 @@ def open_images(
     if wanted.labelled or fraction:
         _check_classes("--labelled" if wanted.labelled else "--validation", source, shape)
     pool = np.arange(len(source.train), dtype=np.int64)
-    validation, told = source.train.take([]), ""
+    sources, validation, origin = [source], source.train.take([]), ""
     classes = source.classes if wanted.labelled else ()
     if fraction is not None:
         count = min(len(pool) - 1, max(1, round(fraction * len(pool))))
         mixed = numpy_generator(seed, "cut-validation").permutation(pool)
         validation, pool = source.train.take(mixed[:count]), np.sort(mixed[count:])
-        told, classes = f"images of {source.name}, set apart from the transfer set", source.classes
+        origin = f"images of {source.name}, set apart from the transfer set"
+        classes = source.classes
     elif wanted.validation is not None:
-        judge, validation, told = _validate_elsewhere(wanted, source)
-        _check_classes("--validation", judge, shape)
-        classes = classes or judge.classes
-    if wanted.size is not None:
-        if wanted.size > len(pool):
-            raise UserError(
-                f"--size: asks for {wanted.size} images, but {wanted.transfer} has {len(pool)} "
-                "to distil on; lower it"
-            )
-        pool = numpy_generator(seed, "cut-transfer").permutation(pool)[: wanted.size]
-    transfer = _convert(source.train.take(pool), shape, "--transfer")
+        other, validation, origin = _open_validation(wanted.validation, wanted.transfer, source)
+        _check_classes("--validation", other, shape)
+        sources, classes = [source, other], classes or other.classes
+    transfer = source.train.take(_draw(pool, wanted, seed))
     if not wanted.labelled:
         transfer = dataclasses.replace(transfer, labels=torch.full_like(transfer.labels, -1))
     return OfflineImages(
-        transfer=transfer,
+        transfer=_convert(transfer, shape, "--transfer"),
         validation=_convert(validation, shape, "--validation"),
-        validation_from=told,
+        validation_from=origin,
         shape=shape,
         classes=classes,
+        warnings=tuple(
+            dict.fromkeys(f"{each.name}: {text}" for each in sources for text in each.warnings)
+        ),
     )
 
 
-def _validate_elsewhere(wanted: Wanted, transfer: Source) -> tuple[Source, Images, str]:
-    name = wanted.validation or ""
-    if name == wanted.transfer:
+def _draw(pool: Indices, wanted: Wanted, seed: int) -> Indices:
+    """Return the indices of the transfer images: all of the pool, or as many as are wanted."""
+    if wanted.size is None:
+        return pool
+    if wanted.size > len(pool):
+        raise UserError(
+            f"--size: asks for {wanted.size} images, but {wanted.transfer} has {len(pool)} to "
+            "distil on; lower it"
+        )
+    return numpy_generator(seed, "cut-transfer").permutation(pool)[: wanted.size]
+
+
+def _open_validation(name: str, transfer_name: str, transfer: Source) -> tuple[Source, Images, str]:
+    """Return the source of the validation images, the images, and in words what they are."""
+    if name == transfer_name:
         if transfer.test is None:
             raise UserError(
-                f"--validation: {name} has no test set of its own, so that its images would be "
-                "judged on as well as learnt from; give a fraction such as 0.2 to set some apart"
+                f"--validation: {name} has no test set of its own, so the student would be judged "
+                "on images that it learns from; give a fraction such as 0.2 to set some apart"
             )
         return transfer, transfer.test, f"test images of {name}"
     source = _load("--validation", name, transfer.image_size)
@@ -154,8 +168,8 @@ def _fraction(text: str | None) -> float | None:
         return None
     if not 0 < fraction < 1:
         raise UserError(
-            f"--validation: {text} is no fraction between 0 and 1, such as 0.2, of the transfer "
-            "source's images"
+            f"--validation: {text} is not a valid fraction: it must lie between 0 and 1, such as "
+            "0.2 of the transfer source's images"
         )
     return fraction
 
@@ -164,7 +178,7 @@ def _check_classes(option: str, source: Source, shape: Shape) -> None:
     if source.num_classes != shape.num_classes:
         raise UserError(
             f"{option}: {source.name} has {source.num_classes} classes but the models have "
-            f"{shape.num_classes}, so that its labels cannot be used"
+            f"{shape.num_classes}, so its labels cannot be used"
         )
 
 
@@ -172,13 +186,13 @@ def _agree(
     key: str, option: str, given: int | None, cards: Sequence[tuple[str, ModelCard | None]]
 ) -> int | None:
     """Return the one value that the option and the teachers' files name, or None if none does."""
-    said = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
+    values = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
     if given is not None:
-        said.insert(0, (option, given))
-    for name, value in said:
-        if value != said[0][1]:
+        values.insert(0, (option, given))
+    for name, value in values:
+        if value != values[0][1]:
             raise UserError(
-                f"{said[0][0]} says {key} {said[0][1]} but {name} says {value}; teachers and "
+                f"{values[0][0]} says {key} {values[0][1]} but {name} says {value}; teachers and "
                 "student must be made for the same images and classes"
             )
-    return said[0][1] if said else None
+    return values[0][1] if values else None

@@ -1,4 +1,4 @@
-"""What a consolidation outside a federation did, told on the terminal."""
+"""The report of a consolidation of checkpoints as text for the terminal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _teachers(report: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for teacher in report["teachers"]:
         weight = teacher["mean_weight"]
-        told = "-" if weight is None else f"{weight:.3f}"
-        cells = [teacher["path"], teacher["arch"], told if teacher["taught"] else "not chosen"]
+        shown = "-" if weight is None else f"{weight:.3f}"
+        cells = [teacher["path"], teacher["arch"], shown if teacher["taught"] else "not chosen"]
         cells += [f"{teacher['accuracy']:.1%}"] if judged else []
         table.add_row(*(Text(cell) for cell in cells))
     return table
@@ -44,22 +44,23 @@ def _sentences(report: dict[str, Any]) -> list[str]:
         f"{done}; {started}; the last epoch's loss is {last}.",
         _agreement(report["agreement"]),
         _accuracy(report),
+        *(f"Note: {warning}." for warning in report["warnings"]),
     ]
 
 
 def _agreement(shares: dict[str, Any]) -> str:
     between = shares["between_teachers"]
-    told = f"On these images the student agrees with the teachers on {shares['student']:.1%}"
-    return f"{told}." if between is None else f"{told}, two teachers with each other {between:.1%}."
+    text = f"On these images the student agrees with the teachers on {shares['student']:.1%}"
+    return f"{text}." if between is None else f"{text}, two teachers with each other {between:.1%}."
 
 
 def _accuracy(report: dict[str, Any]) -> str:
     if report["accuracy_on"] is None:
         return "Its accuracy is unknown; --validation measures it on labelled images."
-    told = (
+    text = (
         f"Accuracy of the student: {report['accuracy_before']:.1%} before, "
         f"{report['accuracy']:.1%} after, on {report['accuracy_on']}."
     )
     if report["accuracy_used_to_choose"]:
-        told += " The same images decided who teaches or learns, so these figures flatter."
-    return f"{told} A teacher's figure flatters it where it was trained on these images."
+        text += " Teachers or student were chosen by the same images, so these figures flatter."
+    return f"{text} A teacher's figure flatters it where it was trained on these images."

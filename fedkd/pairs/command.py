@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fedkd.config import Consolidation, Study
 from fedkd.config.study_file import check_files
 from fedkd.errors import FedKDError, UserError
+from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
@@ -96,7 +97,9 @@ def measure_pairs(
     check_files(study)
     check_cache_root()
     federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
-    federations[0].check()
+    for sentence in check_study(federations):
+        progress.warn(sentence)
+    federations[0].require_transfer()
     for federation in federations:
         total = study.partition.silos - len(study.pretraining.checkpoints)
         with progress.pretraining(federation.seed, total) as on_silo:

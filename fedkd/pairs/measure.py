@@ -16,10 +16,11 @@ from fedkd.distillation.methods.base import DistillationData
 from fedkd.federation.describe import label_distance, simulated_teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
+from fedkd.models.state import is_finite
 from fedkd.registry import METHODS
 from fedkd.results.diagnostics import DIGITS, complementary_knowledge, flips
 from fedkd.training.compute import Compute, intra_op_threads
-from fedkd.training.evaluate import is_finite, predict
+from fedkd.training.evaluate import predict
 from fedkd.util.seeding import torch_generator
 
 KD_TUNED = "kd-tuned"
@@ -260,7 +261,7 @@ def _learn(
         compute=pair.compute,
         on_epoch=on_epoch,
     )
-    return student if is_finite(student.state_dict()) else None
+    return student if is_finite(student.state_dict(), pair.student.state) else None
 
 
 def _used(settings: Consolidation, method: str, *, labelled: bool) -> dict[str, float | None]:

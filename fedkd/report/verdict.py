@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedkd.report.chance import chance_remarks
 from fedkd.results.comparison import BOOTSTRAP_SEEDS
 from fedkd.results.folder import Results, percent
 
@@ -184,6 +185,8 @@ def _remarks(results: Results, headline: Row | None) -> list[str]:
     if headline is not None:
         remarks += _about_headline(results, headline)
         remarks += _losers(results, headline)
+    remarks += chance_remarks(results)
+    remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)
     return remarks
 

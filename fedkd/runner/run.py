@@ -14,6 +14,7 @@ from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
 from fedkd.errors import FedKDError, UserCodeError
+from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.page import write_run_report
@@ -49,7 +50,7 @@ class Progress(Protocol):
         """A run ended; some replies in it may have been refused."""
 
     def warn(self, sentence: str) -> None:
-        """Something beside the study failed."""
+        """Something beside the study failed, or may not be as the user thinks."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def run_study(
             package is not installed.
     """
     trackers = make_trackers(track)
-    federations = _load(study)
+    federations, warnings = _load(study, progress)
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
         with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
             runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
-            return runner.run(federations, pool)
+            return runner.run(federations, pool, warnings)
 
 
 def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
@@ -107,7 +108,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
     folder = find_run(folder)
     with lease(folder):
         study, fresh = resumption.read_beginning(folder)
-        federations = _load(study)
+        federations, warnings = _load(study, progress)
         resumption.check_runs(folder, study)
         remove_unfinished(folder)
         with silo_pool(study) as pool, make_engine(study, pool) as engine:
@@ -116,18 +117,29 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
                 (folder / name).unlink(missing_ok=True)
             with Tracking(trackers, study, folder, progress.warn) as tracking:
                 runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
-                return runner.run(federations, pool)
+                return runner.run(federations, pool, warnings)
 
 
-def _load(study: Study) -> list[Federation]:
-    """Return a federation a seed, after everything that the study asks for has been looked for."""
+def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
+    """Return a federation for each seed, and warnings, once all that the study names is checked.
+
+    Raises:
+        UserError: the study asks for what the data or the files do not give.
+    """
     check_engine(study)
     check_files(study)
     cache = cache_root()
     federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
-    federations[0].check()
+    warnings = check_study(federations)
     check_cache_root()
-    return federations
+    return federations, warnings
+
+
+def _load(study: Study, progress: Progress) -> tuple[list[Federation], tuple[str, ...]]:
+    federations, warnings = check(study)
+    for sentence in warnings:
+        progress.warn(sentence)
+    return federations, warnings
 
 
 class _Runner:
@@ -150,7 +162,9 @@ class _Runner:
         self._records: dict[tuple[str, int], RunRecord] = {}
         self._failures: list[Failure] = []
 
-    def run(self, federations: Sequence[Federation], pool: Executor) -> Outcome:
+    def run(
+        self, federations: Sequence[Federation], pool: Executor, warnings: Sequence[str]
+    ) -> Outcome:
         interrupted = False
         try:
             for federation in federations:
@@ -166,7 +180,7 @@ class _Runner:
                 f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
                 f"are kept: mend this, then {resumption.command(self._folder)}"
             ) from error
-        summary = summarise(self._study, federations, self._records, self._failures)
+        summary = summarise(self._study, federations, self._records, self._failures, warnings)
         write_json(self._folder / SUMMARY_FILE, summary)
         write_run_report(self._folder)
         return Outcome(self._folder, summary, interrupted)

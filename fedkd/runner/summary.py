@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fedkd.config import Study
+from fedkd.federation.check import constant_accuracy
 from fedkd.federation.federation import Federation
 from fedkd.results.comparison import compare
 from fedkd.results.folder import SCHEMA
@@ -33,6 +34,7 @@ def summarise(
     federations: Sequence[Federation],
     records: Mapping[tuple[str, int], RunRecord],
     failures: Sequence[Failure],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what ``summary.json`` holds.
 
@@ -41,6 +43,7 @@ def summarise(
         federations: one for each seed.
         records: of runs, by arm and seed.
         failures: runs without a record.
+        warnings: of :func:`fedkd.federation.check.check_study`.
     """
     order = [(arm, seed) for arm in study.arms for seed in study.seeds]
     ended = [records[key] for key in order if key in records]
@@ -54,6 +57,11 @@ def summarise(
         "runs": [run_entry(record) for record in ended],
         "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
         "failures": [vars(failure) for failure in failures],
+        "warnings": list(warnings),
+        "constant_accuracy": [
+            {"seed": federation.seed, "accuracy": constant_accuracy(federation)}
+            for federation in federations
+        ],
         "classes": list(federations[0].split.classes),
         "silos": [row for federation in federations for row in federation.holdings()],
     }

@@ -62,6 +62,11 @@ def is_channels_last(model: nn.Module) -> bool:
     )
 
 
+def smallest_batch(size: int, batch_size: int) -> int:
+    """Return the size of the smallest batch of :func:`batch_bounds`."""
+    return min((end - start for start, end in batch_bounds(size, batch_size)), default=0)
+
+
 def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
     """Split ``size`` samples into batches; a lone last sample joins the batch before it.
 

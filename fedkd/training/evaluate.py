@@ -87,8 +87,3 @@ def metrics(logits: Tensor, labels: Tensor) -> Metrics:
         loss=float(functional.cross_entropy(logits.double(), labels)),
         macro_f1=float(f1.mean()),
     )
-
-
-def is_finite(state: dict[str, Tensor]) -> bool:
-    """Whether every number of a state dict is finite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fedkd.config import Study
 from fedkd.config.study_file import check_files
 from fedkd.errors import UserError
+from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
 from fedkd.registry import suggest
 from fedkd.training.compute import intra_op_threads
@@ -26,6 +27,9 @@ class Progress(search.Progress, Protocol):
 
     def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Return a context that yields a function to call for every silo."""
+
+    def warn(self, sentence: str) -> None:
+        """Something may not be as the user thinks."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def tune(
     check_cache_root()
     judge = choose_judge(study, proxy=proxy)
     federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
-    federations[0].check()
+    for sentence in check_study(federations):
+        progress.warn(sentence)
     folder = out / study.name
     path = folder / f"tune-{name}.db"
     key = store.search_key(study, name, federations, kind, judge)

@@ -9,11 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model as safetensors_model
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.state import average_states, copy_state, load_state, mismatch, save_state
+from fedkd.models.state import (
+    average_states,
+    copy_state,
+    load_state,
+    mismatch,
+    read_checkpoint,
+    save_state,
+)
 from fedkd.util.files import replacing, write_json
 
 
@@ -64,11 +72,19 @@ def test_a_copied_state_is_independent_of_the_model() -> None:
 
 
 MISFITS = {
-    "missing key": ({"weight": None}, "1 of 4 tensors are missing, 'weight' among them"),
-    "extra key": ({"bias": torch.zeros(2)}, "1 tensors are not the model's, 'bias' among them"),
+    "missing key": ({"weight": None}, r"1 of 4 tensors are missing \('weight'\)"),
+    "extra key": ({"bias": torch.zeros(2)}, r"1 tensors are not the model's \('bias'\)"),
     "transposed": ({"weight": torch.zeros(4, 3)}, r"'weight' is \[4, 3\] .* \[3, 4\]"),
     "broadcastable": ({"weight": torch.zeros(1, 4)}, r"'weight' is \[1, 4\]"),
-    "other type": ({"weight": torch.zeros(3, 4).half()}, "'weight' is torch.float16"),
+    "other type": ({"weight": torch.zeros(3, 4).int()}, "'weight' is torch.int32"),
+    "all of these": (
+        {"steps": None, "a": torch.zeros(1), "b": torch.zeros(1), "wide": torch.zeros(5)}
+        | {"weight": torch.zeros(4), "c": torch.zeros(1), "d": torch.zeros(1)},
+        (
+            r"1 of 4 .*'steps'.*; 4 tensors .*'a', 'b', 'c', \.\.\..*; 1 have another shape "
+            r".*'weight' is \[4\].*; 1 have another type .*'wide' is torch.float32"
+        ),
+    ),
 }
 
 
@@ -176,3 +192,117 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+class Net(nn.Module):
+    """A model with a module of each kind of name."""
+
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.second = self.first[0] if tied else nn.Linear(4, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(inputs))
+
+
+class Within(nn.Module):
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.add_module(name, model)
+
+
+def compiled_within(model: Net) -> Net:
+    model.first = torch.compile(model.first, backend="eager")
+    return model
+
+
+WRAPPED = {
+    "DataParallel": (nn.DataParallel, "the prefix module. was removed from all names"),
+    "compile": (
+        lambda model: torch.compile(model, backend="eager"),
+        "the prefix _orig_mod. was removed from all names",
+    ),
+    "Lightning": (lambda m: Within(m, "model"), "the prefix model. was removed from all names"),
+    "both": (
+        lambda model: Within(nn.DataParallel(model), "net"),
+        "the prefix net.module. was removed from all names",
+    ),
+    "a part": (compiled_within, "module. and _orig_mod. were removed from names"),
+    "a part of a part": (
+        lambda model: Within(compiled_within(model), "model"),
+        "module. and _orig_mod. were removed from names; the prefix model. was removed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_names_that_a_wrapper_changed_are_undone_and_told(name: str, tmp_path: Path) -> None:
+    wrap, note = WRAPPED[name]
+    like, path = copy_state(Net()), tmp_path / "m.safetensors"
+    wanted = copy_state(net := Net())
+    safetensors_model(wrap(net), str(path))
+    read = read_checkpoint(path, like)
+    assert same(read.state, wanted)
+    assert list(read.state) == list(like)
+    (told,) = read.notes
+    assert note in told
+    assert str(path) in told
+
+
+def test_a_model_in_a_wrapper_takes_the_file_of_a_bare_one(tmp_path: Path) -> None:
+    path, net = tmp_path / "m.safetensors", Net()
+    safetensors_model(net, str(path))
+    read = read_checkpoint(path, copy_state(Within(Net(), "backbone")))
+    assert same({k.removeprefix("backbone."): v for k, v in read.state.items()}, copy_state(net))
+    assert "the prefix backbone. was added to all names" in read.notes[0]
+
+
+def test_a_prefix_that_does_not_explain_all_is_named_and_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    state = {f"model.{key}": tensor for key, tensor in make_state().items()}
+    save_state(path, state | {"criterion.weight": torch.zeros(2)})
+    with pytest.raises(UserError, match=r"prefix 'model\.' of the others, 1 would be left over"):
+        read_checkpoint(path, make_state())
+    both = {f"{prefix}.{k}": t for prefix in ("model", "ema") for k, t in make_state().items()}
+    save_state(path, both)
+    with pytest.raises(UserError, match="4 of 4 tensors are missing"):
+        read_checkpoint(path, make_state())
+
+
+def test_names_that_would_fall_together_are_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_state(path, {"weight": torch.zeros(2), "module.weight": torch.ones(2)})
+    with pytest.raises(UserError, match="1 tensors are not the model's"):
+        read_checkpoint(path, {"weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_floats_of_16_bits_are_converted_and_told(dtype: torch.dtype, tmp_path: Path) -> None:
+    path, net = tmp_path / "m.safetensors", Net().to(dtype)
+    safetensors_model(nn.DataParallel(net), str(path))
+    read = read_checkpoint(path, copy_state(Net()))
+    assert same(
+        read.state,
+        {k: v.float() if v.is_floating_point() else v for k, v in copy_state(net).items()},
+    )
+    assert "prefix module." in read.notes[0]
+    kind = str(dtype).removeprefix("torch.")
+    assert f"8 tensors of {kind} were converted to the model's type" in read.notes[1]
+
+
+def test_shared_tensors_that_safetensors_wrote_once_are_read(tmp_path: Path) -> None:
+    path, net = tmp_path / "m.safetensors", Net(tied=True)
+    for model in (net, nn.DataParallel(net)):
+        safetensors_model(model, str(path))
+        assert len(load_file(path)) < len(net.state_dict())
+        assert same(read_checkpoint(path, copy_state(Net(tied=True))).state, copy_state(net))
+
+
+def test_metadata_that_names_no_tensor_of_the_file_adds_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    state = make_state()
+    del state["wide"]
+    save_state(path, state, {"wide": "no such tensor", "format": "pt", "weight": "steps"})
+    with pytest.raises(UserError, match=r"1 of 4 tensors are missing \('wide'\)"):
+        read_checkpoint(path, make_state())

@@ -180,8 +180,39 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
 )
 def test_what_cannot_be_cut_is_refused_by_key_and_number(data, elsewhere, sentence):
     other = elsewhere and make_source(**{"name": "npz:elsewhere", **elsewhere})
+    study = make_study({"fedkd": {"start": "consolidated"}}, **data)
     with pytest.raises(UserError, match=sentence):
-        split(make_source(), make_study(**data), 0, other)
+        split(make_source(), study, 0, other)
+
+
+@pytest.mark.parametrize(
+    ("arm", "drawn"),
+    [
+        ({"fedavg": {"start": "random"}}, False),
+        ({"mean": {"start": "average", "strategy": "fedadam"}}, False),
+        ({"fusion": {"start": "random", "strategy": "feddf"}}, True),
+        ({"fedkd": {"start": "consolidated"}}, True),
+    ],
+)
+def test_a_transfer_set_that_no_arm_needs_takes_no_images_from_few(arm, drawn):
+    study = make_study(arm, transfer={"size": 285})
+    if drawn:
+        with pytest.raises(UserError, match=r"partition\.min_size|only 3 images"):
+            split(make_source(), study, 0, None)
+        return
+    made = split(make_source(), study, 0, None)
+    assert made.transfer is None
+    assert sum(map(len, made.silos)) == 288
+
+
+def test_with_enough_images_the_arms_have_no_influence_on_the_cut():
+    studies = [
+        make_study(arm, transfer={"size": 284})
+        for arm in ({"fedavg": {"start": "random"}}, {"fedkd": {"start": "consolidated"}})
+    ]
+    first, second = (split(make_source(), study, 0, None) for study in studies)
+    assert same(first.transfer, second.transfer)
+    assert all(map(same, first.silos, second.silos))
 
 
 def test_the_default_data_set_is_cut_as_documented():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
+from fedkd.models.build import Shape, arch_fingerprint, build_model
+from fedkd.models.check import check_model
 from fedkd.registry import ARCHITECTURES
 
 
@@ -150,8 +151,8 @@ def test_a_users_function_is_built_and_seeded(user_module: str) -> None:
     ("function", "message"),
     [
         ("no_module", "returned str, not a torch.nn.Module"),
-        ("wrong_width", r"gives \(2, 5\) .* \(2, 4\) is expected"),
-        ("wrong_input", "does not take images of 1 x 8 x 8"),
+        ("wrong_width", r"gives \(2, 5\) for 2 images where logits \(2, 4\)"),
+        ("wrong_input", "does not take 2 images of 1 x 8 x 8"),
         ("raises", "cannot be built .* no such size"),
         ("other_arguments", "cannot be built .* unexpected keyword"),
         ("Tuple", "gives tuple"),

@@ -21,8 +21,9 @@ from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, count_bytes
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import copy_state
-from fedkd.offline.from_files import Made, Offline, TeacherFile, agreement, consolidate_files
+from fedkd.offline.from_files import OfflineResult, agreement, consolidate_files
 from fedkd.offline.images import Wanted
+from fedkd.offline.request import Offline, TeacherFile
 from fedkd.report.progress import EpochBar
 from fedkd.training.compute import intra_op_threads
 
@@ -37,7 +38,7 @@ def write(folder: Path, name: str, arch: str = "mlp", seed: int = 0, shape: Shap
 
 
 @pytest.fixture
-def teach(tmp_path: Path) -> Callable[..., Made]:
+def teach(tmp_path: Path) -> Callable[..., OfflineResult]:
     """Return a function that consolidates an mlp and another, seeds 0 and 1, on 60 digits."""
     files = (
         TeacherFile(write(tmp_path, "a")),
@@ -48,7 +49,7 @@ def teach(tmp_path: Path) -> Callable[..., Made]:
         settings: dict[str, Any] | None = None,
         wanted: dict[str, Any] | None = None,
         **changes: Any,
-    ) -> Made:
+    ) -> OfflineResult:
         images = Wanted(**{"transfer": "digits", "size": 60, **(wanted or {})})
         offline = Offline(files, images, "mlp", parse_consolidation({**FAST, **(settings or {})}))
         return consolidate_files(replace(offline, **changes))
@@ -65,7 +66,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def test_every_method_and_student_makes_a_finite_model_repeatably(
     method: str, student: str, teach: Any
 ) -> None:
-    def made() -> Made:
+    def made() -> OfflineResult:
         return teach(
             {"method": method, "student": student}, {"labelled": True, "validation": "0.1"}
         )
@@ -147,7 +148,7 @@ def test_it_gives_what_fedkd_makes_of_the_same_models_on_the_same_images(
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
-    "densities": ({"weighting": "familiarity"}, {}, {}, "familiarity asks each silo"),
+    "densities": ({"weighting": "familiarity"}, {}, {}, "familiarity needs the densities"),
     "class counts": ({"weighting": "class-prior"}, {}, {}, "class-prior needs"),
     "sizes": ({"weighting": "size"}, {}, {}, "give --examples"),
     "too few sizes": ({"weighting": "size"}, {}, {"examples": (3,)}, "1 numbers for 2 teachers"),
@@ -168,8 +169,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] 
     "other classes": ({}, {"num_classes": 7}, {}, "--classes"),
     "other size": ({}, {"image_size": 16}, {}, "--image-size"),
     "labels of other classes": ({}, {"num_classes": 7, "labelled": True}, {}, "has 10 classes"),
-    "a fraction above one": ({}, {"validation": "1.5"}, {}, "no fraction between 0 and 1"),
-    "judging on what is learnt": ({}, {"validation": "digits"}, {}, "learnt from"),
+    "a fraction above one": ({}, {"validation": "1.5"}, {}, "not a valid fraction"),
+    "judging on what is learnt": ({}, {"validation": "digits"}, {}, "learns from"),
     "more images than there are": ({}, {"size": 5000}, {}, "--size"),
     "unknown source": ({}, {"transfer": "digit"}, {}, "did you mean 'digits'"),
 }
@@ -235,7 +236,7 @@ def test_a_card_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, dict(model.state_dict()), card)
     assert read_card(path, what="x") == card
-    assert same(load_model(path, card, what="x"), dict(model.state_dict()))
+    assert same(load_model(path, card, what="x").state, dict(model.state_dict()))
     assert read_card(write(tmp_path, "plain"), what="x") is None
 
 

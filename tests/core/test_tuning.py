@@ -65,6 +65,9 @@ class Watch:
         self._cut_after = cut_after
 
     @contextmanager
+    def warn(self, sentence: str) -> None:
+        pass
+
     def pretraining(self, seed: int, total: int) -> Any:
         yield lambda: None
 

@@ -1,0 +1,156 @@
+"""The check before a study runs: what would fail later, or end in a figure without meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedkd.errors import UserError
+from fedkd.models.build import build_model
+from fedkd.models.check import check_model, find_training_problem
+from fedkd.models.state import read_checkpoint
+from fedkd.registry import METHODS
+from fedkd.training.compute import Compute, smallest_batch
+from fedkd.training.features import penultimate_features
+
+if TYPE_CHECKING:
+    from fedkd.federation.federation import Federation
+
+
+def check_study(federations: Sequence[Federation]) -> tuple[str, ...]:
+    """Check whatever can be checked of a study before it runs.
+
+    Args:
+        federations: of the study, one for each seed.
+
+    Returns:
+        Sentences on what may not be as the user thinks.
+
+    Raises:
+        UserError: a device, model, checkpoint or name does not fit, or a silo or transfer set is
+            too small for a model.
+    """
+    found = list(_check_models(federations[0]))
+    for federation in federations:
+        found += federation.split.warnings
+        found += _check_batches(federation)
+    found += _check_targets(federations)
+    return tuple(dict.fromkeys(found))
+
+
+def constant_accuracy(federation: Federation) -> float | None:
+    """Return the accuracy of always predicting the test set's largest class; None without any."""
+    labels = federation.split.test.labels
+    return float(torch.bincount(labels).max()) / len(labels) if len(labels) else None
+
+
+def _check_models(federation: Federation) -> Iterator[str]:
+    """Look for the device, try every model, read every checkpoint."""
+    study = federation.study
+    if not study.is_deployed:  # the hosts that compute look for themselves
+        federation.compute.check()
+    for arch in study.architectures:
+        check_model(arch, federation.shape)
+    for name, arm in study.arms.items():
+        if arm.consolidation and arm.consolidation.uses_features:
+            _check_features(federation, name)
+    for silo, path in study.pretraining.checkpoints.items():
+        what = f"pretraining.checkpoints.{silo}"
+        checkpoint = read_checkpoint(Path(path), federation.initial_model(silo), what=what)
+        yield from checkpoint.notes
+        if not checkpoint.finite:
+            yield (
+                f"pretraining.checkpoints.{silo}: {path} has values that are not finite, so "
+                f"{silo} is left out as a teacher"
+            )
+
+
+def _check_features(federation: Federation, arm: str) -> None:
+    """Look once for the features on which an arm's densities would rest."""
+    model = build_model(federation.study.global_arch(arm), federation.shape, seed=0)
+    side = federation.shape.image_size
+    images = torch.zeros(2, federation.shape.in_channels, side, side, dtype=torch.uint8)
+    try:
+        penultimate_features(model, images, compute=Compute())
+    except UserError as error:
+        raise UserError(f"arms.{arm}.consolidation.{error}") from error
+
+
+def _check_batches(federation: Federation) -> Iterator[str]:
+    """Refuse batches of one image where a model cannot be trained on them.
+
+    Yields:
+        A sentence for each silo that such batches keep out of the rounds.
+    """
+    study, silos = federation.study, federation.sizes
+    if study.needs_pretrained:
+        size = study.pretraining.batch_size
+        for silo in [each for each in silos if each not in study.pretraining.checkpoints]:
+            if reason := _one_by_one(federation, study.arch_of(silo), silos[silo], size):
+                _refuse(silo, silos[silo], "pretraining.batch_size", reason)
+    for name in study.arms:
+        arch, size = study.global_arch(name), study.rounds_of(name).batch_size
+        single = []
+        for silo, count in silos.items():
+            if reason := _one_by_one(federation, arch, count, size):
+                if count > 1:
+                    _refuse(silo, count, "rounds.batch_size", reason)
+                single.append(silo)
+        if single:
+            others = f" and {len(single) - 3} more" if len(single) > 3 else ""
+            yield (
+                f"arms.{name}: {', '.join(single[:3])}{others} of seed {federation.seed} cannot "
+                f"train in its rounds: of a single image, {arch} cannot learn batch statistics; "
+                "raise partition.min_size to 2 or more"
+            )
+        _check_transfer_batches(federation, name)
+
+
+def _refuse(silo: str, count: int, key: str, reason: str) -> None:
+    if count == 1:
+        raise UserError(
+            f"partition.min_size: {silo} has a single image, but its model {reason}; raise it to "
+            "2 or more, or use a model without batch normalisation"
+        )
+    raise UserError(f"{key}: is 1, but the model of {silo} {reason}; set it to 2 or more")
+
+
+def _check_transfer_batches(federation: Federation, name: str) -> None:
+    """Refuse an arm that would distil on batches of one image of the transfer set."""
+    study, arm = federation.study, federation.study.arms[name]
+    archs, most = {study.global_arch(name)}, study.data.transfer.size
+    if (settings := arm.consolidation) is not None:
+        path, batch_size = f"arms.{name}.consolidation", settings.batch_size
+        if "models" in METHODS.spec(settings.method).needs:
+            archs |= {study.arch_of(silo) for silo in study.silo_names}
+        if settings.subset is not None:
+            most = min(most, settings.subset.size)
+    elif arm.strategy == "feddf":
+        path, batch_size = f"arms.{name}.fusion", arm.fusion.batch_size
+    else:
+        return
+    for arch in sorted(archs):
+        if reason := _one_by_one(federation, arch, most, batch_size):
+            key = f"{path}.batch_size" if most > 1 else "data.transfer.size"
+            raise UserError(f"{key}: is 1, but {arch} {reason}; set it to 2 or more")
+
+
+def _one_by_one(federation: Federation, arch: str, count: int, batch_size: int) -> str:
+    """Return why ``arch`` fails on a batch of one, if there is such a batch; else ``""``."""
+    if smallest_batch(count, batch_size) != 1:
+        return ""
+    return find_training_problem(arch, federation.shape, 1)
+
+
+def _check_targets(federations: Sequence[Federation]) -> Iterator[str]:
+    """Yield a sentence for each target that a model reaches which looks at no image."""
+    shares = [share for f in federations if (share := constant_accuracy(f)) is not None]
+    for target in federations[0].study.absolute_targets or []:
+        if shares and target <= max(shares):
+            yield (
+                f"targets: {target:.1%} is no more than a model reaches that predicts one class "
+                f"for every image ({max(shares):.1%} of the test images are of the largest class)"
+            )
