@@ -71,7 +71,7 @@ def blocks_of(page: str) -> list[Block]:
 
 def commands_of(block: Block) -> Iterator[str]:
     for line in block.text.replace("\\\n", " ").splitlines():
-        if command := re.sub(r"\s+#.*$", "", line).strip():
+        if command := re.sub(r"(^|\s+)#.*$", "", line).strip():
             yield command
 
 
