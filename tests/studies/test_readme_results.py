@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,12 @@ def test_a_document_names_files_that_exist(page: Path) -> None:
         if not (page.parent / link).exists() and Path(link).name not in generated
     ]
     assert not missing
+
+
+def test_the_layers_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
+    section = (TOP / "ARCHITECTURE.md").read_text().split("## Layers\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    shown = [sorted(re.findall(r"`([\w.]+)`", row)) for row in rows]
+    assert shown == [sorted(layer.split(" | ")) for layer in layers]
