@@ -1,4 +1,4 @@
-"""Write the reference of the command line from the commands themselves."""
+"""Generate the command line reference from the commands."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fedkd.cli import app
 PAGE = "reference/command-line.md"
 INTRODUCTION = """# Command line
 
-Errors of the user are told in one sentence. The exit code is 0, or 2 where something impossible
-was asked for (nothing has run or been written then), 1 where a run failed or ended because too
-few silos answered, 130 after Ctrl-C.
+A user's error is reported in one sentence. The exit code is 0 on success; 2 when the request is
+invalid, before anything runs or is written; 1 when a run failed or too few silos answered; and 130
+after Ctrl-C.
 """
 
 
@@ -35,7 +35,7 @@ def render() -> str:
 
 
 def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all commands by their whole names, those of groups such as ``keys`` too."""
+    """Yield every command with its full name, including those of groups such as ``keys``."""
     for name, command in vars(group)["commands"].items():
         if "commands" in vars(command):
             yield from _commands(command, f"{above}{name} ")

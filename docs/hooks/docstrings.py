@@ -1,4 +1,4 @@
-"""Show cross-references of docstrings as what they name."""
+"""Show cross-references in docstrings as plain code."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _ROLE = re.compile(r":(?:func|class|mod|meth|attr):(?=<code>)")
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Drop the Sphinx roles, which only Sphinx understands."""
+    """Remove Sphinx roles, which Markdown does not have."""
     return _ROLE.sub("", content)

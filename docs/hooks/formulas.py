@@ -1,4 +1,4 @@
-"""Turn TeX into MathML while the site is built, so that no script renders it in the browser."""
+"""Convert TeX to MathML when the site is built, so that pages need no script for formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-# What pymdownx.arithmatex leaves behind: \(...\) within a span, \[...\] within a div.
+# The output of pymdownx.arithmatex: \(...\) within a span, \[...\] within a div.
 _FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>',
     re.DOTALL,
@@ -16,7 +16,7 @@ _FORMULA = re.compile(
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Replace every formula of a page."""
+    """Convert every formula of a page."""
     return _FORMULA.sub(_render, content)
 
 

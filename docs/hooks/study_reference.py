@@ -1,4 +1,4 @@
-"""Write the reference of the study file from its JSON schema, so that it is never out of date."""
+"""Generate the study file reference from its JSON schema."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedkd.config.study_file import study_schema
 PAGE = "reference/study.md"
 INTRODUCTION = """# Study file
 
-A study is a YAML file of at most 1 MiB. Only `name`, `targets` and `arms` must be there; `fedkd
-validate STUDY` prints a study with every default filled in. A key that does not exist and a value
-that makes no sense are refused before anything runs, with the key's path and the nearest valid
-name. Paths of files are relative to the study file. On the command line `--set PATH=VALUE` sets
-one key, as in `--set rounds.lr=0.1` or `--set arms.fedkd.consolidation.epochs=20`.
+A study is a YAML file of at most 1 MiB. Only `name`, `targets` and `arms` are required; `fedkd
+validate STUDY` prints a study with every default. An unknown key and an invalid value are refused
+before anything runs, with the key's path and the nearest valid name. Paths of files are relative to
+the study file. On the command line `--set PATH=VALUE` sets one key, as in `--set rounds.lr=0.1` or
+`--set arms.fedkd.consolidation.epochs=20`.
 
-This page is made from the [JSON schema](../how-to/editor.md) of study files.
+This page is generated from the [JSON schema](../how-to/editor.md) of study files.
 """
 
 
@@ -42,13 +42,13 @@ def _section(root: dict[str, Any], section: dict[str, Any], *, path: str, level:
     lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     below: list[str] = []
     required = section.get("required", [])
-    for key, found in section["properties"].items():
-        value = {**_resolve(root, found), **{k: v for k, v in found.items() if k != "$ref"}}
+    for key, given in section["properties"].items():
+        value = {**_resolve(root, given), **{k: v for k, v in given.items() if k != "$ref"}}
         inner = f"{path}.{key}" if path else key
         sections = list(_sections(root, value, inner))
         meaning = _sentence(value.get("description", "")) if not sections else ""
         takes = " or ".join(_links(sections) + _plain(root, value, sections))
-        default = "required" if key in required else _default(found, sections)
+        default = "required" if key in required else _default(given, sections)
         lines.append(f"| `{key}` | {takes} | {default} | {meaning} |")
         for name, each in sections:
             below += ["", *_section(root, each, path=name, level=level + (1 if path else 0))]
@@ -58,7 +58,7 @@ def _section(root: dict[str, Any], section: dict[str, Any], *, path: str, level:
 def _sections(
     root: dict[str, Any], value: dict[str, Any], path: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the mappings with keys of their own that may stand at a path."""
+    """Yield the mappings with keys of their own that a path can have."""
     if "properties" in value:
         yield path, value
     elif isinstance(value.get("additionalProperties"), dict):
@@ -74,7 +74,7 @@ def _sections(
 
 
 def _links(sections: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Link to sections below; where several may stand, by what tells them apart."""
+    """Link to the sections below; several alternatives are named by their scheme."""
     several = len(sections) > 1
     return [
         f"[{name.partition('(')[2].rstrip(')') if several else 'a section'}](#{_anchor(name)})"
@@ -83,7 +83,7 @@ def _links(sections: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _plain(root: dict[str, Any], value: dict[str, Any], sections: list[Any]) -> list[str]:
-    """Say which values without keys of their own may stand there."""
+    """Describe the allowed values that are not mappings."""
     if not sections:
         return [_takes(root, value)]
     choices = [_resolve(root, c) for c in value.get("oneOf", value.get("anyOf", []))]
@@ -92,13 +92,13 @@ def _plain(root: dict[str, Any], value: dict[str, Any], sections: list[Any]) -> 
 
 def _resolve(root: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in value:
-        found: dict[str, Any] = root["$defs"][value["$ref"].rpartition("/")[2]]
-        return found
+        target: dict[str, Any] = root["$defs"][value["$ref"].rpartition("/")[2]]
+        return target
     return value
 
 
 def _takes(root: dict[str, Any], value: dict[str, Any]) -> str:
-    """Say in words which values a key takes."""
+    """Describe in words the values that a key takes."""
     value = {**_resolve(root, value), **value}
     if "const" in value:
         return f"`{value['const']}`"

@@ -16,13 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
-from safetensors.torch import save_file
 
 from fedkd.config.study_file import parse_study
 from fedkd.deploy.silo_file import load_silo_file
-from fedkd.models.build import Shape, build_model
-from fedkd.models.state import copy_state
 from fedkd.registry import LOCAL_LOSSES, METHODS, WEIGHTINGS
 
 pytestmark = pytest.mark.slow
@@ -33,14 +29,14 @@ PAGES = ["README.md", *sorted(str(page.relative_to(TOP)) for page in TOP.glob("d
 NOT_RUN = {
     "make demo": ".ci/run runs it as a step of its own",
     "make test": ".ci/run runs it as a step of its own",
-    "python3 -m venv .venv": "the environment of this test stands for it",
-    ". .venv/bin/activate": "likewise",
-    "pip install .": "likewise",
-    "pip install '.[tensorboard]'": "likewise; the extras are installed",
+    "python3 -m venv .venv": "the test has an environment",
+    ". .venv/bin/activate": "the test has an environment",
+    "pip install .": "fedkd is installed in it",
+    "pip install '.[tensorboard]'": "the extras are installed in it",
 }
 
-# What would take minutes is scaled down: the shipped studies in shrink(), the studies that pages
-# write themselves by these options, and what starts Ray for every arm to two arms.
+# Studies that take minutes are scaled down: shipped ones by shrink(), those that pages write by
+# these options, and the study that starts Ray for every arm to two arms.
 FEWER_ROUNDS = "--seeds 0 --set rounds.max=1 --set pretraining.epochs=1"
 TWO_ARMS = (
     "--set 'arms={fedavg: {start: random}, fedkd: {start: consolidated, "
@@ -56,7 +52,7 @@ SHORTER = {
     "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
 }
 
-# Pages that go on from the files of another.
+# Pages that use the files of another.
 AFTER = {"docs/how-to/own-checkpoints.md": "docs/how-to/own-model.md"}
 
 
@@ -70,12 +66,12 @@ class Block:
 def blocks_of(page: str) -> list[Block]:
     pattern = r'^ *```(\w*)(?: title="([^"]+)")?\n(.*?)^ *```$'
     text = (TOP / page).read_text(encoding="utf-8")
-    return [Block(*found) for found in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
+    return [Block(*parts) for parts in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
 
 
 def commands_of(block: Block) -> Iterator[str]:
     for line in block.text.replace("\\\n", " ").splitlines():
-        if command := re.sub(r"\s+#.*$", "", line).strip():
+        if command := re.sub(r"(^|\s+)#.*$", "", line).strip():
             yield command
 
 
@@ -83,14 +79,14 @@ def shortened(command: str) -> str:
     # Its test set of 10,000 images cannot be made smaller, and takes two minutes.
     if "fashion-mnist.yaml" in command:
         return command.replace("compare", "validate --file-only")
-    for beginning, options in SHORTER.items():
-        if command.startswith(beginning):
+    for start, options in SHORTER.items():
+        if command.startswith(start):
             return f"{command} {options}".strip()
     return command
 
 
 def shrink(study: dict[str, Any]) -> dict[str, Any]:
-    """Leave all of a shipped study's arms, but one seed, one round and hardly any training."""
+    """Keep all arms of a shipped study, with one seed, one round and one epoch of training."""
     for arm in study["arms"].values():
         if arm["start"] == "consolidated":
             arm["consolidation"] = {**arm.get("consolidation", {}), "epochs": 2}
@@ -104,18 +100,6 @@ def shrink(study: dict[str, Any]) -> dict[str, Any]:
     return {**study, "seeds": [0]}
 
 
-def prepare_readme(folder: Path) -> None:
-    """Put there what the README's commands speak of: two checkpoints and a folder of pictures."""
-    for name, arch in (("a", "cnn"), ("b", "mlp")):
-        state = copy_state(build_model(arch, Shape(3, 1, 8), seed=0))
-        save_file(state, folder / f"{name}.safetensors")
-    for index in range(90):
-        picture = Image.new("L", (8, 8), 80 * (index % 3) + index % 7)
-        path = folder / "scans" / f"class-{index % 3}" / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-
-
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("docs-cache")
@@ -123,7 +107,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, shared_cache: Path) -> Callable[[str], None]:
-    """Return a function that runs a command in a folder where only the studies lie."""
+    """Return a function that runs a command in a folder that has only the studies."""
     for path in (TOP / "experiments").rglob("*.yaml"):
         target = tmp_path / path.relative_to(TOP)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +146,7 @@ def test_every_block_says_what_it_is() -> None:
             assert block.language in {"sh", "yaml", "python", "text"}, (page, block)
 
 
-def test_what_is_not_run_is_still_there() -> None:
+def test_every_command_that_is_not_run_is_shown_somewhere() -> None:
     shown = {
         command
         for page in PAGES
@@ -175,8 +159,6 @@ def test_what_is_not_run_is_still_there() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
 def test_every_block_runs(page: str, run: Callable[[str], None], tmp_path: Path) -> None:
-    if page == "README.md":
-        prepare_readme(tmp_path)
     for block in blocks_of(AFTER[page]) if page in AFTER else ():
         if block.title:
             (tmp_path / block.title).write_text(block.text)
@@ -268,18 +250,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Loads(HTMLParser):
-    """Collects what a browser would fetch to show a page."""
+    """Collects the addresses that a browser fetches to show a page."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag in ("script", "img", "iframe", "source") and given.get("src"):
-            self.found.append(str(given["src"]))
-        if tag == "link" and given.get("rel") != "canonical":
-            self.found.append(str(given.get("href")))
+        attributes = dict(attrs)
+        if tag in ("script", "img", "iframe", "source") and attributes.get("src"):
+            self.addresses.append(str(attributes["src"]))
+        if tag == "link" and attributes.get("rel") != "canonical":
+            self.addresses.append(str(attributes.get("href")))
 
 
 def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
@@ -288,8 +270,8 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
     for page in pages:
         parser = Loads()
         parser.feed(page.read_text(encoding="utf-8"))
-        assert parser.found
-        for address in parser.found:
+        assert parser.addresses
+        for address in parser.addresses:
             assert not re.match(r"https?:|//", address), (page, address)
             if page.name != "404.html":  # its addresses begin at a server's root
                 assert (page.parent / address.partition("?")[0]).is_file(), (page, address)
