@@ -15,7 +15,7 @@ import torch
 
 from fedkd.config import Study
 from fedkd.data.images import Images
-from fedkd.errors import UserError
+from fedkd.errors import UserCodeError, UserError
 from fedkd.federation.check import check_study
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
@@ -56,6 +56,7 @@ class Federation:
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None
+        self._failed: dict[str, str] = {}
         names = () if study.is_deployed else study.silo_names
         self._silos = dict(zip(names, split.silos, strict=True))
 
@@ -121,8 +122,9 @@ class Federation:
         """
 
         def train(silo: str) -> None:
-            if fresh or self._read_model(silo) is None:
-                self._train_model(silo)
+            if fresh:
+                self._cached_model(silo).unlink(missing_ok=True)
+            self.pretrained(silo)
             if on_silo:
                 on_silo()
 
@@ -131,14 +133,22 @@ class Federation:
         results_of([executor.submit(train, silo) for silo in silos])
 
     def pretrained(self, silo: str) -> Pretrained:
-        """Return the model that a silo owns: its checkpoint, or one pre-trained on its data."""
-        like = self.initial_model(silo)
-        if checkpoint := self.study.pretraining.checkpoints.get(silo):
-            what = f"pretraining.checkpoints.{silo}"
-            state = load_state(Path(checkpoint), like, what=what)
-        else:
-            state = self._read_model(silo) or self._train_model(silo)
-        if not is_finite(state, like):
+        """Return the model that a silo owns: its checkpoint, or one pre-trained on its data.
+
+        An exception that the user's architecture raised in its training is that silo's problem.
+        """
+        if silo in self._failed:
+            return Pretrained(None, self._failed[silo])
+        try:
+            if checkpoint := self.study.pretraining.checkpoints.get(silo):
+                what = f"pretraining.checkpoints.{silo}"
+                state = load_state(Path(checkpoint), self.initial_model(silo), what=what)
+            else:
+                state = self._read_model(silo) or self._train_model(silo)
+        except UserCodeError as error:
+            self._failed[silo] = f"its pre-training failed: {error}"
+            return Pretrained(None, self._failed[silo])
+        if not is_finite(state) and not is_finite(state, self.initial_model(silo)):
             return Pretrained(None, "its pre-trained model diverged: not all weights are finite")
         return Pretrained(state)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fedkd.data.images import Images, as_float
 from fedkd.models import patch_features as patch_features
 from fedkd.models.build import Shape, build_model
-from fedkd.models.state import copy_state
+from fedkd.models.state import copy_state, is_finite
 from fedkd.training import loop as training
 from fedkd.training.compute import Compute, batch_bounds, intra_op_threads
-from fedkd.training.evaluate import evaluate, is_finite, metrics, predict
+from fedkd.training.evaluate import evaluate, metrics, predict
 from fedkd.training.loop import Sgd, fit, make_optimiser, make_schedule, train_supervised
 
 

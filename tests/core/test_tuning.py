@@ -64,10 +64,10 @@ class Watch:
         self.ended: list[int] = []
         self._cut_after = cut_after
 
-    @contextmanager
     def warn(self, sentence: str) -> None:
         pass
 
+    @contextmanager
     def pretraining(self, seed: int, total: int) -> Any:
         yield lambda: None
 
