@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -89,6 +90,10 @@ class Registry(Mapping[str, str]):
         function: Callable[..., Any] = loaded
         return function
 
+    def is_own(self, name: str) -> bool:
+        """Whether a valid name stands for a function of the user's own."""
+        return name not in self._entries
+
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Call what ``name`` stands for.
 
@@ -96,10 +101,12 @@ class Registry(Mapping[str, str]):
             UserCodeError: it is a function of the user's own and raised something.
         """
         function = self.load(name)
-        if name in self._entries:
+        with self.calling(name):
             return function(*args, **options)
-        with calling(self.kind, name):
-            return function(*args, **options)
+
+    def calling(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that names a function of the user's own in what its block raises."""
+        return calling(self.kind, name) if self.is_own(name) else nullcontext()
 
     def fingerprint(self, name: str) -> str:
         """Return what a name stands for, for cache keys; an edit of a user's code changes it."""
@@ -234,7 +241,31 @@ def check_source(name: str) -> str:
         raise ValueError(f"{error}, folder:PATH, npz:PATH and hf:OWNER/NAME") from None
 
 
-SERVER_UPDATES = Registry(
+STARTS = Registry(
+    "start",
+    {
+        "random": "strategies.starts:random",
+        "average": "strategies.starts:average",
+        "best": "strategies.starts:best",
+        "consolidated": "strategies.starts:consolidated",
+    },
+    own=True,
+)
+"""How global models start: functions of a session and the random model to a Start."""
+
+
+def start_needs_models(name: str) -> bool:
+    """Return whether a start uses the silos' own models; a user's own says so by an attribute.
+
+    Raises:
+        UserError: it is the user's own and cannot be imported.
+    """
+    if not STARTS.is_own(name):
+        return name != "random"
+    return bool(getattr(STARTS.load(name), "needs_models", True))
+
+
+STRATEGIES = Registry(
     "strategy",
     {
         "fedavg": "strategies.updates:KeepAverage",
@@ -242,8 +273,9 @@ SERVER_UPDATES = Registry(
         "fedadam": "strategies.optimisers:fedadam",
         "feddf": "strategies.feddf:FedDF",
     },
+    own=True,
 )
-"""Strategies of the study file; each entry takes the run's setting to its update."""
+"""What the server makes of a round's average: functions of the run's context to a ServerUpdate."""
 
 TRACKERS = Registry(
     "tracker",

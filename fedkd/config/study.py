@@ -21,7 +21,7 @@ from fedkd.config.data import (
 from fedkd.config.deployed import check_deployed, fill_deployed
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Fraction, Section, Seed
-from fedkd.registry import LEAST_TRANSFER_IMAGES, NEEDS_LABELS, PATCH_FEATURES, suggest
+from fedkd.registry import LEAST_TRANSFER_IMAGES, NEEDS_LABELS, PATCH_FEATURES, STARTS, suggest
 from fedkd.util.names import natural_key
 
 
@@ -251,7 +251,8 @@ def _check_needs(study: Study) -> None:
 
 def _check_architectures(study: Study, name: str, chosen: str) -> None:
     """Refuse an arm that starts from silos' models where no silo has its architecture."""
-    if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
+    start = study.arms[name].start
+    if start == "random" or STARTS.is_own(start):
         return
     arch = study.global_arch(name)
     if chosen == "lda-head":

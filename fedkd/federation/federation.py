@@ -21,7 +21,7 @@ from fedkd.federation.split import Split, load_split
 from fedkd.models.build import Shape, arch_fingerprint, build_model, check_model
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import State, copy_state, load_state, save_state
-from fedkd.registry import METHODS, WEIGHTINGS
+from fedkd.registry import METHODS, STARTS, STRATEGIES, WEIGHTINGS
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import is_finite
 from fedkd.training.features import penultimate_features
@@ -175,6 +175,9 @@ class Federation:
         for arch in self.study.architectures:
             check_model(arch, self.shape)
         for name, arm in self.study.arms.items():
+            for registry, named in ((STARTS, arm.start), (STRATEGIES, arm.strategy)):
+                if registry.is_own(named):
+                    registry.load(named)
             if arm.consolidation is None:
                 continue
             METHODS.load(arm.consolidation.method)

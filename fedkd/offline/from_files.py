@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fedkd.config import Consolidation, Engine
 from fedkd.data.images import content_hash
@@ -23,6 +19,7 @@ from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import State
 from fedkd.offline.images import OfflineImages, Wanted, open_images
 from fedkd.registry import NEEDS_LABELS, check_architecture
+from fedkd.results.diagnostics import pairwise_agreement
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import evaluate, is_finite
 
@@ -299,7 +296,7 @@ def _report(
             for teacher, found in zip(teachers.members, accuracy, strict=True)
         ],
         "agreement": {
-            "between_teachers": agreement(made.teachers.predict(images).argmax(2)),
+            "between_teachers": pairwise_agreement(made.teachers.predict(images).argmax(2)),
             "student": made.notes["student_agreement"],
         },
         "distillation_loss": made.notes["distillation_loss"],
@@ -309,18 +306,3 @@ def _report(
         "accuracy_used_to_choose": judged and settings.needs_validation,
         "settings": settings.model_dump(mode="json"),
     }
-
-
-def agreement(predicted: Tensor) -> float | None:
-    """Return the share of images on which two models agree, averaged over all pairs of models.
-
-    Args:
-        predicted: classes ``[M, N]`` that M models predict for N images.
-
-    Returns:
-        A share in [0, 1]; None for a single model.
-    """
-    pairs = list(itertools.combinations(predicted, 2))
-    if not pairs:
-        return None
-    return round(float(torch.stack([(a == b).double().mean() for a, b in pairs]).mean()), 6)

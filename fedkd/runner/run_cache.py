@@ -68,7 +68,6 @@ def _federation(task: Task) -> dict[str, object]:
 
 
 def _own_functions(study: Study, arm: str) -> list[str]:
-    """Identify architecture, method and weighting, some of which may be the user's own code."""
+    """Identify architecture and functions, some of which may be the user's own code."""
     arch = arch_fingerprint(study.global_arch(arm), study.model.files)
-    settings = study.arms[arm].consolidation
-    return [arch, *(settings.function_keys() if settings else [])]
+    return [arch, *study.arms[arm].function_keys()]
