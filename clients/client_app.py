@@ -1,15 +1,16 @@
-"""The Flower ClientApp: messages in, messages out; the silo does the work."""
+"""The Flower ClientApp: reads a message, lets the silo answer, writes the reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
 
 from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
@@ -17,19 +18,22 @@ from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
+from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
-from fedkd.messages import failures, keys
+from fedkd.messages import describe, distil, evaluate, failures, keys, teacher, train
 from fedkd.messages.basis import read_basis
-from fedkd.messages.distil import read_teachers
-from fedkd.messages.moments import write_moments
+from fedkd.messages.describe import Description
+from fedkd.messages.envelope import seal_reply
+from fedkd.messages.teacher import Wanted
+from fedkd.messages.train import TrainedModel
 from fedkd.models.state import state_hash
 from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
-Work = Callable[[Silo, Study, str, RecordDict], RecordDict]
-"""Takes a silo, the study, the arm's name and a question to the answer."""
+Answer = Callable[[Silo, Study, str, RecordDict], RecordDict]
+"""Takes a silo, its study, the arm's name and a question to the reply."""
 FAILED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""
 
@@ -41,140 +45,98 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
         find_silo: returns the node's silo and the study that it takes part in.
         mods: what every message passes on its way in and out, in this order.
     """
-    app = ClientApp()
-    around = list(mods)
 
-    def answer(work: Work) -> Callable[[Message, Context], Message]:
+    def handler(answer: Answer) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             silo, study = find_silo(context)
             try:
                 with intra_op_threads(1):
-                    content = work(silo, study, _arm(context), message.content)
+                    content = answer(silo, study, _arm(context), message.content)
             except UserCodeError:
                 raise
             except Exception as error:
                 if not silo.is_own:
                     raise
                 return Message(Error(FAILED, failures.tell_silo(error)), reply_to=message)
-            return _reply(message, silo, content)
+            return Message(seal_reply(content, message.content, silo.name), reply_to=message)
 
         return handle
 
-    app.query("describe", mods=around)(answer(introduce))
-    app.query("teacher", mods=around)(answer(teach))
-    app.query("distil", mods=around)(answer(learn))
-    app.train(mods=around)(answer(train))
-    app.evaluate(mods=around)(answer(evaluate))
+    app, around = ClientApp(), list(mods)
+    app.query("describe", mods=around)(handler(answer_describe))
+    app.query("teacher", mods=around)(handler(answer_teacher))
+    app.query("distil", mods=around)(handler(answer_distil))
+    app.train(mods=around)(handler(answer_train))
+    app.evaluate(mods=around)(handler(answer_evaluate))
     return app
 
 
-def introduce(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
     """Answer ``query.describe``."""
-    config = content.config_records[keys.CONFIG]
-    return describe_silo(silo, config, study.arms[arm].needs_pretrained)
-
-
-def train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
-    """Answer ``train``."""
-    state, loss = silo.train(
-        content.array_records[keys.ARRAYS].to_torch_state_dict(),
-        _integer(content.config_records[keys.CONFIG], keys.ROUND),
-        study.rounds_of(arm),
+    own = silo.own_model().state if silo.uses_model else None
+    has_transfer = _own_transfer(silo, describe.read_transfer_hash(content)) is not None
+    return describe.write_reply(
+        Description(silo.arch, len(silo.data), tuple(silo.class_counts), has_transfer),
+        num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
+        checkpoint_hash=state_hash(own) if own else None,
     )
-    metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
-    return RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
 
 
-def evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
-    """Answer ``evaluate``."""
-    found = silo.evaluate(content.array_records[keys.ARRAYS].to_torch_state_dict())
-    metrics = MetricRecord(
-        {
-            keys.NUM_EXAMPLES: len(silo.judged),
-            keys.ACCURACY: found.accuracy,
-            keys.LOSS: found.loss,
-            keys.MACRO_F1: found.macro_f1,
-        }
-    )
-    return RecordDict({keys.METRICS: metrics})
-
-
-def describe_silo(silo: Silo, config: ConfigRecord, owns_model: bool) -> RecordDict:  # noqa: FBT001 -- the one fact asked
-    """Return what a silo says of itself."""
-    wanted = config.get(keys.TRANSFER_HASH)
-    own = silo.own_model().state if owns_model else None
-    info = ConfigRecord(
-        {
-            keys.ARCHITECTURE: silo.arch,
-            keys.NUM_EXAMPLES: len(silo.data),
-            keys.CLASS_COUNTS: silo.class_counts,
-            keys.NUM_PARAMETERS: sum(t.numel() for t in own.values()) if own else 0,
-            keys.CHECKPOINT_HASH: state_hash(own) if own else keys.NO_HASH,
-            keys.HOLDS_TRANSFER: _held(silo, wanted) is not None,
-        }
-    )
-    return RecordDict({keys.INFO: info})
-
-
-def teach(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
-    """Answer ``query.teacher``: the silo's model or its predictions, and densities if asked."""
-    config = content.config_records[keys.CONFIG]
-    mode, density = str(config[keys.MODE]), str(config[keys.DENSITY])
-    info = ConfigRecord({keys.NUM_EXAMPLES: len(silo.data)})
-    reply = RecordDict()
-    images: torch.Tensor | None = None
-    if keys.TRANSFER in content.array_records:
-        images = torch.from_numpy(content.array_records[keys.TRANSFER][keys.IMAGES].numpy())
-        info[keys.TRANSFER_HASH] = content_hash(images)
-    elif (held := _held(silo, config.get(keys.TRANSFER_HASH))) is not None:
-        images = held
-        info[keys.TRANSFER_HASH] = str(config[keys.TRANSFER_HASH])
-    if mode != keys.MODE_NONE:
+def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
+    """Answer ``query.teacher``: with the silo's model or predictions, and densities if asked."""
+    wanted = teacher.read_wanted(content)
+    images, transfer_hash = teacher.read_images(content), None
+    if images is not None:
+        transfer_hash = content_hash(images)
+    else:
+        asked_hash = describe.read_transfer_hash(content)
+        images = _own_transfer(silo, asked_hash)
+        transfer_hash = None if images is None else asked_hash
+    answer = silo.as_teacher
+    if wanted.mode != keys.MODE_NONE:
         own = silo.own_model()
         if own.state is None:
-            info[keys.PROBLEM] = own.problem
-        elif mode == keys.MODE_WEIGHTS:
-            reply[keys.TEACHER_RECORD] = ArrayRecord(own.state)
+            return teacher.write_problem(
+                own.problem, num_examples=len(silo.data), transfer_hash=transfer_hash
+            )
+        if wanted.mode == keys.MODE_WEIGHTS:
+            answer = replace(answer, state=own.state)
         else:
-            logits = silo.predict(own.state, _needed(images))
-            reply[keys.TEACHER_RECORD] = ArrayRecord({keys.LOGITS: logits})
-    if density != keys.DENSITY_NONE and (record := familiarity(silo, content, images)) is not None:
-        reply[keys.FAMILIARITY] = record
-    reply[keys.INFO] = info
-    return reply
+            answer = replace(answer, logits=silo.predict(own.state, _required(images)))
+    if wanted.density != keys.DENSITY_NONE:
+        answer = _add_densities(answer, silo, wanted, content, images)
+    return teacher.write_reply(answer, transfer_hash=transfer_hash)
 
 
-def familiarity(silo: Silo, content: RecordDict, images: torch.Tensor | None) -> ArrayRecord | None:
-    """Return what the silo tells of its data: log-densities of images, or moments; None if nothing.
-
-    Args:
-        silo: who is asked.
-        content: the question.
-        images: the transfer images, where the silo has them.
-    """
-    config = content.config_records[keys.CONFIG]
+def _add_densities(
+    answer: Teacher, silo: Silo, wanted: Wanted, content: RecordDict, images: Tensor | None
+) -> Teacher:
+    """Return the teacher with densities or moments, unless the silo is too small for any."""
     basis = read_basis(
         content, global_arch=silo.global_arch, shape=silo.shape, compute=silo.compute
     )
-    if config[keys.DENSITY] == keys.DENSITY_MOMENTS:
-        moments = silo.moments(basis)
-        return None if moments is None else write_moments(moments)
-    found = silo.familiarity(
-        _needed(images),
+    if wanted.density == keys.DENSITY_MOMENTS:
+        return replace(answer, moments=silo.moments(basis))
+    log_density = silo.log_density(
+        _required(images),
         basis,
-        per_class=config[keys.DENSITY] == keys.DENSITY_CLASS,
-        kind=str(config[keys.DENSITY_KIND]),
-        neighbours=_integer(config, keys.NEIGHBOURS),
+        per_class=wanted.density == keys.DENSITY_CLASS,
+        kind=wanted.kind,
+        neighbours=wanted.neighbours,
     )
-    return None if found is None else ArrayRecord({keys.LOG_DENSITY: found})
+    return replace(answer, log_density=log_density)
 
 
-def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
-    """Answer ``query.distil``: the silo's model, taught by those that the server sent."""
+def answer_distil(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``query.distil``: with the silo's model after it learns from those that were sent.
+
+    Raises:
+        ValueError: the arm lets no silo distil.
+    """
     settings = study.arms[arm].consolidation
     if settings is None or not study.data.transfer.at_silo:
         raise ValueError(f"the study has no silo distil in arm {arm}")
-    teachers, student = read_teachers(
+    teachers, student = distil.read_teachers(
         content,
         own=silo.own_model().state,
         architectures=study.architectures,
@@ -182,44 +144,36 @@ def learn(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict
         compute=silo.compute,
     )
     state, loss = silo.distil(teachers, student, settings)
-    metrics = MetricRecord({keys.NUM_EXAMPLES: len(silo.data), keys.LOSS: loss})
-    return RecordDict({keys.ARRAYS: ArrayRecord(state), keys.METRICS: metrics})
+    return train.write_reply(TrainedModel(state, len(silo.data), loss))
 
 
-def _held(silo: Silo, wanted: object) -> torch.Tensor | None:
+def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``train``: with the global model after a round of training."""
+    received, number = train.read_question(content)
+    state, loss = silo.train(received, number, study.rounds_of(arm))
+    return train.write_reply(TrainedModel(state, len(silo.data), loss))
+
+
+def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
+    """Answer ``evaluate``: with figures of the global model on the silo's images."""
+    metrics = silo.evaluate(evaluate.read_question(content))
+    return evaluate.write_reply(metrics, len(silo.evaluation_data))
+
+
+def _own_transfer(silo: Silo, wanted: str | None) -> Tensor | None:
     """Return the transfer images of the hash ``wanted``, if the silo has just these."""
-    if wanted is None or wanted == keys.NO_HASH:
-        return None
-    images = silo.transfer()
+    images = None if wanted is None else silo.transfer()
     return images if images is not None and content_hash(images) == wanted else None
 
 
-def _needed(images: torch.Tensor | None) -> torch.Tensor:
+def _required(images: Tensor | None) -> Tensor:
     if images is None:
         raise ValueError("the server asks for predictions on images that are neither sent nor here")
     return images
 
 
-def _reply(message: Message, silo: Silo, content: RecordDict) -> Message:
-    """Send ``content`` back, saying which silo, run and round it belongs to."""
-    config = message.content.config_records[keys.CONFIG]
-    info = content.config_records.get(keys.INFO) or ConfigRecord()
-    info[keys.SILO] = silo.name
-    info[keys.RUN_ID] = str(config[keys.RUN_ID])
-    info[keys.ROUND] = _integer(config, keys.ROUND)
-    content[keys.INFO] = info
-    return Message(content, reply_to=message)
-
-
 def _arm(context: Context) -> str:
     return str(context.run_config[keys.CONFIG_ARM])
-
-
-def _integer(config: ConfigRecord, key: str) -> int:
-    value = config[key]
-    if not isinstance(value, int):
-        raise TypeError(f"{key} is {value!r} where a whole number is expected")
-    return value
 
 
 @lru_cache(maxsize=2)
@@ -236,7 +190,7 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
     """
     config = context.run_config
     if parse_study(str(config[keys.CONFIG_STUDY])).is_deployed:
-        raise ValueError("the study's silos are in the field, but this node has no silo.yaml")
+        raise ValueError("the study's silos are deployed, but this node has no silo.yaml")
     federation = _federation(
         str(config[keys.CONFIG_STUDY]),
         int(str(config[keys.CONFIG_SEED])),

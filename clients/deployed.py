@@ -1,4 +1,4 @@
-"""A silo in the field: its images and model come from its own host, by its own file."""
+"""A deployed silo: its images and model are on its own host, as its own file says."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def is_deployed(context: Context) -> bool:
 
 
 def deployed_silo(context: Context) -> tuple[Silo, Study]:
-    """Open the node's own silo for the run that asks for it.
+    """Open the node's own silo for a run.
 
     Raises:
         UnsharedError: the silo takes no part in such a run.
-        UserError: its file, images or model are not as they should be.
+        UserError: its file, images or model are not valid.
     """
     config = context.run_config
     study = parse_study(str(config[keys.CONFIG_STUDY]), origin="run config: study")
@@ -41,19 +41,19 @@ def deployed_silo(context: Context) -> tuple[Silo, Study]:
 def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, Study]:
     """Read what the file names, in the study's order and shape; see :func:`deployed_silo`."""
     if not study.is_deployed:
-        raise UnsharedError("it is no simulated silo, but the study shares out one data set")
+        raise UnsharedError("it is a deployed silo, but the study's silos are simulated")
     if file.name not in study.silo_names:
-        raise UnsharedError(f"it is {file.name}, which the study's partition.names has not")
+        raise UnsharedError(f"its name, {file.name}, is not in the study's partition.names")
     data = study.data
-    held = read_holdings(
+    holdings = read_holdings(
         file, classes=data.classes, channels=data.channels, image_size=data.image_size
     )
-    if len(held.train) < file.share.min_samples:
+    if len(holdings.train) < file.share.min_samples:
         raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
     if file.model is not None:
-        arch, checkpoint = read_own_model(file, held.shape, held.classes)
+        arch, checkpoint = read_own_model(file, holdings.shape, holdings.classes)
         own = Pretrained(checkpoint.state)
 
     def transfer() -> Tensor | None:
@@ -62,15 +62,17 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
 
     silo = Silo(
         name=file.name,
-        data=held.train,
-        shape=held.shape,
+        data=holdings.train,
+        shape=holdings.shape,
         arch=arch or study.arch_of(file.name),
         global_arch=study.global_arch(arm),
         own_model=lambda: own,
         seed=seed,
         compute=Compute(file.device, study.engine.precision),
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
-        test=held.test,
+        test=holdings.test,
         transfer=transfer,
+        # What a user's own start needs is not looked up here: that would import its module.
+        uses_model=study.arms[arm].starts_from_models,
     )
     return silo, study

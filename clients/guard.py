@@ -1,7 +1,7 @@
-"""The guard of a silo in the field: nothing leaves that its file does not share, or unlogged.
+"""The guard of a deployed silo: nothing leaves that its file does not share, or unlogged.
 
-It is a Flower mod around the whole ClientApp. What is asked is judged before anything is computed,
-what is answered once more before it goes; and both end as a line in the silo's audit log first.
+It is a Flower mod around the whole ClientApp. Questions are checked before anything is computed,
+replies before they are sent, and no message is sent before its line is in the silo's audit log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError
-from fedkd.messages import keys
+from fedkd.messages import describe, evaluate, keys, teacher
 
 REFUSED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""
@@ -29,7 +29,7 @@ _logger = logging.getLogger("flwr")
 
 
 class UnsharedError(FedKDError):
-    """The silo does not do what it was asked; the message is for the server to read."""
+    """The silo does not do what is asked of it; the server reads the message."""
 
 
 def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -44,7 +44,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         check_question(file.share, message)
         reply = _answer(file, message, context, call_next)
         if not reply.has_error():
-            keep_back(file.share, message, reply.content)
+            withhold(file.share, message, reply.content)
     except UnsharedError as error:
         reply = Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:  # its text may quote private data or paths: it stays in this log
@@ -57,14 +57,15 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
 
 
 def check_question(share: Share, message: Message) -> None:
-    """Judge what is asked.
+    """Refuse a question about what the silo does not share.
 
     Raises:
         UnsharedError: it is not shared.
     """
-    kind, config = message.metadata.message_type, _config(message)
+    kind = message.metadata.message_type
     if kind == keys.TEACHER:
-        mode, density = config.get(keys.MODE), config.get(keys.DENSITY)
+        wanted = teacher.read_wanted(message.content)
+        mode, density = wanted.mode, wanted.density
         allowed = {"weights": ("weights", "logits"), "logits": ("logits",), "none": ()}
         if mode != keys.MODE_NONE and mode not in allowed[share.teacher]:
             raise UnsharedError(
@@ -76,54 +77,39 @@ def check_question(share: Share, message: Message) -> None:
         elif density != keys.DENSITY_NONE and not share.densities:
             raise UnsharedError("it does not share densities (share.densities)")
     elif kind == keys.DISTIL and (share.teacher != "weights" or not share.rounds):
-        raise UnsharedError("it does not share a model that learnt on its images (share.teacher)")
+        raise UnsharedError("it does not share models trained on its images (share.teacher)")
     elif kind == keys.TRAIN and not share.rounds:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
     elif kind == keys.EVALUATE and not share.metrics:
-        raise UnsharedError("it does not share how good a model is on its images (share.metrics)")
+        raise UnsharedError("it does not share figures of a model on its images (share.metrics)")
 
 
-def keep_back(share: Share, message: Message, content: RecordDict) -> None:
-    """Take out of a reply what is shared only on demand, and refuse what was never asked for.
+def withhold(share: Share, message: Message, content: RecordDict) -> None:
+    """Take out of a reply what is not shared; refuse one that holds more than was asked for.
 
     Raises:
         UnsharedError: the reply holds arrays that do not belong into it.
     """
-    kind, config = message.metadata.message_type, _config(message)
-    expected: set[str] = set()
-    if kind == keys.TEACHER and config.get(keys.MODE) != keys.MODE_NONE:
-        expected.add(keys.TEACHER_RECORD)
-    if kind == keys.TEACHER and config.get(keys.DENSITY) != keys.DENSITY_NONE:
-        expected.add(keys.FAMILIARITY)
-    if kind in (keys.TRAIN, keys.DISTIL):
-        expected.add(keys.ARRAYS)
-    teacher = content.array_records.get(keys.TEACHER_RECORD)
-    predictions = config.get(keys.MODE) == keys.MODE_LOGITS
-    if set(content.array_records) - expected or (
-        predictions and teacher is not None and set(teacher) != {keys.LOGITS}
-    ):
-        raise UnsharedError("its reply would have held more than was asked for")
-    told = content.array_records.get(keys.FAMILIARITY)
-    moments = config.get(keys.DENSITY) == keys.DENSITY_MOMENTS
-    if told is not None and moments != (keys.LOG_DENSITY not in told):
-        raise UnsharedError("its reply would have told of its images what was not asked for")
-    if told is not None and moments:
-        of_class = told[keys.MOMENT_COUNTS].numpy()
-        if bool(((of_class > 0) & (of_class < share.min_samples)).any()):
+    kind = message.metadata.message_type
+    if kind == keys.TEACHER:
+        try:
+            teacher.check_reply_holds_no_more(message.content, content)
+        except ValueError as error:
+            raise UnsharedError(f"its reply would have held {error}") from error
+        least = teacher.least_moment_count(content)
+        if least is not None and least < share.min_samples:
             raise UnsharedError("it has moments of fewer images of a class than share.min_samples")
-    info = content.config_records.get(keys.INFO)
-    counts = info.get(keys.CLASS_COUNTS) if info is not None else None
-    if info is not None and isinstance(counts, list):
-        few = any(0 < int(n) < share.min_samples for n in counts)
-        if few or not share.class_counts:
-            del info[keys.CLASS_COUNTS]
-    metrics = content.metric_records.get(keys.METRICS)
-    if metrics is not None and not share.metrics and keys.LOSS in metrics:
-        del metrics[keys.LOSS]
+    else:
+        expected = {keys.ARRAYS} if kind in (keys.TRAIN, keys.DISTIL) else set()
+        if others := set(content.array_records) - expected:
+            raise UnsharedError(f"its reply would have held arrays {sorted(others)[0]!r}")
+    describe.withhold_class_counts(content, least=share.min_samples, share=share.class_counts)
+    if not share.metrics:
+        evaluate.withhold_loss(content)
 
 
 def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
-    """Return what the audit log says of a reply: what it holds, how large it is, its hash."""
+    """Return the audit log's entry for a reply: what it holds, its size and its hash."""
     config = _config(message)
     entry: dict[str, Any] = {
         "run": str(message.metadata.run_id),
@@ -165,7 +151,7 @@ def _answer(
 
 
 def _fail(message: Message, error: Exception) -> Message:
-    """Say no more than that it failed; the silo's own log has the rest."""
+    """Tell the server no more than that the silo failed; the rest is in the silo's own log."""
     _logger.error("the silo cannot answer: %s", error, exc_info=error)
     reason = "it is not ready; its own log says why, and so does `fedkd silo check` there"
     return Message(Error(REFUSED, reason), reply_to=message)

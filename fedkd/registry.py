@@ -253,7 +253,30 @@ PARTITIONS = Registry(
     ),
 )
 
-SERVER_UPDATES = Registry(
+STARTS = Registry(
+    "start",
+    {
+        "random": "strategies.starts:random",
+        "average": "strategies.starts:average",
+        "best": "strategies.starts:best",
+        "consolidated": "strategies.starts:consolidated",
+    },
+)
+"""How global models start: functions of a session and the random model to a Start."""
+
+
+def start_needs_models(name: str) -> bool:
+    """Return whether a start uses the silos' own models; a user's own says so by an attribute.
+
+    Raises:
+        UserError: it is the user's own and cannot be imported.
+    """
+    if not STARTS.is_own(name):
+        return name != "random"
+    return bool(getattr(STARTS.load(name), "needs_models", True))
+
+
+STRATEGIES = Registry(
     "strategy",
     {
         "fedavg": "strategies.updates:KeepAverage",
@@ -262,7 +285,7 @@ SERVER_UPDATES = Registry(
         "feddf": "strategies.feddf:FedDF",
     },
 )
-"""Strategies of the study file; each entry takes the run's context to its server update."""
+"""What the server makes of a round's average: functions of the run's context to a ServerUpdate."""
 
 TRACKERS = Registry(
     "tracker",

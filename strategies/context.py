@@ -1,9 +1,11 @@
-"""What a strategy knows of the run that it serves."""
+"""What a strategy knows of its run."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -76,6 +78,11 @@ class RunContext:
     def simulated(self) -> bool:
         """Whether silos are simulated in other processes than the server's."""
         return self.study.engine.name == "ray" and not self.study.is_deployed
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """A copy of the arm's ``options``, which a start or strategy of the user's own reads."""
+        return copy.deepcopy(dict(self.arm.options))
 
     @property
     def arch(self) -> str:

@@ -1,4 +1,4 @@
-"""Trips server -> silos -> server: who is there, what was sent, what it cost."""
+"""One trip server -> silos -> server, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.messages.failures import read as read_failure
-from fedkd.messages.validate import RefusedError
+from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
 GONE = "it is not connected"
-"""Why a silo that nobody could ask was not in a round."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A silo that has introduced itself."""
-
-    name: str
-    node_id: int
-    info: ConfigRecord
+"""The reason where a silo of a round is known to be gone, and no message is sent to it."""
 
 
 @dataclass
 class Traffic:
-    """What one round cost. Bytes are what Flower's ``count_bytes`` of the records gives."""
+    """What one round cost. Bytes are what Flower's ``count_bytes`` of the records gives.
+
+    Attributes:
+        bytes_up: from the silos to the server.
+        bytes_down: from the server to the silos.
+        seconds: of the blocks under :meth:`timed`.
+        failed: replies missing or refused.
+        used: silos whose replies to all exchanges of the round were used.
+    """
 
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
-    ok: int = 0
     failed: int = 0
+    used: set[str] = field(default_factory=set)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -50,21 +49,27 @@ class Traffic:
 
 @dataclass
 class Ledger:
-    """Traffic of the round under way, and every refused reply of the run."""
+    """The traffic of the current round, and every refused reply of the run."""
 
     round: int = 0
     traffic: Traffic = field(default_factory=Traffic)
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def open(self, round_number: int) -> None:
-        """Begin the books of a round."""
+        """Begin a round with no traffic."""
         self.round = round_number
         self.traffic = Traffic()
 
-    def refuse(self, silo: str, error: RefusedError) -> None:
-        """Note that a silo's reply was not used."""
-        self.traffic.failed += 1
-        self.quarantined.append(Quarantined(silo, self.round, str(error)))
+    def refuse(self, silo: str, reason: str, *, counted: bool = True) -> None:
+        """Note that a silo's reply is not used.
+
+        Args:
+            silo: its name.
+            reason: a phrase.
+            counted: whether it is among the round's failed replies.
+        """
+        self.traffic.failed += counted
+        self.quarantined.append(Quarantined(silo, self.round, reason))
 
     def barred(self, max_failures: int) -> dict[str, int]:
         """Return the silos with so many refused replies, and the round of the last that counted.
@@ -83,8 +88,18 @@ class Ledger:
 
 
 def count_bytes(content: RecordDict) -> int:
-    """Return the bytes of all records by Flower's own count."""
-    return sum(record.count_bytes() for record in content.values())
+    """Return the bytes of all records by Flower's own count.
+
+    Flower cannot count a record with an empty text or list. In a reply it counts as nothing, and
+    the reply is refused where it is read.
+    """
+    total = 0
+    for record in content.values():
+        try:
+            total += record.count_bytes()
+        except UNREADABLE:
+            continue
+    return total
 
 
 def exchange(
@@ -95,7 +110,7 @@ def exchange(
     traffic: Traffic,
     simulated: bool = False,
 ) -> dict[int, Message]:
-    """Send messages, wait for the replies, and return them by node id.
+    """Send messages, wait for the replies, and return them by node id, unread.
 
     Flower's own ``send_and_receive`` looks for replies every three seconds; this one begins with
     milliseconds, so that a simulated round is not mostly waiting.
@@ -104,16 +119,16 @@ def exchange(
         grid: the way to the nodes.
         messages: at most one for each node.
         timeout: seconds to wait; replies that come later are not used.
-        traffic: the books.
-        simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`),
-            which are believed when they say whose fault an error is.
+        traffic: of the round; bytes are added.
+        simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
+            an error from there says whose fault it is.
 
     Raises:
         FedKDError: a simulated silo foresaw that it cannot go on, or the user's code failed there.
         RemoteError: our code failed at a simulated silo, or its process was lost.
     """
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
-    asked = {message.metadata.dst_node_id for message in messages}
+    receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
     replies: dict[int, Message] = {}
@@ -122,15 +137,15 @@ def exchange(
     while pending:
         received = list(grid.pull_messages(sorted(pending)))
         for reply in received:
-            if (
-                simulated
-                and reply.has_error()
-                and (error := read_failure(reply.error.reason or ""))
-            ):
-                raise error
+            if not isinstance(reply, Message):
+                continue
+            if simulated and reply.has_error():
+                failure = read_failure(reply.error.reason or "")
+                if failure is not None:
+                    raise failure
             pending.discard(reply.metadata.reply_to_message_id)
             node = reply.metadata.src_node_id
-            if node in asked and node not in replies:
+            if node in receivers and node not in replies:
                 replies[node] = reply
                 if reply.has_content():
                     traffic.bytes_up += count_bytes(reply.content)

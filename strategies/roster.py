@@ -1,37 +1,36 @@
-"""Who takes part: every node is asked to introduce itself, and names are bound to nodes.
+"""Who takes part: the silos that introduced themselves, and the nodes on which they are.
 
-A silo may drop out and come back while a run is under way. With node authentication it comes back
+A silo may drop out and come back in the middle of a run. With node authentication it comes back
 as the same node. Without, it comes back as another that claims its name, and gets it as soon as the
-old node is gone: nobody takes a name from a silo that is connected.
+old node is gone: no silo that is connected loses its name.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
-
-from fedkd.data.images import content_hash
-from fedkd.errors import FedKDError
-from fedkd.messages import keys
-from fedkd.messages.validate import (
-    RefusedError,
-    read_class_counts,
-    read_info,
-    read_name,
-    read_num_examples,
-)
+from fedkd.messages.describe import Description
 from fedkd.util.names import natural_key
-from strategies.context import RunContext
-from strategies.exchange import Ledger, Member, exchange
-from strategies.savepoint import ABSENT
 
-LATECOMER_SECONDS = 60.0
-"""How long the other silos wait before a round for a new node to introduce itself."""
+ABSENT = -1
+"""The node of a silo that took part before and has not come back."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A silo on a node; before its introduction it has a name made of its node's id."""
+
+    name: str
+    node_id: int
+    description: Description | None = None
+
+    @property
+    def known(self) -> Description:
+        """What the silo has said of itself."""
+        if self.description is None:
+            raise ValueError(f"{self.name} has not introduced itself")
+        return self.description
 
 
 class Roster(dict[str, Member]):
@@ -44,32 +43,34 @@ class Roster(dict[str, Member]):
     def __init__(self) -> None:
         super().__init__()
         self.connected: set[int] = set()
-        self._asked: set[int] = set()
+        self._questioned: set[int] = set()
         self._claims: dict[int, Member] = {}
         self._closed = False
 
-    def call(self, grid: Grid, context: RunContext, ledger: Ledger, run_id: str) -> None:
-        """Wait for the study's silos, and let them introduce themselves.
+    def question(self, nodes: Sequence[int]) -> list[Member]:
+        """Return nodes as members without a name, and note that they are asked for one."""
+        self.connected |= set(nodes)
+        self._questioned |= set(nodes)
+        return [Member(f"node-{node}", node) for node in nodes]
 
-        Raises:
-            FedKDError: fewer silos than the quorum did.
+    def admit(self, member: Member) -> bool:
+        """Bind a silo's name to its node; return whether the name is free.
+
+        A claim to a name that is taken is kept until the other node is gone. In a run that was
+        taken up, silos that it did not begin with are left out.
         """
-        expected, timeout = context.study.partition.silos, context.rounds.timeout
-        nodes = _wait_for_nodes(grid, expected, timeout)
-        self._meet(grid, nodes, context, ledger, run_id, timeout)
-        least = max(1, math.ceil(context.rounds.quorum * expected))
-        if len(self) < least:
-            reasons = "; ".join(sorted({entry.reason for entry in ledger.quarantined})[:3])
-            raise FedKDError(
-                f"{len(self)} of {expected} silos introduced themselves, and at least {least} are "
-                f"needed (rounds.quorum){': ' + reasons if reasons else ''}"
-            )
+        if self._closed and member.name not in self:
+            return True
+        if self._bind(member):
+            return True
+        self._claims[member.node_id] = member
+        return False
 
     def keep_to(self, members: Sequence[Member]) -> None:
         """Keep to the silos that a run began with, on the nodes where they are now.
 
         What they said of themselves then holds; those that are not back are on no node, and those
-        that are new to the run are not asked.
+        that are new to the run are left out.
         """
         self._closed = True
         nodes = {name: member.node_id for name, member in self.items()}
@@ -77,52 +78,17 @@ class Roster(dict[str, Member]):
         for member in members:
             self[member.name] = replace(member, node_id=nodes.get(member.name, ABSENT))
 
-    def look_again(self, grid: Grid, context: RunContext, ledger: Ledger, run_id: str) -> None:
-        """Look who is connected before a round, and let nodes that are new introduce themselves."""
-        nodes = set(grid.get_node_ids())
-        self._asked &= nodes  # one that went may come back as somebody else
-        known = {member.node_id for member in self.values()}
-        new = sorted(nodes - self._asked - known)
-        timeout = min(context.rounds.timeout, LATECOMER_SECONDS)
-        self._meet(grid, new, context, ledger, run_id, timeout)
+    def find_new(self, nodes: set[int]) -> list[int]:
+        """Return which of the connected nodes are to be asked who they are."""
+        self._questioned &= nodes  # one that went may come back as another silo
+        return sorted(nodes - self._questioned - {member.node_id for member in self.values()})
+
+    def update_connected(self, nodes: set[int]) -> None:
+        """Note which nodes are connected, and settle claims to names that have become free."""
         self.connected = nodes
         for node, member in list(self._claims.items()):
             if node not in nodes or self._bind(member):
                 del self._claims[node]
-
-    def _meet(
-        self,
-        grid: Grid,
-        nodes: Sequence[int],
-        context: RunContext,
-        ledger: Ledger,
-        run_id: str,
-        timeout: float,
-    ) -> None:
-        """Ask nodes who they are. It is no exchange: who fails is noted, in no round's count."""
-        failed = ledger.traffic.failed
-        self.connected |= set(nodes)
-        self._asked |= set(nodes)
-        content = _question(context, run_id)
-        messages = [Message(content, node, keys.DESCRIBE) for node in nodes]
-        replies = exchange(
-            grid, messages, timeout=timeout, traffic=ledger.traffic, simulated=context.simulated
-        )
-        for node in nodes:
-            try:
-                if node not in replies:
-                    raise RefusedError("it did not introduce itself in time")
-                member = _read_member(replies[node], node, context, run_id)
-                if self._closed and member.name not in self:
-                    continue
-                if not self._bind(member):
-                    self._claims[node] = member
-                    raise RefusedError(
-                        f"it claims the name {member.name!r}, which another node bears"
-                    )
-            except RefusedError as error:
-                ledger.refuse(f"node-{node}", error)
-        ledger.traffic.failed = failed
 
     def _bind(self, member: Member) -> bool:
         """Give a node its name, unless another that is connected bears it."""
@@ -134,36 +100,3 @@ class Roster(dict[str, Member]):
         for name in sorted(members, key=natural_key):
             self[name] = members[name]
         return True
-
-
-def _question(context: RunContext, run_id: str) -> RecordDict:
-    images = context.transfer.images if context.transfer is not None else None
-    transfer = keys.NO_HASH if images is None else content_hash(images)
-    config = ConfigRecord({keys.RUN_ID: run_id, keys.ROUND: 0, keys.TRANSFER_HASH: transfer})
-    return RecordDict({keys.CONFIG: config})
-
-
-def _read_member(reply: Message, node: int, context: RunContext, run_id: str) -> Member:
-    info = read_info(reply, run_id=run_id, round_number=0)
-    name, size = read_name(info), read_num_examples(info, context.rounds.max_examples)
-    read_class_counts(info, context.shape.num_classes)
-    study = context.study
-    if info.get(keys.ARCHITECTURE) not in {study.model.arch, *study.model.per_silo.values()}:
-        raise RefusedError("its model has an architecture that the study does not know")
-    if study.is_deployed and name not in study.silo_names:
-        raise RefusedError(f"it bears the name {name!r}, which partition.names has not")
-    if study.is_deployed and size < study.partition.min_size:
-        raise RefusedError(
-            f"it has {size} images, fewer than partition.min_size, {study.partition.min_size}"
-        )
-    return Member(name, node, info)
-
-
-def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
-    """Wait until as many nodes as the study has silos are connected, or time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= expected or time.monotonic() >= deadline:
-            return nodes
-        time.sleep(0.5)

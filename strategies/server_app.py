@@ -18,6 +18,7 @@ from fedkd.errors import FedKDError, RemoteError
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
 from fedkd.models.card import ModelCard, save_model
+from fedkd.registry import STRATEGIES
 from fedkd.results.observer import Observer
 from fedkd.results.record import (
     CHECKPOINT_FILE,
@@ -32,11 +33,14 @@ from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lease
 from strategies.context import RunContext
-from strategies.diagnostics import examine
-from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
+from strategies.diagnostics import diagnose
+from strategies.evaluation import central_evaluation
+from strategies.fedavg import SiloFedAvg, initial_arrays
 from strategies.fedkd import FedKD
 from strategies.run_log import RunLog
+from strategies.run_state import RunState
 from strategies.savepoint import CheckpointWriter
+from strategies.updates import KeepAverage, ServerUpdate
 
 ERROR_FILE = "error.txt"
 FAULT_FILE = "traceback.txt"
@@ -45,9 +49,9 @@ LEASE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Serving:
-    """One run to serve: the setting, the folder for its record, who watches.
+    """One run to serve: its context, the folder for its record, and an observer.
 
-    ``log`` is where a caller on another host learns the record; None where it sees the folder.
+    ``log`` tells the record to a caller on another host; None where the caller sees the folder.
     """
 
     context: RunContext
@@ -57,7 +61,7 @@ class Serving:
 
 
 class _Recorder:
-    """Writes every point to disk before anyone else hears of it."""
+    """Writes every point to disk before the observer is told of it."""
 
     def __init__(self, folder: Path, observer: Observer) -> None:
         self._folder = folder
@@ -72,7 +76,7 @@ class _Recorder:
 
 
 def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
-    """Return a ServerApp that serves the run which ``find`` reads from the context."""
+    """Return a ServerApp that serves the run that ``find`` returns for a Flower context."""
     app = ServerApp()
 
     @app.main()
@@ -100,12 +104,12 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
 def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
     """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``.
 
-    A run that was cut short in the same folder goes on from its last whole round, to the same
-    record as if nothing had happened, but for seconds.
+    A run that was cut short in the same folder is resumed from its last whole round; but for
+    seconds, its record is that of an undisturbed run.
 
     Raises:
         UserError: another process writes to the folder.
-        FedKDError: what lies there belongs to another run, or the run cannot go on.
+        FedKDError: the folder holds another run, or the run cannot go on.
     """
     # An engine that was killed takes a moment to end the server that it had started.
     with lease(serving.folder, wait=LEASE_SECONDS):
@@ -123,52 +127,77 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
         write_points(folder, saved.curve if saved else ())
         for point in saved.curve if saved else ():
             serving.observer.on_point(point)
-        strategy_type = FedKD if context.arm.start == "consolidated" else SiloFedAvg
-        recorder = _Recorder(folder, serving.observer)
-        strategy = strategy_type(
-            context, recorder, run_id, checkpoint_writer=checkpoint_writer, saved=saved
+        strategy = make_strategy(
+            context,
+            _Recorder(folder, serving.observer),
+            run_id,
+            checkpoint_writer=checkpoint_writer,
+            state=saved,
         )
-        result = strategy.start(
+        strategy.start(
             grid,
             initial,
             num_rounds=context.rounds.max,
             timeout=context.rounds.timeout,
             evaluate_fn=central_evaluation(context),
         )
-        final = dict(result.arrays.to_torch_state_dict())
-        instruments = examine(context, strategy.beginning, strategy.roster.values(), final)
+        state = strategy.state
+        instruments = diagnose(context, state)
     card = ModelCard(context.arch, context.shape, context.classes)
-    save_model(folder / CHECKPOINT_FILE, final, card)
+    save_model(folder / CHECKPOINT_FILE, state.model, card)
     write_state(
         folder,
         RunRecord(
             arm=context.arm_name,
             seed=context.seed,
             engine=context.study.engine.name,
-            curve=tuple(strategy.curve),
-            stopped=strategy.stopped,
-            exchanges_before_round_1=strategy.exchanges_before_round_1,
+            curve=tuple(state.curve),
+            stopped=state.stopped,
+            exchanges_before_round_1=state.exchanges_before_round_1,
             max_rounds=context.rounds.max,
             targets=context.targets,
             accuracy_source="silos" if context.test is None else "test",
-            quarantined=tuple(strategy.ledger.quarantined),
-            notes=strategy.notes,
+            quarantined=tuple(state.quarantined),
+            notes=state.notes,
             instruments=instruments,
         ),
     )
-    if strategy.stopped != "quorum":
-        # A run that lacked silos can still go on once they are back.
+    if state.stopped != "quorum":
+        # A run that lacked silos can be resumed once they are back.
         checkpoint_writer.remove()
+
+
+def make_strategy(
+    context: RunContext,
+    observer: Observer,
+    run_id: str,
+    *,
+    checkpoint_writer: CheckpointWriter | None = None,
+    state: RunState | None = None,
+) -> SiloFedAvg:
+    """Return the server's strategy of an arm, which its ``start`` and ``strategy`` name.
+
+    An arm that consolidates is a FedKD, any other a SiloFedAvg. A ``strategy`` of the user's own
+    may also be a class derived from one of them.
+    """
+    kind: type[SiloFedAvg] = FedKD if context.arm.start == "consolidated" else SiloFedAvg
+    update: ServerUpdate | None = None
+    named: object = STRATEGIES.load(context.arm.strategy)
+    if isinstance(named, type) and issubclass(named, SiloFedAvg):
+        kind, update = named, KeepAverage(context)
+    return kind(
+        context, observer, run_id, checkpoint_writer=checkpoint_writer, state=state, update=update
+    )
 
 
 def read_run(flower_context: Context) -> Serving:
     """Read the run config of a run on a SuperLink.
 
-    A local engine names the folder for the record. Others see no more of this host than the log of
-    the run: the folder is then one of this host's own.
+    A local engine names the folder for the record. Callers on other hosts see only the log of the
+    run: the folder is then one of this host's own.
 
     Raises:
-        FedKDError: the run config is none of a study.
+        FedKDError: the run config is not that of a study.
     """
     log = RunLog()
     config = {key: str(value) for key, value in flower_context.run_config.items()}
@@ -192,17 +221,19 @@ def read_run(flower_context: Context) -> Serving:
 def state_folder(context: RunContext, name: str) -> Path:
     """Return where this host keeps record and model of a run that another host asked for.
 
-    A run of the same name goes on from what is there.
+    A run of the same name is resumed from there.
 
     Args:
         context: the run.
-        name: what the caller calls it.
+        name: given by the caller.
 
     Raises:
-        FedKDError: the name is none for a folder.
+        FedKDError: the name is not valid for a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise FedKDError(f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
+        raise FedKDError(
+            f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is not a valid name of a folder"
+        )
     chosen = os.environ.get("FEDKD_STATE_DIR")
     root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
     return root / context.study.name / name / context.arm_name / f"seed-{context.seed}"

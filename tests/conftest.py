@@ -184,20 +184,31 @@ def _make_summary(
 class Ran:
     """One arm that ran in this process, and what it ran with."""
 
-    strategy: Any
-    state: dict[str, torch.Tensor]
+    run: Any
+    start: Any
     silos: list[Any]
     context: Any
+    cohort: Any
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The global model at the end."""
+        return dict(self.run.model)
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the silos that introduced themselves."""
+        return [member.name for member in self.run.members]
 
     @property
     def refused(self) -> list[tuple[str, int]]:
         """Silo and round of every reply that was not used."""
-        return [(entry.silo, entry.round) for entry in self.strategy.ledger.quarantined]
+        return [(entry.silo, entry.round) for entry in self.run.quarantined]
 
     @property
     def reasons(self) -> str:
         """Why replies were not used."""
-        return "; ".join(entry.reason for entry in self.strategy.ledger.quarantined)
+        return "; ".join(entry.reason for entry in self.run.quarantined)
 
 
 class _Deaf:
@@ -233,9 +244,10 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     from fedkd.federation.federation import Federation
     from fedkd.messages import keys
     from strategies.context import RunContext
-    from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
-    from strategies.fedkd import FedKD
+    from strategies.evaluation import central_evaluation
+    from strategies.fedavg import initial_arrays
     from strategies.savepoint import CheckpointWriter
+    from strategies.server_app import make_strategy
 
     class TamperingGrid(InlineGrid):
         tamper: Any = None
@@ -275,17 +287,19 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         )
         grid = TamperingGrid(app, contexts, pool)
         grid.tamper, grid.names = tamper, study.silo_names
-        kind = FedKD if context.arm.start == "consolidated" else SiloFedAvg
-        checkpoint_writer = CheckpointWriter(folder, context) if folder else None
+        writer = CheckpointWriter(folder, context) if folder else None
         initial = initial_arrays(context)
-        saved = (
-            checkpoint_writer.read(dict(initial.to_torch_state_dict()))
-            if checkpoint_writer
-            else None
+        saved = writer.read(dict(initial.to_torch_state_dict())) if writer else None
+        strategy = make_strategy(
+            context, _Deaf(), "this-run", checkpoint_writer=writer, state=saved
         )
-        strategy = kind(
-            context, _Deaf(), "this-run", checkpoint_writer=checkpoint_writer, saved=saved
-        )
+        starts, begin = [], strategy.begin
+
+        def noting(*args: Any) -> Any:
+            starts.append(begin(*args))
+            return starts[-1]
+
+        strategy.begin = noting  # type: ignore[method-assign]
         result = strategy.start(
             grid,
             initial,
@@ -293,6 +307,8 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
             timeout=context.rounds.timeout,
             evaluate_fn=central_evaluation(context) if test else None,
         )
-        return Ran(strategy, dict(result.arrays.to_torch_state_dict()), silos, context)
+        found = dict(result.arrays.to_torch_state_dict())
+        assert all(torch.equal(found[key], t) for key, t in strategy.state.model.items())
+        return Ran(strategy.state, starts[0] if starts else None, silos, context, strategy.cohort)
 
     return run

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.rounds import RoundOverrides
 from fedkd.config.sections import Architecture, Count, Momentum, Rate, Section
+from fedkd.registry import STARTS, STRATEGIES, start_needs_models
 
 
 class ServerOptimiser(Section):
@@ -33,8 +34,17 @@ class Fusion(Section):
 class Arm(Section):
     """One way to start the global model and to go on."""
 
-    start: Literal["random", "average", "best", "consolidated"]
-    strategy: Literal["fedavg", "fedavgm", "fedadam", "feddf"] = "fedavg"
+    start: Annotated[
+        str, AfterValidator(STARTS.check), Field(json_schema_extra={"examples": list(STARTS)})
+    ]
+    strategy: Annotated[
+        str,
+        AfterValidator(STRATEGIES.check),
+        Field(json_schema_extra={"examples": list(STRATEGIES)}),
+    ] = "fedavg"
+    options: dict[str, JsonValue] = Field(
+        default={}, description="of a start or strategy of your own, which reads them"
+    )
     server: ServerOptimiser = ServerOptimiser()
     fusion: Fusion = Fusion()
     arch: Architecture | None = Field(
@@ -56,12 +66,26 @@ class Arm(Section):
             raise ValueError(
                 f"consolidation is set but start is {self.start!r}; use start: consolidated"
             )
+        if self.options and not (STARTS.is_own(self.start) or STRATEGIES.is_own(self.strategy)):
+            raise ValueError(
+                "options are for a start or strategy of your own (package.module:function), but "
+                f"{self.start} and {self.strategy} are built in"
+            )
         return self
 
     @property
-    def needs_pretrained(self) -> bool:
-        """Whether the silos must own a trained model for this arm."""
+    def starts_from_models(self) -> bool:
+        """Whether the silos' own models may be asked for; imports nothing to find out."""
         return self.start != "random"
+
+    @property
+    def needs_pretrained(self) -> bool:
+        """Whether the silos must own a trained model for this arm.
+
+        Raises:
+            UserError: its start is the user's own and cannot be imported.
+        """
+        return start_needs_models(self.start)
 
     @property
     def needs_transfer(self) -> bool:

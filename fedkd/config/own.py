@@ -14,6 +14,8 @@ from fedkd.registry import (
     METHODS,
     PARTITIONS,
     SOURCES,
+    STARTS,
+    STRATEGIES,
     WEIGHTINGS,
     Registry,
 )
@@ -77,6 +79,8 @@ def _functions(study: Study, name: str) -> Iterator[Named]:
     yield "data.source", SOURCES, study.data.source
     yield "data.transfer.source", SOURCES, study.data.transfer.source or ""
     yield "partition.scheme", PARTITIONS, study.partition.scheme
+    yield f"arms.{name}.start", STARTS, arm.start
+    yield f"arms.{name}.strategy", STRATEGIES, arm.strategy
     rounds = f"arms.{name}.rounds" if arm.rounds.local_loss else "rounds"
     yield f"{rounds}.local_loss", LOCAL_LOSSES, study.rounds_of(name).local_loss
     if settings := arm.consolidation:

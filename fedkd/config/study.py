@@ -18,6 +18,7 @@ from fedkd.registry import (
     LOCAL_LOSSES,
     METHODS,
     PATCH_FEATURES,
+    STARTS,
     suggest,
 )
 from fedkd.util.names import natural_key
@@ -278,7 +279,8 @@ def check_labels(study: Study, settings: Consolidation, path: str) -> None:
 
 def _check_architectures(study: Study, name: str, chosen: str) -> None:
     """Refuse an arm that starts from silos' models of which none has its architecture."""
-    if chosen in ("random", "fresh") and study.arms[name].start != "consolidated":
+    start = study.arms[name].start
+    if start == "random" or STARTS.is_own(start):
         return
     arch = study.global_arch(name)
     if chosen == "lda-head":

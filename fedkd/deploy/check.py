@@ -185,7 +185,7 @@ def missing_shares(file: SiloFile, study: Study) -> list[str]:
     for name, arm in study.arms.items():
         settings = arm.consolidation
         mode = settings.mode if settings else "weights"
-        if arm.needs_pretrained and share.teacher not in ("weights", mode):
+        if arm.starts_from_models and share.teacher not in ("weights", mode):
             missing.append(f"arms.{name} asks for the {mode} of its model")
         if settings and settings.uses_densities:
             asked = "moments" if settings.uses_moments else "densities"

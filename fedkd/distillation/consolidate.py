@@ -65,9 +65,14 @@ def consolidate(
         basis=setup.basis,
     )
     learnt = distil(choice.start, choice.teachers, choice.student, settings, setup)
-    notes = told | choice.notes | learnt.notes
-    warnings = [each["warning"] for each in (told, learnt.notes) if "warning" in each]
-    return replace(learnt, notes=notes | ({"warning": "; ".join(warnings)} if warnings else {}))
+    return replace(learnt, notes=join_notes(told, choice.notes, learnt.notes))
+
+
+def join_notes(*notes: dict[str, Any]) -> dict[str, Any]:
+    """Return all notes as one; no warning hides another."""
+    warnings = [each["warning"] for each in notes if "warning" in each]
+    joined = {key: value for each in notes for key, value in each.items()}
+    return joined | ({"warning": "; ".join(warnings)} if warnings else {})
 
 
 def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:

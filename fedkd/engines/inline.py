@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.client_app import make_client_app
+from clients.client_app import FAILED, make_client_app
 from clients.silo import Silo
 from fedkd.engines.base import Task
 from fedkd.results.observer import Observer
@@ -93,7 +93,11 @@ class InlineGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        if not isinstance(reply, Message):
+            reason = f"its ClientApp returned {type(reply).__name__}, not a Message"
+            return Message(Error(FAILED, reason), reply_to=message)
+        return reply
 
 
 class InlineEngine:

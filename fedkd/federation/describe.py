@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.weightings import entropy
 from fedkd.federation.federation import Federation
+from fedkd.federation.local_silo import LocalSilo
 from fedkd.models.state import State
 from fedkd.registry import NOISE
 
@@ -87,16 +89,12 @@ def _js_distance(mixes: Tensor, other: Tensor) -> Tensor:
 
 def simulated_teachers(federation: Federation) -> Teachers:
     """Return all usable pre-trained models of a simulated federation, without any message."""
-    members = []
-    for silo in federation.study.silo_names:
-        data = federation.data_of(silo)
-        state = federation.pretrained(silo).state
-        if state is not None:
-            counts = torch.bincount(data.labels, minlength=federation.shape.num_classes)
-            arch = federation.study.arch_of(silo)
-            members.append(
-                Teacher(silo, arch, len(data), state, class_counts=tuple(counts.tolist()))
-            )
+    silos = [LocalSilo.simulated(federation, name) for name in federation.study.silo_names]
+    members = [
+        replace(silo.as_teacher, state=state)
+        for silo in silos
+        if (state := silo.own_model().state) is not None
+    ]
     return Teachers(members, federation.shape, federation.compute)
 
 

@@ -1,34 +1,33 @@
-"""One seed's teachers, met once and kept for many consolidations, without any message."""
+"""One seed's teachers, collected once for many consolidations, without any message."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images, content_hash
 from fedkd.distillation.consolidate import Consolidated, consolidate, those_that_teach
-from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, make_basis
-from fedkd.distillation.density.estimators import log_densities
-from fedkd.distillation.density.moments import Moments, moments_of
+from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.estimators import round_as_sent
+from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.distillation.targets import DistillationSetup, make_ensemble
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble
+from fedkd.distillation.weighting.plausible import exclude_implausible, uses_models
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.models.build import build_model
+from fedkd.federation.local_silo import LocalSilo
 from fedkd.training.compute import intra_op_threads
-from fedkd.training.evaluate import predict
 
 
 class SimulatedTeachers:
-    """The silos of one seed as the server of a simulated federation would meet them.
+    """The teachers of one seed as the server of a simulated federation collects them.
 
     A student is the one that ``FedKD`` makes of the same study, seed and settings, bit for bit
     under the same number of intra-op threads. Every teacher predicts an image set once, however
@@ -61,11 +60,18 @@ class SimulatedTeachers:
         self._bases: dict[tuple[str, int, int, bool], Basis | None] = {}
         self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}
         self._densities: dict[tuple[str, int, int, str, int], list[Tensor | None]] = {}
-        self._members = [
-            teacher for silo in federation.study.silo_names if (teacher := self._meet(silo))
-        ]
+        self._silos = {
+            name: LocalSilo.simulated(federation, name) for name in federation.study.silo_names
+        }
+        shared = [self._share(silo) for silo in self._silos.values()]
+        self._members = tuple(teacher for teacher in shared if teacher is not None)
         if not self._members:
             raise FedKDError(f"arms.{arm}: no silo's pre-trained model can be used")
+        if uses_models(settings):
+            kept, _ = exclude_implausible(
+                self.teachers(), transfer=self.transfer, validation=federation.split.validation
+            )
+            self._members = kept.members
 
     def consolidate(
         self,
@@ -146,25 +152,15 @@ class SimulatedTeachers:
         ):
             self._known.get(found, member.silo, partial(logits.__getitem__, rows))
 
-    def _meet(self, silo: str) -> Teacher | None:
-        federation = self.federation
-        state = federation.pretrained(silo).state
+    def _share(self, silo: LocalSilo) -> Teacher | None:
+        """Return what a silo shares for ``mode``; None where its model cannot be used."""
+        state = silo.own_model().state
         if state is None:
             return None
-        data, arch = federation.data_of(silo), federation.study.arch_of(silo)
-        counts = torch.bincount(data.labels, minlength=federation.shape.num_classes)
-        teacher = Teacher(silo, arch, len(data), state, class_counts=tuple(counts.tolist()))
         if self.own.mode == "weights":
-            return teacher
-        model = build_model(arch, federation.shape, seed=0)
-        model.load_state_dict(state)
+            return replace(silo.as_teacher, state=state)
         with intra_op_threads(1):
-            logits = predict(
-                model.to(federation.compute.device),
-                self.transfer.images,
-                compute=federation.compute,
-            )
-        return replace(teacher, state=None, logits=logits)
+            return replace(silo.as_teacher, logits=silo.predict(state, self.transfer.images))
 
     def _basis(self, settings: Consolidation) -> Basis | None:
         asked = settings.familiarity
@@ -176,53 +172,38 @@ class SimulatedTeachers:
             )
         return self._bases[key]
 
-    def _with_densities(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
-        """Let every silo tell its densities as it would: in fp32, by one thread."""
+    def _with_densities(self, settings: Consolidation, basis: Basis) -> Sequence[Teacher]:
+        """Return the teachers with densities as their silos send them: in fp32, by one thread."""
         if settings.uses_moments:
             return self._with_moments(settings, basis)
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims, asked.density, asked.neighbours)
+        own = settings.familiarity
+        key = (own.basis, own.filters, own.effective_dims, own.density, own.neighbours)
         per_class = settings.joint_densities
         with intra_op_threads(1):
             if key not in self._densities:
                 self._densities[key] = [
-                    self._joint_density(member.silo, settings, basis) for member in self._members
+                    self._silos[member.silo].joint_density(
+                        self.transfer.images, basis, kind=own.density, neighbours=own.neighbours
+                    )
+                    for member in self._members
                 ]
             return [
-                replace(member, log_density=_tell(joint, per_class=per_class))
+                member
+                if joint is None
+                else replace(member, log_density=round_as_sent(joint, per_class=per_class).double())
                 for member, joint in zip(self._members, self._densities[key], strict=True)
             ]
 
-    def _with_moments(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims)
+    def _with_moments(self, settings: Consolidation, basis: Basis) -> Sequence[Teacher]:
+        own = settings.familiarity
+        key = (own.basis, own.filters, own.effective_dims)
         if key not in self._moments:
-            classes = self.federation.shape.num_classes
             with intra_op_threads(1):
                 self._moments[key] = [
-                    moments_of(self.federation.data_of(member.silo), basis, num_classes=classes)
-                    for member in self._members
+                    self._silos[member.silo].moments(basis) for member in self._members
                 ]
-        told = zip(self._members, self._moments[key], strict=True)
-        return [replace(member, moments=moments) for member, moments in told]
-
-    def _joint_density(self, silo: str, settings: Consolidation, basis: Basis) -> Tensor | None:
-        return log_densities(
-            self.federation.data_of(silo),
-            self.transfer.images,
-            basis,
-            kind=settings.familiarity.density,
-            neighbours=settings.familiarity.neighbours,
-            num_classes=self.federation.shape.num_classes,
-        )
-
-
-def _tell(joint: Tensor | None, *, per_class: bool) -> Tensor | None:
-    """Round a silo's densities as the wire does."""
-    if joint is None:
-        return None
-    density = joint if per_class else joint.logsumexp(1)
-    return density.clamp_min(NOTHING_KNOWN).float().double()
+        pairs = zip(self._members, self._moments[key], strict=True)
+        return [replace(member, moments=moments) for member, moments in pairs]
 
 
 def _of_rows(teacher: Teacher, rows: Tensor) -> Teacher:

@@ -87,20 +87,17 @@ class PatchFeatures(nn.Module):
         return see(images, self.kernels, self.offset)
 
 
+class PatchModel(nn.Sequential):
+    """:class:`PatchFeatures`, and a linear layer: all that is trained."""
+
+    def split_fixed(self) -> tuple[nn.Module, nn.Module]:
+        """Return the filters, which nobody trains, and the layer; see ``fit``."""
+        return self[0], self[1]
+
+
 def patch_features(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """200 fixed filters, and a linear layer of 3,600 features: all that is trained."""
-    return nn.Sequential(
+    return PatchModel(
         PatchFeatures(NUM_PATCH_FILTERS, in_channels, patch_side(image_size)),
         nn.Linear(2 * NUM_PATCH_FILTERS * POOLED_SIDE**2, num_classes),
     )
-
-
-def split_fixed(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """Return the part of a model that nobody trains and the rest, or None if there is no such part.
-
-    What the first part gives need be computed only once for an image, however often it is learnt
-    from.
-    """
-    if isinstance(model, nn.Sequential) and isinstance(model[0], PatchFeatures):
-        return model[0], model[1:]
-    return None

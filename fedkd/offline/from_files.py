@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fedkd.config import Consolidation, Engine
 from fedkd.data.images import content_hash
@@ -31,6 +27,7 @@ from fedkd.offline.request import (
     student_arch,
 )
 from fedkd.registry import METHODS
+from fedkd.results.diagnostics import pairwise_agreement
 from fedkd.training.compute import Compute, intra_op_threads, smallest_batch
 from fedkd.training.evaluate import evaluate
 
@@ -181,7 +178,7 @@ def _report(
         },
         "teachers": _teacher_entries(offline, teachers, learnt, images),
         "agreement": {
-            "between_teachers": agreement(learnt.teachers.predict(transfer).argmax(2)),
+            "between_teachers": pairwise_agreement(learnt.teachers.predict(transfer).argmax(2)),
             "student": learnt.notes["student_agreement"],
         },
         "distillation_loss": learnt.notes["distillation_loss"],
@@ -218,18 +215,3 @@ def _teacher_entries(
         }
         for teacher, accuracy in zip(teachers.members, accuracies, strict=True)
     ]
-
-
-def agreement(predicted: Tensor) -> float | None:
-    """Return the share of images on which two models agree, averaged over all pairs of models.
-
-    Args:
-        predicted: classes ``[M, N]`` that M models predict for N images.
-
-    Returns:
-        A share in [0, 1]; None for a single model.
-    """
-    pairs = list(itertools.combinations(predicted, 2))
-    if not pairs:
-        return None
-    return round(float(torch.stack([(a == b).double().mean() for a, b in pairs]).mean()), 6)

@@ -51,6 +51,25 @@ def complementary_knowledge(student: Tensor, teacher: Tensor, labels: Tensor) ->
     return _share((~_right(student, labels) & _right(teacher, labels)).double())
 
 
+def pairwise_agreement(predicted: Tensor) -> float | None:
+    """Return the share of images on which two models agree, averaged over all pairs of models.
+
+    Args:
+        predicted: classes ``[M, N]`` that M models predict for N images.
+
+    Returns:
+        A share in [0, 1]; None for a single model.
+    """
+    models = len(predicted)
+    if models < 2:
+        return None
+    same = sum(
+        float((predicted[m] == predicted[m + 1 :]).double().mean(1).sum())
+        for m in range(models - 1)
+    )
+    return round(same / (models * (models - 1) / 2), DIGITS)
+
+
 def accuracy_by_class(predicted: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
     """Return the accuracy on each class, None for a class without images."""
     return _by_class(_right(predicted, labels).double(), labels, num_classes)

@@ -29,6 +29,7 @@ from fedkd.trackers.tracking import Tracking
 from fedkd.util.cache import cache_root, check_cache_root
 from fedkd.util.files import DISK_ERRORS, remove_unfinished, write_json
 from fedkd.util.lock import lease
+from strategies.savepoint import read_exchanges
 
 
 class Progress(Protocol):
@@ -276,13 +277,16 @@ class _Runner:
         curve = read_points(task.folder)
         if not curve:
             return
+        exchanges = read_exchanges(task.folder)
+        if exchanges is None:
+            exchanges = self._study.exchanges_before_round_1(task.arm)
         record = RunRecord(
             arm=task.arm,
             seed=task.federation.seed,
             engine=self._study.engine.name,
             curve=curve,
             stopped="interrupted",
-            exchanges_before_round_1=self._study.exchanges_before_round_1(task.arm),
+            exchanges_before_round_1=exchanges,
             max_rounds=self._study.rounds_of(task.arm).max,
             targets=task.targets,
         )

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol, runtime_checkable
 
 import torch
 from cachetools import LRUCache, cached
@@ -15,7 +16,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fedkd.data.images import Images, as_float, content_hash
 from fedkd.models.build import running
-from fedkd.models.patch_features import split_fixed
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.compute import Compute, batch_bounds, is_channels_last
 from fedkd.training.evaluate import predict
@@ -23,6 +23,17 @@ from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """Takes logits ``[B, C]`` and a batch's further tensors to a scalar."""
+
+
+@runtime_checkable
+class HasFixedPart(Protocol):
+    """A model with a part that nobody trains, which sees the images first.
+
+    Features of the fixed part are computed only once for an image, however often it is trained on.
+    """
+
+    def split_fixed(self) -> tuple[nn.Module, nn.Module]:
+        """Return the fixed part, and the rest, which maps its features to logits."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,8 @@ def fit(
 
     Args:
         model: the model, on ``compute.device``.
-        images: uint8 ``[N, C, H, W]``, turned into floats an epoch at a time; or floats. The part
-            of the model that nobody trains, if it has one, sees the former once.
+        images: uint8 ``[N, C, H, W]``, turned into floats an epoch at a time; or floats. The fixed
+            part of a model that has one sees the former once; see :class:`HasFixedPart`.
         others: tensors ``[N, ...]`` that go with the images, such as labels or targets.
         loss: takes logits and the batch of ``others`` to the loss.
         sgd: settings of the optimiser.
@@ -118,10 +129,9 @@ KEPT_BYTES = 1 << 30
 
 def _see_once(model: nn.Module, images: Tensor, compute: Compute) -> tuple[nn.Module, Tensor]:
     """Return what of a model learns, and what its fixed part, if there is one, sees of images."""
-    split = split_fixed(model)
-    if split is None or images.is_floating_point():
+    if not isinstance(model, HasFixedPart) or images.is_floating_point():
         return model, images
-    fixed, learner = split
+    fixed, learner = model.split_fixed()
     width = predict(fixed, images[:1], compute=compute).numel()
     if len(images) * width * 4 > SEEN_BYTES:
         return model, images

@@ -205,7 +205,7 @@ def test_predictions_are_shared_where_weights_are_not(field: Any) -> None:
         ({"moments": False}, keys.TEACHER, {"mode": "weights", "density": "moments"}, "moments"),
         ({"rounds": False}, keys.TRAIN, {}, "rounds"),
         ({"metrics": False}, keys.EVALUATE, {}, "metrics"),
-        ({"rounds": False}, keys.DISTIL, {}, "learnt"),
+        ({"rounds": False}, keys.DISTIL, {}, "models trained"),
         ({"min_samples": 41}, keys.DESCRIBE, {"transfer-hash": "none"}, "min_samples"),
     ],
 )
@@ -240,7 +240,7 @@ def test_moments_leave_only_if_shared_and_of_classes_that_are_large(
 def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field: Any) -> None:
     from flwr.app import ArrayRecord
 
-    from clients.guard import UnsharedError, keep_back
+    from clients.guard import UnsharedError, withhold
     from fedkd.deploy.silo_file import Share
 
     share = Share(teacher="weights", moments=True, min_samples=10)
@@ -254,12 +254,12 @@ def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field
         content = RecordDict({keys.FAMILIARITY: record})
         if refused:
             with pytest.raises(UnsharedError, match="min_samples"):
-                keep_back(share, question, content)
+                withhold(share, question, content)
         else:
-            keep_back(share, question, content)
+            withhold(share, question, content)
     densities = RecordDict({keys.FAMILIARITY: ArrayRecord({keys.LOG_DENSITY: torch.zeros(3)})})
-    with pytest.raises(UnsharedError, match="not asked for"):
-        keep_back(share, question, densities)
+    with pytest.raises(UnsharedError, match="densities where moments are asked for"):
+        withhold(share, question, densities)
 
 
 @pytest.mark.parametrize(

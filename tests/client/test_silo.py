@@ -258,7 +258,7 @@ def test_densities_are_finite_and_single_precision(run_arm: Any, make_study: Any
     images = ran.context.transfer.images
     basis = make_basis(images, dims=10)
     for per_class in (False, True):
-        found = ran.silos[0].familiarity(
+        found = ran.silos[0].log_density(
             images, basis, per_class=per_class, kind="gaussian", neighbours=5
         )
         assert found.dtype == torch.float32

@@ -21,10 +21,11 @@ from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, count_bytes
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import copy_state
-from fedkd.offline.from_files import OfflineResult, agreement, consolidate_files
+from fedkd.offline.from_files import OfflineResult, consolidate_files
 from fedkd.offline.images import Wanted
 from fedkd.offline.request import Offline, TeacherFile
 from fedkd.report.progress import EpochBar
+from fedkd.results.diagnostics import pairwise_agreement
 from fedkd.training.compute import intra_op_threads
 
 SHAPE = Shape(10, 1, 8)
@@ -139,9 +140,9 @@ def test_it_gives_what_fedkd_makes_of_the_same_models_on_the_same_images(
             seed=study.seeds[0],
         )
     )
-    expected = ran.strategy.consolidated.state
+    expected = ran.start.state
     assert same(made.state, expected)
-    weights = list(ran.strategy.consolidated.notes["mean_weights"].values())
+    weights = list(ran.start.notes["mean_weights"].values())
     found = [entry["mean_weight"] for entry in made.report["teachers"] if entry["taught"]]
     if consolidation["method"] != "dp-kd":
         assert found == pytest.approx(weights, abs=1e-5)
@@ -226,8 +227,8 @@ def test_a_teacher_is_read_as_arch_and_path(
 
 def test_agreement_is_the_mean_over_pairs() -> None:
     predicted = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 2, 0]])
-    assert agreement(predicted) == pytest.approx((2 / 4 + 2 / 4 + 2 / 4) / 3, abs=1e-6)
-    assert agreement(predicted[:1]) is None
+    assert pairwise_agreement(predicted) == pytest.approx((2 / 4 + 2 / 4 + 2 / 4) / 3, abs=1e-6)
+    assert pairwise_agreement(predicted[:1]) is None
 
 
 def test_a_card_comes_back(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_student_is_the_one_that_fedkd_makes(
 ) -> None:
     study = make_study({"arms/fedkd/consolidation": {"epochs": 3, **settings}})
     room = simulated_teachers(study, cache_dir)
-    mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").strategy.consolidated
+    mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").start
     assert same(mine.state, theirs.state)
     assert mine.notes == theirs.notes
 
@@ -152,7 +152,7 @@ def test_a_student_in_closed_form_is_tuned_by_what_it_rests_on(
     }
     study = make_study({"arms/fedkd/arch": "patch-features", "arms/fedkd/consolidation": settings})
     room = simulated_teachers(study, cache_dir)
-    mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").strategy.consolidated
+    mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").start
     assert same(mine.state, theirs.state)
     found = search.make_space(room, "validation")
     trial = optuna.trial.FixedTrial(found.own_point())
@@ -165,9 +165,7 @@ def test_without_a_basis_familiarity_falls_back_as_fedkd_does(
 ) -> None:
     study = make_study({"data/transfer/size": 15})
     room = simulated_teachers(study, cache_dir)
-    assert same(
-        room.consolidate(room.own).state, run_arm(study, "fedkd").strategy.consolidated.state
-    )
+    assert same(room.consolidate(room.own).state, run_arm(study, "fedkd").start.state)
 
 
 @pytest.mark.parametrize("method", ["kd", "dml", "dp-kd"])

@@ -14,8 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedkd.messages import keys
-from fedkd.messages import validate as gate
-from fedkd.messages.validate import RefusedError, read_array
+from fedkd.messages.validate import MAX_EXAMPLES, RefusedError, read_array
 from fedkd.models.state import State, average_states
 
 HOSTILE = "silo-1"
@@ -178,7 +177,7 @@ BAD_REPLIES: dict[str, Callable[[RecordDict], RecordDict]] = {
     "examples: 1e300": change_examples(1e300),
     "examples: a half": change_examples(1.5),
     "examples: over the study's cap": change_examples(10_000_001),
-    "examples: over any limit": change_examples(gate.MAX_EXAMPLES + 1),
+    "examples: over any limit": change_examples(MAX_EXAMPLES + 1),
     "examples: a list": change_examples([5, 5]),
     "examples: none": change_examples(None),
     "examples: boolean": boolean_examples,
@@ -230,7 +229,7 @@ def test_a_hostile_update_is_as_if_not_asked(name: str, run_arm: Any, make_study
     ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_REPLIES[name]))
     assert ran.refused == [(HOSTILE, 1)]
     assert_same(ran.state, average_without(ran))
-    assert (ran.strategy.curve[1].silos_ok, ran.strategy.curve[1].silos_failed) == (2, 1)
+    assert (ran.run.curve[1].silos_ok, ran.run.curve[1].silos_failed) == (2, 1)
     assert ran.reasons.isprintable()
     assert len(ran.reasons) < 400
 
@@ -324,7 +323,6 @@ LOGITS_ARM = {
         },
     },
     "rounds/max": 1,
-    "pretraining/epochs": 1,
 }
 
 
@@ -359,7 +357,6 @@ def first_to(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 MOMENTS_ARM = {
     "rounds/max": 1,
-    "pretraining/epochs": 1,
     "arms/fedkd/consolidation": {
         "weighting": "familiarity",
         "familiarity": {"density": "pooled", "dims": 12},
@@ -428,7 +425,7 @@ def test_hostile_moments_are_as_if_not_asked(name: str, run_arm: Any, make_study
     study = make_study(MOMENTS_ARM)
     ran = run_arm(study, "fedkd", tamper=tamper_with(BAD_MOMENTS[name], keys.TEACHER))
     assert ran.refused == [(HOSTILE, 0)]
-    assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
+    assert list(ran.run.notes["mean_weights"]) == ["silo-0", "silo-2"]
     away = run_arm(study, "fedkd", tamper=tamper_with(fail, keys.TEACHER))
     assert_same(ran.state, away.state)
 
@@ -436,7 +433,7 @@ def test_hostile_moments_are_as_if_not_asked(name: str, run_arm: Any, make_study
 def test_honest_moments_pass(run_arm: Any, make_study: Any) -> None:
     ran = run_arm(make_study(MOMENTS_ARM), "fedkd")
     assert ran.refused == []
-    assert all(teacher.moments is not None for teacher in ran.strategy.teachers.members)
+    assert all(teacher.moments is not None for teacher in ran.start.teachers.members)
     assert "transfer-hash" not in str(ran.reasons)
 
 
@@ -494,7 +491,7 @@ def test_a_hostile_teacher_is_as_if_not_asked(
     ran = run_arm(make_study(LOGITS_ARM), "fedkd", tamper=tamper)
     assert ran.refused == [(HOSTILE, 0)]
     assert_same(ran.state, without_the_silo.state)
-    assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
+    assert list(ran.run.notes["mean_weights"]) == ["silo-0", "silo-2"]
 
 
 def test_a_hostile_model_is_no_teacher(run_arm: Any, make_study: Any) -> None:
@@ -516,7 +513,7 @@ def without_the_model(run_arm: Any, make_study: Any) -> Any:
     return run_arm(make_study(WEIGHTS_ARM), "fedkd", tamper=tamper)
 
 
-WEIGHTS_ARM = {"rounds/max": 1, "pretraining/epochs": 1, "arms/fedkd/consolidation/epochs": 1}
+WEIGHTS_ARM = {"rounds/max": 1, "arms/fedkd/consolidation/epochs": 1}
 
 
 def change_teacher(change: Callable[[Arrays], Arrays]) -> Callable[[RecordDict], RecordDict]:
@@ -561,7 +558,7 @@ BAD_INTRODUCTIONS = {
 def test_a_hostile_introduction_keeps_a_node_out(name: str, run_arm: Any, make_study: Any) -> None:
     study = make_study({"rounds/max": 1})
     ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_INTRODUCTIONS[name], keys.DESCRIBE))
-    assert list(ran.strategy.roster) == ["silo-0", "silo-2"]
+    assert ran.members == ["silo-0", "silo-2"]
     assert ran.refused == [("node-3", 0)]
     assert_same(ran.state, average_without(ran))
 
@@ -593,7 +590,7 @@ def test_a_hostile_evaluation_leaves_no_trace_in_the_mean(
     honest = [silo for silo in ran.silos if silo.name != HOSTILE]
     found = [(len(silo.data), silo.evaluate(ran.state)) for silo in honest]
     total = sum(size for size, _ in found)
-    point = ran.strategy.curve[1]
+    point = ran.run.curve[1]
     assert point.accuracy == pytest.approx(sum(n * m.accuracy for n, m in found) / total)
     assert point.loss == pytest.approx(sum(n * m.loss for n, m in found) / total)
 

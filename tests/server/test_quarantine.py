@@ -36,8 +36,8 @@ def test_after_three_failures_a_silo_is_not_asked_again(run_arm: Any, make_study
     ran = run_arm(make_study({**FOUR, "rounds/max": 7}), "fedavg", tamper=failing)
     assert failing.asked == [1, 2, 3, 4]
     assert ran.refused == [("silo-1", 1), ("silo-1", 3), ("silo-1", 4)]
-    assert ran.strategy.notes["quarantined_after"] == {"silo-1": 4}
-    points = ran.strategy.curve[1:]
+    assert ran.run.notes["quarantined_after"] == {"silo-1": 4}
+    points = ran.run.curve[1:]
     assert [p.silos_ok for p in points] == [3, 4, 3, 3, 3, 3, 3]
     assert [p.silos_failed for p in points] == [1, 0, 1, 1, 0, 0, 0]
     assert points[6].bytes_down * 4 == points[0].bytes_down * 3
@@ -55,11 +55,11 @@ def test_quarantine_leaves_the_cohorts_of_the_others_alone(run_arm: Any, make_st
     study = make_study({**FOUR, "rounds/max": 8, "rounds/fraction": 0.5, "rounds/quorum": 0.1})
     failing = Failing("silo-1", (1, 2, 3, 4, 5, 6, 7, 8))
     ran = run_arm(study, "fedavg", tamper=failing)
-    drawn = [[m.name for m in ran.strategy.cohort(n)] for n in range(1, 9)]
+    drawn = [[m.name for m in ran.cohort(ran.run.members, n)] for n in range(1, 9)]
     asked = [n for n, cohort in enumerate(drawn, 1) if "silo-1" in cohort]
     assert len(asked) > 3, "the test must draw it more often than it may fail"
     assert failing.asked == asked[:3]
-    for point, cohort in zip(ran.strategy.curve[1:], drawn, strict=True):
+    for point, cohort in zip(ran.run.curve[1:], drawn, strict=True):
         assert point.silos_ok == len(set(cohort) - {"silo-1"})
 
 
@@ -71,16 +71,16 @@ def test_quarantined_silos_count_as_lacking_for_the_quorum(run_arm: Any, make_st
         return second(silo, question, first(silo, question, reply))
 
     ran = run_arm(study, "fedavg", tamper=tamper)
-    assert ran.strategy.stopped == "quorum"
-    assert [p.round for p in ran.strategy.curve] == [0, 1, 2, 3]
+    assert ran.run.stopped == "quorum"
+    assert [p.round for p in ran.run.curve] == [0, 1, 2, 3]
 
 
 def test_failed_evaluations_count_too(run_arm: Any, make_study: Any) -> None:
     failing = Failing("silo-1", (0, 1, 2, 3), kind=keys.EVALUATE)
     ran = run_arm(make_study({**FOUR, "rounds/max": 4}), "fedavg", tamper=failing, test=False)
     assert failing.asked == [0, 1, 2]
-    assert ran.strategy.notes["quarantined_after"] == {"silo-1": 2}
-    assert [p.silos_ok for p in ran.strategy.curve[1:]] == [4, 4, 3, 3]
+    assert ran.run.notes["quarantined_after"] == {"silo-1": 2}
+    assert [p.silos_ok for p in ran.run.curve[1:]] == [4, 4, 3, 3]
 
 
 def test_a_claim_above_the_studys_cap_is_refused(run_arm: Any, make_study: Any) -> None:
@@ -89,7 +89,7 @@ def test_a_claim_above_the_studys_cap_is_refused(run_arm: Any, make_study: Any) 
     cap = sorted(sizes)[-2]
     assert max(sizes) > cap
     ran = run_arm(make_study({"rounds/max": 1, "rounds/max_examples": cap}), "fedavg")
-    assert len(ran.strategy.roster) == 2
+    assert len(ran.members) == 2
     assert f"where 1 to {cap} is expected" in ran.reasons
 
 
@@ -136,7 +136,7 @@ def test_one_poisoned_silo_of_five_ruins_the_mean_alone(
     def accuracy(aggregation: str, tamper: Any) -> float:
         study = make_study({**changes, "rounds/aggregation": aggregation, "rounds/trim": 0.2})
         ran = run_arm(study, "fedavg", tamper=tamper)
-        return float(ran.strategy.curve[-1].accuracy)
+        return float(ran.run.curve[-1].accuracy)
 
     honest, robust, mean = (
         accuracy("mean", None),

@@ -28,15 +28,15 @@ def failing(*silos: str, from_round: int = 0, kind: str = keys.TRAIN) -> Any:
 
 
 def curve(ran: Any) -> list[tuple[Any, ...]]:
-    return [(p.round, p.accuracy, p.loss, p.bytes_up, p.silos_ok) for p in ran.strategy.curve]
+    return [(p.round, p.accuracy, p.loss, p.bytes_up, p.silos_ok) for p in ran.run.curve]
 
 
 def assert_same_end(found: Any, expected: Any) -> None:
     assert curve(found) == curve(expected)
     assert found.state.keys() == expected.state.keys()
     assert all(found.state[key].equal(tensor) for key, tensor in expected.state.items())
-    assert found.strategy.notes == expected.strategy.notes
-    assert found.strategy.ledger.quarantined == expected.strategy.ledger.quarantined
+    assert found.run.notes == expected.run.notes
+    assert found.run.quarantined == expected.run.quarantined
 
 
 @pytest.mark.parametrize("arm", ["fedavg", "fedkd"])
@@ -46,12 +46,12 @@ def test_a_run_that_lacked_silos_goes_on_once_they_are_back(
     study = make_study({"rounds/max": 4})
     away = failing("silo-0", "silo-2", from_round=3)
     ran = run_arm(study, arm, tamper=away, folder=tmp_path)
-    assert ran.strategy.stopped == "quorum"
-    assert [p.round for p in ran.strategy.curve] == [0, 1, 2]
+    assert ran.run.stopped == "quorum"
+    assert [p.round for p in ran.run.curve] == [0, 1, 2]
     still = run_arm(study, arm, tamper=away, folder=tmp_path)
     assert_same_end(still, ran)
     back = run_arm(study, arm, folder=tmp_path)
-    assert back.strategy.stopped == "budget"
+    assert back.run.stopped == "budget"
     assert_same_end(back, run_arm(study, arm))
 
 
@@ -88,7 +88,7 @@ def test_silos_that_are_new_are_not_asked(run_arm: Any, make_study: Any, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run_arm(study, "fedavg", tamper=both(mute, interrupting(2)), folder=tmp_path)
     found = run_arm(study, "fedavg", folder=tmp_path)
-    assert list(found.strategy.roster) == ["silo-0", "silo-2"]
+    assert found.members == ["silo-0", "silo-2"]
     assert_same_end(found, expected)
 
 
@@ -105,19 +105,19 @@ def test_tensors_that_do_not_fit_are_refused(
         run_arm(study, "fedavg", tamper=interrupting(2), folder=tmp_path)
     path = tmp_path / PROGRESS_FILE
     whole, said = load_file(path), read_metadata(path)
-    for key in [key for key in whole if key.startswith(("model/", "memory/"))]:
+    for key in [key for key in whole if key.startswith(("model/", "update/"))]:
         save_file({**whole, key: whole[key].flatten()[:1].clone()}, path, said)
         if whole[key].shape != (1,):
-            with pytest.raises(FedKDError, match=r"damaged|cannot be taken up"):
+            with pytest.raises(FedKDError, match=r"damaged|cannot be restored"):
                 run_arm(study, "fedavg", folder=tmp_path)
         save_file({k: t for k, t in whole.items() if k != key}, path, said)
-        with pytest.raises(FedKDError, match=r"damaged|cannot be taken up"):
+        with pytest.raises(FedKDError, match=r"damaged|cannot be restored"):
             run_arm(study, "fedavg", folder=tmp_path)
-    save_file({**whole, "memory/more": whole["model/1.weight"].clone()}, path, said)
-    with pytest.raises(FedKDError, match="cannot be taken up"):
+    save_file({**whole, "update/more": whole["model/1.weight"].clone()}, path, said)
+    with pytest.raises(FedKDError, match="cannot be restored"):
         run_arm(study, "fedavg", folder=tmp_path)
     save_file(whole, path, said)
-    assert len(run_arm(study, "fedavg", folder=tmp_path).strategy.curve) == 4
+    assert len(run_arm(study, "fedavg", folder=tmp_path).run.curve) == 4
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_the_save_point_of_other_settings_is_refused(
     with pytest.raises(FedKDError, match="belongs to another study"):
         run_arm(make_study(), "fedavg", targets=(0.5,), folder=tmp_path)
     other_workers = make_study({"engine/workers": 1})
-    assert run_arm(other_workers, "fedavg", folder=tmp_path).strategy.stopped == "budget"
+    assert run_arm(other_workers, "fedavg", folder=tmp_path).run.stopped == "budget"

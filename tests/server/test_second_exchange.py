@@ -117,9 +117,9 @@ def features(make_study: Any) -> Any:
 def test_features_cost_a_second_exchange_and_every_byte_of_it(run_arm: Any, features: Any) -> None:
     ear = Ear()
     ran = run_arm(features, "fedkd", tamper=ear)
-    assert ran.strategy.exchanges_before_round_1 == 2
-    assert ran.strategy.exchanges_before_round_1 == features.exchanges_before_round_1("fedkd")
-    start = ran.strategy.curve[0]
+    assert ran.run.exchanges_before_round_1 == 2
+    assert ran.run.exchanges_before_round_1 == features.exchanges_before_round_1("fedkd")
+    start = ran.run.curve[0]
     asked = [q for _, q, _ in ear.kept if q.content[keys.CONFIG][keys.ROUND] == 0]
     told = [r for _, q, r in ear.kept if q.content[keys.CONFIG][keys.ROUND] == 0]
     assert len(asked) == 9, "three introductions, three models, three densities"
@@ -141,7 +141,7 @@ def test_the_average_is_sent_and_nothing_but_densities_comes_back(
         assert question.content[keys.CONFIG][keys.MODE] == keys.MODE_WEIGHTS
         assert question.content[keys.CONFIG][keys.DENSITY] == keys.DENSITY_NONE
     assert len(ear.of_second()) == 3
-    for name, question, reply in ear.of_second():
+    for _, question, reply in ear.of_second():
         assert set(question.content) == {keys.CONFIG, keys.TRANSFER, keys.BASIS, keys.BASIS_MODEL}
         assert question.content[keys.CONFIG][keys.ARCHITECTURE] == "mlp"
         assert int(question.content[keys.BASIS][keys.BASIS_SIDE].numpy()) == 0
@@ -149,14 +149,12 @@ def test_the_average_is_sent_and_nothing_but_densities_comes_back(
         assert_same(dict(sent), average)
         assert set(reply.content) == {keys.FAMILIARITY, keys.INFO}
         assert reply.content[keys.FAMILIARITY][keys.LOG_DENSITY].numpy().shape == (60,)
-        (teacher,) = (t for t in ran.strategy.teachers.members if t.silo == name)
-        assert teacher.log_density is not None
 
 
 def test_features_weigh_otherwise_than_pixels(run_arm: Any, make_study: Any, features: Any) -> None:
     pixels = {**FEATURES, "consolidation": {**FEATURES["consolidation"], "familiarity": {}}}  # type: ignore[dict-item]
     ran = [
-        run_arm(study, "fedkd").strategy.notes["mean_weights"]
+        run_arm(study, "fedkd").run.notes["mean_weights"]
         for study in (features, make_study({"rounds/max": 1, "arms/fedkd": pixels}))
     ]
     assert ran[0] != ran[1]
@@ -197,10 +195,10 @@ def test_bad_densities_leave_the_model_to_teach_with_an_equal_share(
     ran = run_arm(features, "fedkd", tamper=to_second(BAD_DENSITIES[name], HOSTILE))
     assert ran.refused == [(HOSTILE, 0)]
     assert_same(ran.state, silent.state)
-    weights = ran.strategy.notes["mean_weights"]
+    weights = ran.run.notes["mean_weights"]
     assert weights[HOSTILE] == pytest.approx(1 / 3, abs=1e-6)
     assert len(set(weights.values())) > 1, "the others are weighed"
-    start = ran.strategy.curve[0]
+    start = ran.run.curve[0]
     assert (start.silos_ok, start.silos_failed) == (2, 1)
 
 
@@ -218,7 +216,7 @@ def test_where_densities_alone_teach_a_bad_one_is_left_out(run_arm: Any, make_st
     tamper = to_second(with_arrays(keys.FAMILIARITY, first_to(math.nan)), HOSTILE)
     ran = run_arm(study, "control-densities", tamper=tamper)
     assert ran.refused == [(HOSTILE, 0)]
-    assert list(ran.strategy.notes["mean_weights"]) == ["silo-0", "silo-2"]
+    assert list(ran.run.notes["mean_weights"]) == ["silo-0", "silo-2"]
     tamper = to_second(with_arrays(keys.FAMILIARITY, first_to(math.nan)))
     with pytest.raises(FedKDError, match=r"arms\.control-densities: no silo's .* can be used"):
         run_arm(study, "control-densities", tamper=tamper)
@@ -241,9 +239,9 @@ def test_a_silo_without_a_model_is_not_asked_again(run_arm: Any, features: Any) 
 def test_too_few_images_spare_the_second_exchange(run_arm: Any, make_study: Any) -> None:
     changes = {"rounds/max": 1, "arms/fedkd": FEATURES, "data/transfer/size": 19}
     ran = run_arm(make_study(changes), "fedkd")
-    assert ran.strategy.exchanges_before_round_1 == 1
-    assert ran.strategy.notes["fallback"].startswith("equal")
-    assert set(ran.strategy.notes["mean_weights"].values()) == {0.333333}
+    assert ran.run.exchanges_before_round_1 == 1
+    assert ran.run.notes["fallback"].startswith("equal")
+    assert set(ran.run.notes["mean_weights"].values()) == {0.333333}
 
 
 # Distillation on the student's silo.
@@ -263,8 +261,8 @@ def test_the_silos_student_is_what_the_server_would_have_made(
 ) -> None:
     """The same distillation with the silo's images, worked out without messages."""
     ran = run_arm(make_study(at_silo(weighting="size")), "fedkd")
-    found = ran.strategy.consolidated
-    (silo,) = (s for s in ran.silos if s.name == ran.strategy.notes["student"])
+    found = ran.start
+    (silo,) = (s for s in ran.silos if s.name == ran.run.notes["student"])
     names = [teacher.silo for teacher in found.teachers.members]
     setup = DistillationSetup(
         transfer=silo.data,
@@ -279,28 +277,28 @@ def test_the_silos_student_is_what_the_server_would_have_made(
     own = silo.own_model().state
     expected = distil(own, found.teachers, names.index(silo.name), settings, setup)
     assert_same(found.state, expected.state)
-    assert_same(found.start, own)
+    assert_same(found.student, own)
     assert not torch.equal(found.state["1.weight"], own["1.weight"])
-    assert ran.strategy.notes["distillation_loss"] == pytest.approx(expected.loss, abs=1e-6)
+    assert ran.run.notes["distillation_loss"] == pytest.approx(expected.loss, abs=1e-6)
     model = ran.context.model("anew")
     model.load_state_dict(expected.state)
     judged = evaluate(model, ran.context.validation, compute=silo.compute)
-    assert ran.strategy.notes["validation_accuracy"] == round(judged.accuracy, 6)
+    assert ran.run.notes["validation_accuracy"] == round(judged.accuracy, 6)
 
 
 def test_it_is_the_second_exchange_and_asks_one_silo_alone(run_arm: Any, make_study: Any) -> None:
     ear = Ear()
     study = make_study(at_silo())
     ran = run_arm(study, "fedkd", tamper=ear)
-    assert ran.strategy.exchanges_before_round_1 == study.exchanges_before_round_1("fedkd") == 2
+    assert ran.run.exchanges_before_round_1 == study.exchanges_before_round_1("fedkd") == 2
     ((silo, question, reply),) = ear.of_second()
-    assert silo == ran.strategy.notes["student"]
-    start = ran.strategy.curve[0]
+    assert silo == ran.run.notes["student"]
+    start = ran.run.curve[0]
     first = [e for e in ear.kept if e[1].content[keys.CONFIG][keys.ROUND] == 0]
     assert start.bytes_down == sum(count_bytes(q.content) for _, q, _ in first)
     assert start.bytes_up == sum(count_bytes(r.content) for _, _, r in first)
     assert (start.silos_ok, start.silos_failed) == (3, 0)
-    index = list(ran.strategy.roster).index(silo)
+    index = ran.members.index(silo)
     others = {keys.teacher_record(m) for m in range(3) if m != index}
     assert set(question.content) == {keys.CONFIG, *others}, "its own model stays where it is"
     for record in others:
@@ -348,8 +346,8 @@ def test_teachers_are_selected_by_the_server(run_arm: Any, make_study: Any) -> N
     study = make_study(at_silo(student="worst", select={"top": 2}))
     ran = run_arm(study, "fedkd", tamper=ear)
     ((silo, question, _),) = ear.of_second()
-    assert silo == ran.strategy.notes["student"]
-    assert silo not in ran.strategy.notes["teachers"]
+    assert silo == ran.run.notes["student"]
+    assert silo not in ran.run.notes["teachers"]
     assert question.content[keys.CONFIG][keys.STUDENT] == keys.NO_TEACHER
     records = {keys.teacher_record(0), keys.teacher_record(1)}
     assert set(question.content) == {keys.CONFIG, *records}
@@ -372,15 +370,15 @@ def test_methods_weightings_and_students_have_what_they_need(
 ) -> None:
     ran = run_arm(make_study(at_silo(**consolidation)), "fedkd")
     assert ran.refused == []
-    found = ran.strategy.consolidated
-    assert not torch.equal(found.state["1.weight"], found.start["1.weight"])
+    found = ran.start
+    assert not torch.equal(found.state["1.weight"], found.student["1.weight"])
 
 
 def test_a_random_student_needs_no_validation_data(run_arm: Any, make_study: Any) -> None:
     changes = {**at_silo(student="random"), "data/validation": 0}
     ran = run_arm(make_study(changes), "fedkd")
-    assert "validation_accuracy" not in ran.strategy.notes
-    assert ran.strategy.notes["student"].startswith("silo-")
+    assert "validation_accuracy" not in ran.run.notes
+    assert ran.run.notes["student"].startswith("silo-")
 
 
 BAD_STUDENTS: dict[str, tuple[Change, str]] = {
@@ -450,15 +448,15 @@ def question_for(silo: Any, **changes: Any) -> RecordDict:
 
 def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_study: Any) -> None:
     """An architecture may be any function: the server must not choose what a silo imports."""
-    from clients.client_app import learn
+    from clients.client_app import answer_distil
     from fedkd.messages.basis import read_basis
 
     silo, study = silo_and_study
-    learn(silo, study, "fedkd", question_for(silo))
+    answer_distil(silo, study, "fedkd", question_for(silo))
     with pytest.raises(ValueError, match="'os:getcwd', which the study has not"):
-        learn(silo, study, "fedkd", question_for(silo, architectures=["os:getcwd"]))
+        answer_distil(silo, study, "fedkd", question_for(silo, architectures=["os:getcwd"]))
     with pytest.raises(ValueError, match="no silo distil in arm fedavg"):
-        learn(silo, study, "fedavg", question_for(silo))
+        answer_distil(silo, study, "fedavg", question_for(silo))
     basis = {
         keys.BASIS_MEAN: Array(np.zeros(200, dtype=np.float32)),
         keys.BASIS_COMPONENTS: Array(np.zeros((3, 200), dtype=np.float32)),
@@ -471,11 +469,11 @@ def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_stu
 
 
 def test_a_silo_whose_own_model_diverged_says_so(silo_and_study: Any) -> None:
-    from clients.client_app import learn
+    from clients.client_app import answer_distil
     from fedkd.federation.federation import Pretrained
 
     silo, study = silo_and_study
     question = question_for(silo)
     ill = replace(silo, own_model=lambda: Pretrained(None, "its model diverged"))
     with pytest.raises(FedKDError, match="its model diverged"):
-        learn(ill, study, "fedkd", question)
+        answer_distil(ill, study, "fedkd", question)

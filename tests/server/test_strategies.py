@@ -17,8 +17,8 @@ from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states, save_state
 from fedkd.util.names import natural_key
 from strategies.context import RunContext
-from strategies.exchange import Member
 from strategies.fedavg import SiloFedAvg
+from strategies.roster import Member
 
 SHAPE = Shape(10, 1, 8)
 
@@ -44,8 +44,10 @@ def test_natural_order_counts_digits_as_numbers() -> None:
 
 
 @pytest.fixture
-def make_strategy(make_study: Any, cache_dir: Path) -> Any:
-    def make(silos: int, fraction: float, seed: int = 0) -> SiloFedAvg:
+def make_cohorts(make_study: Any, cache_dir: Path) -> Any:
+    """Return a function that gives, for a study, the function from a round to its cohort."""
+
+    def make(silos: int, fraction: float, seed: int = 0) -> Any:
         study = make_study(
             {
                 "rounds/fraction": fraction,
@@ -55,9 +57,9 @@ def make_strategy(make_study: Any, cache_dir: Path) -> Any:
         )
         context = RunContext.of(Federation.load(study, seed, cache_dir), "fedavg", ())
         strategy = SiloFedAvg(context, observer=None, run_id="r")  # type: ignore[arg-type]
-        names = reversed(study.silo_names)
-        strategy.roster = {name: Member(name, 2 + i, None) for i, name in enumerate(names)}  # type: ignore[arg-type]
-        return strategy
+        backwards = reversed(study.silo_names)
+        members = [Member(name, 2 + i) for i, name in enumerate(backwards)]
+        return lambda number: names(strategy.cohort(members, number))
 
     return make
 
@@ -66,31 +68,31 @@ def names(members: list[Member]) -> list[str]:
     return [member.name for member in members]
 
 
-def test_cohorts_are_seeded_and_in_natural_order(make_strategy: Any) -> None:
-    strategy, same = make_strategy(12, 0.5), make_strategy(12, 0.5)
-    cohorts = [names(strategy.cohort(number)) for number in range(1, 30)]
-    assert cohorts == [names(same.cohort(number)) for number in range(1, 30)]
-    assert cohorts[4] == names(strategy.cohort(5)), "no state is carried over"
+def test_cohorts_are_seeded_and_in_natural_order(make_cohorts: Any) -> None:
+    cohort, same = make_cohorts(12, 0.5), make_cohorts(12, 0.5)
+    cohorts = [cohort(number) for number in range(1, 30)]
+    assert cohorts == [same(number) for number in range(1, 30)]
+    assert cohorts[4] == cohort(5), "no state is carried over"
     assert all(len(cohort) == 6 and cohort == sorted(cohort, key=natural_key) for cohort in cohorts)
     assert len({tuple(cohort) for cohort in cohorts}) > 20
-    assert set().union(*cohorts) == set(strategy.roster)
-    other = make_strategy(12, 0.5, seed=1)
-    assert cohorts != [names(other.cohort(number)) for number in range(1, 30)]
+    assert set().union(*cohorts) == {f"silo-{i}" for i in range(12)}
+    other = make_cohorts(12, 0.5, seed=1)
+    assert cohorts != [other(number) for number in range(1, 30)]
 
 
 @pytest.mark.parametrize(("fraction", "size"), [(0.01, 1), (0.34, 2), (0.5, 2), (1.0, 5)])
 def test_a_cohort_has_its_share_and_at_least_one(
-    fraction: float, size: int, make_strategy: Any
+    fraction: float, size: int, make_cohorts: Any
 ) -> None:
-    assert len(make_strategy(5, fraction).cohort(1)) == size
+    assert len(make_cohorts(5, fraction)(1)) == size
 
 
 def test_silos_left_out_cost_nothing(run_arm: Any, make_study: Any) -> None:
     whole = run_arm(make_study({"rounds/max": 1}), "fedavg")
     part = run_arm(make_study({"rounds/max": 1, "rounds/fraction": 0.34}), "fedavg")
-    assert part.strategy.curve[1].silos_ok == 1
-    assert part.strategy.curve[1].bytes_down * 3 == whole.strategy.curve[1].bytes_down
-    (member,) = part.strategy.cohort(1)
+    assert part.run.curve[1].silos_ok == 1
+    assert part.run.curve[1].bytes_down * 3 == whole.run.curve[1].bytes_down
+    (member,) = part.cohort(part.run.members, 1)
     (silo,) = (silo for silo in part.silos if silo.name == member.name)
     start = part.context.model("initial-model").state_dict()
     assert_same(part.state, silo.train(start, 1, part.context.rounds)[0])
@@ -113,8 +115,8 @@ def test_rounds_stop_where_fewer_than_the_quorum_answer(run_arm: Any, make_study
     study = make_study({"rounds/max": 4, "rounds/quorum": 0.67})
     tamper = failing("silo-0", first_round=3)
     ran = run_arm(study, "fedavg", tamper=tamper)
-    assert ran.strategy.stopped == "quorum"
-    assert [p.round for p in ran.strategy.curve] == [0, 1, 2]
+    assert ran.run.stopped == "quorum"
+    assert [p.round for p in ran.run.curve] == [0, 1, 2]
     assert ran.refused == [("silo-0", 3)]
     whole = run_arm(make_study({"rounds/max": 2}), "fedavg")
     assert_same(ran.state, whole.state)
@@ -123,29 +125,29 @@ def test_rounds_stop_where_fewer_than_the_quorum_answer(run_arm: Any, make_study
 def test_a_quorum_just_met_goes_on(run_arm: Any, make_study: Any) -> None:
     study = make_study({"rounds/max": 2, "rounds/quorum": 0.3})
     ran = run_arm(study, "fedavg", tamper=failing("silo-0", "silo-2"))
-    assert ran.strategy.stopped == "budget"
-    assert [p.silos_ok for p in ran.strategy.curve[1:]] == [1, 1]
+    assert ran.run.stopped == "budget"
+    assert [p.silos_ok for p in ran.run.curve[1:]] == [1, 1]
 
 
 def test_no_answer_at_all_stops_whatever_the_quorum(run_arm: Any, make_study: Any) -> None:
     study = make_study({"rounds/max": 2, "rounds/quorum": 0.0})
     ran = run_arm(study, "fedavg", tamper=failing("silo-0", "silo-1", "silo-2"))
-    assert ran.strategy.stopped == "quorum"
-    assert len(ran.strategy.curve) == 1
+    assert ran.run.stopped == "quorum"
+    assert len(ran.run.curve) == 1
 
 
 def test_targets_stop_a_run_as_soon_as_all_are_reached(run_arm: Any, make_study: Any) -> None:
     study = make_study({"rounds/max": 30, "rounds/stop": "targets"})
     ran = run_arm(study, "fedavg", targets=(0.3, 0.5))
-    curve = ran.strategy.curve
-    assert ran.strategy.stopped == "targets"
+    curve = ran.run.curve
+    assert ran.run.stopped == "targets"
     assert 1 < len(curve) < 31
     assert curve[-1].accuracy >= 0.5
     assert all(point.accuracy < 0.5 for point in curve[:-1])
     at_start = run_arm(study, "fedavg", targets=(0.0,))
-    assert [p.round for p in at_start.strategy.curve] == [0]
+    assert [p.round for p in at_start.run.curve] == [0]
     budget = make_study({"rounds/max": 2, "rounds/stop": "budget"})
-    assert run_arm(budget, "fedavg", targets=(0.0,)).strategy.stopped == "budget"
+    assert run_arm(budget, "fedavg", targets=(0.0,)).run.stopped == "budget"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_every_start_is_charged_its_exchange(
 ) -> None:
     name = "fedkd" if start == "consolidated" else "arm"
     ran = run_arm(make_study({"rounds/max": 1, f"arms/{name}": {"start": start}}), name)
-    assert ran.strategy.exchanges_before_round_1 == exchanges
-    point = ran.strategy.curve[0]
+    assert ran.run.exchanges_before_round_1 == exchanges
+    point = ran.run.curve[0]
     model = sum(t.numel() * 4 for t in ran.state.values())
     assert point.bytes_down > 0
     assert (point.bytes_up > 3 * model) == (exchanges == 1)
@@ -196,7 +198,7 @@ def test_a_diverged_model_is_reported_and_never_averaged(
     ran = run_arm(study, "avg")
     assert ran.refused == [("silo-1", 0)]
     assert "diverged" in ran.reasons
-    assert (ran.strategy.curve[0].silos_ok, ran.strategy.curve[0].silos_failed) == (2, 1)
+    assert (ran.run.curve[0].silos_ok, ran.run.curve[0].silos_failed) == (2, 1)
     others = [ran.silos[0], ran.silos[2]]
     states = [silo.own_model().state for silo in others]
     expected = average_states(states, [float(len(silo.data)) for silo in others])
@@ -211,7 +213,7 @@ def test_a_diverged_model_takes_no_part_in_other_starts(
     ran = run_arm(make_study(own_models(tmp_path, 1)), arm)
     assert ran.refused == [("silo-1", 0)]
     assert all(bool(torch.isfinite(tensor).all()) for tensor in ran.state.values())
-    assert ran.strategy.curve[1].silos_ok == 3, "the silo still trains in the rounds"
+    assert ran.run.curve[1].silos_ok == 3, "the silo still trains in the rounds"
 
 
 @pytest.mark.parametrize("arm", ["avg", "best", "fedkd"])
@@ -255,13 +257,13 @@ def test_too_few_introductions_are_an_error(run_arm: Any, make_study: Any) -> No
 def test_small_transfer_sets_fall_back_to_equal_and_say_so(run_arm: Any, make_study: Any) -> None:
     study = make_study({"data/transfer/size": 19, "rounds/max": 1})
     ran = run_arm(study, "fedkd")
-    assert ran.strategy.notes["fallback"] == "equal: the transfer set is too small for a basis"
+    assert ran.run.notes["fallback"] == "equal: the transfer set is too small for a basis"
     believing = {"start": "consolidated"}
     believing |= {"consolidation": {"weighting": "familiarity", "trust": "agreement", "epochs": 1}}
     study = make_study({"data/transfer/size": 19, "rounds/max": 1, "arms/fedkd": believing})
     ran = run_arm(study, "fedkd")
-    assert ran.strategy.notes["fallback"].endswith("so nobody is doubted")
-    assert set(ran.strategy.notes["mean_weights"].values()) == {0.333333}
+    assert ran.run.notes["fallback"].endswith("so no teacher is excluded")
+    assert set(ran.run.notes["mean_weights"].values()) == {0.333333}
 
 
 def test_densities_alone_can_teach_and_need_a_basis(run_arm: Any, make_study: Any) -> None:
@@ -271,7 +273,7 @@ def test_densities_alone_can_teach_and_need_a_basis(run_arm: Any, make_study: An
     }
     changes = {"arms/control-densities": control, "rounds/max": 1}
     ran = run_arm(make_study(changes), "control-densities")
-    assert ran.strategy.curve[0].accuracy > 0.4
+    assert ran.run.curve[0].accuracy > 0.4
     with pytest.raises(FedKDError, match="too small for densities"):
         run_arm(make_study({**changes, "data/transfer/size": 19}), "control-densities")
 

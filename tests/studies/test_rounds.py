@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedkd.config import Study
-from fedkd.registry import LOCAL_LOSSES, SERVER_UPDATES
+from fedkd.registry import LOCAL_LOSSES, STRATEGIES
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import Outcome, run_study
 
@@ -69,7 +69,7 @@ def curves(outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
 def test_the_options_are_all_there_are() -> None:
     losses = {option["rounds"]["local_loss"] for option in OPTIONS.values() if "rounds" in option}
     assert losses | {"cross-entropy"} == set(LOCAL_LOSSES)
-    assert {option.get("strategy", "fedavg") for option in OPTIONS.values()} == set(SERVER_UPDATES)
+    assert {option.get("strategy", "fedavg") for option in OPTIONS.values()} == set(STRATEGIES)
 
 
 def test_every_option_improves_on_its_start_and_repeats_to_the_last_bit(

@@ -48,6 +48,17 @@ def log_densities(
     return knn_log_density(own, data.labels, points, num_classes=num_classes, k=neighbours)
 
 
+def round_as_sent(joint: Tensor, *, per_class: bool) -> Tensor:
+    """Return joint log-densities ``[N, C]``, or their marginals ``[N]``, as silos send them: fp32.
+
+    Args:
+        joint: of :func:`log_densities`.
+        per_class: whether densities of the classes are asked for.
+    """
+    density = joint if per_class else joint.logsumexp(1)
+    return density.clamp_min(NOTHING_KNOWN).float()
+
+
 def gaussian_log_density(
     own: Tensor, labels: Tensor, points: Tensor, *, num_classes: int
 ) -> Tensor:

@@ -1,0 +1,111 @@
+"""What a silo computes of its own images and model, and shares, without any message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.images import Images
+from fedkd.distillation.density.basis import Basis
+from fedkd.distillation.density.estimators import (
+    LEAST_SILO_IMAGES,
+    log_densities,
+    round_as_sent,
+)
+from fedkd.distillation.density.moments import Moments, moments_of
+from fedkd.distillation.teachers import Teacher
+from fedkd.federation.federation import Federation, Pretrained
+from fedkd.models.build import Shape
+from fedkd.models.pool import ModelPool
+from fedkd.models.state import State
+from fedkd.training.compute import Compute
+from fedkd.training.evaluate import predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSilo:
+    """A silo's images and pre-trained model.
+
+    Attributes:
+        name: unique in the federation.
+        data: private images; they never leave the silo.
+        shape: what models are built for.
+        arch: architecture of the silo's own model.
+        own_model: returns the silo's pre-trained model.
+        compute: device and precision.
+        model_pool: models to be used again; silos of one process may share it.
+        least_of_class: classes of fewer images are left out of the moments.
+    """
+
+    name: str
+    data: Images
+    shape: Shape
+    arch: str
+    own_model: Callable[[], Pretrained]
+    compute: Compute
+    model_pool: ModelPool = field(default_factory=ModelPool)
+    least_of_class: int = LEAST_SILO_IMAGES
+
+    @classmethod
+    def simulated(cls, federation: Federation, name: str) -> LocalSilo:
+        """Return a silo of a simulated federation."""
+        return LocalSilo(
+            name=name,
+            data=federation.data_of(name),
+            shape=federation.shape,
+            arch=federation.study.arch_of(name),
+            own_model=lambda: federation.pretrained(name),
+            compute=federation.compute,
+            model_pool=federation.model_pool,
+        )
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of images of each class."""
+        return torch.bincount(self.data.labels, minlength=self.shape.num_classes).tolist()
+
+    @property
+    def as_teacher(self) -> Teacher:
+        """The silo as a teacher that shares neither model nor predictions."""
+        return Teacher(self.name, self.arch, len(self.data), class_counts=tuple(self.class_counts))
+
+    def predict(self, own: State, images: Tensor) -> Tensor:
+        """Return the own model's logits ``[N, C]`` for uint8 images ``[N, C, H, W]``."""
+        with self._model(self.arch, own) as model:
+            return predict(model, images, compute=self.compute)
+
+    def _model(self, arch: str, state: State) -> AbstractContextManager[nn.Module]:
+        return self.model_pool.borrow(arch, self.shape, state, self.compute.device)
+
+    def joint_density(
+        self, images: Tensor, basis: Basis, *, kind: str, neighbours: int
+    ) -> Tensor | None:
+        """Return joint log-densities of images and classes under the silo's data, ``[N, C]``.
+
+        None for a silo too small to fit a density.
+        """
+        return log_densities(
+            self.data,
+            images,
+            basis,
+            kind=kind,
+            neighbours=neighbours,
+            num_classes=self.shape.num_classes,
+        )
+
+    def log_density(
+        self, images: Tensor, basis: Basis, *, per_class: bool, kind: str, neighbours: int
+    ) -> Tensor | None:
+        """Return log-densities of images as the silo sends them, fp32 ``[N]`` or ``[N, C]``."""
+        joint = self.joint_density(images, basis, kind=kind, neighbours=neighbours)
+        return None if joint is None else round_as_sent(joint, per_class=per_class)
+
+    def moments(self, basis: Basis) -> Moments | None:
+        """Return the moments of the silo's images in a basis, or None if it has too few images."""
+        return moments_of(
+            self.data, basis, num_classes=self.shape.num_classes, least=self.least_of_class
+        )

@@ -1,0 +1,97 @@
+"""Before round 1 and before every other: nodes are asked which silos they are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.config import Study
+from fedkd.errors import FedKDError
+from fedkd.messages import describe
+from fedkd.messages.describe import Description
+from fedkd.messages.validate import RefusedError, printable
+from strategies.roster import Member
+from strategies.session import Session
+
+LATECOMER_SECONDS = 60.0
+"""How long the other silos wait before a round for a new node to introduce itself."""
+
+
+def gather(session: Session) -> None:
+    """Wait for the study's silos to connect, and let them introduce themselves.
+
+    Raises:
+        FedKDError: fewer silos than the quorum did.
+    """
+    context = session.context
+    expected = context.study.partition.silos
+    nodes = _wait_for_nodes(session.grid, expected, context.rounds.timeout)
+    _introduce(session, nodes, context.rounds.timeout)
+    least = max(1, math.ceil(context.rounds.quorum * expected))
+    if len(session.roster) < least:
+        reasons = "; ".join(sorted({entry.reason for entry in session.ledger.quarantined})[:3])
+        raise FedKDError(
+            f"{len(session.roster)} of {expected} silos introduced themselves, and at least "
+            f"{least} are needed (rounds.quorum){': ' + reasons if reasons else ''}"
+        )
+
+
+def look_again(session: Session) -> None:
+    """Look who is connected before a round, and let new nodes introduce themselves."""
+    nodes = set(session.grid.get_node_ids())
+    timeout = min(session.context.rounds.timeout, LATECOMER_SECONDS)
+    _introduce(session, session.roster.find_new(nodes), timeout)
+    session.roster.update_connected(nodes)
+
+
+def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> None:
+    """Ask nodes who they are; a node that fails takes no part, and counts in no round."""
+    if not nodes:
+        return
+    context = session.context
+
+    def read(_: Member, content: RecordDict) -> tuple[str, Description]:
+        name, description = describe.read_reply(
+            content,
+            num_classes=context.shape.num_classes,
+            max_examples=context.rounds.max_examples,
+        )
+        _check_admission(context.study, name, description)
+        return name, description
+
+    images = None if context.transfer is None else context.transfer.images
+    newcomers = session.roster.question(nodes)
+    answers = session.ask(newcomers, describe.write_question(images), read, timeout=timeout)
+    for newcomer, (name, description) in answers:
+        if not session.roster.admit(Member(name, newcomer.node_id, description)):
+            reason = f"it claims the name {name!r}, which another node bears"
+            session.ledger.refuse(newcomer.name, reason, counted=False)
+
+
+def _check_admission(study: Study, name: str, description: Description) -> None:
+    """Refuse a silo that is not one of the study's."""
+    if description.arch not in {study.model.arch, *study.model.per_silo.values()}:
+        raise RefusedError(
+            f"its model is {printable(description.arch)!r}, which the study does not name"
+        )
+    if study.is_deployed and name not in study.silo_names:
+        raise RefusedError(f"its name, {name!r}, is not in partition.names")
+    if study.is_deployed and description.num_examples < study.partition.min_size:
+        raise RefusedError(
+            f"it has {description.num_examples} images, fewer than partition.min_size, "
+            f"{study.partition.min_size}"
+        )
+
+
+def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
+    """Wait until as many nodes as the study has silos are connected, or time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= expected or time.monotonic() >= deadline:
+            return nodes
+        time.sleep(0.5)

@@ -1,0 +1,78 @@
+"""How a run begins, and all that the rest of it depends on beside its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fedkd.distillation.teachers import Teachers
+from fedkd.models.state import State
+from fedkd.results.record import Point, Quarantined, Stopped
+from strategies.roster import Member
+
+
+@dataclass(frozen=True)
+class Start:
+    """The global model before round 1, and what it cost.
+
+    Attributes:
+        state: its weights.
+        exchanges: trips server -> silos -> server with models, logits or densities.
+        notes: figures for the record; a ``warning`` is shown to the user.
+        teachers: the silos' models or predictions, where they were collected.
+        student: the weights from which a student was distilled; None without distillation.
+    """
+
+    state: State
+    exchanges: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Teachers | None = None
+    student: State | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Classes predicted for the server's test images, with which a run's end is compared.
+
+    Attributes:
+        start: by the global model before round 1, int32 ``[N]``.
+        teachers: by every teacher whose model the server has, by name of its silo, int32 ``[N]``.
+        student: by the student before distillation; None without a student.
+    """
+
+    start: Tensor
+    teachers: Mapping[str, Tensor]
+    student: Tensor | None
+
+
+@dataclass
+class RunState:
+    """A run after one of its rounds. It is what a save point holds.
+
+    Nothing random is in it: every choice is drawn from its seed, purpose, silo and round
+    (:mod:`fedkd.util.seeding`).
+
+    Attributes:
+        curve: every point, from round 0 on; empty before the start.
+        model: the global model.
+        update: the ``state_dict`` of the server's update.
+        members: the silos that introduced themselves, in natural order of their names.
+        quarantined: every reply that was refused.
+        notes: figures for the record.
+        exchanges_before_round_1: what the start cost.
+        baseline: what the end is compared with; None where the server has no test images.
+        stopped: why the run ended. It is not saved.
+    """
+
+    curve: list[Point] = field(default_factory=list)
+    model: State = field(default_factory=dict)
+    update: State = field(default_factory=dict)
+    members: tuple[Member, ...] = ()
+    quarantined: list[Quarantined] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    exchanges_before_round_1: int = 0
+    baseline: Baseline | None = None
+    stopped: Stopped = "budget"

@@ -1,0 +1,129 @@
+"""The server's side of one run's dialogue: questions go out, good replies come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.messages import keys
+from fedkd.messages.envelope import Question, open_reply
+from fedkd.messages.validate import UNREADABLE, RefusedError, printable
+from fedkd.results.observer import Observer
+from strategies.context import RunContext
+from strategies.exchange import GONE, Ledger, exchange
+from strategies.roster import Member, Roster
+
+T = TypeVar("T")
+
+EXCHANGES = frozenset({keys.TEACHER, keys.DISTIL, keys.TRAIN})
+"""Messages with models, logits or densities: these are charged as exchanges."""
+
+
+@dataclass
+class Session:
+    """The silos of one run, the way to them, and the accounts.
+
+    Attributes:
+        grid: the way to the nodes.
+        context: the arm, its seed and the server's data.
+        observer: is told of every epoch of distillation.
+        run_id: what replies must echo.
+        timeout: seconds to wait for replies.
+        ledger: traffic of the round, and refused replies.
+        roster: the silos that introduced themselves.
+        exchanges: how many there have been.
+    """
+
+    grid: Grid
+    context: RunContext
+    observer: Observer
+    run_id: str
+    timeout: float
+    ledger: Ledger = field(default_factory=Ledger)
+    roster: Roster = field(default_factory=Roster)
+    exchanges: int = 0
+
+    @property
+    def members(self) -> list[Member]:
+        """All silos, in natural order of their names."""
+        return list(self.roster.values())
+
+    def ask(
+        self,
+        members: Sequence[Member],
+        question: Question,
+        read: Callable[[Member, RecordDict], T],
+        *,
+        timeout: float | None = None,
+    ) -> list[tuple[Member, T]]:
+        """Ask silos, and return what ``read`` makes of the good replies, in the order of silos.
+
+        A reply that is missing, late, malformed or not an answer to this very question costs its
+        silo one refusal. This is the one place where anything of a reply is read.
+
+        Args:
+            members: the silos; no message is sent to one that is known to be gone.
+            question: the same for all.
+            read: makes a value of a reply's content, or raises RefusedError. What malformed
+                content makes it raise otherwise counts as that.
+            timeout: seconds to wait; by default the session's.
+        """
+        replies = exchange(
+            self.grid,
+            self._address(members, question),
+            timeout=self.timeout if timeout is None else timeout,
+            traffic=self.ledger.traffic,
+            simulated=self.context.simulated,
+        )
+        counted = question.kind != keys.DESCRIBE
+        answers = []
+        for member in members:
+            try:
+                content = self._open(member, question, replies.get(member.node_id))
+                answers.append((member, read(member, content)))
+            except RefusedError as error:
+                self.ledger.refuse(member.name, str(error), counted=counted)
+            except UNREADABLE as error:
+                reason = f"its reply cannot be read ({type(error).__name__}: {error})"
+                self.ledger.refuse(member.name, printable(reason), counted=counted)
+        if question.kind in EXCHANGES:
+            self.exchanges += 1
+            used = self.ledger.traffic.used
+            used -= {member.name for member in members}
+            used |= {member.name for member, _ in answers}
+        return answers
+
+    def is_barred(self, member: Member) -> bool:
+        """Whether a silo has failed so often that it is not asked any more."""
+        return member.name in self.ledger.barred(self.context.rounds.max_failures)
+
+    def _address(self, members: Iterable[Member], question: Question) -> list[Message]:
+        """Return a message for every silo that is connected, without images that it has."""
+        whole = question.content(self.run_id)
+        spared = question.content(self.run_id, has_transfer=True)
+        return [
+            Message(spared if _has_transfer(member) else whole, member.node_id, question.kind)
+            for member in members
+            if member.node_id in self.roster.connected
+        ]
+
+    def _open(self, member: Member, question: Question, reply: Message | None) -> RecordDict:
+        if reply is None:
+            raise RefusedError(self._why_silent(member))
+        silo = None if member.description is None else member.name
+        return open_reply(reply, question, self.run_id, silo)
+
+    def _why_silent(self, member: Member) -> str:
+        """Return why there is no reply, and count the silo as gone until the next look."""
+        if member.node_id not in self.roster.connected:
+            return GONE
+        self.roster.connected.discard(member.node_id)
+        return "it did not answer in time"
+
+
+def _has_transfer(member: Member) -> bool:
+    return member.description is not None and member.description.has_transfer
