@@ -69,7 +69,8 @@ def _sections(
     else:
         for choice in value.get("oneOf", value.get("anyOf", [])):
             resolved = _resolve(root, choice)
-            scheme = resolved.get("properties", {}).get("scheme", {}).get("const")
+            scheme = resolved.get("properties", {}).get("scheme", {})
+            scheme = scheme.get("const", "".join(scheme.get("examples", [])))
             yield from _sections(root, resolved, f"{path} ({scheme})" if scheme else path)
 
 
