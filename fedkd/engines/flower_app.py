@@ -13,7 +13,6 @@ import tomli_w
 
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
-from fedkd.util import cache
 from fedkd.version import VERSION
 
 ROOMS = ("fedkd", "strategies", "clients")
@@ -34,11 +33,6 @@ def write_app(folder: Path) -> Path:
             target = folder / room / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    top = Path(cache.__file__).parent.parent
-    for path in cache.code_files(top):  # the apps hash them, so that they share this host's cache
-        target = folder / path.relative_to(top)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
     components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
     texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS)
     folders = (keys.CONFIG_RUN_DIR, keys.CONFIG_RUN_NAME, keys.CONFIG_CACHE_DIR)

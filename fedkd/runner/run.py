@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
-from fedkd.errors import FedKDError, UserCodeError
+from fedkd.errors import FedKDError
 from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
 from fedkd.federation.thread_pool import silo_pool
@@ -200,11 +199,7 @@ class _Runner:
         if all(resumption.read_ended(run) for run in runs):
             return
         total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
-        # A user's architecture that fails does so again in the arms that need its models.
-        with (
-            self._progress.pretraining(federation.seed, total) as on_silo,
-            contextlib.suppress(UserCodeError),
-        ):
+        with self._progress.pretraining(federation.seed, total) as on_silo:
             federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
 
     def _run_arm(self, federation: Federation, arm: str) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from fedkd.config.study_file import check_files, load_study
+from fedkd.engines.flower_app import write_app
 from fedkd.errors import UserError
 from fedkd.user_code import fingerprint
-from fedkd.util.cache import CODE
+from fedkd.util.cache import CODE, code_files
 
 ROOT = Path(__file__).parents[2]
 BESIDE = (
@@ -93,6 +94,17 @@ def test_every_entry_of_the_list_exists() -> None:
     for name in CODE:
         path = ROOT / name
         assert path.is_file() if path.suffix == ".py" else any(path.rglob("*.py")), name
+
+
+def test_an_app_for_flower_holds_the_same_code(tmp_path: Path) -> None:
+    """Else its processes would look for their models under other keys than this one."""
+    write_app(tmp_path / "app")
+    ours, apps = code_files(ROOT), code_files(tmp_path / "app")
+    assert len(ours) > 60
+    assert [path.relative_to(ROOT) for path in ours] == [
+        path.relative_to(tmp_path / "app") for path in apps
+    ]
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in apps]
 
 
 def test_every_module_that_a_run_imports_is_in_the_list_or_decides_nothing(tmp_path: Path) -> None:

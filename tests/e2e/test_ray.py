@@ -38,10 +38,10 @@ arms:
       weighting: familiarity
       teachers: both
       familiarity: {density: pooled, basis: patches}
-      blends: 2
+      mixed_inputs: 2
       epochs: 2
   fedkd-discriminant:
-    arch: filterbank
+    arch: patch-features
     start: consolidated
     consolidation:
       weighting: familiarity

@@ -38,7 +38,7 @@ class Raises(nn.Module):
         self.layer = nn.Linear(width, classes)
 
     def forward(self, x):
-        if self.training:
+        if self.training and x.any():  # what is tried before a study runs is black
             raise ArithmeticError("not today")
         return self.layer(x.flatten(1))
 
