@@ -252,7 +252,7 @@ def test_a_run_that_lacked_silos_is_told_by_the_exit_code(fedkd: Any, make_data:
 
 
 RESUME_REFUSALS = {
-    "nothing at all": ((), "name a study file, or a results folder by --resume"),
+    "nothing at all": ((), "give a study file, or a results folder with --resume"),
     "both": (("study.yaml", "--resume", "runs"), "leave out STUDY"),
     "settings": (("--resume", "runs", "--set", "rounds.max=3"), "leave out STUDY, --set"),
     "seeds": (("--resume", "runs", "--seeds", "1"), "leave out STUDY, --set, --seeds"),
@@ -407,7 +407,10 @@ def test_report_writes_what_is_asked(fedkd: Any, finished: Path) -> None:
     ("arguments", "words"),
     [
         (["report", "nowhere"], "nowhere is no results folder"),
-        (["report", "runs/tiny", "--format", "pdf"], "'pdf' is none of html, png, svg and csv"),
+        (
+            ["report", "runs/tiny", "--format", "pdf"],
+            "'pdf' is not a valid format: give html, png, svg or csv",
+        ),
         (["watch", "nowhere"], "nowhere is no results folder"),
     ],
 )
