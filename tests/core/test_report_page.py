@@ -260,7 +260,7 @@ def test_results_are_found_and_refused_in_words(tmp_path: Path, make_summary: An
     with pytest.raises(UserError, match="cannot be read"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text('{"schema": 2}')
-    with pytest.raises(UserError, match="no summary of schema 1"):
+    with pytest.raises(UserError, match="is not a summary of schema 1"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text('{"schema": 1, "study": "tiny"}')
     with pytest.raises(UserError, match="lacks resolved"):

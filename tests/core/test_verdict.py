@@ -90,7 +90,7 @@ def test_a_lower_target_answers_where_the_highest_cannot(make_summary: Any) -> N
     ("control", "words"),
     [
         ([0.6], "the saving of fedkd is not due to the teachers' models"),
-        (SLOW, "without teachers' models, saves 0\u00a0%"),
+        (SLOW, "without teachers' models, saves \u221225\u00a0%."),
     ],
 )
 def test_a_control_never_wins_but_is_always_told(
