@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.results.folder import Results, find_run
+from fedkd.results.folder import Results, find_run, read_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +51,12 @@ def compare(
     from rich.console import Console
 
     from fedkd.report.progress import StudyProgress
-    from fedkd.results.folder import STUDY_FILE
     from fedkd.runner.run import resume_study, run_study
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     folder = None if resume is None else find_run(Path(resume))
     if folder is not None and study is None:
-        loaded = _load(folder / STUDY_FILE)
+        loaded = _load(read_study(folder))
     elif folder is None and study is not None:
         loaded = _load(study)
     else:

@@ -80,7 +80,7 @@ def compare(
                 "--resume: the study is read from RUN; leave out STUDY, --set, --seeds, --engine "
                 "and --fresh"
             )
-        loaded = load(_study_of(resume), None)
+        loaded = _study_of(resume)
     elif study is not None:
         loaded = load(study, overrides, seeds=seeds, engine=engine)
     else:
@@ -101,10 +101,12 @@ def compare(
         raise typer.Exit(1)
 
 
-def _study_of(run: Path) -> Path:
-    from fedkd.results.folder import STUDY_FILE, find_run
+def _study_of(run: Path) -> Study:
+    from fedkd.config.study_file import resolve_study
+    from fedkd.results.folder import STUDY_FILE, find_run, read_study
 
-    return find_run(run) / STUDY_FILE
+    folder = find_run(run)
+    return resolve_study(read_study(folder), origin=str(folder / STUDY_FILE))
 
 
 def _run(

@@ -17,8 +17,9 @@ from rich.text import Text
 from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
-from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent
+from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent, read_study
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, Point, RunRecord, read_points
+from fedkd.util.yaml_loader import dump_yaml
 
 POLL_SECONDS = 1.0
 ROWS_ALWAYS_SHOWN = 40
@@ -89,7 +90,7 @@ def read_state(folder: Path) -> StudyState:
     """
     folder = find_run(folder)
     path = folder / STUDY_FILE
-    study = parse_study(path.read_text(encoding="utf-8"), origin=str(path))
+    study = parse_study(dump_yaml(read_study(folder)), origin=str(path))
     arms = list(study.arms)
     if isinstance(study.targets, RelativeTargets):
         arms.sort(key=lambda arm: arm != study.baselines[0])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.results.upgrade import upgrade
+from fedkd.util.yaml_loader import load_yaml
 
 SUMMARY_FILE = "summary.json"
 STUDY_FILE = "study.yaml"
@@ -50,6 +52,8 @@ class Results:
             raise UserError(f"{path} is not a summary of schema {SCHEMA}, which this fedkd reads")
         if missing := [key for key in _KEYS if key not in summary]:
             raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
+        if isinstance(summary["resolved"], dict):
+            summary["resolved"] = upgrade(summary["resolved"])
         searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
         if tuning := [each for each in searches if each.get("study") == summary["study"]]:
             summary["tuning"] = tuning
@@ -127,6 +131,23 @@ def percent(share: float, digits: int = 1) -> str:
     text = f"{100 * share:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return ("0" if text == "-0" else text).replace("-", "\u2212") + "\u00a0%"
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return the resolved study of a results folder; renamed keys have their current names.
+
+    Raises:
+        UserError: ``study.yaml`` cannot be read.
+    """
+    path = folder / STUDY_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    study = load_yaml(text, origin=str(path))
+    if not isinstance(study, dict):
+        raise UserError(f"{path} is not a study: it does not contain a mapping")
+    return upgrade(study)
 
 
 def _read_json(path: Path) -> Any:
