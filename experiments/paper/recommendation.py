@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeRegressor
 
 from experiments.paper.figures import Records
-from fedkd.federation.recommend import FEATURES, METHODS
+from fedkd.federation.recommend import CANDIDATES, FEATURES
 from fedkd.util.files import write_json
 
 OUT = Path(__file__).parents[2] / "fedkd" / "federation" / "recommendation.json"
 MARGIN = 0.005
 DEPTHS = range(4)
 LEAF = 6
-NAMES = tuple(METHODS)
+NAMES = tuple(CANDIDATES)
 Rows = list[dict[str, Any]]
 ARMS = {
     "average": "average",

@@ -1,4 +1,4 @@
-"""One seed's teachers, met once and kept for many consolidations, without any message."""
+"""The teachers of one simulated seed, made once for many consolidations, without messages."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from fedkd.training.evaluate import predict
 
 
 class SimulatedTeachers:
-    """The silos of one seed as the server of a simulated federation would meet them.
+    """The teachers of one seed, as the server of a simulated federation receives them.
 
-    A student is the one that ``FedKD`` makes of the same study, seed and settings, bit for bit
-    under the same number of intra-op threads. Every teacher predicts an image set once, however
-    many students it has. Several threads may make students at once.
+    A student equals the one that ``FedKD`` makes with the same study, seed and settings, bit for
+    bit under the same number of intra-op threads. Every teacher predicts an image set once for all
+    students. Several threads may distil students at the same time.
 
     Args:
         federation: data and models of the seed.
         arm: name of an arm that consolidates.
 
     Raises:
-        UserError: the transfer set is on no server.
-        FedKDError: no silo has a model that can be used.
+        UserError: the server has no transfer set.
+        FedKDError: no silo has a usable model.
     """
 
     def __init__(self, federation: Federation, arm: str) -> None:
@@ -49,8 +49,8 @@ class SimulatedTeachers:
             raise ValueError(f"arm {arm} does not consolidate")
         if federation.split.transfer is None:
             raise UserError(
-                "data.transfer.source: the images lie on the student's silo, where no server can "
-                "try settings on them"
+                "data.transfer.source: the images are on the student's silo; the server cannot "
+                "evaluate settings on them"
             )
         self.federation = federation
         self.own = settings
@@ -62,10 +62,10 @@ class SimulatedTeachers:
         self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}
         self._densities: dict[tuple[str, int, int, str, int], list[Tensor | None]] = {}
         self._members = [
-            teacher for silo in federation.study.silo_names if (teacher := self._meet(silo))
+            teacher for silo in federation.study.silo_names if (teacher := self._make_teacher(silo))
         ]
         if not self._members:
-            raise FedKDError(f"arms.{arm}: no silo's pre-trained model can be used")
+            raise FedKDError(f"arms.{arm}: no silo has a usable pre-trained model")
 
     def consolidate(
         self,
@@ -74,26 +74,26 @@ class SimulatedTeachers:
         rows: Tensor | None = None,
         on_student: Callable[[nn.Module, int, int], None] | None = None,
     ) -> Consolidated:
-        """Make a student.
+        """Distil a student.
 
         Args:
             settings: of the consolidation; ``mode`` must be the arm's own.
-            rows: the part of the transfer set to distil on, as indices ``[S]``; by default all.
-            on_student: shown the student after every epoch; see :class:`DistillationSetup`.
+            rows: the part of the transfer set to distil on, as indices ``[S]``; default: all.
+            on_student: called with the student after every epoch; see :class:`DistillationSetup`.
 
         Raises:
-            FedKDError: distillation diverged, or there is nothing to learn from.
+            FedKDError: distillation diverged, or there is no target to learn from.
         """
-        teachers, setup = self._open(settings, rows)
+        teachers, setup = self._prepare(settings, rows)
         return consolidate(teachers, settings, replace(setup, on_student=on_student))
 
     def ensemble(self, settings: Consolidation) -> Ensemble:
-        """Combine what the teachers say of the whole transfer set."""
-        teachers, setup = self._open(settings, None)
+        """Combine the teachers' predictions on the whole transfer set."""
+        teachers, setup = self._prepare(settings, None)
         return make_ensemble(those_that_teach(teachers, settings), settings, setup)
 
     def teachers(self) -> Teachers:
-        """Return all teachers, as a consolidation without densities meets them."""
+        """Return all teachers, without densities."""
         federation = self.federation
         return Teachers(self._members, federation.shape, federation.compute, self._known)
 
@@ -101,25 +101,25 @@ class SimulatedTeachers:
         """Whether the transfer set is large enough for densities."""
         return self._basis(self.own) is not None
 
-    def _open(
+    def _prepare(
         self, settings: Consolidation, rows: Tensor | None
     ) -> tuple[Teachers, DistillationSetup]:
         with self._lock:
-            return self._gather(settings, rows)
+            return self._select(settings, rows)
 
-    def _gather(
+    def _select(
         self, settings: Consolidation, rows: Tensor | None
     ) -> tuple[Teachers, DistillationSetup]:
         basis = self._basis(settings) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
-                f"a transfer set of {len(self.transfer)} images is too small for densities to teach"
+                f"a transfer set of {len(self.transfer)} images is too small to compute densities"
             )
         members = self._members if basis is None else self._with_densities(settings, basis)
         transfer = self.transfer
         if rows is not None:
             transfer = transfer.take(rows)
-            self._remember(transfer, rows)
+            self._store_part(transfer, rows)
             members = [_of_rows(member, rows) for member in members]
         federation = self.federation
         teachers = Teachers(members, federation.shape, federation.compute, self._known)
@@ -135,18 +135,18 @@ class SimulatedTeachers:
         )
         return teachers, setup
 
-    def _remember(self, part: Images, rows: Tensor) -> None:
-        """Note predictions on a part of the transfer set: they are those on the whole."""
-        everyone = Teachers(
+    def _store_part(self, part: Images, rows: Tensor) -> None:
+        """Store predictions on a part of the transfer set, taken from those on the whole."""
+        all_teachers = Teachers(
             self._members, self.federation.shape, self.federation.compute, self._known
         )
-        found = content_hash(part.images)
+        part_hash = content_hash(part.images)
         for member, logits in zip(
-            self._members, everyone.predict(self.transfer.images), strict=True
+            self._members, all_teachers.predict(self.transfer.images), strict=True
         ):
-            self._known.get(found, member.silo, partial(logits.__getitem__, rows))
+            self._known.get(part_hash, member.silo, partial(logits.__getitem__, rows))
 
-    def _meet(self, silo: str) -> Teacher | None:
+    def _make_teacher(self, silo: str) -> Teacher | None:
         federation = self.federation
         state = federation.pretrained(silo).state
         if state is None:
@@ -167,8 +167,13 @@ class SimulatedTeachers:
         return replace(teacher, state=None, logits=logits)
 
     def _basis(self, settings: Consolidation) -> Basis | None:
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims, settings.uses_moments)
+        familiarity = settings.familiarity
+        key = (
+            familiarity.basis,
+            familiarity.filters,
+            familiarity.effective_dims,
+            settings.uses_moments,
+        )
         if key not in self._bases:
             kind, filters, dims, fine = key
             self._bases[key] = make_basis(
@@ -177,11 +182,17 @@ class SimulatedTeachers:
         return self._bases[key]
 
     def _with_densities(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
-        """Let every silo tell its densities as it would: in fp32, by one thread."""
+        """Compute the silos' densities as silos do: on one thread, sent as fp32."""
         if settings.uses_moments:
             return self._with_moments(settings, basis)
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims, asked.density, asked.neighbours)
+        familiarity = settings.familiarity
+        key = (
+            familiarity.basis,
+            familiarity.filters,
+            familiarity.effective_dims,
+            familiarity.density,
+            familiarity.neighbours,
+        )
         per_class = settings.joint_densities
         with intra_op_threads(1):
             if key not in self._densities:
@@ -189,13 +200,13 @@ class SimulatedTeachers:
                     self._joint_density(member.silo, settings, basis) for member in self._members
                 ]
             return [
-                replace(member, log_density=_tell(joint, per_class=per_class))
+                replace(member, log_density=_round_density(joint, per_class=per_class))
                 for member, joint in zip(self._members, self._densities[key], strict=True)
             ]
 
     def _with_moments(self, settings: Consolidation, basis: Basis) -> list[Teacher]:
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims)
+        familiarity = settings.familiarity
+        key = (familiarity.basis, familiarity.filters, familiarity.effective_dims)
         if key not in self._moments:
             classes = self.federation.shape.num_classes
             with intra_op_threads(1):
@@ -203,8 +214,8 @@ class SimulatedTeachers:
                     moments_of(self.federation.data_of(member.silo), basis, num_classes=classes)
                     for member in self._members
                 ]
-        told = zip(self._members, self._moments[key], strict=True)
-        return [replace(member, moments=moments) for member, moments in told]
+        members_and_moments = zip(self._members, self._moments[key], strict=True)
+        return [replace(member, moments=moments) for member, moments in members_and_moments]
 
     def _joint_density(self, silo: str, settings: Consolidation, basis: Basis) -> Tensor | None:
         return log_densities(
@@ -217,8 +228,8 @@ class SimulatedTeachers:
         )
 
 
-def _tell(joint: Tensor | None, *, per_class: bool) -> Tensor | None:
-    """Round a silo's densities as the wire does."""
+def _round_density(joint: Tensor | None, *, per_class: bool) -> Tensor | None:
+    """Round a silo's densities as their transmission does."""
     if joint is None:
         return None
     density = joint if per_class else joint.logsumexp(1)
@@ -226,7 +237,7 @@ def _tell(joint: Tensor | None, *, per_class: bool) -> Tensor | None:
 
 
 def _of_rows(teacher: Teacher, rows: Tensor) -> Teacher:
-    """Return a teacher that knows a part of the transfer set only."""
+    """Return a teacher's predictions and densities on a part of the transfer set."""
     return replace(
         teacher,
         logits=None if teacher.logits is None else teacher.logits[rows],
