@@ -224,7 +224,7 @@ def _add_densities(
     asked = question.config_records[keys.CONFIG]
     if asked[keys.DENSITY] == keys.DENSITY_MOMENTS:
         of = (context.shape.num_classes, len(basis.components))
-        moments = read_moments(record, of, teacher.num_examples, basis.reach)
+        moments = read_moments(record, of, teacher.num_examples, basis.max_norm)
         return replace(teacher, moments=moments)
     shape: tuple[int, ...] = (len(context.transfer) if context.transfer is not None else 0,)
     if asked[keys.DENSITY] == keys.DENSITY_CLASS:

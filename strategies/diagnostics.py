@@ -53,7 +53,7 @@ def look_at_start(
     if teachers is not None and teachers.have_models:
         # Every arm of a seed asks this of the same teachers, and none of it is timed.
         said = (
-            teachers.kept_in(context.cache, context.study.model.files)
+            teachers.cached_in(context.cache, context.study.model.files)
             .predict(test.images)
             .argmax(2)
             .int()

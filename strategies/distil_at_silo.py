@@ -36,7 +36,7 @@ def distil_at_silo(
     """
     teachers, accuracies = choice.teachers, []
     settings = context.arm.consolidation
-    if settings and settings.uses_accuracy and teachers.can_be_judged(context.validation):
+    if settings and settings.uses_accuracy and teachers.has_accuracy(context.validation):
         accuracies = [float(a) for a in teachers.accuracy(context.validation)]
     message = Message(write_question(choice, accuracies, run_id), member.node_id, keys.DISTIL)
     replies = exchange(

@@ -179,7 +179,7 @@ class SiloFedAvg(FedAvg):
         self.exchanges_before_round_1 = 1
         if start == "average":
             return self.teachers.average(context.arch)
-        index = self.teachers.pick(start, context.arch, context.validation, context.seed)
+        index = self.teachers.choose_model(start, context.arch, context.validation, context.seed)
         return copy_state(self.teachers.model(index))
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:

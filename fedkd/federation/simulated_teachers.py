@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation.consolidate import Consolidated, consolidate, those_that_teach
+from fedkd.distillation.consolidate import Consolidated, consolidate, drop_without_densities
 from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, make_basis
 from fedkd.distillation.density.estimators import log_densities
 from fedkd.distillation.density.moments import Moments, moments_of
@@ -56,7 +56,7 @@ class SimulatedTeachers:
         self.own = settings
         self.transfer: Images = federation.split.transfer
         self.arch = federation.study.global_arch(arm)
-        self._known = Predictions(federation.cache, federation.study.model.files)
+        self._predictions = Predictions(federation.cache, federation.study.model.files)
         self._lock = threading.RLock()
         self._bases: dict[tuple[str, int, int, bool], Basis | None] = {}
         self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}
@@ -90,12 +90,12 @@ class SimulatedTeachers:
     def ensemble(self, settings: Consolidation) -> Ensemble:
         """Combine the teachers' predictions on the whole transfer set."""
         teachers, setup = self._prepare(settings, None)
-        return make_ensemble(those_that_teach(teachers, settings), settings, setup)
+        return make_ensemble(drop_without_densities(teachers, settings), settings, setup)
 
     def teachers(self) -> Teachers:
         """Return all teachers, without densities."""
         federation = self.federation
-        return Teachers(self._members, federation.shape, federation.compute, self._known)
+        return Teachers(self._members, federation.shape, federation.compute, self._predictions)
 
     def has_basis(self) -> bool:
         """Whether the transfer set is large enough for densities."""
@@ -122,7 +122,7 @@ class SimulatedTeachers:
             self._store_part(transfer, rows)
             members = [_of_rows(member, rows) for member in members]
         federation = self.federation
-        teachers = Teachers(members, federation.shape, federation.compute, self._known)
+        teachers = Teachers(members, federation.shape, federation.compute, self._predictions)
         setup = DistillationSetup(
             transfer=transfer,
             labelled=federation.study.data.transfer.labelled,
@@ -138,13 +138,13 @@ class SimulatedTeachers:
     def _store_part(self, part: Images, rows: Tensor) -> None:
         """Store predictions on a part of the transfer set, taken from those on the whole."""
         all_teachers = Teachers(
-            self._members, self.federation.shape, self.federation.compute, self._known
+            self._members, self.federation.shape, self.federation.compute, self._predictions
         )
         part_hash = content_hash(part.images)
         for member, logits in zip(
             self._members, all_teachers.predict(self.transfer.images), strict=True
         ):
-            self._known.get(part_hash, member.silo, partial(logits.__getitem__, rows))
+            self._predictions.get(part_hash, member.silo, partial(logits.__getitem__, rows))
 
     def _make_teacher(self, silo: str) -> Teacher | None:
         federation = self.federation
