@@ -58,7 +58,7 @@ def tune(
 ) -> None:
     """Search distillation settings of an arm of STUDY, on validation data only.
 
-    For example: fedkd tune experiments/quickstart.yaml --arm fedkd-equal --trials 30
+    For example: fedkd tune experiments/quickstart.yaml --arm fedkd --trials 30
 
     Trials are stored in DIR/<study>/tune-<arm>.db; the same command resumes an interrupted search.
     The best settings are written as a study, DIR/<study>/tuned.yaml, and all trials as

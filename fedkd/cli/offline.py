@@ -217,7 +217,7 @@ def export(
 ) -> None:
     """Export the final model of a run, or a checkpoint, for use outside fedkd.
 
-    For example: fedkd export runs/quickstart/20260101T120000Z/fedkd-equal/seed-0 --out model.pt2
+    For example: fedkd export runs/quickstart/20260101T120000Z/fedkd/seed-0 --out model.pt2
 
     A .safetensors file holds the weights. A .pt2 file holds the whole program for
     torch.export.load: it maps images, float32 [N, C, H, W] in [0, 1], to logits. FILE.json lists

@@ -214,12 +214,12 @@ def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) ->
     if constant[1]:
         student = " and so does the student" if constant[0] else ""
         warnings.append(
-            f"the ensemble predicts one class for every transfer image{student}; check that the "
-            "teachers are trained, and that the transfer images are of the silos' kind"
+            f"the ensemble predicts the same class for every transfer image{student}; check that "
+            "the teachers are trained and that the transfer images are of the silos' kind"
         )
     elif constant[0]:
         remedy = _REMEDIES.get(settings.student, "more epochs or another learning rate may help")
-        warnings.append(f"the student predicts one class for every image; {remedy}")
+        warnings.append(f"the student predicts the same class for every image; {remedy}")
     gaussian = settings.familiarity.density == "gaussian"
     if gaussian and ensemble.foreign is not None and ensemble.foreign > MAX_FOREIGN_SHARE:
         warnings.append(_FOREIGN)

@@ -194,8 +194,8 @@ class Federation:
         """
         if self.split.transfer is None and not self.study.data.transfer.at_silo:
             raise UserError(
-                f"data.transfer.size: {self.study.data.transfer.size} images are requested, but too "
-                "few are left after test, validation and silos; lower it"
+                f"data.transfer.size: {self.study.data.transfer.size} images are requested, but "
+                "too few are left after test, validation and silos; lower it"
             )
 
     def initial_model(self, silo: str) -> State:

@@ -39,7 +39,7 @@ class Split:
         num_classes: number of classes, whether or not all of them occur.
         in_channels: 1 for greyscale, 3 for RGB.
         image_size: height and width of all images, in pixels.
-        warnings: sentences on the sources.
+        warnings: about the sources, one sentence each.
     """
 
     test: Images
