@@ -1,1 +1,1 @@
-"""Studies: the runner that turns one YAML into arms x seeds, and the engines that run them."""
+"""Study files, and the research behind the project's claims: paper, robustness, bench."""

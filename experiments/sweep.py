@@ -1,9 +1,9 @@
 """Tune the learning rate of the rounds for plain FedAvg, on validation data.
 
-A study that claims savings must not owe them to a slow baseline. This sweep runs one arm at every
-learning rate and seed, measures every round on the validation images instead of the test images,
-and ranks the rates by the exchanges to the study's targets, summed over seeds and targets with an
-unreached run counted in full; ties go to the higher mean of the best accuracies.
+Savings must not come from an untuned baseline. This sweep runs one arm at every learning rate and
+seed, and evaluates every round on the validation images instead of the test images. Rates are
+ranked by the exchanges to the study's targets, summed over seeds and targets; an unreached target
+counts with the whole budget. Ties go to the higher mean of the best accuracies.
 
     python -m experiments.sweep experiments/quickstart.yaml
 """
@@ -31,29 +31,27 @@ from fedkd.util.files import write_json
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-class Silent:
-    """An observer that says nothing."""
+class NullObserver:
+    """An observer that does nothing."""
 
     def on_point(self, point: Point) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) -> dict[str, Any]:
-    """Run ``arm`` at every rate and return the ranking, the best first."""
+    """Run ``arm`` at every rate and return the ranking, best first."""
     study = load_study(study_path, overrides)
     if isinstance(study.targets, RelativeTargets):
-        raise FedKDError(
-            f"{study_path}: a sweep needs targets in accuracy; give --set targets=[...]"
-        )
+        raise FedKDError(f"{study_path}: a sweep needs absolute targets; give --set targets=[...]")
     if study.data.validation == 0:
         raise FedKDError(f"{study_path}: a sweep needs validation images, but data.validation is 0")
     check_cache_root()
     cache = cache_root()
     federations = [
-        judged_on_validation(Federation.load(study, seed, cache)) for seed in study.seeds
+        evaluated_on_validation(Federation.load(study, seed, cache)) for seed in study.seeds
     ]
     entries = []
     for rate in rates:
@@ -74,8 +72,8 @@ def sweep(study_path: Path, rates: list[float], arm: str, overrides: list[str]) 
     }
 
 
-def judged_on_validation(federation: Federation) -> Federation:
-    """Return the federation with its validation images in the place of its test images."""
+def evaluated_on_validation(federation: Federation) -> Federation:
+    """Return the federation with its validation images as test images."""
     split = replace(federation.split, test=federation.split.validation)
     return Federation(federation.study, federation.seed, split, federation.cache)
 
@@ -90,7 +88,7 @@ def _runs(study: Study, federations: list[Federation], arm: str) -> list[RunReco
         for federation in federations:
             own = Federation(study, federation.seed, federation.split, federation.cache)
             folder = Path(scratch) / str(federation.seed)
-            engine.run(Task(own, arm, tuple(study.target_values), folder), Silent())
+            engine.run(Task(own, arm, tuple(study.target_values), folder), NullObserver())
             records.append(RunRecord.read(folder))
     return records
 
@@ -123,15 +121,15 @@ def main() -> None:
     parser.add_argument("--lr", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     parser.add_argument("--out", type=Path, default=Path("experiments/sweeps"))
-    given = parser.parse_args()
-    rates = [float(part) for part in given.lr.split(",")]
+    arguments = parser.parse_args()
+    rates = [float(part) for part in arguments.lr.split(",")]
     try:
-        found = sweep(given.study, rates, given.arm, given.set)
+        result = sweep(arguments.study, rates, arguments.arm, arguments.set)
     except FedKDError as error:
         sys.exit(f"sweep: {error}")
-    path = given.out / f"{found['study']}-{given.arm}.json"
-    write_json(path, found)
-    print(f"best lr {found['best_lr']:g}, written to {path}")  # noqa: T201 -- a script
+    path = arguments.out / f"{result['study']}-{arguments.arm}.json"
+    write_json(path, result)
+    print(f"best lr {result['best_lr']:g}, written to {path}")  # noqa: T201 -- a script
 
 
 if __name__ == "__main__":

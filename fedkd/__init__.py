@@ -1,14 +1,14 @@
 """fedkd: consolidate pre-trained silo models by knowledge distillation, then federate.
 
-The method lives here in plain PyTorch; Flower's two sides are the packages ``strategies`` and
-``clients``; whole studies are run by ``experiments``. From Python::
+Run a study and read its results::
 
     import fedkd
 
     results = fedkd.compare("study.yaml")
+    print(results)
     results.to_pandas()
 
-Importing fedkd imports nothing heavy: what stands below is loaded when it is used.
+``results`` is a :class:`Comparison`. ``fedkd --help`` lists what the command line adds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study", "method"]
 
-_HOMES = {
+# Imported on first use, so that importing fedkd stays quick.
+_MODULES = {
     "Comparison": "fedkd.api",
     "FedKDError": "fedkd.errors",
     "Study": "fedkd.config",
@@ -39,11 +40,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-"""fedkd from Python: run a study, look at its results.
+"""fedkd from Python: run a study and read its results.
 
-Like the command line this stands above all rooms, and imports them only when a study runs.
+Modules are imported when a study runs, so that ``import fedkd`` stays quick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.results.folder import Results, find_run
+from fedkd.results.folder import Results, find_run, read_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,37 +31,36 @@ def compare(
     """Run every arm of a study on every seed and compare the exchanges to each target.
 
     Args:
-        study: the path of a study file, what such a file holds as a dictionary, or a Study.
-            Relative paths in a dictionary are relative to the working folder.
-        out: root of all results.
-        fresh: ignore and rewrite what the cache holds.
-        track: names of trackers that are told of every round: ``tensorboard``, ``mlflow``,
-            ``wandb``. They change no result.
-        resume: a results folder whose study was cut short, to go on with in place of ``study``;
-            whether it is fresh is noted there.
+        study: the path of a study file, its content as a dictionary, or a Study. Relative paths in
+            a dictionary are relative to the working folder.
+        out: folder in which results are written.
+        fresh: recompute everything; ignore the cache.
+        track: names of trackers that log every round: ``tensorboard``, ``mlflow``, ``wandb``.
+            They do not change results.
+        resume: results folder of an interrupted study, instead of ``study``; ``fresh`` is read
+            from there.
 
     Returns:
-        The results. Where Ctrl-C cut the study short, ``interrupted`` is true;
-        ``compare(resume=results.folder)`` goes on.
+        The results. After Ctrl-C ``interrupted`` is true; ``compare(resume=results.folder)``
+        resumes the study.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give, a tracker's package
-            is not installed, or there is nothing that could be resumed.
+        UserError: the study does not fit the data or the files, a tracker's package is not
+            installed, or there is nothing to resume.
     """
     from rich.console import Console
 
     from fedkd.report.progress import StudyProgress
-    from fedkd.results.folder import STUDY_FILE
     from fedkd.runner.run import resume_study, run_study
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     folder = None if resume is None else find_run(Path(resume))
     if folder is not None and study is None:
-        loaded = _load(folder / STUDY_FILE)
+        loaded = _load(read_study(folder))
     elif folder is None and study is not None:
         loaded = _load(study)
     else:
-        raise UserError("compare: give either a study, or a results folder as resume")
+        raise UserError("compare: give either a study or a results folder as resume")
     runs = len(loaded.arms) * len(loaded.seeds)
     with StudyProgress(Console(stderr=True), runs) as progress:
         if folder is not None:
@@ -78,9 +77,9 @@ class Comparison:
     """A study's results.
 
     Attributes:
-        folder: where they lie.
-        summary: what ``summary.json`` holds.
-        interrupted: whether Ctrl-C cut the study short.
+        folder: the results folder.
+        summary: the content of ``summary.json``.
+        interrupted: whether Ctrl-C interrupted the study.
     """
 
     folder: Path
@@ -89,16 +88,16 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: str | Path) -> Comparison:
-        """Read results that lie on disk.
+        """Read results from disk.
 
         Args:
-            folder: a results folder, or that of a study: then the newest one in it.
+            folder: a results folder, or a study folder: then its newest results.
 
         Raises:
-            UserError: there are none, or the study has not ended.
+            UserError: there are no results, or the study has not ended.
         """
-        found = find_run(Path(folder))
-        return cls(found, Results.read(found).summary)
+        newest = find_run(Path(folder))
+        return cls(newest, Results.read(newest).summary)
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.folder)!r})"
@@ -109,10 +108,10 @@ class Comparison:
         return judge(self._results).sentence
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return all curves in tidy form: one row for an arm, a seed and a round.
+        """Return all curves in tidy form: one row per arm, seed and round.
 
-        ``exchanges``, ``bytes_so_far`` and ``seconds_so_far`` are sums up to the round; all other
-        figures are the round's own.
+        ``exchanges``, ``bytes_so_far`` and ``seconds_so_far`` are cumulative; all other columns are
+        of the round alone.
         """
         import pandas as pd
 
@@ -121,7 +120,7 @@ class Comparison:
         return pd.DataFrame(list(tidy_rows(self.summary["runs"])))
 
     def comparison(self) -> pd.DataFrame:
-        """Return what was saved: one row for an arm, a baseline and a target."""
+        """Return the savings: one row per arm, baseline and target."""
         import pandas as pd
 
         from fedkd.report.paper import comparison_rows
@@ -129,11 +128,11 @@ class Comparison:
         return pd.DataFrame(comparison_rows(self._results))
 
     def plot(self, axis: str = "exchanges") -> Figure:
-        """Draw accuracy along ``exchanges`` or ``megabytes``, with bands over seeds.
+        """Plot accuracy against ``exchanges`` or ``megabytes``, with bands over seeds.
 
         Raises:
             UserError: matplotlib is not installed (the extra ``plots``).
-            ValueError: there is no such axis.
+            ValueError: the axis is neither.
         """
         from fedkd.report.paper import draw_accuracy
 

@@ -31,7 +31,7 @@ def distil_at_silo(session: Session, silo: str, choice: Choice) -> TrainedModel:
     context = session.context
     teachers, accuracies = choice.teachers, []
     settings = context.arm.consolidation
-    if settings and settings.uses_accuracy and teachers.can_be_judged(context.validation):
+    if settings and settings.uses_accuracy and teachers.has_accuracy(context.validation):
         accuracies = [float(a) for a in teachers.accuracy(context.validation)]
     read = partial(train.read_reply, like=choice.start, max_examples=context.rounds.max_examples)
 

@@ -45,7 +45,7 @@ def best(session: Session, initial: State) -> Start:  # noqa: ARG001 -- as above
     """Start from the silos' model that is best on the server's validation data."""
     context, collected = session.context, collect_teachers(session)
     teachers, notes = keep_plausible(context, collected)
-    index = teachers.pick("best", context.arch, context.validation, context.seed)
+    index = teachers.choose_model("best", context.arch, context.validation, context.seed)
     return Start(copy_state(teachers.model(index)), 1, notes, collected)
 
 

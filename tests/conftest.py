@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from fedkd.config import Study
 from fedkd.config.study_file import parse_study
-from fedkd.results.comparison import compare
+from fedkd.results.comparison import compare_arms
 from fedkd.results.record import Point, RunRecord
 from fedkd.runner.summary import run_entry
 
@@ -168,7 +168,7 @@ def _make_summary(
         "versions": {"fedkd": "0.1.0"},
         "machine": {"cores": 2},
         "runs": [run_entry(record) for record in records],
-        "comparison": compare(records, baselines=study.baselines, targets=targets),
+        "comparison": compare_arms(records, baselines=study.baselines, targets=targets),
         "failures": [],
         "classes": ["zero", "one"],
         "silos": [

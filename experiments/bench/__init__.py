@@ -1,1 +1,1 @@
-"""The bench: how long whole commands take beside other ways to do the same work; `make bench`."""
+"""The bench: fedkd's speed and memory against other ways to do the same work; `make bench`."""

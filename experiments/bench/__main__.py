@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.bench import distillation, everyday, federated, machine, many_silos
 from experiments.bench.goals import Goal
-from experiments.bench.process import end_tidily
+from experiments.bench.process import exit_on_sigterm
 from experiments.bench.publish import RESULTS, publish
 from experiments.bench.workload import HERE
 from fedkd.util.files import write_json
@@ -21,19 +21,19 @@ PARTS = ("federated", "distillation", "everyday", "many-silos")
 
 
 def main() -> int:
-    """Run the parts asked for; whatever fails, write down the rest, and say so by the exit code."""
-    asked = _parse()
-    end_tidily()
-    bench = _Bench(asked.out, turns=asked.turns, num_rounds=asked.rounds)
+    """Run the requested parts; record all that succeed, and return 1 if anything failed."""
+    arguments = _parse()
+    exit_on_sigterm()
+    bench = _Bench(arguments.out, turns=arguments.turns, num_rounds=arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
-        for part in asked.parts.split(","):
+        for part in arguments.parts.split(","):
             bench.measure(part, Path(scratch) / part)
     bench.show()
     return 1 if bench.results["problems"] else 0
 
 
 class _Bench:
-    """Collects what the parts measured, and writes it down after each."""
+    """Collects the measurements, and writes them after each part."""
 
     def __init__(self, out: Path, *, turns: int, num_rounds: int) -> None:
         self._out = out
@@ -49,15 +49,15 @@ class _Bench:
         }
 
     def measure(self, part: str, folder: Path) -> None:
-        """Measure one part, and go on whatever happens to it."""
+        """Measure one part; record a failure and continue."""
         say(f"-- {part}")
         begin = time.perf_counter()
         try:
             self.results[part], goals = self._measure(part, folder)
             self._goals += goals
-        except Exception as error:  # the other parts are still to be measured
+        except Exception as error:  # the other parts are measured all the same
             self._problem(f"{part}: {type(error).__name__}: {error}")
-        say(f"-- {part}: {time.perf_counter() - begin:.0f} s in all")
+        say(f"-- {part}: {time.perf_counter() - begin:.0f} s in total")
         self.results["goals"] = [goal.to_dict() for goal in self._goals]
         write_json(self._out / RESULTS, self.results)
         publish(self._out, self.results)
@@ -79,19 +79,19 @@ class _Bench:
                 self._problem(f"the grids' accuracies are not equal: they differ by {worst:.4f}")
             return grids, distillation.goals(grids)
         if part == "everyday":
-            waits = everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say)
-            return waits, everyday.goals(waits)
+            commands = everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say)
+            return commands, everyday.goals(commands)
         if part == "many-silos":
             sizes = many_silos.run(folder, num_rounds=num_rounds, say=say)
             return sizes, many_silos.goals(sizes)
-        raise ValueError(f"there is no such part; known are {', '.join(PARTS)}")
+        raise ValueError(f"{part!r} is not a valid part: give {', '.join(PARTS)}")
 
     def _problem(self, sentence: str) -> None:
         self.results["problems"].append(sentence)
         say(f"PROBLEM {sentence}")
 
     def show(self) -> None:
-        """Print the goals, and where everything is."""
+        """Print the goals, and the folder of the results."""
         say("")
         for goal in self._goals:
             met = {True: "met", False: "MISSED", None: "-"}[goal.met]
@@ -102,7 +102,7 @@ class _Bench:
 
 
 def say(line: str) -> None:
-    """Tell how far the bench is."""
+    """Print progress."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -112,21 +112,21 @@ def _parse() -> argparse.Namespace:
         prog="python -m experiments.bench",
         description="Measure fedkd against other ways to do the same work; about 20 minutes.",
     )
-    parser.add_argument("--turns", type=int, default=3, metavar="N", help="by default 3")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="by default 20")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="default: 20")
     parser.add_argument(
-        "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"of {', '.join(PARTS)}"
+        "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"default: {','.join(PARTS)}"
     )
     parser.add_argument(
-        "--out", type=Path, default=HERE, metavar="DIR", help="by default beside this program"
+        "--out", type=Path, default=HERE, metavar="DIR", help="default: the folder of the bench"
     )
-    asked = parser.parse_args()
-    if asked.turns < 1 or not 1 <= asked.rounds <= 20:
+    arguments = parser.parse_args()
+    if arguments.turns < 1 or not 1 <= arguments.rounds <= 20:
         parser.error("--turns must be at least 1, and --rounds from 1 to 20")
-    unknown = set(asked.parts.split(",")) - set(PARTS)
+    unknown = set(arguments.parts.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    return asked
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who runs the bench's workload, each as a whole command."""
+"""The programs that run the bench's workload, each as a whole command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.bench.process import Taken, watch
+from experiments.bench.process import Measurement, measure
 from experiments.bench.workload import HERE, STUDY
 from fedkd.engines.processes import free_port
 
 RIVALS = HERE / "rivals"
 BEST_LOOP = RIVALS / "best_loop.py"
 BEST_LOOP_SHA256 = "dfe64327195b10ef1f30e0b5b1b0ca9a9c1516a927511ec396cb239810a23e80"
-"""Of the hand-written loop as it was when the engine was first measured against it."""
+"""Hash of the hand-written loop at the time of the first comparison."""
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -26,18 +26,18 @@ class Contender:
     """A way to run the workload.
 
     Attributes:
-        name: in tables.
-        describes: a phrase.
+        name: for tables.
+        description: a phrase.
         run: takes an empty folder, the workload's file and the number of rounds.
     """
 
     name: str
-    describes: str
-    run: Callable[[Path, Path, int], Taken]
+    description: str
+    run: Callable[[Path, Path, int], Measurement]
 
 
 def contenders(cache: Path | None = None) -> list[Contender]:
-    """Return all of them, in the order of a turn; fedkd keeps decoded images in ``cache``."""
+    """Return all contenders, in the order of a turn; ``cache`` is fedkd's cache folder."""
     return [
         Contender("fedkd inline", "`fedkd compare --fresh`, one process", _fedkd(cache)),
         Contender(
@@ -48,32 +48,34 @@ def contenders(cache: Path | None = None) -> list[Contender]:
         Contender("fedkd ray", "the same with `--engine ray`", _fedkd(cache, "--engine", "ray")),
         Contender("Flower on Ray", "Flower's quickstart for PyTorch, by `flwr run`", _run_flower),
         Contender(
-            "bare loop", "plain PyTorch, silo after silo, two threads, DataLoader", _loop("bare")
+            "bare loop", "plain PyTorch, sequential silos, two threads, DataLoader", _loop("bare")
         ),
         Contender(
-            "best loop", "the best loop by hand: a silo a thread, channels-last", _loop("best")
+            "best loop",
+            "the fastest by hand: one silo per thread, channels-last",
+            _loop("best"),
         ),
     ]
 
 
 def check_frozen() -> None:
-    """Refuse to compare with a hand-written loop that has changed.
+    """Check that the hand-written loop has not changed.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has changed.
     """
-    found = hashlib.sha256(BEST_LOOP.read_bytes()).hexdigest()
-    if found != BEST_LOOP_SHA256:
+    digest = hashlib.sha256(BEST_LOOP.read_bytes()).hexdigest()
+    if digest != BEST_LOOP_SHA256:
         raise ValueError(
-            f"{BEST_LOOP} is frozen but its SHA-256 is {found}: put it back, or freeze it anew "
+            f"{BEST_LOOP} is frozen but its SHA-256 is {digest}: restore it, or update the hash "
             "and measure everything again"
         )
 
 
-def fedkd(*arguments: str | Path, folder: Path, cache: Path | None = None) -> Taken:
-    """Run a command of fedkd under watch, with a cache of its own."""
+def fedkd(*arguments: str | Path, folder: Path, cache: Path | None = None) -> Measurement:
+    """Run and measure a command of fedkd, with a cache of its own by default."""
     environment = {"FEDKD_CACHE_DIR": str(cache or folder / "cache")}
-    return watch(
+    return measure(
         [PROGRAMS / "fedkd", *arguments],
         folder=folder,
         environment=environment,
@@ -81,8 +83,8 @@ def fedkd(*arguments: str | Path, folder: Path, cache: Path | None = None) -> Ta
     )
 
 
-def _fedkd(cache: Path | None, *more: str) -> Callable[[Path, Path, int], Taken]:
-    def run(folder: Path, workload: Path, num_rounds: int) -> Taken:  # noqa: ARG001 -- as all
+def _fedkd(cache: Path | None, *more: str) -> Callable[[Path, Path, int], Measurement]:
+    def run(folder: Path, workload: Path, num_rounds: int) -> Measurement:  # noqa: ARG001 -- as all
         return fedkd(
             "compare",
             STUDY,
@@ -97,8 +99,8 @@ def _fedkd(cache: Path | None, *more: str) -> Callable[[Path, Path, int], Taken]
     return run
 
 
-def _loop(name: str) -> Callable[[Path, Path, int], Taken]:
-    def run(folder: Path, workload: Path, num_rounds: int) -> Taken:
+def _loop(name: str) -> Callable[[Path, Path, int], Measurement]:
+    def run(folder: Path, workload: Path, num_rounds: int) -> Measurement:
         log = folder / "rounds.jsonl"
         command: list[str | Path] = [
             sys.executable,
@@ -107,13 +109,13 @@ def _loop(name: str) -> Callable[[Path, Path, int], Taken]:
             log,
             str(num_rounds),
         ]
-        return watch(command, folder=folder, rounds=lambda: log)
+        return measure(command, folder=folder, rounds=lambda: log)
 
     return run
 
 
-def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Taken:
-    """Run Flower's tutorial on a SuperLink of its own, which `flwr run` starts as for a user."""
+def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Measurement:
+    """Run Flower's tutorial; `flwr run` starts a SuperLink, as it does for a user."""
     app, home, log = folder / "tutorial", folder / "home", folder / "rounds.jsonl"
     shutil.copytree(RIVALS / "flower-app", app)
     home.mkdir()
@@ -131,4 +133,4 @@ def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Taken:
     simulation = "num-supernodes=10 client-resources-num-cpus=1"
     command: list[str | Path] = [PROGRAMS / "flwr", "run", app, "local", "--stream"]
     command += ["--run-config", config, "--federation-config", simulation]
-    return watch(command, folder=folder, environment=environment, rounds=lambda: log)
+    return measure(command, folder=folder, environment=environment, rounds=lambda: log)

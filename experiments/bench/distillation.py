@@ -1,4 +1,4 @@
-"""Distillation: a grid of 25 points with ten teachers, against a loop that asks them anew."""
+"""Distillation: a grid of 25 points with ten teachers, against a loop that recomputes them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 from experiments.bench.contenders import RIVALS, fedkd
 from experiments.bench.federated import Say
 from experiments.bench.goals import Goal, Spread
-from experiments.bench.process import watch
-from experiments.bench.workload import ARM, GRID, write_classroom
+from experiments.bench.process import measure
+from experiments.bench.workload import ARM, GRID, write_teachers
 from fedkd.config.study_file import load_study
 from fedkd.tuning.space import Space
 
 TOLERANCE = 0.01
-"""Greatest difference of a point's validation accuracies that passes for equal: 30 of 3,000."""
+"""Maximum difference of a point's validation accuracies: 30 of 3,000 images."""
 
 
 def run(folder: Path, *, turns: int, say: Say) -> list[dict[str, Any]]:
-    """Let both search the grid once a turn, as whole commands; the teachers are trained before."""
-    cache, room = folder / "cache", folder / "classroom.npz"
+    """Search the grid with both programs once per turn; the teachers are trained before."""
+    cache, teachers = folder / "cache", folder / "teachers.npz"
     own = load_study(GRID).arms[ARM].consolidation
     if own is None:
         raise ValueError(f"{GRID}: {ARM} does not consolidate")
-    write_classroom(room, cache, Space(own, labelled=True, weightings=[]).grid_points())
+    write_teachers(teachers, cache, Space(own, labelled=True, weightings=[]).grid_points())
     rows = []
     for turn in range(turns):
         place = folder / f"turn-{turn}"
@@ -35,8 +35,8 @@ def run(folder: Path, *, turns: int, say: Say) -> list[dict[str, Any]]:
             cache=cache,
         )
         result = place / "naive" / "result.json"
-        naive = watch(
-            [sys.executable, RIVALS / "naive_grid.py", room, result], folder=result.parent
+        naive = measure(
+            [sys.executable, RIVALS / "naive_grid.py", teachers, result], folder=result.parent
         )
         data = place / "fedkd" / "runs" / "bench-grid" / f"tune-{ARM}.json"
         rows.append(
@@ -55,7 +55,7 @@ def run(folder: Path, *, turns: int, say: Say) -> list[dict[str, Any]]:
 
 
 def _compare(ours: dict[str, Any], naive: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Put both accuracies of every point side by side."""
+    """Return every point with both accuracies."""
     known = {
         (trial["settings"]["temperature"], trial["settings"]["weight"]): trial["value"]
         for trial in ours["trials"]
@@ -64,24 +64,24 @@ def _compare(ours: dict[str, Any], naive: list[dict[str, float]]) -> list[dict[s
 
 
 def difference(row: dict[str, Any]) -> float:
-    """Return the greatest difference of accuracies over a turn's points."""
+    """Return the maximum difference of accuracies over a turn's points."""
     return max(abs(float(point["accuracy"] - point["fedkd"])) for point in row["points"])
 
 
 def goals(rows: list[dict[str, Any]]) -> list[Goal]:
     """Return the goals of this part."""
-    times = [row["naive"]["seconds"] / row["fedkd"]["seconds"] for row in rows]
-    apart = [difference(row) for row in rows]
+    speedups = [row["naive"]["seconds"] / row["fedkd"]["seconds"] for row in rows]
+    differences = [difference(row) for row in rows]
     return [
         Goal(
-            "a grid of 25 points, times faster than recomputing the teachers each batch",
+            "a grid of 25 points, speed-up over recomputing the teachers for each batch",
             5.0,
             at_least=True,
-            measured=Spread.of(times) if times else None,
+            measured=Spread.of(speedups) if speedups else None,
         ),
         Goal(
-            "accuracies of the grid's points, greatest difference between the two",
+            "accuracies of the grid's points, maximum difference between the two",
             TOLERANCE,
-            measured=Spread.of([max(apart)]) if apart else None,
+            measured=Spread.of([max(differences)]) if differences else None,
         ),
     ]

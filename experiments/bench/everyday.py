@@ -1,4 +1,4 @@
-"""What is waited for every day: help, a check of a study, a study of which little has changed."""
+"""Everyday commands: help, validation, and a study that has hardly changed."""
 
 from __future__ import annotations
 
@@ -18,45 +18,52 @@ ALONE = (
 
 
 def run(folder: Path, *, turns: int, num_rounds: int, say: Say) -> dict[str, list[Any]]:
-    """Measure each command once a turn."""
+    """Measure each command once per turn."""
     rounds = ("--set", f"rounds.max={num_rounds}")
-    found: dict[str, list[Any]] = {}
+    rows_by_command: dict[str, list[Any]] = {}
 
-    def note(what: str, turn: int, *arguments: str | Path, cache: Path) -> float:
-        taken = fedkd(*arguments, folder=folder / f"{what}-{turn}", cache=cache)
-        found.setdefault(what, []).append(taken.to_dict())
+    def record(what: str, turn: int, *arguments: str | Path, cache: Path) -> float:
+        measurement = fedkd(*arguments, folder=folder / f"{what}-{turn}", cache=cache)
+        rows_by_command.setdefault(what, []).append(measurement.to_dict())
         say(
-            f"turn {turn}  {what:18} {taken.seconds:6.2f} s, {taken.cpu_seconds:.2f} s of processor"
+            f"turn {turn}  {what:18} {measurement.seconds:6.2f} s, "
+            f"{measurement.cpu_seconds:.2f} s of processor time"
         )
-        return taken.seconds
+        return measurement.seconds
 
     warm = folder / "cache"
     fedkd("compare", STUDY, *rounds, folder=folder / "warm", cache=warm)
     for turn in range(turns):
-        note("help", turn, "--help", cache=warm)
-        note("validate", turn, "validate", STUDY, cache=warm)
-        note("nothing changed", turn, "compare", STUDY, *rounds, cache=warm)
-        note("arm alone", turn, "compare", STUDY, *rounds, *ALONE, "--fresh", cache=warm)
-        # The arm must not be in the cache: it is given another learning rate every turn.
+        record("help", turn, "--help", cache=warm)
+        record("validate", turn, "validate", STUDY, cache=warm)
+        record("nothing changed", turn, "compare", STUDY, *rounds, cache=warm)
+        record("arm alone", turn, "compare", STUDY, *rounds, *ALONE, "--fresh", cache=warm)
+        # Another learning rate every turn, so that the arm is not in the cache.
         added = MORE[1].replace("0.02", f"0.02{turn + 1}")
-        note("arm added", turn, "compare", STUDY, *rounds, "--set", added, cache=warm)
-    return found
+        record("arm added", turn, "compare", STUDY, *rounds, "--set", added, cache=warm)
+    return rows_by_command
 
 
-def goals(found: dict[str, list[Any]]) -> list[Goal]:
+def goals(rows_by_command: dict[str, list[Any]]) -> list[Goal]:
     """Return the goals of this part."""
 
-    def spread(what: str, key: str) -> Spread | None:
-        rows = found.get(what)
+    def spread(command: str, key: str) -> Spread | None:
+        rows = rows_by_command.get(command)
         return Spread.of([row[key] for row in rows]) if rows else None
 
-    pairs = list(zip(found.get("arm added", []), found.get("arm alone", []), strict=False))
+    pairs = list(
+        zip(
+            rows_by_command.get("arm added", []), rows_by_command.get("arm alone", []), strict=False
+        )
+    )
     shares = [added["seconds"] / alone["seconds"] for added, alone in pairs]
     measured = {
-        ("`fedkd --help`, seconds of processor", 0.4): spread("help", "cpu_seconds"),
-        ("`fedkd validate`, seconds of processor", 1.0): spread("validate", "cpu_seconds"),
-        ("a compare in which nothing changed, seconds", 3.0): spread("nothing changed", "seconds"),
-        ("a compare to which an arm was added, against that arm alone", 1.15): Spread.of(shares)
+        ("`fedkd --help`, seconds of processor time", 0.4): spread("help", "cpu_seconds"),
+        ("`fedkd validate`, seconds of processor time", 1.0): spread("validate", "cpu_seconds"),
+        ("`fedkd compare` of an unchanged study, seconds", 3.0): spread(
+            "nothing changed", "seconds"
+        ),
+        ("`fedkd compare` with one added arm, against that arm alone", 1.15): Spread.of(shares)
         if shares
         else None,
     }

@@ -1,4 +1,4 @@
-"""The federated part: every contender runs once a turn, and only a turn's times are compared."""
+"""The federated part: every contender runs once per turn; times are compared within a turn."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from experiments.bench.workload import STUDY, write_workload
 
 LAST_ROUNDS = 5
 TOLERANCE = 0.015
-"""Greatest difference of accuracies, as means over the last rounds, that passes for equal."""
+"""Maximum difference of accuracies, as means over the last rounds, to count as equal."""
 
 Say = Callable[[str], None]
 Rows = list[dict[str, Any]]
 
 
 def run(folder: Path, *, turns: int, num_rounds: int, say: Say) -> Rows:
-    """Let all contenders run in turn; return a row each, with what it took or its error."""
+    """Run all contenders in turn; return a row for each, with its measurement or its error."""
     check_frozen()
     workload = folder / "workload.npz"
     write_workload(workload)
-    # Decodes the images once: the rivals find theirs decoded as well.
+    # Decode the images once: the other contenders read decoded images, too.
     fedkd("compare", STUDY, "--set", "rounds.max=1", folder=folder / "warm", cache=folder / "cache")
     rows: Rows = []
     for turn in range(turns):
         for contender in contenders(folder / "cache"):
             place = folder / f"turn-{turn}" / contender.name.replace(" ", "-")
             rows.append({"turn": turn, "contender": contender.name})
-            rows[-1] |= _take(contender, place, workload, num_rounds)
+            rows[-1] |= _measure(contender, place, workload, num_rounds)
             say(_line(rows[-1]))
     return rows
 
 
-def _take(contender: Contender, place: Path, workload: Path, num_rounds: int) -> dict[str, Any]:
+def _measure(contender: Contender, place: Path, workload: Path, num_rounds: int) -> dict[str, Any]:
     try:
-        taken = contender.run(place, workload, num_rounds)
+        measurement = contender.run(place, workload, num_rounds)
     except (CommandFailedError, OSError) as error:
         return {"error": str(error)}
-    if len(taken.accuracies) != num_rounds + 1:
-        return {"error": f"{len(taken.accuracies)} rounds where {num_rounds + 1} are expected"}
-    return taken.to_dict()
+    if len(measurement.accuracies) != num_rounds + 1:
+        return {
+            "error": f"{len(measurement.accuracies)} rounds where {num_rounds + 1} are expected"
+        }
+    return measurement.to_dict()
 
 
 def accuracy(row: dict[str, Any]) -> float:
@@ -53,34 +55,34 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def differences(rows: Rows) -> dict[str, float]:
-    """Return by how much each contender's accuracy differs from the bare loop's, at most.
+    """Return the maximum difference of each contender's accuracy from the bare loop's.
 
-    Both are means over the last five rounds on the same 10,000 test images; a contender's
-    greatest difference over the turns is taken, against the bare loop's median.
+    Accuracies are means over the last five rounds on the same 10,000 test images. The maximum is
+    over turns, against the bare loop's median.
     """
     reference = [accuracy(row) for row in rows if _is(row, "bare loop")]
     if not reference:
         return {}
-    middle = statistics.median(reference)
-    found: dict[str, float] = {}
+    reference_median = statistics.median(reference)
+    largest: dict[str, float] = {}
     for row in rows:
         if "error" not in row:
             name = str(row["contender"])
-            found[name] = max(found.get(name, 0.0), abs(accuracy(row) - middle))
-    return found
+            largest[name] = max(largest.get(name, 0.0), abs(accuracy(row) - reference_median))
+    return largest
 
 
-def ratios(rows: Rows, one: str, other: str, key: str) -> Spread | None:
-    """Return the ratios of two contenders' figures, turn by turn; None without a whole pair."""
-    found = []
+def ratios(rows: Rows, first: str, second: str, key: str) -> Spread | None:
+    """Return the ratios of two contenders' figures per turn; None without a complete turn."""
+    values = []
     for turn in sorted({row["turn"] for row in rows}):
         pair = [
             next((row[key] for row in rows if row["turn"] == turn and _is(row, name)), None)
-            for name in (one, other)
+            for name in (first, second)
         ]
         if pair[0] is not None and pair[1] is not None:
-            found.append(float(pair[0]) / float(pair[1]))
-    return Spread.of(found) if found else None
+            values.append(float(pair[0]) / float(pair[1]))
+    return Spread.of(values) if values else None
 
 
 def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
@@ -90,7 +92,7 @@ def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
         return Goal(text, limit, measured=ratios(rows, one, other, key))
 
     bf16 = ratios(rows, "fedkd inline bf16", "fedkd inline", "seconds")
-    apart = differences(rows)
+    accuracy_differences = differences(rows)
     return [
         against(
             "whole command, inline fp32 against Flower on Ray",
@@ -103,7 +105,7 @@ def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
             *("fedkd inline", "bare loop", "seconds"),
         ),
         against(
-            "a round, inline fp32 against the best loop by hand",
+            "a round, inline fp32 against the best loop",
             1.10,
             *("fedkd inline", "best loop", "round_seconds"),
         ),
@@ -113,19 +115,21 @@ def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
             measured=bf16 if has_amx else None,
             note=""
             if has_amx
-            else "this processor has no AMX, for which the goal is set"
+            else "this processor has no AMX, which the goal assumes"
             + (f"; here it is {bf16}" if bf16 else ""),
         ),
         Goal(
-            "accuracy, greatest difference of any contender from the bare loop",
+            "accuracy, maximum difference of any contender from the bare loop",
             TOLERANCE,
-            measured=Spread.of([max(apart.values())]) if apart else None,
+            measured=Spread.of([max(accuracy_differences.values())])
+            if accuracy_differences
+            else None,
         ),
     ]
 
 
 def all_equal(rows: Rows) -> bool:
-    """Whether every contender that ran ended with an accuracy that passes for equal."""
+    """Whether the accuracies of all contenders count as equal."""
     return all(each <= TOLERANCE for each in differences(rows).values())
 
 

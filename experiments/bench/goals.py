@@ -1,4 +1,4 @@
-"""Goals set beforehand, each with what was measured and whether it is met."""
+"""Goals, each with its measurement and whether it is met."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, median and greatest of some figures."""
+    """Minimum, median and maximum of some values."""
 
     least: float
     median: float
@@ -27,14 +27,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal and what came of it.
+    """One goal and its measurement.
 
     Attributes:
-        text: what is to hold, in words.
+        text: the goal in words.
         limit: the bound on the median.
         at_least: whether it is a lower bound.
-        measured: what was measured, or None where nothing could be.
-        note: what else is to be known.
+        measured: the measurement, or None without one.
+        note: a remark.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """Whether it is met; None where nothing was measured."""
+        """Whether it is met; None without a measurement."""
         if self.measured is None:
             return None
         if self.at_least:

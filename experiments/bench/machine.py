@@ -1,4 +1,4 @@
-"""The machine on which the bench ran, and what ran beside it."""
+"""The machine on which the bench runs, and its load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def describe() -> dict[str, Any]:
-    """Return what decides how fast anything is here."""
+    """Return the properties of the machine that determine speed."""
     flags = _processor_flags()
     return {
         "processor": processor(),
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies bf16 matrices in hardware made for it."""
+    """Whether the processor has AMX instructions for bf16 matrices."""
     return "amx_bf16" in _processor_flags()
 
 

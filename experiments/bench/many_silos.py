@@ -1,4 +1,4 @@
-"""Memory of a thousand silos, against ten that hold the same images."""
+"""Memory of a thousand silos, against ten silos with the same images."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from experiments.bench.federated import Say
 from experiments.bench.goals import Goal, Spread
 from experiments.bench.workload import STUDY
 
-# All 60,000 images but one, which a transfer set must have.
+# All 60,000 images but one, since a transfer set has at least one.
 _COMMON = ("data.validation=0", "data.transfer.size=1", "data.train_size=60000")
 
 
 def run(folder: Path, *, num_rounds: int, say: Say, silos: int = 1000) -> dict[str, Any]:
     """Run 20 rounds with cohorts of ten of 1,000 silos, and two rounds of ten large silos.
 
-    Two rounds are enough for the ten: a round keeps nothing of the one before, and more of them
-    would only take time.
+    Two rounds are enough for the ten, since no memory is kept between rounds.
     """
     cache = folder / "cache"
-    found = {}
+    measurements = {}
     many = (f"partition.silos={silos}", f"rounds.fraction={10 / silos}", f"rounds.max={num_rounds}")
     ten = ("partition.silos=10", "rounds.max=2")
     for name, changes in (("many", many), ("ten", ten)):
         options = [part for change in (*_COMMON, *changes) for part in ("--set", change)]
-        taken = fedkd("compare", STUDY, "--fresh", *options, folder=folder / name, cache=cache)
-        found[name] = taken.to_dict()
-        say(f"{name:5} silos: {taken.peak_bytes / 1e6:,.0f} MB, {taken.seconds:.1f} s")
-    return found
+        measurement = fedkd(
+            "compare", STUDY, "--fresh", *options, folder=folder / name, cache=cache
+        )
+        measurements[name] = measurement.to_dict()
+        say(f"{name:5} silos: {measurement.peak_bytes / 1e6:,.0f} MB, {measurement.seconds:.1f} s")
+    return measurements
 
 
-def goals(found: dict[str, Any]) -> list[Goal]:
+def goals(measurements: dict[str, Any]) -> list[Goal]:
     """Return the goals of this part."""
     measured = None
-    if found:
-        measured = Spread.of([found["many"]["peak_bytes"] / found["ten"]["peak_bytes"]])
+    if measurements:
+        measured = Spread.of(
+            [measurements["many"]["peak_bytes"] / measurements["ten"]["peak_bytes"]]
+        )
     text = "peak memory of 1,000 silos against 10 with the same images"
     return [Goal(text, 1.3, measured=measured)]

@@ -1,4 +1,4 @@
-"""Models of many sizes, to see what parameters cost."""
+"""Models of different sizes, for the sweep over parameters."""
 
 from __future__ import annotations
 

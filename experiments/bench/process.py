@@ -1,4 +1,4 @@
-"""A whole command under watch: seconds, processor time, memory of all its processes, its rounds."""
+"""Run a command and measure seconds, processor time, memory of all its processes, and rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "FEDKD_BENCH"
-"""Environment variable that all processes of a command inherit, detached ones included."""
+"""Environment variable that all processes of a command inherit, including detached ones."""
 
 _PAUSE = 0.02
 _MEMORY_EVERY = 0.25
@@ -25,16 +25,16 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a command took.
+class Measurement:
+    """The measurement of a command.
 
     Attributes:
         seconds: from its start to its end, or to the end of the last process that did its work.
         cpu_seconds: of the command and of its children that ended before it.
-        peak_bytes: greatest sum of proportional set sizes over all its processes.
-        round_seconds: median time from one line of its log of rounds to the next: sending,
-            training, aggregation and evaluation; None with fewer than two rounds.
-        accuracies: one a round, from round 0.
+        peak_bytes: maximum sum of proportional set sizes over all its processes.
+        round_seconds: median time between two lines of its log of rounds: sending, training,
+            aggregation and evaluation; None with fewer than two rounds.
+        accuracies: one per round, from round 0.
     """
 
     seconds: float
@@ -49,32 +49,32 @@ class Taken:
 
 
 class CommandFailedError(Exception):
-    """A command of the bench ended with an error, or took too long; the message quotes its log."""
+    """A command failed or exceeded its time limit; the message quotes its log."""
 
 
-def watch(
+def measure(
     command: Sequence[str | Path],
     *,
     folder: Path,
     environment: Mapping[str, str] | None = None,
     rounds: Callable[[], Path | None] | None = None,
     timeout: float = 900.0,
-) -> Taken:
-    """Run a command to its end and return what it took; nothing that it started stays.
+) -> Measurement:
+    """Run a command to its end and return its measurement; all processes it started are ended.
 
     Args:
         command: program and arguments.
-        folder: where its output goes, as ``log.txt``, and from which it is started.
-        environment: variables beside those of this process.
-        rounds: returns the file to which the command adds a line a round, once it is there.
-        timeout: seconds after which it is given up.
+        folder: working folder; output goes to its ``log.txt``.
+        environment: variables in addition to those of this process.
+        rounds: returns the file to which the command appends one line per round, or None.
+        timeout: limit in seconds.
 
     Raises:
-        CommandFailedError: it failed or was given up.
+        CommandFailedError: it failed or exceeded the limit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
-    ledger = _Rounds(rounds)
+    round_log = _RoundLog(rounds)
     memory = _Memory(folder)
     usage = os.times()
     begin = time.perf_counter()
@@ -90,32 +90,32 @@ def watch(
         )
     try:
         while process.poll() is None:
-            ledger.look()
-            memory.look()
+            round_log.sample()
+            memory.sample()
             if time.perf_counter() - begin > timeout:
                 raise CommandFailedError(
-                    f"{command[0]} took more than {timeout:.0f} s; {_end(log)}"
+                    f"{command[0]} took more than {timeout:.0f} s; {_log_tail(log)}"
                 )
             time.sleep(_PAUSE)
         seconds = time.perf_counter() - begin
-        ledger.look()
+        round_log.sample()
     finally:
         end_all(folder)
         process.wait()
     if process.returncode:
-        raise CommandFailedError(f"{command[0]} ended with {process.returncode}; {_end(log)}")
+        raise CommandFailedError(f"{command[0]} ended with {process.returncode}; {_log_tail(log)}")
     after = os.times()
     cpu = after.children_user + after.children_system - usage.children_user - usage.children_system
-    return Taken(seconds, cpu, memory.peak, ledger.median(), tuple(ledger.accuracies))
+    return Measurement(seconds, cpu, memory.peak, round_log.median(), tuple(round_log.accuracies))
 
 
-def end_tidily() -> None:
-    """Let a request to end this process end its commands too, as Ctrl-C does."""
+def exit_on_sigterm() -> None:
+    """Exit on SIGTERM as on Ctrl-C, so that the commands are ended, too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def end_all(folder: Path) -> None:
-    """End every process that still bears the mark of a command, and wait until none does."""
+    """End every process of the command in ``folder``, and wait until none is left."""
     for number in [signal.SIGTERM] * 20 + [signal.SIGKILL] * 20:
         pids = marked(folder)
         if not pids:
@@ -129,17 +129,17 @@ def end_all(folder: Path) -> None:
 def marked(folder: Path) -> list[int]:
     """Return the ids of all processes of the command that runs in ``folder``."""
     wanted = f"{MARK}={folder}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
-        # Processes come and go meanwhile, and those of others cannot be read.
+        # Processes may end during the search, and those of other users are not readable.
         with contextlib.suppress(OSError):
             if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+                pids.append(int(entry.name))
+    return [pid for pid in pids if pid != os.getpid()]
 
 
-class _Rounds:
-    """Notes when each line appears in a command's log of rounds."""
+class _RoundLog:
+    """Records when each line appears in a command's log of rounds."""
 
     def __init__(self, find: Callable[[], Path | None] | None) -> None:
         self._find = find
@@ -147,7 +147,7 @@ class _Rounds:
         self._times: list[float] = []
         self.accuracies: list[float] = []
 
-    def look(self) -> None:
+    def sample(self) -> None:
         path = self._find() if self._find else None
         if path is None or not path.is_file() or path.stat().st_size == self._size:
             return
@@ -167,27 +167,27 @@ class _Rounds:
 
 
 class _Memory:
-    """Follows the memory of all processes of a command, at little cost to them.
+    """Samples the memory of all processes of a command, with little overhead.
 
-    What a page shared by several processes counts is known only from the kernel's long account,
-    which takes milliseconds a process: it is asked only when the short one has grown.
+    Proportional set sizes, which share the pages of several processes, take milliseconds per
+    process to read. They are read only after the sum of resident set sizes has grown.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._looked = 0.0
-        self._seen = 0
+        self._sampled_at = 0.0
+        self._resident_peak = 0
         self.peak = 0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         now = time.perf_counter()
-        if now - self._looked < _MEMORY_EVERY:
+        if now - self._sampled_at < _MEMORY_EVERY:
             return
-        self._looked = now
+        self._sampled_at = now
         pids = marked(self._folder)
         resident = sum(_resident(pid) for pid in pids)
-        if resident > self._seen * _GROWTH:
-            self._seen = resident
+        if resident > self._resident_peak * _GROWTH:
+            self._resident_peak = resident
             self.peak = max(self.peak, sum(_proportional(pid) for pid in pids))
 
 
@@ -205,6 +205,6 @@ def _proportional(pid: int) -> int:
     return 0
 
 
-def _end(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return f"its log {log} ends with:\n" + "\n".join(lines[-12:])

@@ -1,4 +1,4 @@
-"""The bench's results for readers: README.md with tables of ratios, and a plot."""
+"""The page of the bench: README.md with tables of ratios, and a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTRODUCTION = HERE / "introduction.md"
 
 
 def publish(folder: Path, results: dict[str, Any]) -> None:
-    """Write the page and, where there is something to draw, the plot."""
+    """Write the page and, if there are results, the plot."""
     rows = results.get("federated") or []
     parts = [
         INTRODUCTION.read_text(encoding="utf-8").format(
@@ -39,7 +39,7 @@ def _machine(results: dict[str, Any]) -> str:
     machine = results["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
-        f"Measured {results['date']}, turns: {results['turns']}, on {machine['cores']} cores of "
+        f"Measured {results['date']} in {results['turns']} turns, on {machine['cores']} cores of "
         f"{machine['processor']} ({', '.join(machine['flags']) or 'no vector extensions'}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['platform']}; Python "
         f"{machine['python']}, {packages}. Load average before the first turn: "
@@ -52,11 +52,11 @@ def _goals(goals: list[dict[str, Any]]) -> str:
     for goal in goals:
         sign = "≥" if goal["at_least"] else "≤"
         measured = goal["measured"]
-        told = _spread(measured) if measured else goal["note"] or "not measured"
+        text = _spread(measured) if measured else goal["note"] or "not measured"
         met = {True: "yes", False: "**no**", None: "-"}[goal["met"]]
-        lines.append(f"| {goal['text']} | {sign} {goal['limit']:g} | {told} | {met} |")
+        lines.append(f"| {goal['text']} | {sign} {goal['limit']:g} | {text} | {met} |")
     lines.append(
-        "\nMeasured: median (least to greatest) over turns; ratios unless a unit is named.\n"
+        "\nMeasured: median (minimum to maximum) over turns; ratios unless a unit is given.\n"
     )
     return "\n".join(lines)
 
@@ -64,22 +64,22 @@ def _goals(goals: list[dict[str, Any]]) -> str:
 def _contenders(rows: list[dict[str, Any]]) -> str:
     lines = [
         "## Contenders\n",
-        "Each against fedkd inline in the same turn.\n",
+        "Ratios to fedkd inline in the same turn.\n",
         "| contender | what it is | whole command | a round | peak memory | accuracy |",
         "|---|---|---|---|---|---|",
     ]
-    described = {each.name: each.describes for each in contenders()}
+    described = {each.name: each.description for each in contenders()}
     for name in names(rows):
-        own = [row for row in rows if row["contender"] == name and "error" not in row]
-        if not own:
+        own_rows = [row for row in rows if row["contender"] == name and "error" not in row]
+        if not own_rows:
             lines.append(f"| {name} | {described[name]} | failed | | | |")
             continue
-        told = [
-            _spread(vars(found)) if (found := ratios(rows, name, "fedkd inline", key)) else "-"
+        cells = [
+            _spread(vars(spread)) if (spread := ratios(rows, name, "fedkd inline", key)) else "-"
             for key in ("seconds", "round_seconds", "peak_bytes")
         ]
-        mean = statistics.fmean(accuracy(row) for row in own)
-        lines.append(f"| {name} | {described[name]} | {' | '.join(told)} | {mean:.3f} |")
+        mean = statistics.fmean(accuracy(row) for row in own_rows)
+        lines.append(f"| {name} | {described[name]} | {' | '.join(cells)} | {mean:.3f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +93,7 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    # Otherwise every run of the same figures gives another file.
+    # A fixed salt: the same figures give the same file.
     mpl.rcParams["svg.hashsalt"] = "bench"
     from matplotlib import pyplot
 
@@ -106,13 +106,13 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
         (axes[1], "round_seconds", "a round"),
     ):
         for index, name in enumerate(reversed(shown)):
-            found = ratios(rows, name, "fedkd inline", key)
-            if found is None:
+            spread = ratios(rows, name, "fedkd inline", key)
+            if spread is None:
                 continue
             colour = "#0072B2" if name.startswith("fedkd") else "#999999"
-            axis.barh(index, found.median, color=colour)
-            axis.plot([found.least, found.greatest], [index, index], color="black", linewidth=2)
-            axis.text(found.greatest, index, f" {found.median:.2f}", va="center", fontsize=9)
+            axis.barh(index, spread.median, color=colour)
+            axis.plot([spread.least, spread.greatest], [index, index], color="black", linewidth=2)
+            axis.text(spread.greatest, index, f" {spread.median:.2f}", va="center", fontsize=9)
         axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(f"{title}, fedkd inline = 1", fontsize=10)
         axis.margins(x=0.15)

@@ -1,4 +1,4 @@
-"""How time and memory grow with silos, images, parameters and teachers: ``make bench-scale``."""
+"""Growth of time and memory with silos, images, parameters and teachers: ``make bench-scale``."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from typing import Any
 from experiments.bench import machine
 from experiments.bench.contenders import fedkd
 from experiments.bench.federated import Say
-from experiments.bench.process import CommandFailedError, end_tidily
+from experiments.bench.process import CommandFailedError, exit_on_sigterm
 from experiments.bench.workload import HERE, STUDY
 from fedkd.util.files import replacing, write_json, write_text
 
 RESULTS, PAGE, PLOT = "scale.json", "SCALE.md", "scale.svg"
 IMAGES = 59
-"""Of a small silo: a thousand of them hold nearly all of Fashion-MNIST."""
+"""Images of a small silo: a thousand of them have nearly all of Fashion-MNIST."""
 ROUNDS = 3
 QUADRATIC = 1.5
-"""A power of growth beyond which something takes more than its share."""
+"""Power of growth above which a problem is reported."""
 
-_TAUGHT = "arms={fedkd: {start: consolidated, consolidation: {epochs: 2, weighting: confidence}}}"
+_CONSOLIDATED = (
+    "arms={fedkd: {start: consolidated, consolidation: {epochs: 2, weighting: confidence}}}"
+)
 _COMMON = ("data.validation=0", f"rounds.max={ROUNDS}")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One quantity that grows while all else stays.
+    """A sweep over one quantity, with everything else fixed.
 
     Attributes:
         name: of the quantity.
-        says: what is run.
+        description: what is run.
         sizes: ascending.
-        changes: for each size, what is set in the study.
-        engine: on which engine.
+        changes: overrides of the study for each size.
+        engine: the engine.
     """
 
     name: str
-    says: str
+    description: str
     sizes: tuple[float, ...]
     changes: tuple[tuple[str, ...], ...]
     engine: str = "inline"
 
 
 def sweeps(scale: int = 1) -> list[Sweep]:
-    """Return what is measured, smaller by ``scale`` to try it out."""
+    """Return all sweeps, with sizes divided by ``scale`` for a trial."""
     silos = [max(2, n // scale) for n in (10, 100, 1000)]
     images = [max(20, n // scale) for n in (59, 590, 5900)]
     teachers = [max(2, n // scale) for n in (10, 30, 100)]
@@ -85,7 +87,7 @@ def sweeps(scale: int = 1) -> list[Sweep]:
             f"pre-training and consolidation of silos of {IMAGES} images, one epoch",
             tuple(teachers),
             tuple(
-                (*_silos(n, IMAGES), _TAUGHT, "baselines=[]", "pretraining.epochs=1")
+                (*_silos(n, IMAGES), _CONSOLIDATED, "baselines=[]", "pretraining.epochs=1")
                 for n in teachers
             ),
         ),
@@ -104,13 +106,13 @@ def _silos(silos: int, images: int) -> tuple[str, ...]:
 
 
 def measure(sweep: Sweep, folder: Path, say: Say) -> list[dict[str, Any]]:
-    """Run a sweep; return a row a size, with what it took or its error."""
+    """Run a sweep; return a row for each size, with its measurement or its error."""
     rows = []
     for size, changes in zip(sweep.sizes, sweep.changes, strict=True):
         place = folder / f"{sweep.name.replace(' ', '-')}-{size:g}"
         options = [part for change in (*_COMMON, *changes) for part in ("--set", change)]
         try:
-            taken = fedkd(
+            measurement = fedkd(
                 "compare",
                 STUDY,
                 "--fresh",
@@ -127,7 +129,7 @@ def measure(sweep: Sweep, folder: Path, say: Say) -> list[dict[str, Any]]:
         points = _points(place)
         row = {
             "size": size,
-            **taken.to_dict(),
+            **measurement.to_dict(),
             "bytes_a_round": points[-1]["bytes_up"] + points[-1]["bytes_down"],
             "start_seconds": points[0]["seconds"],
         }
@@ -145,7 +147,7 @@ def _points(place: Path) -> list[dict[str, Any]]:
 
 
 def power(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Return p of the growth size^p between the last two sizes; None where one is missing."""
+    """Return p of the growth size^p between the last two sizes; None if one is missing."""
     last = [row for row in rows if row.get(key)][-2:]
     if len(last) < 2:
         return None
@@ -155,31 +157,31 @@ def power(rows: Sequence[dict[str, Any]], key: str) -> float | None:
 
 def publish(out: Path, results: dict[str, Any]) -> None:
     """Write the page and the plot."""
-    where = results["machine"]
+    host = results["machine"]
     lines = [
-        "# How fedkd grows\n",
+        "# Growth of time and memory\n",
         (
-            f"Written by `make bench-scale`, {results['date']}, on {where['cores']} cores of "
-            f"{where['processor']}; load average before: {where['load_before']:.1f}. Every row is "
-            "a whole command; figures are relative to the smallest size of their sweep. The last "
-            "line of a sweep gives the power p of a growth as size^p between its last two sizes: "
-            "1 is in proportion, 2 is quadratic.\n"
+            f"Written by `make bench-scale`, {results['date']}, on {host['cores']} cores of "
+            f"{host['processor']}; load average before: {host['load_before']:.1f}. Every row is "
+            "a whole command; figures are relative to the smallest size of the sweep. The last "
+            "row of a sweep is the power p of the growth size^p between its last two sizes: "
+            "1 is linear, 2 is quadratic.\n"
         ),
     ]
     for sweep in sweeps():
         rows = results["sweeps"].get(sweep.name, [])
-        whole = [row for row in rows if "error" not in row]
-        if not whole:
+        complete = [row for row in rows if "error" not in row]
+        if not complete:
             continue
-        lines += [f"## {sweep.name.capitalize()}\n", f"{sweep.says}.\n"]
+        lines += [f"## {sweep.name.capitalize()}\n", f"{sweep.description}.\n"]
         lines += ["| size | a round | whole command | peak memory | messages of a round |"]
         lines += ["|---|---|---|---|---|"]
-        first = whole[0]
-        for row in whole:
+        first = complete[0]
+        for row in complete:
             cells = [f"{row[key] / first[key]:.2f}" for key in COLUMNS]
             lines.append(f"| {row['size']:,.0f} | {' | '.join(cells)} |")
-        told = [power(rows, key) for key in COLUMNS]
-        cells = ["-" if each is None else f"{each:.2f}" for each in told]
+        powers = [power(rows, key) for key in COLUMNS]
+        cells = ["-" if each is None else f"{each:.2f}" for each in powers]
         lines.append(f"| p | {' | '.join(cells)} |\n")
     lines.append(f"![Growth of a round's time and of memory]({PLOT})\n")
     write_text(out / PAGE, "\n".join(lines))
@@ -202,10 +204,12 @@ def _draw(path: Path, results: dict[str, Any]) -> None:
         (axes[1], "peak_bytes", "peak memory"),
     ):
         for name, rows in results["sweeps"].items():
-            whole = [row for row in rows if row.get(key)]
-            if whole:
-                sizes = [row["size"] / whole[0]["size"] for row in whole]
-                axis.plot(sizes, [row[key] / whole[0][key] for row in whole], "o-", label=name)
+            complete = [row for row in rows if row.get(key)]
+            if complete:
+                sizes = [row["size"] / complete[0]["size"] for row in complete]
+                axis.plot(
+                    sizes, [row[key] / complete[0][key] for row in complete], "o-", label=name
+                )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("size, smallest = 1")
@@ -219,12 +223,14 @@ def _draw(path: Path, results: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Measure all sweeps, write them down after each, and name what grows too fast."""
+    """Measure all sweeps, write the results after each, and report fast growth."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.scale", description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
-    parser.add_argument("--smaller", type=int, default=1, metavar="N", help="to try it out")
-    asked = parser.parse_args()
-    end_tidily()
+    parser.add_argument(
+        "--smaller", type=int, default=1, metavar="N", help="divide all sizes by N, for a trial"
+    )
+    arguments = parser.parse_args()
+    exit_on_sigterm()
     results: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine.describe(),
@@ -232,7 +238,7 @@ def main() -> int:
     }
     failed = False
     with tempfile.TemporaryDirectory(prefix="fedkd-scale-") as scratch:
-        # Decodes the images once, so that no sweep waits for it.
+        # Decode the images once, outside the measurements.
         first = Path(scratch)
         fedkd(
             "compare",
@@ -242,19 +248,19 @@ def main() -> int:
             folder=first / "warm",
             cache=first / "cache",
         )
-        for sweep in sweeps(asked.smaller):
+        for sweep in sweeps(arguments.smaller):
             begin = time.perf_counter()
             rows = measure(sweep, first, _say)
             _say(f"-- {sweep.name}: {time.perf_counter() - begin:.0f} s in all")
             results["sweeps"][sweep.name] = rows
             failed |= any("error" in row for row in rows)
-            write_json(asked.out / RESULTS, results)
-            publish(asked.out, results)
+            write_json(arguments.out / RESULTS, results)
+            publish(arguments.out, results)
             for key in COLUMNS:
-                grown = power(rows, key)
-                if grown is not None and grown > QUADRATIC:
-                    _say(f"PROBLEM {sweep.name}: {key} grows as size^{grown:.2f}")
-    _say(f"\nResults: {asked.out}")
+                growth = power(rows, key)
+                if growth is not None and growth > QUADRATIC:
+                    _say(f"PROBLEM {sweep.name}: {key} grows as size^{growth:.2f}")
+    _say(f"\nResults: {arguments.out}")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""The workload of the bench, and the file by which programs without fedkd get the same."""
+"""The workload of the bench, and its file for programs without fedkd."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ HERE = Path(__file__).parent
 STUDY = HERE / "fedavg.yaml"
 GRID = HERE / "grid.yaml"
 ARM = "fedkd"
-"""Of the grid's study: the arm that is tuned."""
+"""The tuned arm of the grid's study."""
 
 
 def write_workload(path: Path) -> None:
     """Write the study's images, its start and the seeds of its batches as one npz file.
 
-    It holds ``images`` uint8 ``[silos, N, C, H, W]``, ``labels`` int64 ``[silos, N]``,
+    The arrays are ``images`` uint8 ``[silos, N, C, H, W]``, ``labels`` int64 ``[silos, N]``,
     ``test_images``, ``test_labels``, ``seeds`` int64 ``[rounds, silos]``, and a ``start.KEY`` for
     every tensor of the model.
     """
@@ -58,15 +58,15 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
-def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float]]) -> None:
-    """Write what a search by hand needs as one npz file; silos are pre-trained as far as needed.
+def write_teachers(path: Path, cache: Path, points: Sequence[Mapping[str, float]]) -> None:
+    """Write the data of the grid search as one npz file; silos are pre-trained if necessary.
 
     Args:
-        path: of the file. It holds ``images``, ``labels``, ``validation_images``,
+        path: of the file. The arrays are ``images``, ``labels``, ``validation_images``,
             ``validation_labels``, the ``points`` ``[P, 2]`` of temperature and weight, the
             optimiser's settings, the ``seed`` of the order of samples, and tensors
             ``start.KEY`` and ``teacher-0.KEY``, ``teacher-1.KEY``, ...
-        cache: of fedkd, where the teachers lie afterwards.
+        cache: fedkd's cache, where the teachers are stored.
         points: of the grid.
     """
     from fedkd.federation.federation import Federation
@@ -77,27 +77,27 @@ def write_classroom(path: Path, cache: Path, points: Sequence[Mapping[str, float
     federation = Federation.load(study, study.seeds[0], cache)
     with silo_pool(study) as pool:
         federation.pretrain(pool)
-    room = SimulatedTeachers(federation, ARM)
+    teachers = SimulatedTeachers(federation, ARM)
     states = [federation.pretrained(name).state for name in study.silo_names]
     arrays = {
         f"teacher-{index}.{key}": tensor.numpy()
         for index, state in enumerate(states)
         for key, tensor in (state or {}).items()
     }
-    start = room.teachers().average(room.arch)
+    start = teachers.teachers().average(teachers.arch)
     arrays |= {f"start.{key}": tensor.numpy() for key, tensor in start.items()}
-    validation, own = federation.split.validation, room.own
+    validation, settings = federation.split.validation, teachers.own
     arrays |= {
-        "images": room.transfer.images.numpy(),
-        "labels": room.transfer.labels.numpy(),
+        "images": teachers.transfer.images.numpy(),
+        "labels": teachers.transfer.labels.numpy(),
         "validation_images": validation.images.numpy(),
         "validation_labels": validation.labels.numpy(),
         "points": np.array([[point["temperature"], point["weight"]] for point in points]),
         "teachers": np.array(len(states)),
         "seed": np.array(derive_seed(federation.seed, "distillation")),
-        "epochs": np.array(own.epochs),
-        "batch": np.array(own.batch_size),
-        "lr": np.array(own.lr),
-        "momentum": np.array(own.momentum),
+        "epochs": np.array(settings.epochs),
+        "batch": np.array(settings.batch_size),
+        "lr": np.array(settings.lr),
+        "momentum": np.array(settings.momentum),
     }
     _write(path, arrays)

@@ -1,1 +1,1 @@
-"""The studies behind the claims of the seed work, run, recorded and judged by ``make paper``."""
+"""Studies of the reference paper's claims, run, recorded and evaluated by ``make paper``."""

@@ -1,4 +1,4 @@
-"""Run what has not been recorded, then rebuild RESULTS.md from the records.
+"""Run the studies that are not recorded, then rebuild RESULTS.md from the records.
 
 python -m experiments.paper            run and rebuild
 python -m experiments.paper --rebuild  rebuild only
@@ -27,92 +27,94 @@ RESULTS = FOLDER / "RESULTS.md"
 
 
 def main() -> None:
-    """Run, record, judge."""
+    """Run, record, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rebuild", action="store_true", help="run nothing")
+    parser.add_argument("--rebuild", action="store_true", help="only rebuild the page")
     parser.add_argument(
-        "--only", default="", metavar="STUDY", help="run this study's variants alone"
+        "--only", default="", metavar="STUDY", help="run only this study's variants"
     )
     parser.add_argument(
         "--at-once",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="runs under way at a time (default: one a core)",
+        help="number of parallel runs (default: one per core)",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     failed = False
-    if not given.rebuild:
+    if not arguments.rebuild:
         for study in RATES:
-            if given.only in ("", study):
+            if arguments.only in ("", study):
                 choose_missing(study)
-        missing = [run for run in plan() if not is_recorded(run) and given.only in ("", run.study)]
+        missing = [
+            run for run in plan() if not is_recorded(run) and arguments.only in ("", run.study)
+        ]
         try:
-            failed = _record_all(missing, max(1, given.at_once))
+            failed = _record_all(missing, max(1, arguments.at_once))
         except KeyboardInterrupt:
-            sys.exit("paper: interrupted; what was recorded is kept, the same command goes on")
+            sys.exit("paper: interrupted; records are kept, and the same command resumes")
     write_results(RESULTS)
     print(f"written: {RESULTS}")  # noqa: T201 -- a script
     sys.exit(int(failed))
 
 
 def _record_all(missing: Sequence[Run], at_once: int) -> bool:
-    """Record every run, each in a process of its own; say what fails, and return whether any did.
+    """Record every run in a process of its own; print failures, and return whether there are any.
 
-    Distillation takes one thread, so that its bits do not depend on the machine: cores are put to
-    use by runs side by side.
+    Distillation uses one thread, so that its bits do not depend on the machine. Parallel runs use
+    the cores.
     """
     console = Console(stderr=True)
     failed = False
-    begin = time.perf_counter()
+    start = time.perf_counter()
     with _bar(console, len(missing)) as bar:
-        for run, outcome in run_side_by_side(missing, at_once):
+        for run, outcome in run_in_parallel(missing, at_once):
             failed = failed or isinstance(outcome, str)
-            said = outcome if isinstance(outcome, str) else f"{outcome:.0f} s of processor time"
-            bar.console.print(f"{run.record.stem}: {said}", markup=False, highlight=False)
+            message = outcome if isinstance(outcome, str) else f"{outcome:.0f} s of processor time"
+            bar.console.print(f"{run.record.stem}: {message}", markup=False, highlight=False)
             bar.advance(bar.task_ids[0])
     if missing:
-        minutes = (time.perf_counter() - begin) / 60
+        minutes = (time.perf_counter() - start) / 60
         console.print(f"{len(missing)} runs, {at_once} at a time: {minutes:.0f} minutes")
     return failed
 
 
-def run_side_by_side(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
-    """Yield, as they end, each run with its seconds of processor time or why it failed.
+def run_in_parallel(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run, float | str]]:
+    """Yield each run as it ends, with its seconds of processor time or the reason of its failure.
 
-    A process that is killed is a run that failed. Closed or left by Ctrl-C, this ends what is
-    under way and begins nothing more.
+    A killed process is a failed run. Closing the generator, or Ctrl-C, stops the current runs and
+    starts no more.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(missing)
-    under_way: dict[Connection, tuple[Run, SpawnProcess]] = {}
+    running: dict[Connection, tuple[Run, SpawnProcess]] = {}
     try:
-        while waiting or under_way:
-            while waiting and len(under_way) < at_once:
-                # The dear ones first, so that no core is idle while the last of them ends.
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                # The most expensive runs first, so that no core idles at the end.
                 run = waiting.pop()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=attempt, args=(run, theirs))
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=attempt, args=(run, sender))
                 process.start()
-                theirs.close()
-                under_way[ours] = run, process
-            for ours in (end for end in wait(list(under_way)) if isinstance(end, Connection)):
-                run, process = under_way.pop(ours)
-                yield run, _outcome(ours, process)
+                sender.close()
+                running[receiver] = run, process
+            for receiver in (end for end in wait(list(running)) if isinstance(end, Connection)):
+                run, process = running.pop(receiver)
+                yield run, _outcome(receiver, process)
     finally:
-        for _, process in under_way.values():
+        for _, process in running.values():
             process.terminate()
 
 
-def _outcome(ours: Connection, process: SpawnProcess) -> float | str:
-    with ours:
+def _outcome(receiver: Connection, process: SpawnProcess) -> float | str:
+    with receiver:
         try:
-            found: float | str = ours.recv()
+            outcome: float | str = receiver.recv()
         except EOFError:
             process.join()
             return f"failed: its process ended with exit code {process.exitcode}"
     process.join()
-    return found
+    return outcome
 
 
 def _bar(console: Console, total: int) -> Progress:

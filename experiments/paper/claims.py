@@ -1,6 +1,6 @@
-"""Every claim and question of the seed work: what was measured, its range, and the verdict.
+"""The claims and questions of the reference paper: measurements, ranges and verdicts.
 
-The verdict is computed from the records by the rule that stands in the claim's text.
+The verdict is computed from the records by the rule in the claim's text.
 """
 
 # ruff: noqa: E501 -- the page is prose
@@ -50,30 +50,32 @@ CLAIMS: tuple[tuple[Callable[[Records], Finding], tuple[str, ...]], ...] = (
     (cross_device, ("cross-device",)),
     (processor_time, tuple(dict.fromkeys(run.study for run in plan()))),
 )
-"""Every judge, and the studies that it needs."""
+"""The functions that evaluate a claim, with the studies that each needs."""
 
 
 def write_results(path: Path) -> None:
-    """Judge every claim whose studies are recorded and write the page."""
+    """Evaluate every claim whose studies are recorded, and write the page."""
     records = Records()
     missing = {run.study for run in records.missing()}
     parts = [
-        "# What the studies found",
+        "# Results of the studies",
         (
-            "Written by `make paper` from the records in `results/`; nothing here is typed by hand. "
-            "Accuracies are per cent on test images, mean over three seeds, where no other number is said, and in brackets the least and "
-            "the greatest. Claims are those of arXiv 2402.14922 and of this project; each says the "
-            "rule by which it is judged. Where the seed work's exact settings are not public, ours stand "
-            f"in the study files. Records that name a processor were made on {_list(records.processors())}; on another processor an "
-            "accuracy may differ by an image or a few, and by more where training hardly converges."
+            "Written by `make paper` from the records in `results/`; nothing is edited by hand. "
+            "Accuracies are in per cent on test images: mean over three seeds unless stated otherwise, minimum and maximum in brackets. "
+            "Claims are those of the reference paper (arXiv 2402.14922) and of this project; each states the "
+            "rule by which it is evaluated. If the paper's exact settings are not public, the study files "
+            f"contain ours. Records that name a processor were made on {_list(records.processors())}; on another processor an "
+            "accuracy may differ by a few images, and by more if training hardly converges."
         ),
     ]
-    for judge, studies in CLAIMS:
-        if lacking := sorted(missing & set(studies)):
-            title = judge.__name__.replace("_", " ")
-            parts.append(f"*Not judged: {title}; {', '.join(lacking)} is not recorded in full.*")
+    for evaluate, studies in CLAIMS:
+        if unrecorded := sorted(missing & set(studies)):
+            title = evaluate.__name__.replace("_", " ")
+            parts.append(
+                f"*Not evaluated: {title}; {', '.join(unrecorded)} is not recorded in full.*"
+            )
             continue
-        parts.append(render(judge(records)))
+        parts.append(render(evaluate(records)))
     write_text(path, "\n\n".join(parts) + "\n")
 
 

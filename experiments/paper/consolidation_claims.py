@@ -1,4 +1,4 @@
-"""Claims on what consolidation alone gives: methods, tuning, weightings and students."""
+"""Claims about consolidation alone: methods, tuning, weightings and students."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -39,7 +39,7 @@ def _starts(records: Records, study: str, arms: Sequence[str]) -> list[tuple[str
 
 
 def _over(records: Records, study: str, arm: str) -> float:
-    """Mean start of an arm over all partitions and seeds."""
+    """Return the mean initial accuracy of an arm over all partitions and seeds."""
     return mean([x for name in PARTITIONS for x in records.starts(study, (name,), arm)])
 
 
@@ -66,7 +66,7 @@ def tuned_against_default(records: Records) -> Finding:
     wins = sum(gain > 0 for gain in gains)
     return Finding(
         "Tuned against default distillation",
-        "Choosing temperature and weight on validation data beats T = 1, a = 0.5 (the seed work: "
+        "Choosing temperature and weight on validation data beats T = 1, a = 0.5 (the paper: "
         "by 16 % on uniform data and 139 % on average on non-IID data, in gain over the student). "
         "Holds if the mean over seeds is higher in every row.",
         ("transfer set", "partition", "average model", "default", "tuned", "points"),
@@ -94,7 +94,7 @@ def methods(records: Records) -> Finding:
     best = mean([spread.mean for spread in tuned])
     return Finding(
         "Methods on five partitions, labelled transfer set",
-        "Distillation teaches more than the labels of the transfer set alone. Holds if tuned "
+        "Distillation gives a better student than the transfer labels alone. Holds if tuned "
         "distillation is above plain fine-tuning on those labels, on average over partitions.",
         ("arm", *PARTITIONS),
         rows,
@@ -125,9 +125,9 @@ def supervised_dp(records: Records) -> Finding:
 
 
 def mutual(records: Records) -> Finding:
-    """DML on unlabelled data and its refinement."""
+    """DML on unlabelled data, with equal weights and by familiarity."""
     arms = ("average", "fedkd-vanilla", "fedkd-dml", "fedkd-dml-familiarity", "fedkd-familiarity")
-    begun, plain, refined = (_over(records, "start-digits", arms[i]) for i in (0, 2, 3))
+    initial, plain, refined = (_over(records, "start-digits", arms[i]) for i in (0, 2, 3))
     return Finding(
         "Mutual learning on unlabelled data",
         "Peers weighted per image by familiarity make mutual learning work without labels. Holds if "
@@ -137,8 +137,8 @@ def mutual(records: Records) -> Finding:
         f"{'Holds' if refined > plain else 'Does not hold'}: {100 * refined:.1f} against "
         f"{100 * plain:.1f}"
         + (
-            f", both below the averaged model that they begin with, {100 * begun:.1f}: neither works."
-            if begun > max(refined, plain)
+            f", both below the averaged model that they start from, {100 * initial:.1f}: neither works."
+            if initial > max(refined, plain)
             else "."
         ),
     )
@@ -147,7 +147,7 @@ def mutual(records: Records) -> Finding:
 def learning_and_forgetting(records: Records) -> Finding:
     """Gain and forgetting of the student, over methods."""
     rows = []
-    lost: dict[tuple[str, str], list[float]] = {}
+    forgotten: dict[tuple[str, str], list[float]] = {}
     for study, arms in (
         (
             "labelled-digits",
@@ -165,31 +165,33 @@ def learning_and_forgetting(records: Records) -> Finding:
     ):
         for arm in arms:
             cells = []
-            lost[study, arm] = []
+            forgotten[study, arm] = []
             for name in PARTITIONS:
-                found = records.flips(study, (name,), arm)
+                flips = records.flips(study, (name,), arm)
                 cells.append(
                     "failed"
-                    if found is None
-                    else f"+{100 * found[0].mean:.1f} / -{100 * found[1].mean:.1f}"
+                    if flips is None
+                    else f"+{100 * flips[0].mean:.1f} / -{100 * flips[1].mean:.1f}"
                 )
-                lost[study, arm].append(found[1].mean if found else 0.0)
+                forgotten[study, arm].append(flips[1].mean if flips else 0.0)
             rows.append((f"{arm} ({study.split('-')[0]})", *cells))
-    labelled = {arm: shares for (study, arm), shares in lost.items() if study == "labelled-digits"}
-    less = sum(dp < kd for dp, kd in zip(labelled[DP], labelled["fedkd-vanilla"], strict=True))
-    least = min(labelled, key=lambda arm: mean(labelled[arm]))
-    holds = "Holds" if less == len(PARTITIONS) else "Does not hold everywhere"
+    labelled = {
+        arm: shares for (study, arm), shares in forgotten.items() if study == "labelled-digits"
+    }
+    num_less = sum(dp < kd for dp, kd in zip(labelled[DP], labelled["fedkd-vanilla"], strict=True))
+    least_forgetful = min(labelled, key=lambda arm: mean(labelled[arm]))
+    holds = "Holds" if num_less == len(PARTITIONS) else "Does not hold everywhere"
     return Finding(
         "Learning against forgetting",
-        "Data partitioning forgets less than plain distillation (labelled transfer set, shares of "
-        "test images gained and lost against the averaged model). Holds if so on every partition. "
-        "fedkd-t4-a1 hears the teachers alone, at temperature 4.",
+        "Data partitioning forgets less than plain distillation (labelled transfer set; shares of "
+        "test images gained and lost against the averaged model). Holds if this is so on every partition. "
+        "fedkd-t4-a1 uses the teachers alone, at temperature 4.",
         ("arm", *PARTITIONS),
         rows,
-        f"{holds}: fedkd-dp forgets less than fedkd-vanilla on {less} of {len(PARTITIONS)} "
+        f"{holds}: fedkd-dp forgets less than fedkd-vanilla on {num_less} of {len(PARTITIONS)} "
         f"partitions, {100 * mean(labelled[DP]):.2f} against "
-        f"{100 * mean(labelled['fedkd-vanilla']):.2f} % of the test images on average; of those "
-        f"listed the least is that of {least}, {100 * mean(labelled[least]):.2f} %.",
+        f"{100 * mean(labelled['fedkd-vanilla']):.2f} % of the test images on average. The minimum "
+        f"of all listed arms is {100 * mean(labelled[least_forgetful]):.2f} % ({least_forgetful}).",
     )
 
 
@@ -207,9 +209,9 @@ def weighting(records: Records) -> Finding:
         _starts(records, "start-digits", WEIGHTINGS),
         f"{'Holds' if means[best] > means['fedkd-vanilla'] else 'Does not hold'}: {best} "
         f"{100 * means[best]:.1f}, equal {100 * means['fedkd-vanilla']:.1f}. The control "
-        f"without any teacher model, densities alone, has {100 * control:.1f}"
+        f"without teachers' models, densities alone, has {100 * control:.1f}"
         + (
-            ", which is as much or more: on this data the teachers add nothing to the densities."
+            ", at least as much: on this data the teachers' models add nothing to the densities."
             if control >= means[best]
             else "."
         ),
@@ -227,8 +229,8 @@ def student(records: Records) -> Finding:
     return Finding(
         "Choice of the student, also across architectures",
         "How much depends on the student? (fedkd-familiarity starts from the average; mlp is a new "
-        "model of another architecture; discriminant is fixed filters with a linear layer that "
-        "pooled moments give in closed form, without any teacher's model.) No claim: the spread is "
+        "model of another architecture; discriminant is lda-head: fixed filters with a linear layer in "
+        "closed form from pooled moments, without teachers' models.) No claim: the spread is "
         "reported.",
         ("arm", *PARTITIONS),
         _starts(records, "start-digits", arms),

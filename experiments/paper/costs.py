@@ -1,4 +1,4 @@
-"""What the studies cost to run."""
+"""The computing time of the studies."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from experiments.paper.findings import Finding
 from experiments.paper.plan import CENTRAL, Run, plan
 
 CORES = 2
-"""The studies are sized for so many."""
+"""Number of cores for which the studies are sized."""
 AGAINST_CENTRAL = (*CENTRAL, "one-exchange")
-"""On fifty thousand images, the others on a tenth or less of that."""
+"""Studies on 50,000 images; the others have at most a tenth of that."""
 
 
 def processor_time(records: Records) -> Finding:
-    """How long every study occupied a core."""
+    """Return the processor time of every study."""
     seconds: dict[str, list[float]] = {}
     runs = plan()
     for run in runs:
         seconds.setdefault(run.study, []).extend(_seconds(records, run))
     timed = sum(map(len, seconds.values()))
     minutes = {study: sum(each) / 60 for study, each in seconds.items()}
-    total, beside = sum(minutes.values()), sum(minutes[study] for study in AGAINST_CENTRAL)
+    total, against_central = sum(minutes.values()), sum(minutes[study] for study in AGAINST_CENTRAL)
     return Finding(
-        "What the studies cost",
-        "Minutes of processor time, the choice of recipes apart, from an empty cache. Runs that "
-        "share silos or a baseline compute them once, so that the first of them pays. No claim.",
-        ("study", "runs", "of them timed", "minutes", "the longest run"),
+        "Computing time of the studies",
+        "Minutes of processor time from an empty cache, without the recipe search. Runs that share "
+        "silos or a baseline compute them once, in the first of these runs. No claim.",
+        ("study", "runs", "timed", "minutes", "longest run"),
         [
             (
                 study,
@@ -36,13 +36,13 @@ def processor_time(records: Records) -> Finding:
             )
             for study, each in seconds.items()
         ],
-        f"{total:.0f} minutes of one core for {timed} of {len(runs)} runs; {total / CORES:.0f} on "
-        f"{CORES} cores that never wait, {beside / CORES:.0f} of them for comparing one exchange "
-        "with central training.",
+        f"{total:.0f} minutes on one core for {timed} of {len(runs)} runs; {total / CORES:.0f} on "
+        f"{CORES} busy cores, {against_central / CORES:.0f} of them for the comparison of one "
+        "exchange with centralized training.",
     )
 
 
 def _seconds(records: Records, run: Run) -> list[float]:
-    """Return what a run took; nothing if it was recorded before runs were timed."""
+    """Return the run's seconds; an empty list if its record has no time."""
     record = records.record(run.study, run.variant)
     return [record["processor_seconds"]] if "processor_seconds" in record else []

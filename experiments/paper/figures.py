@@ -1,4 +1,4 @@
-"""Figures out of the records: means and ranges over seeds, and what is chosen on validation."""
+"""Figures from the records: means and ranges over seeds, and selection on validation data."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ class Spread:
 
 
 class Records:
-    """All records of the plan that are there and up to date."""
+    """The records of the plan that exist and are up to date."""
 
     def __init__(self) -> None:
-        self._found = {(r.study, r.variant): load(r) for r in plan() if is_recorded(r)}
+        self._records = {(r.study, r.variant): load(r) for r in plan() if is_recorded(r)}
 
     def processors(self) -> dict[str, int]:
-        """Return on what the records were made and how many on each, as far as they say so."""
-        known = (each["processor"] for each in self._found.values() if "processor" in each)
+        """Return the number of records by processor, for records that name one."""
+        known = (each["processor"] for each in self._records.values() if "processor" in each)
         return dict(Counter(known).most_common())
 
     def variants(self, study: str) -> list[tuple[str, ...]]:
         """Return a study's variants, in the order of the plan."""
-        return [variant for name, variant in self._found if name == study]
+        return [variant for name, variant in self._records if name == study]
 
     def missing(self) -> list[Run]:
-        """Return what has not been run."""
-        return [run for run in plan() if (run.study, run.variant) not in self._found]
+        """Return the runs without a record."""
+        return [run for run in plan() if (run.study, run.variant) not in self._records]
 
     def record(self, study: str, variant: tuple[str, ...]) -> dict[str, Any]:
         """Return one whole record."""
-        return self._found[study, variant]
+        return self._records[study, variant]
 
     def runs(self, study: str, variant: tuple[str, ...], arm: str) -> list[dict[str, Any]]:
-        """Return an arm's runs, one a seed."""
-        return [run for run in self._found[study, variant]["runs"] if run["arm"] == arm]
+        """Return an arm's runs, one per seed."""
+        return [run for run in self._records[study, variant]["runs"] if run["arm"] == arm]
 
     def starts(self, study: str, variant: tuple[str, ...], arm: str) -> list[float]:
-        """Return accuracy before any round, a seed each."""
+        """Return the accuracies before any round, one per seed."""
         return [run["accuracy"][0] for run in self.runs(study, variant, arm)]
 
     def start(self, study: str, variant: tuple[str, ...], arm: str) -> Spread | None:
-        """Summarise accuracy before any round; None where the arm failed on every seed."""
+        """Summarise the accuracy before any round; None if the arm failed on every seed."""
         values = self.starts(study, variant, arm)
         return Spread.of(values) if values else None
 
     def tuned(self, study: str, variant: tuple[str, ...], arms: Sequence[str]) -> list[float]:
-        """Return for each seed the start of the arm that was best on validation data."""
+        """Return per seed the initial accuracy of the best arm on validation data."""
         by_seed: dict[int, list[dict[str, Any]]] = {}
         for arm in arms:
             for run in self.runs(study, variant, arm):
@@ -80,7 +80,7 @@ class Records:
         return [run["accuracy"][0] for run in chosen]
 
     def flips(self, study: str, variant: tuple[str, ...], arm: str) -> tuple[Spread, Spread] | None:
-        """Summarise gain and forgetting of the student by consolidation."""
+        """Summarise gain and forgetting of consolidation."""
         runs = [run["student"] for run in self.runs(study, variant, arm) if run["student"]]
         if not runs:
             return None

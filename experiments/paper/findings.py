@@ -1,4 +1,4 @@
-"""What came of a claim, and how it is written down."""
+"""The finding on a claim, and its Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from experiments.paper.figures import Spread
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a claim: a table, and a sentence that says whether it holds."""
+    """The finding on a claim: a table, and a sentence on whether the claim holds."""
 
     title: str
     claim: str
@@ -20,7 +20,7 @@ class Finding:
 
 
 def cell(spread: Spread | None) -> str:
-    """Format a spread, or say that every seed failed."""
+    """Format a spread; ``failed`` if every seed failed."""
     return "failed" if spread is None else spread.percent()
 
 

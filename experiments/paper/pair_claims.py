@@ -1,4 +1,4 @@
-"""Claims about pairs: when tuning matters, and what makes a good teacher."""
+"""Claims about pairs: when tuning matters, and which teachers are good."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -18,18 +18,18 @@ TRAITS = ("gap", "complementary", "label_distance")
 
 
 def _rows(records: Records, method: str) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for variant in records.variants(STUDY):
         record = records.record(STUDY, variant)
         for values in record["rows"]:
             row = dict(zip(record["columns"], values, strict=True))
             if row["method"] == method and row["delta"] is not None:
-                found.append({"partition": variant[0], **row})
-    return found
+                rows.append({"partition": variant[0], **row})
+    return rows
 
 
 def when_tuning_matters(records: Records) -> Finding:
-    """When tuning stops mattering: the teacher is close to the student."""
+    """Does tuning matter less if the teacher is close to the student?"""
     plain, tuned = (
         {(r["partition"], r["seed"], r["teacher"], r["student"]): r for r in _rows(records, method)}
         for method in ("kd", "kd-tuned")
@@ -59,8 +59,8 @@ def when_tuning_matters(records: Records) -> Finding:
         "smallest gaps than in that of the largest.",
         ("gap, points", "pairs", "tuned - default, points", "tuned is better"),
         rows,
-        f"{'Holds' if holds else 'Does not hold'}: {100 * gains[0]:+.2f} points where the models are "
-        f"closest, {100 * gains[-1]:+.2f} where they are farthest apart.",
+        f"{'Holds' if holds else 'Does not hold'}: {100 * gains[0]:+.2f} points in the third of the "
+        f"smallest gaps, {100 * gains[-1]:+.2f} in that of the largest.",
     )
 
 
@@ -69,29 +69,31 @@ def good_teacher(records: Records) -> Finding:
     rows = []
     ranks: dict[str, dict[str, float | None]] = {}
     for method in METHODS:
-        found = _rows(records, method)
-        deltas = [row["delta"] for row in found]
-        # Against the control: what the labels alone would have given the same student.
-        ranks[method] = {trait: spearman([row[trait] for row in found], deltas) for trait in TRAITS}
+        measured = _rows(records, method)
+        deltas = [row["delta"] for row in measured]
+        # Compared with the control: training of the same student on the labels alone.
+        ranks[method] = {
+            trait: spearman([row[trait] for row in measured], deltas) for trait in TRAITS
+        }
         rows.append(
             (
                 method,
-                str(len(found)),
+                str(len(measured)),
                 f"{100 * mean(deltas):+.1f}",
-                f"{100 * mean([row['gain'] for row in found]):.1f}",
-                f"{100 * mean([row['forgetting'] for row in found]):.1f}",
+                f"{100 * mean([row['gain'] for row in measured]):.1f}",
+                f"{100 * mean([row['forgetting'] for row in measured]):.1f}",
                 *("undefined" if r is None else f"{r:+.2f}" for r in ranks[method].values()),
             )
         )
-    own, control = ranks["kd-tuned"]["complementary"], ranks["fine-tune"]["complementary"]
+    tuned, control = ranks["kd-tuned"]["complementary"], ranks["fine-tune"]["complementary"]
     low, high = _interval(records, "complementary", "kd-tuned", "fine-tune")
     return Finding(
         "What makes a good teacher",
-        "A teacher's complementary knowledge predicts what the student learns. Same pairs; rank correlations "
-        "of a student's change with each trait. fine-tune hears no teacher: what correlates there comes from "
-        "the student alone, as a weak student has most to gain. Holds if the correlation with complementary "
-        "knowledge is higher under tuned distillation than under fine-tune, beyond chance: the 95 % interval of the "
-        "difference over pairs drawn again, 1,000 times. One seed.",
+        "A teacher's complementary knowledge predicts the student's gain. Same pairs; rank correlations "
+        "of a student's change with each trait. fine-tune uses no teacher: its correlations come from "
+        "the student alone, since a weak student has most to gain. Holds if the correlation with complementary "
+        "knowledge is significantly higher under tuned distillation than under fine-tune, by the 95 % bootstrap interval "
+        "of the difference over pairs (1,000 draws). One seed.",
         (
             "method",
             "pairs",
@@ -103,24 +105,24 @@ def good_teacher(records: Records) -> Finding:
             "label distance",
         ),
         rows,
-        f"{'Holds' if low > 0 else 'Not beyond chance' if high > 0 else 'Does not hold'}: "
+        f"{'Holds' if low > 0 else 'Not significant' if high > 0 else 'Does not hold'}: "
         + (
-            f"{own:+.2f} under tuned distillation, {control:+.2f} with no teacher, a difference of {low:+.2f} to {high:+.2f}."
-            if own is not None and control is not None
+            f"{tuned:+.2f} under tuned distillation, {control:+.2f} without a teacher; the interval of the difference is {low:+.2f} to {high:+.2f}."
+            if tuned is not None and control is not None
             else "a correlation is undefined."
         ),
     )
 
 
-def _interval(records: Records, trait: str, one: str, other: str) -> tuple[float, float]:
+def _interval(records: Records, trait: str, first: str, second: str) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the difference between two methods' correlations."""
     by_pair = [
         {(r["partition"], r["seed"], r["teacher"], r["student"]): r for r in _rows(records, method)}
-        for method in (one, other)
+        for method in (first, second)
     ]
     shared = sorted(by_pair[0].keys() & by_pair[1].keys())
     generator = np.random.default_rng(0)
-    found = []
+    differences = []
     for _ in range(1000):
         drawn = [shared[i] for i in generator.integers(len(shared), size=len(shared))]
         ranks = [
@@ -128,6 +130,6 @@ def _interval(records: Records, trait: str, one: str, other: str) -> tuple[float
             for of in by_pair
         ]
         if ranks[0] is not None and ranks[1] is not None:
-            found.append(ranks[0] - ranks[1])
-    low, high = np.quantile(found, (0.025, 0.975))
+            differences.append(ranks[0] - ranks[1])
+    low, high = np.quantile(differences, (0.025, 0.975))
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The main experiment of the seed work: who teaches whom, recorded."""
+"""The main experiment of the reference paper: distillation between all pairs of silos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
     "complementary",
     "label_distance",
 )
-"""What the claims need of the table that ``fedkd pairs`` writes."""
+"""Columns of the table of ``fedkd pairs`` that the claims need."""
 
 
 def measure(run: Run, console: Console) -> dict[str, Any]:
@@ -41,6 +41,6 @@ def measure(run: Run, console: Console) -> dict[str, Any]:
     ):
         measured = measure_pairs(study, out=Path(scratch), pool=pool, progress=progress)
     if measured.interrupted:
-        raise KeyboardInterrupt  # a part of a table is no record of it
+        raise KeyboardInterrupt  # an incomplete table is not recorded
     rows = [[row[key] for key in COLUMNS] for row in measured.results["rows"]]
     return {"columns": COLUMNS, "rows": rows}

@@ -1,4 +1,4 @@
-"""Which studies are run, and in which variants."""
+"""The studies and their variants."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ RATES = {
 """Learning rates tuned for plain FedAvg on validation data; see experiments/sweeps."""
 
 STUDIES = tuple(RATES)
-"""Those that a recipe is chosen for."""
+"""Studies with a recipe."""
 SAME_LOSS = {"main-digits": "loss-digits", "main-fashion": "loss-fashion"}
-"""Where plain FedAvg has FedKD's local loss, for the same federations; a random start has no
-initialisation of the silos' models."""
+"""Studies of plain FedAvg with FedKD's local loss, on the same federations. A random start does not
+depend on the initialisation of the silos' models."""
 STUDENTS = ("average", "best", "fresh")
 DENSITIES: dict[str, dict[str, Any]] = {
     "gaussian": {"consolidation.familiarity.density": "gaussian"},
@@ -47,12 +47,12 @@ DENSITIES: dict[str, dict[str, Any]] = {
         "consolidation.schedule": "cosine",
     },
 }
-"""What a recipe may choose from, and what goes with it."""
+"""Candidate densities of a recipe, with their settings."""
 CENTRAL = {
     "central": ("pretraining.lr", ("0.01", "0.02", "0.05")),
     "central-filterbank": ("rounds.lr", ("0.005", "0.01", "0.02")),
 }
-"""Learning rates of central training, and the key of each: the best lies between two others."""
+"""Key and learning rates of centralized training; the best rate is between two others."""
 INITS = ("shared", "per-silo")
 
 
@@ -61,9 +61,9 @@ class Run:
     """One study in one variant.
 
     Attributes:
-        study: its file's stem.
-        variant: what distinguishes the run, one word for each thing that varies.
-        overrides: what ``--set`` would say.
+        study: the stem of its file.
+        variant: identifies the run, one word per factor.
+        overrides: values of ``--set``.
     """
 
     study: str
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """Where its figures are kept."""
+        """Path of the record."""
         return FOLDER / "results" / f"{'.'.join((self.study, *self.variant))}.json"
 
 
@@ -87,7 +87,7 @@ def partition(name: str) -> str:
 
 
 def pair_partition(name: str) -> str:
-    """Return the override that sets a partition among six silos: pairs grow with the square."""
+    """Return the override that sets a partition among six silos, to limit the number of pairs."""
     return partition(name).replace("silos: 10", "silos: 6")
 
 
@@ -97,16 +97,16 @@ def overrides(arm: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def recipes(study: str) -> dict[str, Any]:
-    """Return what was chosen and tried on validation data, by ``partition.initialisation``."""
+    """Return the recipes: settings tried and chosen, by ``partition.initialisation``."""
     path = FOLDER / "recipes" / f"{study}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def recipe(study: str, name: str, init: str) -> list[str]:
-    """Return the overrides that were chosen on validation data; none before ``recipe.py`` has run.
+    """Return the overrides chosen on validation data; none before ``recipe.py`` has run.
 
-    Controls of FedKD consolidate and train as it does; ``fedavg-same-rounds`` trains as it does
-    from a random start.
+    FedKD's controls have its settings of consolidation and rounds; ``fedavg-same-rounds`` has its
+    settings of rounds, with a random start.
     """
     cell = recipes(study).get(f"{name}.{init}", {})
     if "fedkd" not in cell or "fedavg-average" not in cell:
@@ -114,10 +114,10 @@ def recipe(study: str, name: str, init: str) -> list[str]:
     settings = cell["fedkd"]["chosen"]
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
     teachers = "consolidation.teachers"
-    alone = settings | {teachers: "densities"} if teachers in settings else settings
+    densities_only = settings | {teachers: "densities"} if teachers in settings else settings
     return [
         *overrides("fedkd", settings),
-        *overrides("control-densities", alone),
+        *overrides("control-densities", densities_only),
         *overrides("control-validation", rounds),
         *overrides("fedavg-same-rounds", rounds),
         *overrides("fedavg-average", cell["fedavg-average"]["chosen"]),
@@ -125,7 +125,7 @@ def recipe(study: str, name: str, init: str) -> list[str]:
 
 
 def plan() -> list[Run]:
-    """Return all runs, the cheap ones first."""
+    """Return all runs, cheap ones first."""
     runs = [Run("start-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("labelled-digits", (name,), (partition(name),)) for name in PARTITIONS]
     runs += [Run("pairs-digits", (name,), (pair_partition(name),)) for name in PARTITIONS]

@@ -1,18 +1,16 @@
-"""Choose how FedKD and the average start begin and train on, on validation data alone.
+"""Choose the settings of FedKD and of the averaged start on validation data alone.
 
-FedAvg's learning rate was chosen so too. For every partition and initialisation the candidates run
-on seeds that no claim is judged on, measured on the validation images, one question after another:
+FedAvg's learning rate was chosen on validation data, too. For every partition and initialisation
+the candidates run on seeds on which no claim is evaluated, and are compared on validation images:
 
-1. FedKD's start: student and density together (pooled ones with all that goes with them), then
-   mixup where there are no blends; the highest accuracy before any round.
-2. The rounds of either arm: the learning rate, then the local loss; the fewest exchanges to 90, 95
-   and 99 % of plain FedAvg's best accuracy there, an unreached target counted with the whole
-   budget, ties going to the higher mean accuracy over the curve's first five points. Where a start
-   needs no round on any seed, that leaves the rounds open: then the gentlest, listed first, is
-   taken, as it disturbs what was learnt least.
+1. FedKD's start: student and density together (pooled densities with their settings), then mixup
+   unless there are mixed inputs; by the highest accuracy before any round.
+2. The rounds of either arm: learning rate, then local loss; by the fewest exchanges to 90, 95 and
+   99 % of plain FedAvg's best accuracy. An unreached target counts with the whole budget; ties go
+   to the higher mean accuracy over the first five points of the curve. If the start reaches all
+   targets on every seed, the first candidate, with the smallest learning rate, is taken.
 
-`make paper` calls it where a cell lacks the recipe of an arm; delete it in `recipes/` to choose
-again.
+`make paper` runs it for cells without a recipe; delete a recipe in `recipes/` to choose it again.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from experiments.paper.plan import (
     partition,
     recipes,
 )
-from experiments.sweep import Silent, judged_on_validation
+from experiments.sweep import NullObserver, evaluated_on_validation
 from fedkd.config import RelativeTargets
 from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
@@ -50,12 +48,12 @@ from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json
 
 SEEDS = {"main-digits": (10, 11, 12), "main-fashion": (10, 11)}
-"""On one seed chance decides, and the more so on digits, which leave few validation images."""
+"""More than one, to reduce noise; three for digits, which has few validation images."""
 
 ARMS = ("fedkd", "fedavg-average")
 LOSSES = ("logit-adjusted", "cross-entropy")
 PARTS = (0.25, 0.5, 1.0)
-"""Shares of plain FedAvg's tuned learning rate at which a model that knows something trains on."""
+"""Candidate learning rates after a trained start, as shares of plain FedAvg's tuned rate."""
 
 _Settings = dict[str, Any]
 
@@ -67,8 +65,8 @@ class _Trials:
     Attributes:
         path: the study file.
         fixed: overrides that all runs of the cell share.
-        federations: one a seed, judged on validation images.
-        pool: on which silos train.
+        federations: one per seed, evaluated on validation images.
+        pool: threads on which silos train.
     """
 
     path: Path
@@ -83,10 +81,10 @@ class _Trials:
         study = load_study(self.path, [*self.fixed, *overrides(arm, settings)])
         records = []
         with tempfile.TemporaryDirectory() as scratch, InlineEngine(self.pool) as engine:
-            for federation, aims in zip(self.federations, targets, strict=True):
+            for federation, seed_targets in zip(self.federations, targets, strict=True):
                 own = Federation(study, federation.seed, federation.split, federation.cache)
                 folder = Path(scratch) / str(federation.seed)
-                engine.run(Task(own, arm, aims, folder), Silent())
+                engine.run(Task(own, arm, seed_targets, folder), NullObserver())
                 records.append(RunRecord.read(folder))
         return records
 
@@ -94,12 +92,12 @@ class _Trials:
 def choose(
     study_name: str, name: str, known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Run the candidates of one partition; return by initialisation what won and what each got.
+    """Run the candidates of one partition; return the recipes and all scores by initialisation.
 
     Args:
         study_name: the study.
         name: the partition.
-        known: by initialisation, recipes of arms that are not chosen again.
+        known: existing recipes, by initialisation; they are not chosen again.
     """
     rate = RATES[study_name][name]
     path = FOLDER / f"{study_name}.yaml"
@@ -111,15 +109,17 @@ def choose(
     chosen = {}
     with silo_pool(study) as pool:
         cells = [_cell(path, (*common, f"pretraining.init={init}"), pool) for init in INITS]
-        # A random start knows nothing of pre-training: one baseline serves both.
+        # A random start does not depend on pre-training: both initialisations share the baseline.
         base = _Trials(path, (*common, "rounds.stop=budget"), cells[0].federations, pool).run(
             study.baselines[0], {}, [()] * len(seeds)
         )
         best = [max(point.accuracy for point in record.curve) for record in base]
         targets = [tuple(f * top for f in study.targets.of_baseline_best) for top in best]
-        aimed = [replace(r, targets=aims) for r, aims in zip(base, targets, strict=True)]
+        with_targets = [
+            replace(r, targets=seed_targets) for r, seed_targets in zip(base, targets, strict=True)
+        ]
         for init, trials in zip(INITS, cells, strict=True):
-            chosen[init] = {"baseline": _score(aimed), **known.get(init, {})}
+            chosen[init] = {"baseline": _score(with_targets), **known.get(init, {})}
             for arm in ARMS:
                 if arm not in chosen[init]:
                     start = _start(trials) if arm == "fedkd" else ({}, [])
@@ -131,24 +131,24 @@ def _cell(path: Path, fixed: tuple[str, ...], pool: ThreadPoolExecutor) -> _Tria
     study = load_study(path, fixed)
     federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
     for federation in federations:
-        federation.pretrain(pool, fresh=False, on_silo=_ignore)
-    return _Trials(path, fixed, [judged_on_validation(f) for f in federations], pool)
+        federation.pretrain(pool, fresh=False, on_silo=_do_nothing)
+    return _Trials(path, fixed, [evaluated_on_validation(f) for f in federations], pool)
 
 
 def _start(trials: _Trials) -> tuple[_Settings, list[dict[str, Any]]]:
-    """Return the settings with the best start, and all that were tried."""
+    """Return the settings with the best start, and all candidates."""
     tried = [
-        _tried_start(trials, {"consolidation.student": who, **density})
+        _try_start(trials, {"consolidation.student": who, **density})
         for who in STUDENTS
         for density in DENSITIES.values()
     ]
     best = _best_start(tried)
     if "consolidation.mixed_inputs" not in best:
-        tried.append(_tried_start(trials, {**best, "consolidation.mixup": True}))
+        tried.append(_try_start(trials, {**best, "consolidation.mixup": True}))
     return _best_start(tried), tried
 
 
-def _tried_start(trials: _Trials, settings: _Settings) -> dict[str, Any]:
+def _try_start(trials: _Trials, settings: _Settings) -> dict[str, Any]:
     at_once = [(0.0,)] * len(trials.federations)
     records = trials.run("fedkd", settings, at_once)
     return {"settings": settings, "start": [round(r.curve[0].accuracy, 4) for r in records]}
@@ -166,7 +166,7 @@ def _rounds(
     rate: float,
     targets: Sequence[tuple[float, ...]],
 ) -> dict[str, Any]:
-    """Return the settings with which ``arm`` goes on from its start, and all that were tried."""
+    """Return the best settings of the rounds after the start, and all candidates."""
     settings, starts = start
 
     def trial(loss: str, part: float) -> dict[str, Any]:
@@ -200,19 +200,19 @@ def _score(records: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def _ignore(*_: object) -> None:
-    """Say nothing of a pre-trained silo."""
+def _do_nothing(*_: object) -> None:
+    """Do nothing after the pre-training of a silo."""
 
 
 def choose_missing(study_name: str) -> None:
-    """Choose for every cell of a study that has no recipe yet; write ``recipes/<study>.json``."""
+    """Choose recipes for all cells without one; write ``recipes/<study>.json``."""
     path = FOLDER / "recipes" / f"{study_name}.json"
-    found = recipes(study_name)
+    all_recipes = recipes(study_name)
     for name in PARTITIONS:
-        known = {init: found.get(f"{name}.{init}", {}) for init in INITS}
+        known = {init: all_recipes.get(f"{name}.{init}", {}) for init in INITS}
         if all(arm in known[init] for init in INITS for arm in ARMS):
             continue
         for init, cell in choose(study_name, name, known).items():
-            found[f"{name}.{init}"] = cell
+            all_recipes[f"{name}.{init}"] = cell
             print(f"{study_name}, {name}, {init}: {cell['fedkd']['chosen']}", file=sys.stderr)  # noqa: T201 -- a script
-        write_json(path, found)
+        write_json(path, all_recipes)

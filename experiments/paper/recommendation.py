@@ -2,12 +2,11 @@
 
     python -m experiments.paper.recommendation
 
-A sample is one federation (study, variant, seed): its description, and for every method what it
-loses in accuracy before any round against the best there. The tree predicts these losses, and a
-leaf names the method that loses least on average. Its depth is chosen by cross-validation, so that
-it asks nothing where no question helps; what is told about it comes from a second cross-validation
-around the first. Both leave out one variant at a time, all its seeds together: seeds of a variant
-are too much alike to judge by.
+A sample is one federation (study, variant, seed): its description, and for every method the
+accuracy before any round that it loses against the best method. The tree predicts these losses; a
+leaf names the method with the smallest mean loss. The depth is chosen by cross-validation: it is 0
+if no split reduces the loss. Reported figures come from an outer cross-validation. Both leave out
+one variant at a time with all its seeds, because the seeds of a variant are similar.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeRegressor
 
 from experiments.paper.figures import Records
-from fedkd.federation.recommend import FEATURES, METHODS
+from fedkd.federation.recommend import CANDIDATES, FEATURES
 from fedkd.util.files import write_json
 
 OUT = Path(__file__).parents[2] / "fedkd" / "federation" / "recommendation.json"
 MARGIN = 0.005
 DEPTHS = range(4)
 LEAF = 6
-NAMES = tuple(METHODS)
+NAMES = tuple(CANDIDATES)
 Rows = list[dict[str, Any]]
 ARMS = {
     "average": "average",
@@ -44,11 +43,11 @@ STUDIES = ("start-digits", "labelled-digits", "transfer-digits")
 
 
 def samples(records: Records) -> Rows:
-    """Return all federations: description, group, and by method the accuracy lost against the best.
+    """Return all federations: description, group, and accuracy lost against the best method.
 
-    A method that a study has not run counts as the worst that it has.
+    A method that a study has not run counts as the worst of that study.
     """
-    found = []
+    rows = []
     for study in STUDIES:
         for variant in records.variants(study):
             record = records.record(study, variant)
@@ -61,12 +60,12 @@ def samples(records: Records) -> Rows:
                 best, worst = max(reached.values()), min(reached.values())
                 lost = [best - reached.get(name, worst) for name in NAMES]
                 group = f"{study}.{'.'.join(variant)}"
-                found.append({"figures": federation, "lost": lost, "group": group})
-    return found
+                rows.append({"figures": federation, "lost": lost, "group": group})
+    return rows
 
 
 def fit(rows: Rows, medians: dict[str, float], depth: int) -> DecisionTreeRegressor:
-    """Fit a tree of at most this depth; one of depth 0 asks nothing."""
+    """Fit a tree of at most this depth; depth 0 is a single leaf."""
     tree = DecisionTreeRegressor(
         max_depth=max(depth, 1),
         min_samples_leaf=LEAF if depth else len(rows),
@@ -83,42 +82,42 @@ def table(rows: Rows, medians: dict[str, float]) -> NDArray[np.float64]:
 
 
 def losses(rows: Rows) -> NDArray[np.float64]:
-    """Return what each method loses, ``[samples, methods]``."""
+    """Return the losses, ``[samples, methods]``."""
     return np.array([row["lost"] for row in rows])
 
 
 def lost_outside(
     rows: Rows, medians: dict[str, float], choose: Callable[[Rows], int]
 ) -> NDArray[np.float64]:
-    """Leave out one variant at a time; return what the method named for each federation loses.
+    """Leave out one variant at a time; return the loss of the chosen method on each federation.
 
     Args:
         rows: all federations.
         medians: of the features.
-        choose: takes the federations inside to the depth of the tree that is fitted to them.
+        choose: maps the training federations to the depth of the tree.
     """
-    found = []
+    losses_of_groups = []
     for group in sorted({row["group"] for row in rows}):
         inside = [row for row in rows if row["group"] != group]
         outside = [row for row in rows if row["group"] == group]
         tree = fit(inside, medians, choose(inside))
-        named = tree.predict(table(outside, medians)).argmin(axis=1)
-        found.append(losses(outside)[np.arange(len(outside)), named])
-    return np.concatenate(found)
+        chosen = tree.predict(table(outside, medians)).argmin(axis=1)
+        losses_of_groups.append(losses(outside)[np.arange(len(outside)), chosen])
+    return np.concatenate(losses_of_groups)
 
 
 def best_depth(rows: Rows, medians: dict[str, float]) -> int:
-    """Return the depth that loses least by cross-validation; the shallower of equals."""
+    """Return the depth with the smallest loss in cross-validation; ties go to the shallower."""
     mean = {d: float(lost_outside(rows, medians, _always(d)).mean()) for d in DEPTHS}
     return min(DEPTHS, key=lambda depth: mean[depth])
 
 
 def cross_validate(rows: Rows, medians: dict[str, float]) -> dict[str, Any]:
-    """Judge trees of chosen depth, and the one that asks nothing, on variants left out.
+    """Evaluate trees of chosen depth, and a single leaf, on held-out variants.
 
-    Accuracy is the share of federations where the method named is within ``MARGIN`` of the best.
+    Accuracy is the share of federations in which the method is within ``MARGIN`` of the best.
     """
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "federations": len(rows),
         "variants": len({row["group"] for row in rows}),
     }
@@ -127,9 +126,9 @@ def cross_validate(rows: Rows, medians: dict[str, float]) -> dict[str, Any]:
         ("_of_always_the_same", _always(0)),
     ):
         lost = lost_outside(rows, medians, choose)
-        found[f"accuracy{suffix}"] = round(float((lost <= MARGIN).mean()), 4)
-        found[f"points_lost{suffix}"] = round(100 * float(lost.mean()), 2)
-    return found
+        figures[f"accuracy{suffix}"] = round(float((lost <= MARGIN).mean()), 4)
+        figures[f"points_lost{suffix}"] = round(100 * float(lost.mean()), 2)
+    return figures
 
 
 def export(tree: DecisionTreeRegressor, rows: Rows, medians: dict[str, float]) -> dict[str, Any]:
@@ -139,11 +138,11 @@ def export(tree: DecisionTreeRegressor, rows: Rows, medians: dict[str, float]) -
 
     def node(index: int) -> dict[str, Any]:
         if inner.children_left[index] < 0:
-            named = int(inner.value[index][:, 0].argmin())
-            lost = losses(rows)[leaves == index, named]
+            method = int(inner.value[index][:, 0].argmin())
+            lost = losses(rows)[leaves == index, method]
             foreign = np.array([not row["figures"]["native"] for row in rows])[leaves == index]
             return {
-                "method": NAMES[named],
+                "method": NAMES[method],
                 "support": len(lost),
                 "agreeing": int((lost <= MARGIN).sum()),
                 "foreign": int(foreign.sum()),
@@ -165,8 +164,8 @@ def export(tree: DecisionTreeRegressor, rows: Rows, medians: dict[str, float]) -
     return node(0)
 
 
-def fit_and_judge() -> dict[str, Any]:
-    """Fit the tree on all records and judge its kind by cross-validation."""
+def fit_and_evaluate() -> dict[str, Any]:
+    """Fit the tree on all records, and evaluate the procedure by cross-validation."""
     rows = samples(Records())
     medians = {
         name: float(np.median([_value(row["figures"].get(name), 0.0) for row in rows]))
@@ -178,7 +177,7 @@ def fit_and_judge() -> dict[str, Any]:
 
 
 def closed_form(records: Records) -> dict[str, int]:
-    """Return in how many federations the student in closed form began above all methods."""
+    """Count the federations in which the student in closed form starts above all methods."""
     higher = federations = 0
     for variant in records.variants("start-digits"):
         runs = records.record("start-digits", variant)["runs"]
@@ -190,10 +189,10 @@ def closed_form(records: Records) -> dict[str, int]:
 
 
 def main() -> None:
-    """Fit, judge and write."""
-    found = fit_and_judge()
-    write_json(OUT, found)
-    print(f"written: {OUT}: {found['known']}")  # noqa: T201 -- a script
+    """Fit, evaluate and write the tree."""
+    tree = fit_and_evaluate()
+    write_json(OUT, tree)
+    print(f"written: {OUT}: {tree['known']}")  # noqa: T201 -- a script
 
 
 def _always(depth: int) -> Callable[[Rows], int]:

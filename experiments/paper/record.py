@@ -1,4 +1,4 @@
-"""Run a study and keep the figures that the claims need, small enough for the repository."""
+"""Run a study and record the figures that the claims need."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from fedkd.util.files import write_json
 
 
 def fingerprint(run: Run) -> str:
-    """Identify the study file, but for its comments, and its overrides.
+    """Return a hash of the study file, without comments, and of its overrides.
 
-    A record of another study is out of date.
+    A record with another fingerprint is out of date.
     """
     study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
     text = json.dumps([study, *run.overrides], sort_keys=True)
@@ -36,32 +36,32 @@ def fingerprint(run: Run) -> str:
 
 
 def is_recorded(run: Run) -> bool:
-    """Whether the figures of this very study are there."""
+    """Whether there is an up-to-date record of this run."""
     return run.record.is_file() and json.loads(run.record.read_text())["study"] == fingerprint(run)
 
 
 def record(run: Run) -> float:
     """Run one variant on every seed, write its record, and return its seconds of processor time.
 
-    The time is that of this whole process since it began, so give every run a process.
+    The time is that of the whole process, so every run needs a process of its own.
     """
-    # Bars of runs side by side would draw over one another; warnings still appear.
+    # Progress bars of parallel runs would overwrite each other; warnings still appear.
     console = Console(stderr=True, force_terminal=False)
-    found = pairs.measure(run, console) if run.study == pairs.STUDY else _compare(run, console)
+    figures = pairs.measure(run, console) if run.study == pairs.STUDY else _run_study(run, console)
     seconds = round(time.process_time())
-    write_json(run.record, {"study": fingerprint(run), "processor_seconds": seconds, **found})
+    write_json(run.record, {"study": fingerprint(run), "processor_seconds": seconds, **figures})
     return seconds
 
 
 def attempt(run: Run, outcome: Connection) -> None:
-    """Record a run; send its seconds of processor time, or why it failed."""
+    """Record a run; send its seconds of processor time, or the reason of its failure."""
     try:
         outcome.send(record(run))
     except FedKDError as error:
         outcome.send(f"failed: {error}")
 
 
-def _compare(run: Run, console: Console) -> dict[str, Any]:
+def _run_study(run: Run, console: Console) -> dict[str, Any]:
     study = load_study(run.path, run.overrides)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -69,7 +69,7 @@ def _compare(run: Run, console: Console) -> dict[str, Any]:
     ):
         outcome = run_study(study, out=Path(scratch), fresh=False, progress=progress)
     if outcome.interrupted:
-        raise KeyboardInterrupt  # a part of a study is no record of it
+        raise KeyboardInterrupt  # an incomplete study is not recorded
     summary = outcome.summary
     return {
         "versions": summary["versions"],
@@ -87,12 +87,12 @@ def _compare(run: Run, console: Console) -> dict[str, Any]:
 
 def load(run: Run) -> dict[str, Any]:
     """Read a record."""
-    found: dict[str, Any] = json.loads(run.record.read_text())
-    return found
+    figures: dict[str, Any] = json.loads(run.record.read_text())
+    return figures
 
 
 def _small(entry: dict[str, Any]) -> dict[str, Any]:
-    """Keep what a claim may rest on of one run."""
+    """Return the figures of one run that the claims use."""
     instruments, notes = entry["instruments"], entry["notes"]
     return {
         "arm": entry["arm"],

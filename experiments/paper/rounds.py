@@ -1,4 +1,4 @@
-"""The claims about rounds: how many are saved, and who loses."""
+"""Claims about rounds: savings, and silos that lose accuracy."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -25,7 +25,7 @@ ARMS = (
 
 @dataclass(frozen=True)
 class _Cell:
-    """One data set, partition, initialisation, seed and target: what each arm spent on it."""
+    """Exchanges of each arm for one data set, partition, initialisation, seed and target."""
 
     target: int
     before_any_round: bool
@@ -55,17 +55,17 @@ def rounds_saved(records: Records) -> Finding:
             cells += _cells(by_arm)
     return Finding(
         "Rounds saved in each partition",
-        "Consolidation by familiarity, then FedAvg. Student, density (and what goes with it) and mixup of the consolidated start, "
-        "and learning rate and local loss after it and after the averaged one, were chosen on validation "
-        "data and other seeds (`recipes/`); the learning rate of plain FedAvg on validation data too, but on seeds that are judged here "
+        "Consolidation by familiarity, then FedAvg. The settings of the consolidated start (student, density, mixup), "
+        "and learning rate and local loss after it and after the averaged start, were chosen on validation "
+        "data and other seeds (`recipes/`). The learning rate of plain FedAvg was chosen on validation data of the seeds that are used here "
         "(`../sweeps/`), in its favour. Targets are shares of the best accuracy of "
         "tuned plain FedAvg on the same seed. Starts are mean accuracies before any round. Exchanges are "
-        "summed over seeds, an unreached run counted in full and marked >. Arms, in this order: "
+        "summed over seeds; an unreached run counts with its whole budget and is marked >. Arms, in this order: "
         + ", ".join(ARMS)
-        + "; same-loss is plain FedAvg at its own rate with the logit-adjusted loss that fedkd trains on with in nearly "
-        "all cells, same-rounds a random start with the loss and the rate of fedkd, a lower one; the controls have none of the "
-        "teachers: densities alone label the transfer set, or the validation labels alone teach. One "
-        "exchange a seed is the least that a start other than random can cost. (The seed work: 60.6 % of "
+        + ". same-loss is plain FedAvg at its own learning rate with the logit-adjusted loss, which fedkd uses after its start in nearly "
+        "all cells. same-rounds is a random start with the loss and the (lower) learning rate of fedkd. The controls use no "
+        "teachers: targets come from densities alone, or the student is trained on the validation labels alone. A start other than "
+        "random costs at least one exchange per seed. (The reference paper: 60.6 % of "
         "rounds saved on average.)",
         ("data", "partition", "initialisation", "starts", *TARGETS),
         rows,
@@ -87,47 +87,47 @@ def _by_seed(
 def _cells(by_arm: dict[str, dict[int, dict[str, Any]]]) -> list[_Cell]:
     """Return the cells of one variant, leaving out seeds on which an arm failed."""
     seeds = set.intersection(*(set(runs) for runs in by_arm.values()))
-    found = []
+    cells = []
     for seed in sorted(seeds):
-        own = by_arm["fedkd"][seed]
-        found += [
+        fedkd_run = by_arm["fedkd"][seed]
+        cells += [
             _Cell(
                 index,
-                own["accuracy"][0] >= own["targets"][index],
-                own["exchanges"][index] is not None,
+                fedkd_run["accuracy"][0] >= fedkd_run["targets"][index],
+                fedkd_run["exchanges"][index] is not None,
                 {arm: _spent(by_arm[arm][seed], index) for arm in ARMS},
             )
             for index in range(len(TARGETS))
         ]
-    return found
+    return cells
 
 
 def _goals(cells: list[_Cell]) -> list[tuple[str, bool, str]]:
-    """Judge every goal: what it is, whether it is met, and the figures."""
+    """Evaluate every goal; return its text, whether it is met, and the figures."""
     at = [[c for c in cells if c.target == index] for index in range(len(TARGETS))]
     total = len(at[0])
-    before = [sum(c.before_any_round for c in at[index]) for index in range(2)]
-    third = sum(c.reached and 3 * c.spent["fedkd"] <= c.spent["fedavg"] for c in at[2])
+    before_rounds = [sum(c.before_any_round for c in at[index]) for index in range(2)]
+    num_third = sum(c.reached and 3 * c.spent["fedkd"] <= c.spent["fedavg"] for c in at[2])
     all_99 = _saved(at[2], "fedavg")
-    later = sum(c.spent["fedkd"] > c.spent["fedavg"] for c in cells)
-    same = sum(c.spent["fedkd"] > c.spent["fedavg-same-loss"] for c in cells)
+    num_more = sum(c.spent["fedkd"] > c.spent["fedavg"] for c in cells)
+    num_more_than_same_loss = sum(c.spent["fedkd"] > c.spent["fedavg-same-loss"] for c in cells)
     saved = _saved(cells, "fedavg-average")
     controls = ", ".join(f"{arm} {_saved_by(arm, cells):.1f} %" for arm in ARMS[1:])
     return [
         (
             "90 and 95 % before any round in at least 80 % of the cells",
-            min(before) >= 0.8 * total,
-            f"{before[0]} and {before[1]} of {total}",
+            min(before_rounds) >= 0.8 * total,
+            f"{before_rounds[0]} and {before_rounds[1]} of {total}",
         ),
         (
             "99 % with at most a third of plain FedAvg's exchanges",
-            third == total,
-            f"in {third} of {total} cells, {all_99:.1f} % saved in sum",
+            num_third == total,
+            f"in {num_third} of {total} cells, {all_99:.1f} % saved in sum",
         ),
         (
-            "In no cell later than plain FedAvg",
-            later == 0,
-            f"later in {later} of {len(cells)} (than with the same loss in {same})",
+            "In no cell more exchanges than plain FedAvg",
+            num_more == 0,
+            f"more in {num_more} of {len(cells)} (than with the same loss in {num_more_than_same_loss})",
         ),
         (
             "At least 60 % of exchanges saved against the average start, in sum",
@@ -140,19 +140,19 @@ def _goals(cells: list[_Cell]) -> list[tuple[str, bool, str]]:
 def _what_models_add(cells: list[_Cell]) -> str:
     own, control = (_saved_by(arm, cells) for arm in ("fedkd", "control-densities"))
     return (
-        "The densities alone save as much or more: the silos' models add nothing to them in sum"
+        "The densities alone save at least as much: the silos' models add nothing to them in sum"
         if control >= own
-        else "The densities alone save less than with the silos' models"
+        else "The densities alone save less than together with the silos' models"
     )
 
 
 def _saved_by(arm: str, cells: list[_Cell]) -> float:
-    """Return how many per cent of plain FedAvg's exchanges an arm saves in sum."""
+    """Return the per cent of plain FedAvg's exchanges that an arm saves in sum."""
     return 100 * (1 - sum(c.spent[arm] for c in cells) / sum(c.spent["fedavg"] for c in cells))
 
 
 def _saved(cells: list[_Cell], baseline: str) -> float:
-    """Return how many per cent of a baseline's exchanges fedkd saves in sum."""
+    """Return the per cent of a baseline's exchanges that fedkd saves in sum."""
     return 100 * (1 - sum(c.spent["fedkd"] for c in cells) / sum(c.spent[baseline] for c in cells))
 
 
@@ -168,7 +168,7 @@ def _sum(arm: dict[int, dict[str, Any]], base: dict[int, Any], index: int) -> st
 
 
 def silos_that_lose(records: Records) -> Finding:
-    """Does any silo lose by taking part?"""
+    """Count the silos whose accuracy is lower after the rounds than before."""
     rows = []
     losing = counted = 0
     for study in STUDIES:
@@ -179,26 +179,26 @@ def silos_that_lose(records: Records) -> Finding:
                 for pair in run["silos"]
                 if None not in pair
             ]
-            lost = [before - after for before, after in pairs if after < before]
-            losing += len(lost)
+            losses = [before - after for before, after in pairs if after < before]
+            losing += len(losses)
             counted += len(pairs)
             rows.append(
                 (
                     study.split("-")[1],
                     *variant,
                     str(len(pairs)),
-                    str(len(lost)),
-                    f"{100 * max(lost, default=0):.1f}",
+                    str(len(losses)),
+                    f"{100 * max(losses, default=0):.1f}",
                 )
             )
     share = 100 * losing / counted if counted else 0.0
     return Finding(
-        "Does any silo lose by taking part?",
-        "Accuracy on test images in the silo's own mix of classes, of its own model before and of "
-        "the global model at the end of the run. No claim: the losers are counted.",
-        ("data", "partition", "initialisation", "silos x seeds", "lose", "worst loss, points"),
+        "Does any silo lose accuracy by taking part?",
+        "Accuracy on test images, weighted by the silo's label mix: of its own model before, and of "
+        "the global model at the end of the run. No claim: the silos with a lower accuracy are counted.",
+        ("data", "partition", "initialisation", "silos x seeds", "lose", "largest loss, points"),
         rows,
-        f"{losing} of {counted} ({share:.1f} %) end below their own model on their own mix.",
+        f"{losing} of {counted} ({share:.1f} %) end below their own model on their own label mix.",
     )
 
 
@@ -224,10 +224,10 @@ def cross_device(records: Records) -> Finding:
     return Finding(
         "A hundred small silos, cohorts of ten",
         "Consolidation saves exchanges across many devices too (Fashion-MNIST, 5,000 images, Dirichlet "
-        "0.3, all hundred teach, ten train a round). Holds if exchanges to 70 % are fewer than plain "
-        "FedAvg's, whose learning rate is the best of a sweep on validation data (`../sweeps/`). An exchange with a hundred teachers carries ten times the bytes of a round here.",
+        "0.3; all hundred silos are teachers, ten train per round). Holds if exchanges to 70 % are fewer than plain "
+        "FedAvg's, whose learning rate is the best of a sweep on validation data (`../sweeps/`). An exchange with a hundred teachers carries ten times the bytes of a round.",
         ("arm", "start", "exchanges to 60 %", "to 70 %"),
         rows,
         f"{'Holds' if saved > 0 else 'Does not hold'}: {at_least}{saved:.1f} % saved, and "
-        f"{100 * (1 - spent['control-densities'] / spent['fedavg']):.1f} % by densities without any model.",
+        f"{100 * (1 - spent['control-densities'] / spent['fedavg']):.1f} % by densities without models.",
     )

@@ -1,4 +1,4 @@
-"""Which start the recipes chose for FedKD, and what else they tried."""
+"""The start that the recipes chose for FedKD, and the candidates."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -10,51 +10,54 @@ from experiments.paper.plan import DENSITIES, STUDENTS, STUDIES, recipes
 
 
 def starts_tried(_: Records) -> Finding:
-    """Which student, density and mixup were chosen, and what else was tried."""
+    """Return the chosen student, density and mixup, and all candidates."""
     rows = []
-    won = dict.fromkeys(STUDENTS, 0)
-    won_by = dict.fromkeys(DENSITIES, 0)
+    students = dict.fromkeys(STUDENTS, 0)
+    densities = dict.fromkeys(DENSITIES, 0)
     worst = dict.fromkeys(STUDENTS, 1.0)
     for study in STUDIES:
-        for variant, found in recipes(study).items():
-            by_name, mixed = {}, ""
-            for entry in found["fedkd"]["starts"]:
-                own = entry["settings"]
-                name = own["consolidation.student"], own["consolidation.familiarity.density"]
-                if own.get("consolidation.mixup"):
-                    mixed = f"; {name[0]}, {name[1]} with mixup {_percent(entry['start'])}"
+        for variant, recipe in recipes(study).items():
+            by_name, with_mixup = {}, ""
+            for entry in recipe["fedkd"]["starts"]:
+                candidate = entry["settings"]
+                name = (
+                    candidate["consolidation.student"],
+                    candidate["consolidation.familiarity.density"],
+                )
+                if candidate.get("consolidation.mixup"):
+                    with_mixup = f"; {name[0]}, {name[1]} with mixup {_percent(entry['start'])}"
                 else:
                     by_name[name] = entry["start"]
                     worst[name[0]] = min(worst[name[0]], *entry["start"])
-            settings = found["fedkd"]["chosen"]
-            who, kind = (
+            settings = recipe["fedkd"]["chosen"]
+            student, density = (
                 settings[f"consolidation.{key}"] for key in ("student", "familiarity.density")
             )
-            won[who] += 1
-            won_by[kind] += 1
+            students[student] += 1
+            densities[density] += 1
             rows.append(
                 (
                     study.split("-")[1],
                     *variant.split("."),
                     *(
-                        " / ".join(_percent(by_name.get((each, kind))) for kind in DENSITIES)
+                        " / ".join(_percent(by_name.get((each, density))) for density in DENSITIES)
                         for each in STUDENTS
                     ),
-                    f"{who}, {kind}{' with mixup' * ('consolidation.mixup' in settings)}{mixed}",
+                    f"{student}, {density}{' with mixup' * ('consolidation.mixup' in settings)}{with_mixup}",
                 )
             )
     return Finding(
         "Which start was chosen",
-        "The recipes' first question: validation accuracy before any round by student, with gaussian / knn "
-        "/ pooled densities, mean over seeds that no claim is judged on; the best of them with mixup too, "
-        "where it has no blends, which are mixed already. What pooled stands for: densities pooled in "
-        "patches, which also teach (`teachers: both`), and 8 blends an image. No claim.",
+        "Validation accuracy before any round by student, with gaussian / knn / pooled densities, mean over seeds "
+        "on which no claim is evaluated; the best of them also with mixup, unless it has mixed inputs. "
+        "pooled stands for densities pooled in the basis of patches, which are also targets (`teachers: both`), "
+        "and 8 mixed inputs per image. No claim.",
         ("data", "partition", "initialisation", *STUDENTS, "chosen"),
         rows,
         "Chosen: "
-        + ", ".join(f"{name} in {count}" for name, count in (won | won_by).items())
+        + ", ".join(f"{name} in {count}" for name, count in (students | densities).items())
         + f" of {len(rows)} cells. The worst start on any seed: "
-        + ", ".join(f"{who} {100 * worst[who]:.1f}" for who in STUDENTS)
+        + ", ".join(f"{student} {100 * worst[student]:.1f}" for student in STUDENTS)
         + ".",
     )
 

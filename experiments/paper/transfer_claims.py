@@ -1,4 +1,4 @@
-"""Claims on the transfer set, its size and origin, and on the number of teachers."""
+"""Claims about the transfer set, its size and source, and about the number of teachers."""
 
 # ruff: noqa: E501 -- the page is prose
 
@@ -70,9 +70,9 @@ def transfer_type(records: Records) -> Finding:
     def verdict(means: dict[str, dict[str, float]]) -> str:
         native = mean(records.starts("transfer-digits", ("size", "300"), "fedkd-familiarity"))
         foreign = ", ".join(
-            f"{name} {100 * found['fedkd-familiarity']:.1f}" for name, found in means.items()
+            f"{name} {100 * by_arm['fedkd-familiarity']:.1f}" for name, by_arm in means.items()
         )
-        best = max(found["fedkd-familiarity"] for found in means.values())
+        best = max(by_arm["fedkd-familiarity"] for by_arm in means.values())
         return (
             f"{'Holds' if best < native - 0.05 else 'Does not hold'}: familiarity on the study's "
             f"own images {100 * native:.1f}, on {foreign}."
@@ -82,7 +82,7 @@ def transfer_type(records: Records) -> Finding:
         records,
         "source",
         "Foreign transfer sets and noise",
-        "A transfer set from elsewhere teaches much less (300 images, Dirichlet 0.1). Holds if "
+        "A transfer set from another source is much worse (300 images, Dirichlet 0.1). Holds if "
         "familiarity loses more than five points on either.",
         verdict,
     )
@@ -98,7 +98,7 @@ def teachers(records: Records) -> Finding:
         return (
             f"{'Holds' if falls else 'Does not hold'}: equal "
             + ", ".join(f"{100 * v:.1f}" for v in equal)
-            + (", not step by step" if sorted(equal, reverse=True) != equal else "")
+            + (", not monotonically" if sorted(equal, reverse=True) != equal else "")
             + "; familiarity "
             + ", ".join(f"{100 * v:.1f}" for v in familiar)
             + "."
@@ -108,7 +108,7 @@ def teachers(records: Records) -> Finding:
         records,
         "teachers",
         "Number of teachers",
-        "Sharing the same data among more silos makes equally weighted teaching worse (690 images in "
+        "Partitioning the same data among more silos makes distillation with equal weights worse (690 images in "
         "all, Dirichlet 0.1). Holds if 20 teachers are worse than 2.",
         verdict,
     )

@@ -1,1 +1,1 @@
-"""What bad silos cost, measured."""
+"""Measurements of the accuracy lost to bad silos."""

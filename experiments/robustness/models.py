@@ -1,9 +1,9 @@
-"""What one bad teacher of ten costs consolidation, and what the robust options cost an honest one.
+"""Accuracy lost to one bad teacher of ten, and to robust options with honest teachers.
 
-``python -m experiments.robustness.models --write`` keeps the figures in ``models.json`` beside it,
-in the place of those of the same partition, weighting and seed, and prints the table of
-``docs/robustness.md``. The bad silo is the largest of its seed, which has most to spoil.
-``--validation`` looks at no test image; it is what to choose by.
+``python -m experiments.robustness.models --write`` stores the figures in ``models.json``, where
+they replace those of the same partition, weighting and seed, and prints the table of
+``docs/robustness.md``. The bad silo is the largest of its seed, with the largest influence.
+``--validation`` uses validation instead of test images, for choosing settings.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RULES: dict[str, dict[str, Any]] = {
     "trust": {"trust": "agreement"},
     "cap and trust": {"max_weight": 0.2, "trust": "agreement"},
 }
-"""``trust`` goes with ``familiarity`` alone."""
+"""``trust`` needs weighting ``familiarity``."""
 TRAINING = "epochs: 100, lr: 0.05"
 STUDY = """
 name: robustness
@@ -75,7 +75,7 @@ class RobustnessCase:
         partition: a name of ``PARTITIONS``.
         seed: of the study.
         pool: threads on which silos train.
-        training: of the silos' models.
+        training: settings of the silos' pre-training.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class RobustnessCase:
             raise ValueError("the transfer set is too small for densities")
         self.federation, self.transfer, self.basis = federation, transfer, basis
         with intra_op_threads(1):
-            self.honest = [self._meet(silo, basis) for silo in study.silo_names]
+            self.honest = [self._make_teacher(silo, basis) for silo in study.silo_names]
         self.bad = max(range(10), key=lambda m: self.honest[m].num_examples)
 
     def student(self, settings: Consolidation, members: Sequence[Teacher], data: Images) -> float:
-        """Return the accuracy on ``data`` of the student that these teachers make."""
+        """Return the accuracy on ``data`` of the student of these teachers."""
         federation = self.federation
         setup = DistillationSetup(
             transfer=self.transfer,
@@ -118,12 +118,12 @@ class RobustnessCase:
         return [teacher for m, teacher in enumerate(self.honest) if m != self.bad]
 
     def under(self, attack: str) -> list[Teacher]:
-        """Return all teachers, the bad one as ``attack`` makes it."""
+        """Return all teachers, with ``attack`` applied to the bad one."""
         changed = ATTACKS[attack](self, self.honest[self.bad])
         return [changed if m == self.bad else teacher for m, teacher in enumerate(self.honest)]
 
     def retrain(self, silo: str, labels: Callable[[Tensor], Tensor]) -> State:
-        """Return the silo's model as it would be if its labels were others."""
+        """Return the silo's model after training on changed labels."""
         federation, settings = self.federation, self.federation.study.pretraining
         data = federation.data_of(silo)
         model = build_model("cnn", federation.shape, seed=0)
@@ -138,7 +138,7 @@ class RobustnessCase:
             )
         return copy_state(model)
 
-    def _meet(self, silo: str, basis: Basis) -> Teacher:
+    def _make_teacher(self, silo: str, basis: Basis) -> Teacher:
         data = self.federation.data_of(silo)
         joint = log_densities(
             data,
@@ -154,12 +154,12 @@ class RobustnessCase:
 
 
 def flipped_labels(case: RobustnessCase, teacher: Teacher) -> Teacher:
-    """Train on digit 9 - k for k; the densities are honest."""
+    """Train on label 9 - k instead of k; the densities are honest."""
     return replace(teacher, state=case.retrain(teacher.silo, lambda labels: 9 - labels))
 
 
 def random_logits(case: RobustnessCase, teacher: Teacher) -> Teacher:
-    """Say anything, surely and anew for each image; the weights are random ones too."""
+    """Confident random predictions, independent for each image; random weights."""
     generator = torch_generator(case.federation.seed, "random-logits")
     logits = 5 * torch.randn(len(case.transfer), 10, generator=generator)
     state = copy_state(build_model("cnn", case.federation.shape, seed=1))
@@ -167,7 +167,7 @@ def random_logits(case: RobustnessCase, teacher: Teacher) -> Teacher:
 
 
 def constant_class(_: RobustnessCase, teacher: Teacher) -> Teacher:
-    """Say 0 of everything, surely."""
+    """Predict class 0 for every image, confidently."""
     state = {key: tensor.clone() for key, tensor in (teacher.state or {}).items()}
     weight, bias = list(state)[-2:]
     state[weight].zero_()
@@ -176,7 +176,7 @@ def constant_class(_: RobustnessCase, teacher: Teacher) -> Teacher:
 
 
 def loud_constant_class(case: RobustnessCase, teacher: Teacher) -> Teacher:
-    """Say 0 of everything, and claim the highest density that the gate lets pass."""
+    """Predict class 0 for every image, and send the highest density that passes validation."""
     bound = density_bound("gaussian", len(case.basis.components))
     claimed = torch.full((len(case.transfer),), bound, dtype=torch.float64)
     return replace(constant_class(case, teacher), log_density=claimed)
@@ -195,7 +195,7 @@ def measure(case: RobustnessCase, weighting: str, *, on: str) -> dict[str, Any]:
 
     Args:
         case: the teachers.
-        weighting: how they are weighed.
+        weighting: the weighting of the teachers.
         on: ``test`` or ``validation``.
     """
     split = case.federation.split
@@ -207,23 +207,24 @@ def measure(case: RobustnessCase, weighting: str, *, on: str) -> dict[str, Any]:
     def points(settings: Consolidation, members: Sequence[Teacher]) -> float:
         return round(100 * case.student(settings, members, data), 2)
 
-    found: dict[str, Any] = {"left out": points(plain, case.without())}
+    accuracies: dict[str, Any] = {"left out": points(plain, case.without())}
     for rule, changes in RULES.items():
         if "trust" in changes and weighting != "familiarity":
             continue
         settings = Consolidation.model_validate({"weighting": weighting, **changes})
-        found[rule] = {"honest": points(settings, case.honest)}
+        accuracies[rule] = {"honest": points(settings, case.honest)}
         for attack in ATTACKS:
             if attack == "loud constant class" and not settings.uses_densities:
                 continue
-            found[rule][attack] = points(settings, case.under(attack))
-    return found
+            accuracies[rule][attack] = points(settings, case.under(attack))
+    return accuracies
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean losses over seeds, in points.
 
-    Of the honest against plain; of others against leaving the bad silo out.
+    Losses with honest teachers are relative to ``plain``; losses under attack are relative to
+    training without the bad silo.
     """
     table = []
     for partition in PARTITIONS:
@@ -274,30 +275,30 @@ def _with_others(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure what is asked for and print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--partitions", default=",".join(PARTITIONS))
     parser.add_argument("--weightings", default=",".join(WEIGHTINGS))
-    parser.add_argument("--training", default=TRAINING, help="of the silos' models")
-    parser.add_argument("--validation", action="store_true", help="look at no test image")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RECORD.name}")
-    asked = parser.parse_args()
-    if asked.write and (asked.validation or asked.training != TRAINING):
-        parser.error("the record is of test images and of models trained to the end")
+    parser.add_argument("--training", default=TRAINING, help="settings of the silos' pre-training")
+    parser.add_argument("--validation", action="store_true", help="evaluate on validation images")
+    parser.add_argument("--write", action="store_true", help=f"store the figures in {RECORD.name}")
+    arguments = parser.parse_args()
+    if arguments.write and (arguments.validation or arguments.training != TRAINING):
+        parser.error("the record is of test images and of fully trained models")
     rows = []
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for seed in map(int, asked.seeds.split(",")):
-            for partition in asked.partitions.split(","):
-                case = RobustnessCase(partition, seed, pool, asked.training)
-                for weighting in asked.weightings.split(","):
-                    found = measure(
-                        case, weighting, on="validation" if asked.validation else "test"
+        for seed in map(int, arguments.seeds.split(",")):
+            for partition in arguments.partitions.split(","):
+                case = RobustnessCase(partition, seed, pool, arguments.training)
+                for weighting in arguments.weightings.split(","):
+                    accuracies = measure(
+                        case, weighting, on="validation" if arguments.validation else "test"
                     )
                     where = {"partition": partition, "seed": seed, "weighting": weighting}
-                    rows.append({**where, "found": found})
+                    rows.append({**where, "found": accuracies})
                     sys.stderr.write(f"{json.dumps(rows[-1])}\n")
-    if asked.write:
+    if arguments.write:
         rows = _with_others(rows)
         write_json(RECORD, {"runs": rows, "lost": summarise(rows)})
     sys.stdout.write(render(summarise(rows)) + "\n")

@@ -1,9 +1,8 @@
-"""What one lying silo of ten costs a student in closed form, and what ``trust: validation`` mends.
+"""Accuracy of a student in closed form with one malicious silo of ten; ``trust: validation``.
 
-``python -m experiments.robustness.moments --write`` keeps the figures in
-``moments.json`` beside it and prints the table of ``docs/robustness.md``. The liar is
-the silo of most images of its seed. ``--validation`` looks at no test image; it is what to choose
-by.
+``python -m experiments.robustness.moments --write`` stores the figures in ``moments.json`` and
+prints the table of ``docs/robustness.md``. The malicious silo is the largest of its seed.
+``--validation`` uses validation instead of test images, for choosing settings.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from fedkd.util.seeding import torch_generator
 RECORD = Path(__file__).with_suffix(".json")
 ALL_PARTITIONS = {**PARTITIONS, "quantity": "{scheme: quantity, silos: 10, alpha: 0.5}"}
 LOUD = 100
-"""So many times its images a loud liar claims to have."""
+"""Factor by which the loud attack exaggerates the number of images."""
 
-Lie = Callable[[Tensor, torch.Generator], Tensor]
-LIES: dict[str, Lie] = {
+Attack = Callable[[Tensor, torch.Generator], Tensor]
+ATTACKS: dict[str, Attack] = {
     "flipped labels": lambda labels, _: 9 - labels,
     "random labels": lambda labels, drawn: torch.randint(0, 10, labels.shape, generator=drawn),
     "constant class": lambda labels, _: torch.zeros_like(labels),
@@ -59,7 +58,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
-    """Return accuracies in per cent and who was left out, with and without ``trust``, by lie.
+    """Return accuracies in per cent and excluded silos, with and without ``trust``, by attack.
 
     Args:
         partition: a name of ``ALL_PARTITIONS``.
@@ -94,43 +93,48 @@ def measure(partition: str, seed: int, *, on: str) -> dict[str, Any]:
         basis=basis,
     )
 
-    def meet(silo: str, lie: str | None = None) -> Teacher:
+    def make_teacher(silo: str, attack: str | None = None) -> Teacher:
         own = federation.data_of(silo)
         drawn = torch_generator(seed, "lie", silo)
-        labels = own.labels if lie is None else LIES[lie](own.labels, drawn)
-        told = moments_of(Images(own.images, labels), basis, num_classes=10)
-        if lie == "loud constant class" and told is not None:
-            told = replace(told, counts=LOUD * told.counts)
-        # What silos' models say is not used: there is none.
-        said = torch.zeros(len(setup.transfer), 10)
-        return Teacher(silo, "cnn", len(own), logits=said, moments=told)
+        labels = own.labels if attack is None else ATTACKS[attack](own.labels, drawn)
+        moments = moments_of(Images(own.images, labels), basis, num_classes=10)
+        if attack == "loud constant class" and moments is not None:
+            moments = replace(moments, counts=LOUD * moments.counts)
+        # The silos' models are not used.
+        unused_logits = torch.zeros(len(setup.transfer), 10)
+        return Teacher(silo, "cnn", len(own), logits=unused_logits, moments=moments)
 
-    def judge(members: Sequence[Teacher], trust: str) -> dict[str, Any]:
+    def evaluate_student(members: Sequence[Teacher], trust: str) -> dict[str, Any]:
         teachers = Teachers(members, federation.shape, federation.compute)
-        asked = settings.model_copy(update={"trust": trust})
-        made = consolidate(teachers, asked, setup)
+        with_trust = settings.model_copy(update={"trust": trust})
+        student = consolidate(teachers, with_trust, setup)
         model = build_model(PATCH_FEATURES, federation.shape, seed=0)
-        model.load_state_dict(made.state)
+        model.load_state_dict(student.state)
         accuracy = evaluate(model, data, compute=federation.compute).accuracy
         return {
             "accuracy": round(100 * accuracy, 2),
-            "left_out": sorted(made.notes.get("doubted", {})),
+            "left_out": sorted(student.notes.get("doubted", {})),
         }
 
-    honest = [meet(silo) for silo in federation.study.silo_names]
-    liar = max(range(len(honest)), key=lambda m: honest[m].num_examples)
-    rest = [teacher for m, teacher in enumerate(honest) if m != liar]
-    found: dict[str, Any] = {"liar": honest[liar].silo, "without": judge(rest, "equal")}
-    for name in ("honest", *LIES):
+    honest = [make_teacher(silo) for silo in federation.study.silo_names]
+    malicious = max(range(len(honest)), key=lambda m: honest[m].num_examples)
+    rest = [teacher for m, teacher in enumerate(honest) if m != malicious]
+    results: dict[str, Any] = {
+        "liar": honest[malicious].silo,
+        "without": evaluate_student(rest, "equal"),
+    }
+    for name in ("honest", *ATTACKS):
         members = list(honest)
         if name != "honest":
-            members[liar] = meet(honest[liar].silo, name)
-        found[name] = {trust: judge(members, trust) for trust in ("equal", "validation")}
-    return found
+            members[malicious] = make_teacher(honest[malicious].silo, name)
+        results[name] = {
+            trust: evaluate_student(members, trust) for trust in ("equal", "validation")
+        }
+    return results
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return means over seeds, in points lost against ten honest silos, and who was left out."""
+    """Return means over seeds of points lost against ten honest silos, and counts of exclusions."""
     table = []
     for partition in dict.fromkeys(row["partition"] for row in rows):
         runs = [row["found"] for row in rows if row["partition"] == partition]
@@ -139,13 +143,15 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for trust in ("equal", "validation"):
             lost = {
                 name: round(mean(honest - run[name][trust]["accuracy"] for run in runs), 1) + 0.0
-                for name in ("honest", *LIES)
+                for name in ("honest", *ATTACKS)
             }
-            caught = sum(run["liar"] in run[lie][trust]["left_out"] for run in runs for lie in LIES)
+            caught = sum(
+                run["liar"] in run[attack][trust]["left_out"] for run in runs for attack in ATTACKS
+            )
             wrongly = sum(
                 name != run["liar"] or case == "honest"
                 for run in runs
-                for case in ("honest", *LIES)
+                for case in ("honest", *ATTACKS)
                 for name in run[case][trust]["left_out"]
             )
             table.append(
@@ -155,7 +161,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "without": round(honest - without, 1),
                     "lost": lost,
                     "caught": caught,
-                    "of": len(runs) * len(LIES),
+                    "of": len(runs) * len(ATTACKS),
                     "wrongly": wrongly,
                 }
             )
@@ -164,8 +170,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def render(table: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown."""
-    head = ["partition", "trust", "liar not there", "honest", *LIES, "left out", "wrongly"]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (4 + len(LIES))]
+    head = ["partition", "trust", "without it", "honest", *ATTACKS, "excluded", "wrongly"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (4 + len(ATTACKS))]
     for row in table:
         figures = [f"{value:.1f}" for value in (row["without"], *row["lost"].values())]
         counts = [f"{row['caught']} of {row['of']}", str(row["wrongly"])]
@@ -175,23 +181,25 @@ def render(table: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure what is asked for and print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--partitions", default=",".join(ALL_PARTITIONS))
-    parser.add_argument("--validation", action="store_true", help="look at no test image")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RECORD.name}")
-    asked = parser.parse_args()
-    if asked.write and asked.validation:
+    parser.add_argument("--validation", action="store_true", help="evaluate on validation images")
+    parser.add_argument("--write", action="store_true", help=f"store the figures in {RECORD.name}")
+    arguments = parser.parse_args()
+    if arguments.write and arguments.validation:
         parser.error("the record is of test images")
     rows = []
     with intra_op_threads(1):
-        for partition in asked.partitions.split(","):
-            for seed in map(int, asked.seeds.split(",")):
-                found = measure(partition, seed, on="validation" if asked.validation else "test")
-                rows.append({"partition": partition, "seed": seed, "found": found})
+        for partition in arguments.partitions.split(","):
+            for seed in map(int, arguments.seeds.split(",")):
+                results = measure(
+                    partition, seed, on="validation" if arguments.validation else "test"
+                )
+                rows.append({"partition": partition, "seed": seed, "found": results})
                 sys.stderr.write(f"{json.dumps(rows[-1])}\n")
-    if asked.write:
+    if arguments.write:
         write_json(RECORD, {"runs": rows, "lost": summarise(rows)})
     sys.stdout.write(render(summarise(rows)) + "\n")
 

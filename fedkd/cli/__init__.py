@@ -1,4 +1,4 @@
-"""The command line: the one place where all rooms meet, each imported only when needed."""
+"""The command line. Each command imports what it needs when it runs: ``--help`` stays quick."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Consolidate pre-trained silo models by knowledge distillation, then federate, and count "
-    "the communication rounds that this saves.",
+    "the communication rounds that this saves.\n\n"
+    "For example: fedkd compare experiments/quickstart.yaml",
 )
 
 for command in (compare, tune, pairs, report, watch, validate, recommend, schema, doctor):
@@ -53,8 +54,8 @@ def _main(
 
 
 def main() -> None:
-    """Run the command line; what fedkd foresaw is told in a sentence, without a traceback."""
-    # A user's own model, named package.module:function, may lie where fedkd is started.
+    """Run the command line. An expected error is printed as one sentence, without a traceback."""
+    # A user's own model, named package.module:function, may be in the working folder.
     sys.path.insert(0, str(Path.cwd()))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     try:
@@ -63,7 +64,7 @@ def main() -> None:
         typer.echo(f"fedkd: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        # The disk is the user's to mend; any other system error is ours and keeps its traceback.
+        # A full or broken disk is for the user to fix; any other system error is our bug.
         if error.errno not in DISK_ERRORS:
             raise
         typer.echo(f"fedkd: {error.filename or 'the disk'}: {error.strerror}", err=True)

@@ -1,4 +1,4 @@
-"""``fedkd cache``: see what need not be computed again, and clear it."""
+"""``fedkd cache``: list and clear cached models, predictions, runs and data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from fedkd.util.cache_entries import Entry
 
 app = typer.Typer(
-    help="Show what the cache holds, or clear it.\n\n"
-    "Pre-trained models, teachers' predictions, finished runs and decoded data lie under "
-    "$FEDKD_CACHE_DIR, by default ~/.cache/fedkd, each by a hash of what determines it. Whatever "
-    "is cleared is computed again when it is needed; results in runs/ stay.\n\n"
-    "For example: fedkd cache clear --kind arms --older-than 30d"
+    help="List or clear the cache.\n\n"
+    "For example: fedkd cache clear --kind arms --older-than 30d\n\n"
+    "The cache holds pre-trained models, teachers' predictions, finished runs and decoded data, in "
+    "$FEDKD_CACHE_DIR (default: ~/.cache/fedkd). Cleared entries are computed again when they are "
+    "needed. Results in runs/ are not touched."
 )
 
 
@@ -30,7 +30,7 @@ def add_commands(main: typer.Typer) -> None:
 
 @app.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: AsJson = False) -> None:
-    """List what the cache holds by kind: entries, size, age."""
+    """List the cache by kind: entries, size and age."""
     if context.invoked_subcommand is not None:
         return
     from fedkd.util.cache import cache_root
@@ -40,15 +40,15 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
     entries = find_entries(root)
     rows = []
     for kind, meaning in KINDS.items():
-        own = [entry for entry in entries if entry.kind == kind]
+        of_kind = [entry for entry in entries if entry.kind == kind]
         rows.append(
             {
                 "kind": kind,
                 "holds": meaning,
-                "entries": len(own),
-                "bytes": sum(entry.size for entry in own),
-                "oldest_seconds": round(max((entry.age for entry in own), default=0.0)),
-                "newest_seconds": round(min((entry.age for entry in own), default=0.0)),
+                "entries": len(of_kind),
+                "bytes": sum(entry.size for entry in of_kind),
+                "oldest_seconds": round(max((entry.age for entry in of_kind), default=0.0)),
+                "newest_seconds": round(min((entry.age for entry in of_kind), default=0.0)),
             }
         )
     if as_json:
@@ -57,7 +57,9 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
     typer.echo(f"{root}\n")
     typer.echo(f"{'kind':12} {'entries':>8} {'size':>9}  {'age':17} holds")
     for row in rows:
-        ages = "" if not row["entries"] else _ages(row["newest_seconds"], row["oldest_seconds"])
+        ages = (
+            "" if not row["entries"] else _age_range(row["newest_seconds"], row["oldest_seconds"])
+        )
         size = _megabytes(int(str(row["bytes"])))
         typer.echo(f"{row['kind']:12} {row['entries']:>8} {size:>9}  {ages:17} {row['holds']}")
 
@@ -66,38 +68,39 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
 def clear(
     kind: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND", help="pretrained, predictions, arms, sources or partitions; else all."
-        ),
+        typer.Option(metavar="KIND", help="pretrained, predictions, arms, sources or partitions."),
     ] = None,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", help="Only entries older than 12h, 30d or 2w.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove entries from the cache; asks before it does."""
+    """Remove entries from the cache, after a confirmation.
+
+    For example: fedkd cache clear --kind arms --older-than 30d
+    """
     from fedkd.errors import UserError
     from fedkd.util.cache import cache_root
     from fedkd.util.cache_entries import check_kind, find_entries, parse_age, select
-    from fedkd.util.cache_entries import clear as take_away
+    from fedkd.util.cache_entries import clear as remove_entries
 
     check_kind(kind)
     age, root = parse_age(older_than), cache_root()
-    found = select(find_entries(root), kind=kind, older_than=age)
-    if found and not yes:
+    matching = select(find_entries(root), kind=kind, older_than=age)
+    if matching and not yes:
         if not sys.stdin.isatty():
-            raise UserError("cache clear asks before it removes anything; say --yes in a script")
-        typer.confirm(f"Remove {_told(found)} from {root}?", abort=True, err=True)
-    removed = take_away(root, kind=kind, older_than=age)
+            raise UserError("cache clear asks for a confirmation; give --yes in a script")
+        typer.confirm(f"Remove {_describe(matching)} from {root}?", abort=True, err=True)
+    removed = remove_entries(root, kind=kind, older_than=age)
     if as_json:
         size = sum(entry.size for entry in removed)
         typer.echo(json.dumps({"folder": str(root), "removed": len(removed), "bytes": size}))
     else:
-        typer.echo(f"Removed {_told(removed)} from {root}.")
+        typer.echo(f"Removed {_describe(removed)} from {root}.")
 
 
-def _told(entries: Sequence[Entry]) -> str:
+def _describe(entries: Sequence[Entry]) -> str:
     noun = "entry" if len(entries) == 1 else "entries"
     return f"{len(entries)} {noun} ({_megabytes(sum(entry.size for entry in entries))})"
 
@@ -106,9 +109,9 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _ages(newest: object, oldest: object) -> str:
-    young, old = (_age(float(str(seconds))) for seconds in (newest, oldest))
-    return young if young == old else f"{young} to {old}"
+def _age_range(newest: object, oldest: object) -> str:
+    newest_age, oldest_age = (_age(float(str(seconds))) for seconds in (newest, oldest))
+    return newest_age if newest_age == oldest_age else f"{newest_age} to {oldest_age}"
 
 
 def _age(seconds: float) -> str:

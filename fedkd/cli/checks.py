@@ -1,4 +1,4 @@
-"""The commands that look before anything runs: ``fedkd validate``, ``schema`` and ``doctor``."""
+"""The commands that check before a run: ``fedkd validate``, ``schema`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ def validate(
     overrides: Overrides = None,
     file_only: Annotated[
         bool,
-        typer.Option(
-            "--file-only", help="Check the file alone, and that the files exist that it names."
-        ),
+        typer.Option("--file-only", help="Check only the file and that the files it names exist."),
     ] = False,
 ) -> None:
     """Check STUDY, a YAML file, without running it, and print it with every default filled in.
 
-    All that compare checks before it runs is checked: the data are read and split, every model is
-    built and trained on one batch, every checkpoint is read. Notes on what may not be as you think
-    go to the standard error.
+    For example: fedkd validate experiments/quickstart.yaml --set rounds.lr=0.1
+
+    These are the checks of compare: data are read and split, every model is built and trained on
+    one batch, every checkpoint is read. Warnings go to the standard error.
     """
     from fedkd.config.study_file import check_files, dump_study
 
@@ -40,7 +39,10 @@ def validate(
 
 
 def schema() -> None:
-    """Print the JSON schema of study files, for editors and programs."""
+    """Print the JSON schema of study files, for editors and programs.
+
+    For example: fedkd schema > study.schema.json
+    """
     from fedkd.config.study_file import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=1))
@@ -49,7 +51,7 @@ def schema() -> None:
 def doctor(
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine can do, and what to do about what is missing."""
+    """Check this machine: packages, processor, GPU, disk, data; print how to fix problems."""
     from fedkd.doctor import examine
 
     findings = []

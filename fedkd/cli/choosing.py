@@ -29,7 +29,7 @@ def tune(
     study: StudyPath,
     arm: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The arm to tune; by default the first that can be."),
+        typer.Option(metavar="NAME", help="The arm to tune; default: the first that distils."),
     ] = None,
     search: Annotated[
         str, typer.Option(metavar="KIND", help="tpe, or grid: 5 x 5 over temperature and weight.")
@@ -39,39 +39,42 @@ def tune(
         typer.Option(
             metavar="N",
             min=1,
-            help="Trials in all, those of earlier starts included; by default 30, or the grid.",
+            help="Total number of trials, earlier ones included; default: 30, or the whole grid.",
         ),
     ] = None,
     proxy: Annotated[
         bool,
         typer.Option(
             "--proxy",
-            help="Choose without validation data although there are some, and say how well the "
-            "choice agrees with them.",
+            help="Select without validation data, and measure on validation data how well that "
+            "agrees.",
         ),
     ] = False,
     overrides: Overrides = None,
     seeds: Seeds = None,
     out: Out = RUNS,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the trials of before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier trials.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the settings of an arm of STUDY that consolidates, on validation data only.
+    """Search distillation settings of an arm of STUDY, on validation data only.
 
-    The trials are kept in DIR/<study>/tune-<arm>.db; the same command goes on from there. The
-    winner is written as a study that runs, DIR/<study>/tuned.yaml, all trials as tune-<arm>.json.
+    For example: fedkd tune experiments/quickstart.yaml --arm fedkd --trials 30
+
+    Trials are stored in DIR/<study>/tune-<arm>.db; the same command resumes an interrupted search.
+    The best settings are written as a study, DIR/<study>/tuned.yaml, and all trials as
+    tune-<arm>.json.
     """
     if search not in ("tpe", "grid"):
-        raise UserError(f"--search: {search!r} is neither tpe nor grid")
+        raise UserError(f"--search: {search!r} is not a valid search: give tpe or grid")
     loaded = load(study, overrides, seeds=seeds)
     from fedkd.federation.thread_pool import silo_pool
     from fedkd.report.progress import SearchProgress
     from fedkd.tuning.command import tune as run_search
     from fedkd.tuning.outcome import print_outcome
 
-    quiet = progress_console(quiet=as_json)
-    with SearchProgress(quiet) as progress, silo_pool(loaded) as pool:
-        found = run_search(
+    console = progress_console(quiet=as_json)
+    with SearchProgress(console) as progress, silo_pool(loaded) as pool:
+        search_result = run_search(
             loaded,
             arm,
             out=out,
@@ -83,14 +86,16 @@ def tune(
             fresh=fresh,
         )
     if as_json:
-        typer.echo(json.dumps(found.results, indent=1))
+        typer.echo(json.dumps(search_result.results, indent=1))
     else:
         console = wide_console()
-        print_outcome(found.results, console)
-        console.print(f"Tuned study: {found.tuned}\nAll trials: {found.data}", soft_wrap=True)
-        if found.interrupted:
-            console.print("Interrupted: the same command goes on from the trials that had ended.")
-    if found.interrupted:
+        print_outcome(search_result.results, console)
+        console.print(
+            f"Tuned study: {search_result.tuned}\nAll trials: {search_result.data}", soft_wrap=True
+        )
+        if search_result.interrupted:
+            console.print("Interrupted: the same command resumes after the last finished trial.")
+    if search_result.interrupted:
         raise typer.Exit(130)
 
 
@@ -100,28 +105,28 @@ def pairs(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Of kd, kd-tuned, dml, dp-kd, fine-tune and your own; by default all that the "
-            "study's labels and validation data allow.",
+            help="kd, kd-tuned, dml, dp-kd, fine-tune or your own; default: all that the study's "
+            "labels and validation data allow.",
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Epochs, instead of the study's.")
+        int | None, typer.Option(metavar="N", min=1, help="Epochs; overrides the study.")
     ] = None,
     overrides: Overrides = None,
     seeds: Seeds = None,
     out: Out = RUNS,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the rows of before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier rows.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let every silo of STUDY teach every other under every method: who gains, who forgets?
-
-    Each student starts from its silo's own model and learns on the transfer set, with the
-    optimiser of the first arm that consolidates. Temperature and weight are 1 and 0.5; kd-tuned
-    takes the best of 1, 4, 16 and 0.1, 0.5, 0.9 on validation data. The table is
-    DIR/<study>/pairs.csv, and pairs.json with what its columns mean; the same command goes on
-    from the rows that pairs.jsonl holds.
+    """Distil every silo's model of STUDY into every other, and measure gain and forgetting.
 
     For example: fedkd pairs experiments/quickstart.yaml --set partition.silos=5 --methods kd,dml
+
+    Each student starts from its silo's own model and is distilled on the transfer set, with the
+    optimiser of the first arm that consolidates. Temperature and weight are 1 and 0.5; kd-tuned
+    takes the best of 1, 4, 16 and 0.1, 0.5, 0.9 on validation data. The table is written to
+    DIR/<study>/pairs.csv, and with a description of its columns to pairs.json. The same command
+    resumes after the rows that are already in pairs.jsonl.
     """
     loaded = load(study, overrides, seeds=seeds)
     from fedkd.federation.thread_pool import silo_pool
@@ -129,9 +134,9 @@ def pairs(
     from fedkd.pairs.outcome import print_outcome
     from fedkd.report.progress import PairsProgress
 
-    quiet = progress_console(quiet=as_json)
-    with PairsProgress(quiet) as progress, silo_pool(loaded) as pool:
-        found = measure_pairs(
+    console = progress_console(quiet=as_json)
+    with PairsProgress(console) as progress, silo_pool(loaded) as pool:
+        measured = measure_pairs(
             loaded,
             out=out,
             pool=pool,
@@ -141,14 +146,14 @@ def pairs(
             fresh=fresh,
         )
     if as_json:
-        typer.echo(json.dumps(found.results, indent=1))
+        typer.echo(json.dumps(measured.results, indent=1))
     else:
         console = wide_console()
-        print_outcome(found.results, console)
-        console.print(f"Table: {found.table}\nWith its summary: {found.data}", soft_wrap=True)
-    if found.interrupted:
+        print_outcome(measured.results, console)
+        console.print(f"Table: {measured.table}\nWith its summary: {measured.data}", soft_wrap=True)
+    if measured.interrupted:
         if not as_json:
-            console.print("Interrupted: the same command goes on from the rows that are there.")
+            console.print("Interrupted: the same command resumes after the last finished row.")
         raise typer.Exit(130)
 
 
@@ -157,23 +162,23 @@ def recommend(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Describe the federation of STUDY, a YAML file, and name a method for it.
-
-    Looks at the first seed: how labels and sizes differ between silos, how good the silos' models
-    are (they are pre-trained if they are not in the cache), what transfer set there is. The method
-    comes from a decision tree fitted on the project's recorded studies; how often such studies
-    agree, and how often the tree is right on studies that it has not seen, is printed with it.
+    """Describe the federation of STUDY, a YAML file, and print the method best on average.
 
     For example: fedkd recommend experiments/quickstart.yaml --set partition.alpha=0.5
+
+    The description is of the first seed: label skew, silo sizes, accuracy of the silos' models
+    (pre-trained if they are not in the cache) and the transfer set. The method is the one with the
+    highest accuracy, averaged over the project's recorded federations. It is the same for every
+    federation: no property in the description was found to predict a better method.
     """
     loaded = load(study, overrides)
-    found, figures = _recommend(loaded)
+    recommendation, figures = _recommend(loaded)
     if as_json:
-        typer.echo(json.dumps({"federation": figures, **vars(found)}, indent=1))
+        typer.echo(json.dumps({"federation": figures, **vars(recommendation)}, indent=1))
         return
     from fedkd.report.terminal import print_recommendation
 
-    print_recommendation(found, figures, wide_console())
+    print_recommendation(recommendation, figures, wide_console())
 
 
 def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:

@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 MARKS = {"ok": "ok     ", "note": "note   ", "broken": "problem"}
 KeysFolder = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder of all keys; keep it to yourself.")
+    Path, typer.Option("--out", metavar="DIR", help="Folder of all keys; keep it private.")
 ]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
-    keys = typer.Typer(no_args_is_help=True, help="Make the keys and certificates of real hosts.")
+    keys = typer.Typer(
+        no_args_is_help=True,
+        help="Make keys and certificates for deployed silos.\n\n"
+        "For example: fedkd keys init --host fl.example.org",
+    )
     keys.command("init")(keys_init)
     keys.command("add-silo")(keys_add_silo)
     app.add_typer(keys, name="keys")
-    silo = typer.Typer(no_args_is_help=True, help="Look after a silo on a host of its own.")
+    silo = typer.Typer(
+        no_args_is_help=True,
+        help="Check a deployed silo on its own host.\n\nFor example: fedkd silo check silo.yaml",
+    )
     silo.command("check")(silo_check)
     silo.command("schema")(silo_schema)
     app.add_typer(silo, name="silo")
@@ -38,25 +45,25 @@ def keys_init(
         list[str],
         typer.Option(
             metavar="NAME_OR_IP",
-            help="A name or address by which silos reach the server; may be repeated.",
+            help="Host name or address of the server; may be repeated.",
         ),
     ],
     out: KeysFolder = Path("keys"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 8000,
     days: Annotated[
-        int, typer.Option(min=1, max=3650, help="How long the server's certificate is valid.")
+        int, typer.Option(min=1, max=3650, help="Validity of the server's certificate, in days.")
     ] = 825,
     renew: Annotated[
         bool,
-        typer.Option("--renew", help="Only a new server certificate, by the authority in DIR."),
+        typer.Option("--renew", help="Make a new server certificate only, with DIR's authority."),
     ] = False,
 ) -> None:
-    """Make a certificate authority and the server's certificate, and say how to start the server.
-
-    ca.pem goes to every silo. ca.key signs certificates and should leave the server's disk;
-    server.key stays on the server.
+    """Make a certificate authority and the server's certificate; print how to start the server.
 
     For example: fedkd keys init --host fl.example.org --host 192.0.2.7
+
+    Copy ca.pem to every silo. Move ca.key, which signs certificates, off the server's disk;
+    server.key stays on the server.
     """
     from fedkd.deploy.keys import make_server_keys
 
@@ -68,8 +75,8 @@ def keys_init(
         f"    --ssl-certfile {out / 'server.pem'} --ssl-keyfile {out / 'server.key'} \\\n"
         f"    --ssl-ca-certfile {out / 'ca.pem'} --enable-supernode-auth \\\n"
         "    --database /var/lib/fedkd/superlink.db --disable-runtime-dependency-installation\n\n"
-        "Where studies are started, name it in $FLWR_HOME/config.toml (~/.flwr/config.toml):\n\n"
-        "  [superlink.field]\n"
+        "Where studies are started, add it to $FLWR_HOME/config.toml (~/.flwr/config.toml):\n\n"
+        "  [superlink.deployed]\n"
         f'  address = "{host[0]}:{port}"\n'
         f'  root-certificates = "{(out / "ca.pem").absolute()}"\n\n'
         "Then make a key for each silo: fedkd keys add-silo NAME"
@@ -81,27 +88,27 @@ def keys_add_silo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The silo's name, as in silo.yaml.")],
     out: KeysFolder = Path("keys"),
     superlink: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The SuperLink, for the command to print.")
+        str, typer.Option(metavar="HOST:PORT", help="SuperLink address, for the printed command.")
     ] = "SERVER:8000",
     connection: Annotated[
-        str, typer.Option(metavar="NAME", help="Its name in Flower's config.toml; likewise.")
-    ] = "field",
+        str, typer.Option(metavar="NAME", help="Its name in Flower's config.toml, likewise.")
+    ] = "deployed",
 ) -> None:
-    """Make a silo's key pair, and say how to register it and how to start the SuperNode.
-
-    The private half goes to the silo and nowhere else. A silo may make the pair itself and send
-    the public half alone.
+    """Make a silo's key pair; print how to register it and how to start the SuperNode.
 
     For example: fedkd keys add-silo clinic-a --superlink fl.example.org:8000
+
+    Give the private key to the silo alone. A silo may also make the pair itself and send only the
+    public key.
     """
     from fedkd.deploy.keys import make_silo_key
 
     private, public = make_silo_key(out, name)
     typer.echo(
         f"wrote {private}\nwrote {public}\n\n"
-        "Where studies are started, register the public half:\n\n"
+        "Where studies are started, register the public key:\n\n"
         f"  flwr supernode register {public} {connection}\n\n"
-        f"On the silo's host, with {private.name} and ca.pem brought there:\n\n"
+        f"Copy {private.name} and ca.pem to the silo's host, and run there:\n\n"
         f"  flower-supernode --superlink {superlink} --root-certificates /etc/fedkd/ca.pem \\\n"
         f"    --auth-supernode-private-key /etc/fedkd/{private.name} \\\n"
         "    --node-config 'silo=\"/etc/fedkd/silo.yaml\"'"
@@ -111,26 +118,26 @@ def keys_add_silo(
 def silo_check(
     path: Annotated[Path, typer.Argument(metavar="SILO", help="The silo's file, silo.yaml.")],
     superlink: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Also ask this SuperLink.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Also check this SuperLink.")
     ] = None,
     root_certificates: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="ca.pem of its server; by default the system's."),
+        typer.Option(metavar="FILE", help="ca.pem of its server; default: the system's."),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="The SuperLink speaks plain HTTP.")
+        bool, typer.Option("--insecure", help="The SuperLink uses plain HTTP.")
     ] = False,
     study: Annotated[
-        Path | None, typer.Option(metavar="STUDY", help="Check against this study too.")
+        Path | None, typer.Option(metavar="STUDY", help="Also check against this study.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look before a silo starts: data, labels, model, disk, the way to the SuperLink, the clock.
-
-    Nothing leaves this host but a request whether the SuperLink is well. Exit code 1 says that
-    something would fail.
+    """Check a silo before it starts: data, labels, model, disk, connection to the SuperLink, clock.
 
     For example: fedkd silo check silo.yaml --superlink fl.example.org:8000
+
+    Nothing is sent but a health request to the SuperLink. The exit code is 1 if something would
+    fail.
     """
     from fedkd.config.study_file import load_study
     from fedkd.deploy.check import SiloCheck
@@ -142,24 +149,29 @@ def silo_check(
     address = None if superlink is None else Address.parse(superlink)
     file = load_silo_file(path)
     loaded = None if study is None else load_study(study)
-    found = _show(SiloCheck(file, loaded).findings(), as_json=as_json)
+    findings = _show(SiloCheck(file, loaded).findings(), as_json=as_json)
     if address is not None:
-        found += _show(check_link(address, root_certificates, insecure=insecure), as_json=as_json)
+        findings += _show(
+            check_link(address, root_certificates, insecure=insecure), as_json=as_json
+        )
     if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in found], indent=1))
-    if any(finding.level == "broken" for finding in found):
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
 
 
 def silo_schema() -> None:
-    """Print the JSON schema of silo.yaml, for editors and programs."""
+    """Print the JSON schema of silo.yaml, for editors and programs.
+
+    For example: fedkd silo schema > silo.schema.json
+    """
     from fedkd.deploy.silo_file import silo_schema as schema
 
     typer.echo(json.dumps(schema(), indent=1))
 
 
 def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
-    """Print findings as they come, unless a program reads them all together."""
+    """Return the findings; print each as it is made unless ``as_json``."""
     shown = []
     for finding in findings:
         shown.append(finding)

@@ -46,10 +46,10 @@ class _ManyTeachers(TyperCommand):
 
 
 def repeat_option(arguments: Sequence[str], option: str) -> list[str]:
-    """Write an option with several values as the same option repeated, which click understands.
+    """Repeat an option before each of its values, as click expects.
 
-    ``--teachers a b --arch cnn`` becomes ``--teachers a --teachers b --arch cnn``: what follows
-    the option up to whatever begins with a hyphen is its values.
+    ``--teachers a b --arch cnn`` becomes ``--teachers a --teachers b --arch cnn``. The values end
+    at the next argument that begins with a hyphen.
     """
     repeated: list[str] = []
     first = following = False
@@ -70,15 +70,15 @@ def consolidate(
         typer.Option(
             TEACHERS,
             metavar="[ARCH=]PATH ...",
-            help="Checkpoints (.safetensors), one or more; ARCH=PATH for one whose architecture "
-            "differs from --arch.",
+            help="One or more checkpoints (.safetensors); ARCH=PATH if the architecture is not "
+            "--arch.",
         ),
     ],
     transfer: Annotated[
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Images to distil on: folder:PATH (one folder a class), npz:PATH, digits, "
+            help="Images to distil on: folder:PATH (one folder per class), npz:PATH, digits, "
             "fashion-mnist, ...",
         ),
     ],
@@ -89,23 +89,23 @@ def consolidate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Architecture of the student, and of teachers for which neither ARCH=PATH nor "
-            "the file itself names another.",
+            help="Architecture of the student, and of teachers for which neither ARCH=PATH nor the "
+            "file names one.",
         ),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Distil on so many of the images; by default on all."),
+        typer.Option(min=1, help="Number of images to distil on; default: all."),
     ] = None,
     labelled: Annotated[
-        bool, typer.Option("--labelled", help="Labels of these images may be used.")
+        bool, typer.Option("--labelled", help="The images' labels may be used.")
     ] = False,
     validation: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE|FRACTION",
-            help="Labelled images that judge teachers and student: a source (its test set, if it "
-            "has one), or a fraction of the transfer source that is set apart.",
+            help="Labelled images on which teachers and student are evaluated: a source (its test "
+            "set, if it has one), or a fraction of the transfer source, held out.",
         ),
     ] = None,
     method: Annotated[
@@ -115,14 +115,14 @@ def consolidate(
         str,
         typer.Option(
             metavar="NAME",
-            help="How teachers count: equal, confidence, consensus, size (with --examples), "
+            help="Weights of teachers: equal, confidence, consensus, size (with --examples), "
             "accuracy (with --validation), or your own.",
         ),
     ] = "equal",
     student: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="What the student starts as: average, best, worst, random, fresh."
+            metavar="NAME", help="Initial student model: average, best, worst, random, fresh."
         ),
     ] = "average",
     overrides: Annotated[
@@ -130,27 +130,27 @@ def consolidate(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set any key of a study's section consolidation, such as temperature=4; may be "
+            help="Set a key of a study's consolidation section, such as temperature=4; may be "
             "repeated.",
         ),
     ] = None,
     examples: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="How many images each teacher was trained on."),
+        typer.Option(metavar="N,N,...", help="Number of images that each teacher was trained on."),
     ] = None,
     classes: Classes = None,
     channels: Channels = None,
     image_size: ImageSize = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make one model of several checkpoints by knowledge distillation, with no federation.
-
-    The same files and settings give the same student, bit for bit. Number of classes, channels
-    and size of the images are those the checkpoints name (fedkd's own do) or the images have.
+    """Distil several checkpoints into one model, without a federation.
 
     For example: fedkd consolidate --teachers a.safetensors mlp=b.safetensors --arch cnn
     --transfer folder:scans --validation 0.2 --set temperature=4 --out student.safetensors
+
+    The same files and settings give the same student, bit for bit. The number of classes, the
+    channels and the image size are read from the checkpoints' metadata or from the images.
     """
     from fedkd.config.study_file import parse_consolidation
 
@@ -192,22 +192,22 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run's folder, <out>/<study>/<timestamp>/<arm>/seed-<n>, or a checkpoint.",
+            help="The folder of a run, DIR/<study>/<timestamp>/<arm>/seed-<n>, or a checkpoint.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="What to write: .safetensors or .pt2.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Output file: .safetensors or .pt2.")],
     file_format: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="NAME",
-            help="safetensors or torch-export; by default what FILE's ending says.",
+            help="safetensors or torch-export; default: by the ending of FILE.",
         ),
     ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Architecture, where the file does not name it or it is your code."
+            metavar="NAME", help="Architecture, if the file names none or if it is your code."
         ),
     ] = None,
     classes: Classes = None,
@@ -215,13 +215,13 @@ def export(
     image_size: ImageSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the final model of a run, or of a checkpoint, for use outside fedkd.
+    """Export the final model of a run, or a checkpoint, for use outside fedkd.
 
-    safetensors holds the weights; torch-export (.pt2) a whole program for torch.export.load that
-    takes any number of images, float32 [N, C, H, W] in [0, 1], to logits. FILE.json beside it
-    names classes, preprocessing, study, seed and accuracy.
+    For example: fedkd export runs/quickstart/20260101T120000Z/fedkd/seed-0 --out model.pt2
 
-    For example: fedkd export runs/quickstart/20260101T120000Z/fedkd-equal/seed-0 --out model.pt2
+    A .safetensors file holds the weights. A .pt2 file holds the whole program for
+    torch.export.load: it maps images, float32 [N, C, H, W] in [0, 1], to logits. FILE.json lists
+    classes, preprocessing, study, seed and accuracy.
     """
     chosen = _choose_format(out, file_format)
 
@@ -229,14 +229,14 @@ def export(
 
     _check_out(out, SUFFIXES[chosen])
     described = Described(_check_arch(arch), classes, channels, image_size)
-    told = export_model(source, out, chosen, described)
+    exported = export_model(source, out, chosen, described)
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(exported, indent=1))
         return
-    shape = f"{told['in_channels']} x {told['image_size']} x {told['image_size']}"
+    shape = f"{exported['in_channels']} x {exported['image_size']} x {exported['image_size']}"
     typer.echo(
-        f"{told['arch']}, {told['num_parameters']} parameters, {shape} images, "
-        f"{told['num_classes']} classes\nModel: {out}\nNotes: {sidecar(out)}"
+        f"{exported['arch']}, {exported['num_parameters']} parameters, {shape} images, "
+        f"{exported['num_classes']} classes\nModel: {out}\nNotes: {sidecar(out)}"
     )
 
 
@@ -245,10 +245,10 @@ def _choose_format(out: Path, name: str | None) -> str:
 
     formats = {"safetensors": _SAFETENSORS, "torch-export": ".pt2"}
     if name is None:
-        found = [known for known, suffix in formats.items() if suffix == out.suffix]
-        if not found:
+        matching = [known for known, suffix in formats.items() if suffix == out.suffix]
+        if not matching:
             raise UserError(f"--out: {out} must end in .safetensors or .pt2, or give --format")
-        return found[0]
+        return matching[0]
     if name not in formats:
         raise UserError(
             f"--format: unknown format {name!r}{suggest(name, list(formats))}; known are "
@@ -258,7 +258,7 @@ def _choose_format(out: Path, name: str | None) -> str:
 
 
 def _check_out(out: Path, suffix: str) -> None:
-    """Refuse a place that cannot be written before anything is computed."""
+    """Refuse an output path that cannot be written, before anything is computed."""
     if out.suffix != suffix:
         raise UserError(f"--out: the name of {out} must end in {suffix}")
     if out.is_dir():

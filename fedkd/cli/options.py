@@ -1,4 +1,4 @@
-"""What several commands share: options, how a study is loaded, and where output goes."""
+"""Options that several commands share, loading of a study, and consoles for output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a key of the study, such as rounds.lr=0.1; may be repeated. Paths of files are "
+        help="Set a key of the study, such as rounds.lr=0.1; may be repeated. File paths are "
         "relative to the study file.",
     ),
 ]
-Seeds = Annotated[
-    str | None, typer.Option(metavar="N,N,...", help="Seeds, instead of the study's.")
-]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Root of all results.")]
+Seeds = Annotated[str | None, typer.Option(metavar="N,N,...", help="Seeds; override the study's.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder in which results are written.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 RUNS = Path("runs")
 
@@ -41,7 +39,7 @@ def load(
     seeds: str | None = None,
     engine: str | None = None,
 ) -> Study:
-    """Load a study with what the command line says instead of the file."""
+    """Load a study, with the command line's overrides."""
     from fedkd.config.study_file import load_study
 
     return load_study(path, overrides or (), seeds=parse_numbers(seeds, "--seeds"), engine=engine)
@@ -51,25 +49,25 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     """Parse ``0,1,2``; None stays None.
 
     Raises:
-        UserError: it is no such list.
+        UserError: the text is not a comma-separated list of integers.
     """
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option}: {text!r} is no list of whole numbers such as 0,1,2") from None
+        raise UserError(f"{option}: {text!r} is not a list of integers such as 0,1,2") from None
 
 
 def wide_console() -> Console:
-    """Return a console for results: a table that a program or a file gets is not folded."""
+    """Return a console for results; off a terminal, tables are 160 columns wide."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def progress_console(*, quiet: bool) -> Console:
-    """Return a console for progress; a quiet one shows it on a terminal only."""
+    """Return a console for progress; if ``quiet``, progress is shown on a terminal only."""
     from rich.console import Console
 
     return Console(stderr=True, quiet=quiet and not sys.stderr.isatty())

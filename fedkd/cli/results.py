@@ -15,7 +15,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Results folders, or folders of studies: the newest results."
+            metavar="RUN...", help="Results folders, or study folders: then their newest results."
         ),
     ],
     kinds: Annotated[
@@ -25,37 +25,36 @@ def report(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where to write: by default into the results folder, or the working folder for "
-            "several.",
+            help="Output folder; default: RUN, or the working folder for several RUNs.",
         ),
     ] = None,
 ) -> None:
     """Write report.html of one or more RUNs, and figures and tables for papers.
 
-    Several RUNs are compared on one page. Pictures and tables go to a folder figures or tables
-    beside the page, in one of its own for each of several RUNs.
-
     For example: fedkd report runs/quickstart --format html,svg,csv
+
+    Several RUNs are compared on one page. Figures and tables are written to the folders figures and
+    tables beside the page, with one subfolder per RUN if there are several.
     """
     from fedkd.report.page import write_report
     from fedkd.report.paper import PICTURES, write_csv, write_pictures
     from fedkd.results.folder import REPORT_FILE, Results, find_run
 
-    wanted = list(dict.fromkeys(kind.strip() for kind in kinds.split(",")))
-    for kind in wanted:
+    formats = list(dict.fromkeys(kind.strip() for kind in kinds.split(",")))
+    for kind in formats:
         if kind not in ("html", "csv", *PICTURES):
-            raise UserError(f"--format: {kind!r} is none of html, png, svg and csv")
-    folders = [find_run(run) for run in runs]
-    results = [Results.read(folder) for folder in folders]
-    place = out or (folders[0] if len(folders) == 1 else Path())
-    written = [write_report(results, place / REPORT_FILE)] if "html" in wanted else []
-    for index, each in enumerate(results):
-        own = Path() if len(results) == 1 else Path(f"{index + 1}-{each.summary['study']}")
-        for kind in wanted:
+            raise UserError(f"--format: {kind!r} is not a valid format: give html, png, svg or csv")
+    run_folders = [find_run(run) for run in runs]
+    results = [Results.read(run) for run in run_folders]
+    folder = out or (run_folders[0] if len(run_folders) == 1 else Path())
+    written = [write_report(results, folder / REPORT_FILE)] if "html" in formats else []
+    for index, result in enumerate(results):
+        subfolder = Path() if len(results) == 1 else Path(f"{index + 1}-{result.summary['study']}")
+        for kind in formats:
             if kind in PICTURES:
-                written += write_pictures(each, place / "figures" / own, kind)
+                written += write_pictures(result, folder / "figures" / subfolder, kind)
             elif kind == "csv":
-                written += write_csv(each, place / "tables" / own)
+                written += write_csv(result, folder / "tables" / subfolder)
     for path in written:
         typer.echo(path)
 
@@ -63,14 +62,18 @@ def report(
 def watch(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A results folder, or a study's: its newest results."),
+        typer.Argument(
+            metavar="RUN", help="A results folder, or a study folder: its newest results."
+        ),
     ],
-    once: Annotated[bool, typer.Option("--once", help="Show how far it is, and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
-    """Follow RUN, a study that another process runs, until it ends.
+    """Show the progress of RUN, a study that another process runs, until it ends.
 
-    Arms, seeds, rounds, accuracy against targets and time left are read from the files in the
-    folder, so any host that sees it can watch. Ctrl-C ends the watching; the study goes on.
+    For example: fedkd watch runs/quickstart
+
+    Rounds, accuracy, targets reached and time left are read from the files in the folder, so any
+    host that can read the folder can watch. Ctrl-C stops watching; the study continues.
     """
     from fedkd.report.watch import watch as follow
 
@@ -78,5 +81,5 @@ def watch(
     try:
         follow(run, console, once=once)
     except KeyboardInterrupt:
-        console.print("No longer watching; the study goes on.")
+        console.print("Stopped watching; the study continues.")
         raise typer.Exit(130) from None

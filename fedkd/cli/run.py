@@ -37,19 +37,19 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="inline, ray, or a SuperLink connection of Flower's config.toml, instead of the "
-            "study's.",
+            help="inline, ray, or a SuperLink connection in Flower's config.toml; overrides the "
+            "study.",
         ),
     ] = None,
     out: Out = RUNS,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ignore and rewrite what the cache holds.")
+        bool, typer.Option("--fresh", help="Recompute everything; ignore the cache.")
     ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with the study of this results folder, which was cut short.",
+            help="Resume the interrupted study of this results folder.",
         ),
     ] = None,
     track: Annotated[
@@ -64,16 +64,15 @@ def compare(
 ) -> None:
     """Run every arm of STUDY, a YAML file, on every seed and compare the exchanges to each target.
 
-    Results go to DIR/<study>/<timestamp>: the study as resolved, summary.json, report.html, and
-    for each run its curve (rounds.jsonl, a line a round), final model and state.
-
     For example: fedkd compare experiments/quickstart.yaml --set rounds.lr=0.1 --seeds 0,1,2,3,4
 
-    A study that was interrupted or killed goes on by --resume, from the last whole round of the
-    run that was under way, and ends with the curves of an undisturbed one. The study, and whether
-    it is --fresh, is then read from RUN.
+    Results are written to DIR/<study>/<timestamp>: the resolved study, summary.json, report.html,
+    and for each run its curve (rounds.jsonl, one line per round), final model and state.
 
-    The exit code is 1 where a run failed or ended because too few silos answered.
+    An interrupted or killed study continues with --resume RUN, from the last complete round. The
+    curves are those of an uninterrupted run. The study and --fresh are then read from RUN.
+
+    The exit code is 1 if a run failed or stopped because too few silos replied.
     """
     if resume is not None:
         if study is not None or overrides or seeds is not None or engine is not None or fresh:
@@ -81,13 +80,13 @@ def compare(
                 "--resume: the study is read from RUN; leave out STUDY, --set, --seeds, --engine "
                 "and --fresh"
             )
-        loaded = load(_study_of(resume), None)
+        loaded = _study_of(resume)
     elif study is not None:
         loaded = load(study, overrides, seeds=seeds, engine=engine)
     else:
-        raise UserError("compare: name a study file, or a results folder by --resume")
-    names = track or ()
-    outcome = _run(loaded, out=out, fresh=fresh, resume=resume, quiet=as_json, track=names)
+        raise UserError("compare: give a study file, or a results folder with --resume")
+    trackers = track or ()
+    outcome = _run(loaded, out=out, fresh=fresh, resume=resume, quiet=as_json, track=trackers)
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:
@@ -95,17 +94,19 @@ def compare(
     if outcome.interrupted:
         from fedkd.runner.resume import command
 
-        typer.echo(f"Interrupted. Go on by: {command(outcome.folder, names)}", err=as_json)
+        typer.echo(f"Interrupted. Resume with: {command(outcome.folder, trackers)}", err=as_json)
         raise typer.Exit(130)
-    starved = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
-    if outcome.summary["failures"] or starved:
+    short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
+    if outcome.summary["failures"] or short_of_silos:
         raise typer.Exit(1)
 
 
-def _study_of(run: Path) -> Path:
-    from fedkd.results.folder import STUDY_FILE, find_run
+def _study_of(run: Path) -> Study:
+    from fedkd.config.study_file import resolve_study
+    from fedkd.results.folder import STUDY_FILE, find_run, read_study
 
-    return find_run(run) / STUDY_FILE
+    folder = find_run(run)
+    return resolve_study(read_study(folder), origin=str(folder / STUDY_FILE))
 
 
 def _run(

@@ -1,1 +1,1 @@
-"""Distillation between pre-trained models: teachers in, one student out."""
+"""Knowledge distillation from pre-trained teachers to one student."""

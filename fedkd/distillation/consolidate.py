@@ -1,4 +1,4 @@
-"""Consolidation: teachers in, one student out. No federation needed; it knows no messages."""
+"""Consolidation: distil teachers into one student, without federation or messages."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from fedkd.util.seeding import torch_generator
 
 @dataclass(frozen=True)
 class Consolidated:
-    """A student that has learnt, and what is known about how.
+    """A distilled student, and notes on its distillation.
 
     Attributes:
         state: the student's weights.
-        start: its weights before.
-        teachers: those that taught.
-        notes: figures for the record: mean weight of each teacher, last loss, who was chosen.
-        loss: mean of the last epoch; NaN where there was none.
+        start: its initial weights.
+        teachers: the teachers that were used.
+        notes: for the record: mean weight of each teacher, last loss, chosen student.
+        loss: mean of the last epoch; NaN without epochs.
     """
 
     state: State
@@ -50,12 +50,14 @@ class Consolidated:
 def consolidate(
     teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> Consolidated:
-    """Choose the student and the teachers, combine what they say, and let the student learn.
+    """Choose student and teachers, pool the teachers' predictions, and distil the student.
 
     Raises:
-        FedKDError: distillation diverged, or nothing usable is there to learn from.
+        FedKDError: distillation diverged, or there is no teacher to learn from.
     """
-    kept, told = exclude_contradicted(those_that_teach(teachers, settings), settings, setup)
+    kept, exclusion_notes = exclude_contradicted(
+        drop_without_densities(teachers, settings), settings, setup
+    )
     choice = choose(
         kept,
         settings,
@@ -64,8 +66,8 @@ def consolidate(
         seed=setup.seed,
         basis=setup.basis,
     )
-    learnt = distil(choice.start, choice.teachers, choice.student, settings, setup)
-    return replace(learnt, notes=join_notes(told, choice.notes, learnt.notes))
+    distilled = distil(choice.start, choice.teachers, choice.student, settings, setup)
+    return replace(distilled, notes=join_notes(exclusion_notes, choice.notes, distilled.notes))
 
 
 def join_notes(*notes: dict[str, Any]) -> dict[str, Any]:
@@ -75,22 +77,24 @@ def join_notes(*notes: dict[str, Any]) -> dict[str, Any]:
     return joined | ({"warning": "; ".join(warnings)} if warnings else {})
 
 
-def those_that_teach(teachers: Teachers, settings: Consolidation) -> Teachers:
-    """Leave out silos too small to tell densities, where these alone teach.
+def drop_without_densities(teachers: Teachers, settings: Consolidation) -> Teachers:
+    """Drop teachers without densities if ``teachers: densities``.
 
     Raises:
-        FedKDError: all are.
+        FedKDError: no teacher is left.
     """
     if settings.teachers != "densities":
         return teachers
-    told = [
+    with_densities = [
         m
         for m, teacher in enumerate(teachers.members)
         if teacher.log_density is not None or teacher.moments is not None
     ]
-    if not told:
-        raise FedKDError("every silo is too small to fit a density, which alone would teach here")
-    return teachers.only(told)
+    if not with_densities:
+        raise FedKDError(
+            "every silo is too small to compute densities, but teachers: densities needs them"
+        )
+    return teachers.subset(with_densities)
 
 
 def distil(
@@ -100,17 +104,17 @@ def distil(
     settings: Consolidation,
     setup: DistillationSetup,
 ) -> Consolidated:
-    """Combine what the teachers say, and let the student that begins at ``start`` learn.
+    """Pool the teachers' predictions, and distil the student from ``start``.
 
     Args:
-        start: the student's weights before.
-        teachers: all of them teach.
-        student: which of them the student is a copy of, or None.
-        settings: of the consolidation; who learns and who teaches is settled.
-        setup: its validation data may be empty if the teachers' accuracies are told.
+        start: the student's initial weights.
+        teachers: the teachers to use; all are used.
+        student: index of the teacher that the student is a copy of, or None.
+        settings: of the consolidation; those that choose student and teachers have no effect.
+        setup: its validation data may be empty if the teachers' accuracies are given.
 
     Raises:
-        FedKDError: distillation diverged, or nothing usable is there to learn from.
+        FedKDError: distillation diverged, or there is no teacher to learn from.
     """
     model = build_model(setup.arch, setup.shape, seed=0).to(setup.compute.device)
     model.load_state_dict(start)
@@ -121,20 +125,20 @@ def distil(
             data = make_control_data(setup)
         else:
             data = make_data(teachers, settings, setup, ensemble, student)
-        loss = _learn(model, data, settings, setup)
+        loss = _train(model, data, settings, setup)
     state = copy_state(model)
     if not is_finite(state, start):
         raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
     notes = _describe(teachers, ensemble, loss)
-    said = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
-    notes["student_agreement"] = _share_alike(said, ensemble.target.argmax(1))
-    warnings = _warnings(said, ensemble, settings)
+    predicted = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
+    notes["student_agreement"] = _share_equal(predicted, ensemble.target.argmax(1))
+    warnings = _warnings(predicted, ensemble, settings)
     if warnings:
         notes["warning"] = "; ".join(warnings)
     return Consolidated(state, start, teachers, notes, loss)
 
 
-def _learn(
+def _train(
     model: nn.Module, data: DistillationData, settings: Consolidation, setup: DistillationSetup
 ) -> float:
     last = settings.all_epochs
@@ -146,7 +150,7 @@ def _learn(
             setup.on_epoch(epoch, last)
         if setup.on_student:
             setup.on_student(model, epoch, last)
-            model.train()  # whoever looked may have left it in evaluation mode
+            model.train()  # the callback may have set evaluation mode
 
     loss = METHODS.call(
         settings.method,
@@ -161,8 +165,8 @@ def _learn(
         return float(loss)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"method {settings.method} must return the mean loss of its last epoch, a number, and "
-            f"not {type(loss).__name__}"
+            f"method {settings.method} must return the mean loss of its last epoch, a number, not "
+            f"{type(loss).__name__}"
         ) from error
 
 
@@ -181,52 +185,50 @@ def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, 
 
 
 _REMEDIES = {
-    "average": "models of separate initialisations average to one that cannot learn: set student: "
-    "fresh or best",
+    "average": "the average of models with separate initialisations is a poor initial model: set "
+    "student: fresh or best",
     "worst": "set student: fresh or best",
     "random": "set student: fresh or best",
     "best": "set student: fresh",
 }
 _FOREIGN = (
-    "most transfer images are unlike any silo's (foreign_share in the notes); another data set or "
-    "noise teaches little: take images of the silos' own kind"
+    "most transfer images are unlike any silo's (foreign_share in the notes): use transfer images "
+    "of the silos' own kind, not another data set or noise"
 )
-STRANGE = 0.7
-"""Of gaussian densities: a greater share that no silo knows is seen on foreign transfer sets only
-(0.94 to 1 of the recorded ones, 0.14 to 0.43 where the images are the silos' own kind)."""
+MAX_FOREIGN_SHARE = 0.7
+"""With gaussian densities only foreign transfer sets have a larger share: 0.94 to 1 in the records,
+against 0.14 to 0.43 for images of the silos' own kind."""
 
 
-def _share_alike(said: Tensor, taught: Tensor) -> float:
-    """Return how often the student says what the teachers say, of classes ``[N]`` each."""
-    return round(float((said == taught).double().mean()), 6)
+def _share_equal(predicted: Tensor, target: Tensor) -> float:
+    """Return the share of equal classes in two predictions ``[N]``."""
+    return round(float((predicted == target).double().mean()), 6)
 
 
-def _warnings(said: Tensor, ensemble: Ensemble, settings: Consolidation) -> list[str]:
-    """Say what is likely to have gone wrong, if anything.
+def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) -> list[str]:
+    """Return warnings about likely failures of the distillation.
 
     Args:
-        said: the student's classes ``[N]``.
-        ensemble: what it was taught.
-        settings: how it began, and in which densities silos told what they know.
+        predicted: the student's classes ``[N]``.
+        ensemble: the student's target.
+        settings: of the consolidation.
     """
-    found = []
-    taught = ensemble.target.argmax(1)
-    constant = [len(each) > 1 and bool((each == each[0]).all()) for each in (said, taught)]
+    warnings = []
+    target = ensemble.target.argmax(1)
+    constant = [len(each) > 1 and bool((each == each[0]).all()) for each in (predicted, target)]
     if constant[1]:
         student = " and so does the student" if constant[0] else ""
-        found.append(
-            f"the teachers together predict one class for every transfer image{student}; look "
-            "whether they are trained, and the transfer images of the silos' kind"
+        warnings.append(
+            f"the ensemble predicts the same class for every transfer image{student}; check that "
+            "the teachers are trained and that the transfer images are of the silos' kind"
         )
     elif constant[0]:
         remedy = _REMEDIES.get(settings.student, "more epochs or another learning rate may help")
-        found.append(
-            f"the student predicts one class for every image and has learnt nothing; {remedy}"
-        )
+        warnings.append(f"the student predicts the same class for every image; {remedy}")
     gaussian = settings.familiarity.density == "gaussian"
-    if gaussian and ensemble.foreign is not None and ensemble.foreign > STRANGE:
-        found.append(_FOREIGN)
-    return found
+    if gaussian and ensemble.foreign is not None and ensemble.foreign > MAX_FOREIGN_SHARE:
+        warnings.append(_FOREIGN)
+    return warnings
 
 
 def _by_name(names: list[str], values: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What teachers said of image sets: each predicts a set once, for all who ask again."""
+"""A cache of teachers' logits: each teacher predicts an image set once."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ _LOGITS = "logits"
 
 
 class Predictions:
-    """Logits by image set and teacher, in memory and, where there is a cache, on disk.
+    """Logits by image set and teacher, in memory and, with a cache, on disk.
 
-    Threads may share it: each prediction is made by one of them while the others wait.
+    Threads may share it: one thread computes a prediction while the others wait.
 
     Args:
-        cache: root of the cache, shared by arms, seeds and studies, or None for memory alone.
+        cache: root of the disk cache, shared by arms, seeds and studies; None for memory alone.
         files: those that a user's architecture reads (``model.files``).
     """
 
     def __init__(self, cache: Path | None = None, files: Sequence[str] = ()) -> None:
         self._cache = cache
         self._files = files
-        self._known: dict[tuple[str, str], Tensor] = {}
+        self._logits: dict[tuple[str, str], Tensor] = {}
         self._lock = threading.RLock()
 
-    def kept_in(self, cache: Path | None, files: Sequence[str] = ()) -> Predictions:
-        """Return the same predictions; whatever is made from now on is kept in a cache as well.
+    def cached_in(self, cache: Path | None, files: Sequence[str] = ()) -> Predictions:
+        """Return the same predictions, with a disk cache for those computed from now on.
 
-        Only where no time is taken: what is read from the cache takes none of the seconds that
-        a run reports.
+        Use it only outside measured time: a prediction from the cache takes no time, which would
+        falsify the seconds of a run.
         """
-        other = Predictions(cache, files)
-        other._known, other._lock = self._known, self._lock
-        return other
+        shared = Predictions(cache, files)
+        shared._logits, shared._lock = self._logits, self._lock
+        return shared
 
     def get(self, images: str, teacher: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return a teacher's logits ``[N, K]`` on the image set of that hash, made if unknown."""
+        """Return a teacher's logits ``[N, K]`` on the image set of this hash, computed once."""
         with self._lock:
             key = (images, teacher)
-            if key not in self._known:
-                self._known[key] = make()
-            return self._known[key]
+            if key not in self._logits:
+                self._logits[key] = make()
+            return self._logits[key]
 
     def of_model(
         self,
@@ -64,7 +64,7 @@ class Predictions:
         compute: Compute,
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """Return a model's logits ``[N, K]``, read from the cache or made and kept there.
+        """Return a model's logits ``[N, K]``, from the cache or computed and stored there.
 
         Args:
             state: the model's weights.
@@ -73,7 +73,7 @@ class Predictions:
             images: uint8 ``[N, C, H, W]``.
             images_hash: their :func:`fedkd.data.images.content_hash`.
             compute: device and precision.
-            make: predicts.
+            make: computes the logits.
         """
         if self._cache is None:
             return make()
@@ -93,7 +93,7 @@ class Predictions:
             return load_state(path, like)[_LOGITS]
         except UserError:
             logits = make()
-        # What is not finite diverged; it is refused elsewhere, and not worth keeping.
+        # Logits of a diverged model are refused elsewhere and not cached.
         if is_finite({_LOGITS: logits}):
             save_state(path, {_LOGITS: logits})
         return logits

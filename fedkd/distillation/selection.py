@@ -1,4 +1,4 @@
-"""Who learns and who teaches: a choice for whoever holds the validation data."""
+"""Choice of the student and of its teachers, on the server's validation data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedkd.util.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Choice:
-    """A student, and the teachers it is to learn from.
+    """A student, and its teachers.
 
     Attributes:
-        start: the student's weights before.
-        teachers: those that are to teach.
-        student: which of these teachers the student is a copy of, or None.
-        silo: whose model the student is, or None.
+        start: the student's initial weights.
+        teachers: the selected teachers.
+        student: index of the selected teacher that the student is a copy of, or None.
+        silo: name of the silo whose model the student is, or None.
         notes: names, for the record.
     """
 
@@ -44,34 +44,34 @@ def choose(
     seed: int,
     basis: Basis | None = None,
 ) -> Choice:
-    """Choose the student and those who teach it.
+    """Choose the student and its teachers.
 
     Args:
-        teachers: all there are.
-        settings: ``student`` and ``select`` say how.
-        validation: labelled images by which the choice is made; may be empty where it needs none.
+        teachers: all teachers.
+        settings: ``student`` and ``select`` set the rules.
+        validation: labelled images for the choice; may be empty if the rules need none.
         arch: architecture of the student.
-        seed: of the study's repetition.
-        basis: in which the teachers' moments are told, or None.
+        seed: of the repetition.
+        basis: of the teachers' moments, or None.
 
     Raises:
-        FedKDError: no teacher has the architecture, or told the moments, that the student needs.
+        FedKDError: no teacher has the architecture or the moments that the student needs.
     """
     notes: dict[str, Any] = {}
     start, chosen = _student(teachers, settings, validation, arch, seed, basis)
     silo = None if chosen is None else teachers.members[chosen].silo
     if silo is not None:
         notes["student"] = silo
-    before = None
+    student_logits = None
     if settings.select.needs_validation:
         model = build_model(arch, teachers.shape, seed=0).to(teachers.compute.device)
         model.load_state_dict(start)
-        before = predict(model, validation.images, compute=teachers.compute)
-    selected = teachers.select(settings.select, validation, before)
+        student_logits = predict(model, validation.images, compute=teachers.compute)
+    selected = teachers.select(settings.select, validation, student_logits)
     if len(selected) < len(teachers):
         notes["teachers"] = [teachers.members[index].silo for index in selected]
     student = selected.index(chosen) if chosen in selected else None
-    return Choice(start, teachers.only(selected), student, silo, notes)
+    return Choice(start, teachers.subset(selected), student, silo, notes)
 
 
 def _student(
@@ -82,15 +82,15 @@ def _student(
     seed: int,
     basis: Basis | None,
 ) -> tuple[State, int | None]:
-    """Return the state in which the student begins, and which teacher it is, if one."""
+    """Return the student's initial state, and the index of the teacher it copies, or None."""
     if settings.student == "fresh":
-        drawn = derive_seed(seed, "fresh-student")
-        return copy_state(build_model(arch, teachers.shape, seed=drawn)), None
+        student_seed = derive_seed(seed, "fresh-student")
+        return copy_state(build_model(arch, teachers.shape, seed=student_seed)), None
     if settings.student == "lda-head":
         moments = [teacher.moments for teacher in teachers.members]
         scale = settings.familiarity.effective_scale
         return lda_head_student(moments, basis, teachers.shape, scale=scale), None
     if settings.student == "average":
         return teachers.average(arch), None
-    index = teachers.pick(settings.student, arch, validation, seed)
+    index = teachers.choose_model(settings.student, arch, validation, seed)
     return copy_state(teachers.model(index)), index

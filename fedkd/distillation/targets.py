@@ -1,4 +1,4 @@
-"""What teachers say of transfer images and of blends of them, made into a lesson."""
+"""Targets of distillation: pooled predictions on transfer images and mixed inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.augmentation import MixedInputs, blend, move
+from fedkd.distillation.augmentation import MixedInputs, mix_images, shift_images
 from fedkd.distillation.density.basis import Basis
-from fedkd.distillation.density.silo_densities import Densities, find_densities
+from fedkd.distillation.density.silo_densities import Densities, compute_densities
 from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble, choose_subset, combine
@@ -21,26 +21,26 @@ from fedkd.models.build import Shape
 from fedkd.training.compute import Compute
 from fedkd.util.seeding import numpy_generator, torch_generator
 
-MOVED = 8
-"""So many times each transfer image is moved where blends are refined upon."""
+NUM_SHIFTS = 8
+"""Number of shifted copies of each transfer image for ``finetune_epochs``."""
 
 
 @dataclass(frozen=True)
 class DistillationSetup:
-    """Where consolidation takes place, and what it may use.
+    """The data and environment of a consolidation.
 
     Attributes:
         transfer: images to distil on.
         labelled: whether their labels may be used.
-        validation: labelled images on which choices are made; may be empty.
+        validation: labelled images for choices; may be empty.
         arch: architecture of the student.
         shape: what models are built for.
         compute: device and precision.
-        seed: of the study's repetition.
-        basis: in which the teachers' densities are told, or None.
-        on_epoch: told of every epoch: its number from 1, and how many there are.
-        on_student: shown the student after every epoch, with the same two numbers; it may look
-            at the model but not change its weights.
+        seed: of the repetition.
+        basis: of the teachers' densities, or None.
+        on_epoch: called after every epoch with its number, from 1, and the number of epochs.
+        on_student: called after every epoch with the student and the same two numbers; it must not
+            change the weights.
     """
 
     transfer: Images
@@ -61,48 +61,48 @@ def make_ensemble(
     setup: DistillationSetup,
     mixed_inputs: MixedInputs | None = None,
 ) -> Ensemble:
-    """Combine what the teachers say of the transfer set, or of blends of its images.
+    """Pool the teachers' predictions on the transfer set, or on mixed inputs made from it.
 
     Raises:
-        FedKDError: densities should teach and no silo has any.
+        FedKDError: the targets need densities, and no silo has any.
     """
     images = setup.transfer.images
-    told = None
+    densities = None
     if setup.basis is not None and settings.uses_densities:
-        told = find_densities(teachers, settings, setup.basis, images, mixed_inputs)
+        densities = compute_densities(teachers, settings, setup.basis, images, mixed_inputs)
     if settings.teachers == "densities":
-        logits = _by_densities(told, settings)
+        logits = _joint_densities(densities, settings)
     else:
         logits = teachers.predict(images if mixed_inputs is None else mixed_inputs.images)
     evidence = Evidence(
         logits=logits,
         num_examples=torch.tensor([t.num_examples for t in teachers.members]),
         accuracy=teachers.accuracy(setup.validation)
-        if settings.uses_accuracy and teachers.can_be_judged(setup.validation)
+        if settings.uses_accuracy and teachers.has_accuracy(setup.validation)
         else None,
         class_counts=teachers.class_counts(),
-        log_density=None if told is None else told.marginal(),
-        log_background=None if told is None else told.background,
+        log_density=None if densities is None else densities.marginal(),
+        log_background=None if densities is None else densities.background,
     )
     ensemble = combine(evidence, settings)
-    if settings.teachers != "both" or told is None or not told.known:
+    if settings.teachers != "both" or densities is None or not densities.known:
         return ensemble
-    densities = replace(
+    density_evidence = replace(
         evidence,
-        logits=_by_densities(told, settings),
-        num_examples=evidence.num_examples[told.known],
-        log_density=told.marginal()[told.known],
+        logits=_joint_densities(densities, settings),
+        num_examples=evidence.num_examples[densities.known],
+        log_density=densities.marginal()[densities.known],
         class_counts=None,
     )
-    opinion = combine(densities, settings).target
-    return replace(ensemble, target=(ensemble.target + opinion) / 2)
+    density_target = combine(density_evidence, settings).target
+    return replace(ensemble, target=(ensemble.target + density_target) / 2)
 
 
-def _by_densities(told: Densities | None, settings: Consolidation) -> Tensor:
-    """Return joint log-densities ``[M, N, K]`` to stand where teachers' logits would."""
-    if told is None:
-        raise ValueError("densities should teach, but there is no basis for any")
-    return told.joint() / settings.familiarity.class_scale
+def _joint_densities(densities: Densities | None, settings: Consolidation) -> Tensor:
+    """Return scaled joint log-densities ``[M, N, K]``, which replace the teachers' logits."""
+    if densities is None:
+        raise ValueError("the targets need densities, but there is no basis")
+    return densities.joint() / settings.familiarity.class_scale
 
 
 def make_data(
@@ -112,17 +112,17 @@ def make_data(
     ensemble: Ensemble,
     student: int | None,
 ) -> DistillationData:
-    """Return the transfer set, or the part that is asked for, with its blends, as a lesson.
+    """Return the distillation data: the transfer set or its subset, with mixed inputs.
 
     Args:
-        teachers: all of them teach.
+        teachers: the teachers to use.
         settings: of the consolidation.
-        setup: where the student learns.
-        ensemble: what the teachers say of the whole transfer set.
-        student: which of them the student is a copy of, or None.
+        setup: the data and environment.
+        ensemble: the pooled predictions on the whole transfer set.
+        student: index of the teacher that the student is a copy of, or None.
     """
     images = setup.transfer.images
-    by_densities = settings.teachers == "densities"
+    densities_only = settings.teachers == "densities"
     rows = torch.arange(len(images))
     if settings.subset is not None:
         rows = choose_subset(ensemble.target, settings.subset, setup.seed)
@@ -132,48 +132,52 @@ def make_data(
         target=ensemble.target,
         logits=ensemble.logits,
         weights=ensemble.weights,
-        models=teachers.models() if teachers.have_models and not by_densities else (),
+        models=teachers.models() if teachers.have_models and not densities_only else (),
         student=student,
         order=_order(teachers, settings, setup),
     ).take(rows)
     if not settings.mixed_inputs:
         return data
 
-    def with_(drawn: MixedInputs) -> DistillationData:
-        of_all = replace(drawn, first=rows[drawn.first], second=rows[drawn.second])
-        return data.with_mixed_inputs(drawn, make_ensemble(teachers, settings, setup, of_all))
+    def add_mixed_inputs(mixed_inputs: MixedInputs) -> DistillationData:
+        on_transfer_set = replace(
+            mixed_inputs, first=rows[mixed_inputs.first], second=rows[mixed_inputs.second]
+        )
+        return data.with_mixed_inputs(
+            mixed_inputs, make_ensemble(teachers, settings, setup, on_transfer_set)
+        )
 
-    blended = with_(
-        blend(data.images, settings.mixed_inputs, torch_generator(setup.seed, "blends"))
+    mixed = add_mixed_inputs(
+        mix_images(data.images, settings.mixed_inputs, torch_generator(setup.seed, "blends"))
     )
     if not settings.finetune_epochs:
-        return blended
-    moved = move(data.images, MOVED, torch_generator(setup.seed, "moved"))
-    return replace(blended, unmixed=with_(moved))
+        return mixed
+    shifted = shift_images(data.images, NUM_SHIFTS, torch_generator(setup.seed, "moved"))
+    return replace(mixed, unmixed=add_mixed_inputs(shifted))
 
 
 def make_control_data(setup: DistillationSetup) -> DistillationData:
-    """Return the control: what the server's validation labels teach without any teacher."""
-    nothing = torch.zeros(0, len(setup.validation), setup.shape.num_classes)
+    """Return the data of the control: the server's validation labels, without teachers."""
+    no_logits = torch.zeros(0, len(setup.validation), setup.shape.num_classes)
     return DistillationData(
         images=setup.validation.images,
         labels=setup.validation.labels,
-        target=nothing.sum(0),
-        logits=nothing,
-        weights=nothing.sum(2),
+        target=no_logits.sum(0),
+        logits=no_logits,
+        weights=no_logits.sum(2),
     )
 
 
 def _order(
     teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[int, ...]:
-    """Return in which turn the teachers speak where they speak one after another."""
-    everyone = range(len(teachers))
+    """Return the teacher order for ``sequence: sequential``."""
+    indices = range(len(teachers))
     if settings.sequence == "parallel" or settings.order == "silos":
-        return tuple(everyone)
+        return tuple(indices)
     if settings.order == "random":
         permuted = numpy_generator(setup.seed, "teacher-order").permutation(len(teachers))
         return tuple(int(index) for index in permuted)
     accuracy = teachers.accuracy(setup.validation)
     sign = 1 if settings.order == "weakest-first" else -1
-    return tuple(sorted(everyone, key=lambda m: (sign * float(accuracy[m]), m)))
+    return tuple(sorted(indices, key=lambda m: (sign * float(accuracy[m]), m)))

@@ -1,4 +1,4 @@
-"""Teachers: trained models or their predictions, and what is known of the data behind them."""
+"""Teachers: trained models or their predictions, with statistics of the silos' data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Teacher:
         silo: its name.
         arch: architecture of its model.
         num_examples: size of its data.
-        state: its model, unless it sent only predictions.
-        logits: its predictions on the transfer set, fp32 ``[N, K]``, if it sent them.
-        log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if asked for and to be had.
-        moments: of its images, where these are asked for instead and to be had.
-        class_counts: images of each class, or empty where the silo keeps them to itself.
-        accuracy: on validation data, where another party that holds some has told it.
+        state: its model; None if it shares only predictions.
+        logits: its predictions on the transfer set, fp32 ``[N, K]``, if it shares them.
+        log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if requested and available.
+        moments: of its images, if requested instead and available.
+        class_counts: images of each class; empty if the silo does not share them.
+        accuracy: on validation data, if another party has measured it.
     """
 
     silo: str
@@ -50,13 +50,13 @@ class Teacher:
 
 
 class Teachers:
-    """At least one teacher, in natural order of the silos' names; each predicts an image set once.
+    """At least one teacher, in natural order of silo names; each predicts an image set once.
 
     Args:
         members: the teachers.
         shape: what their models are built for.
         compute: device and precision.
-        known: predictions made before, shared with every selection of these teachers.
+        predictions: earlier predictions, shared with every subset of these teachers.
     """
 
     def __init__(
@@ -64,36 +64,36 @@ class Teachers:
         members: Sequence[Teacher],
         shape: Shape,
         compute: Compute,
-        known: Predictions | None = None,
+        predictions: Predictions | None = None,
     ) -> None:
         self.members = tuple(members)
         self.shape = shape
         self.compute = compute
-        self._known = Predictions() if known is None else known
+        self._predictions = Predictions() if predictions is None else predictions
 
     def __len__(self) -> int:
         return len(self.members)
 
     @property
     def have_models(self) -> bool:
-        """Whether every teacher sent its model."""
+        """Whether every teacher shares its model."""
         return all(teacher.state is not None for teacher in self.members)
 
-    def kept_in(self, cache: Path | None, files: Sequence[str] = ()) -> Teachers:
-        """Return the same teachers, whose predictions are kept in a cache from now on."""
-        known = self._known.kept_in(cache, files)
-        return Teachers(self.members, self.shape, self.compute, known)
+    def cached_in(self, cache: Path | None, files: Sequence[str] = ()) -> Teachers:
+        """Return the same teachers, with a disk cache for their predictions from now on."""
+        predictions = self._predictions.cached_in(cache, files)
+        return Teachers(self.members, self.shape, self.compute, predictions)
 
-    def only(self, indices: Sequence[int]) -> Teachers:
+    def subset(self, indices: Sequence[int]) -> Teachers:
         """Return the teachers at ``indices``."""
         chosen = [self.members[index] for index in indices]
-        return Teachers(chosen, self.shape, self.compute, self._known)
+        return Teachers(chosen, self.shape, self.compute, self._predictions)
 
     def model(self, index: int) -> nn.Module:
         """Build a teacher's model."""
         teacher = self.members[index]
         if teacher.state is None:
-            raise ValueError(f"{teacher.silo} sent predictions where its model is needed")
+            raise ValueError(f"{teacher.silo} shares predictions, but its model is needed")
         model = build_model(teacher.arch, self.shape, seed=0)
         model.load_state_dict(teacher.state)
         return model.to(self.compute.device)
@@ -104,10 +104,12 @@ class Teachers:
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[M, N, K]`` on uint8 images ``[N, C, H, W]``, each computed once."""
-        found = content_hash(images)
+        images_hash = content_hash(images)
         return torch.stack(
             [
-                self._known.get(found, teacher.silo, partial(self._predict, index, images, found))
+                self._predictions.get(
+                    images_hash, teacher.silo, partial(self._predict, index, images, images_hash)
+                )
                 for index, teacher in enumerate(self.members)
             ]
         )
@@ -117,8 +119,8 @@ class Teachers:
         if teacher.logits is not None:
             return teacher.logits
         if teacher.state is None:
-            raise ValueError(f"{teacher.silo} sent neither its model nor predictions")
-        return self._known.of_model(
+            raise ValueError(f"{teacher.silo} shares neither its model nor predictions")
+        return self._predictions.of_model(
             teacher.state,
             teacher.arch,
             self.shape,
@@ -128,68 +130,67 @@ class Teachers:
             lambda: predict(self.model(index), images, compute=self.compute),
         )
 
-    def can_be_judged(self, data: Images) -> bool:
-        """Whether :meth:`accuracy` can tell anything."""
-        return self._told() is not None or (len(data) > 0 and self.have_models)
+    def has_accuracy(self, data: Images) -> bool:
+        """Whether :meth:`accuracy` can be computed on this data."""
+        return self._shared_accuracy() is not None or (len(data) > 0 and self.have_models)
 
-    def _told(self) -> list[float] | None:
-        told = [teacher.accuracy for teacher in self.members if teacher.accuracy is not None]
-        return told if len(told) == len(self) else None
+    def _shared_accuracy(self) -> list[float] | None:
+        values = [teacher.accuracy for teacher in self.members if teacher.accuracy is not None]
+        return values if len(values) == len(self) else None
 
     def accuracy(self, data: Images) -> Tensor:
-        """Return every teacher's accuracy, float64 ``[M]``: as told, or on labelled images."""
-        if (told := self._told()) is not None:
-            return torch.tensor(told, dtype=torch.float64)
+        """Return every teacher's accuracy, float64 ``[M]``: as shared, or on labelled images."""
+        if (shared := self._shared_accuracy()) is not None:
+            return torch.tensor(shared, dtype=torch.float64)
         hits = self.predict(data.images).argmax(2) == data.labels
         return hits.double().mean(1)
 
     def class_counts(self) -> Tensor | None:
-        """Return images of each class in each silo, float64 ``[M, K]``; None if one keeps them."""
+        """Return images per silo and class, float64 ``[M, K]``; None if a silo shares none."""
         if not all(teacher.class_counts for teacher in self.members):
             return None
         return torch.tensor([t.class_counts for t in self.members], dtype=torch.float64)
 
     def average(self, arch: str) -> State:
-        """Average the models of ``arch``, weighted by examples as a round of FedAvg would."""
-        alike = [t for t in self.members if t.arch == arch and t.state is not None]
-        self._check_alike(alike, arch)
+        """Average the models of ``arch``, weighted by number of examples as in FedAvg."""
+        candidates = [t for t in self.members if t.arch == arch and t.state is not None]
+        self._check_any(candidates, arch)
         return average_states(
-            [t.state for t in alike if t.state is not None], [float(t.num_examples) for t in alike]
+            [t.state for t in candidates if t.state is not None],
+            [float(t.num_examples) for t in candidates],
         )
 
-    def pick(self, choice: str, arch: str, validation: Images, seed: int) -> int:
-        """Return which teacher of ``arch`` is ``best``, ``worst`` or a ``random`` one.
+    def choose_model(self, choice: str, arch: str, validation: Images, seed: int) -> int:
+        """Return the index of the ``best``, ``worst`` or a ``random`` teacher of ``arch``.
 
-        Best and worst are judged on validation data; of equals it is the first.
+        Best and worst are by validation accuracy; ties go to the first.
         """
-        alike = [index for index, teacher in enumerate(self.members) if teacher.arch == arch]
-        self._check_alike(alike, arch)
+        candidates = [index for index, teacher in enumerate(self.members) if teacher.arch == arch]
+        self._check_any(candidates, arch)
         if choice == "random":
-            return alike[int(numpy_generator(seed, "student").integers(len(alike)))]
-        scores = self.accuracy(validation)[alike]
-        # argmax may return any of equals; the first must win.
-        wanted = scores.max() if choice == "best" else scores.min()
-        return alike[int((scores == wanted).int().argmax())]
+            return candidates[int(numpy_generator(seed, "student").integers(len(candidates)))]
+        scores = self.accuracy(validation)[candidates]
+        # argmax may return any of several maxima; the first is needed.
+        target = scores.max() if choice == "best" else scores.min()
+        return candidates[int((scores == target).int().argmax())]
 
-    def _check_alike(self, alike: Sequence[object], arch: str) -> None:
-        if not alike:
-            raise FedKDError(
-                f"no silo whose model can be used has the student's architecture, {arch}"
-            )
+    def _check_any(self, candidates: Sequence[object], arch: str) -> None:
+        if not candidates:
+            raise FedKDError(f"no silo with a usable model has the student's architecture, {arch}")
 
     def select(self, selection: Selection, validation: Images, student: Tensor | None) -> list[int]:
-        """Return who may teach, in silo order; the most accurate alone if none qualifies.
+        """Return the indices of the selected teachers, ascending; the best one if none qualifies.
 
         Args:
             selection: the rule.
-            validation: labelled images on which teachers are judged.
-            student: logits of the student on them ``[N, K]``; for ``by: complementary``.
+            validation: labelled images on which teachers are evaluated.
+            student: the student's logits on them ``[N, K]``; for ``by: complementary``.
         """
-        everyone = list(range(len(self)))
+        indices = list(range(len(self)))
         if not selection.needs_validation:
-            return everyone
+            return indices
         accuracy = self.accuracy(validation)
-        kept = everyone
+        kept = indices
         if selection.drop_below_chance:
             kept = [m for m in kept if accuracy[m] > 1 / self.shape.num_classes]
             kept = kept or [int((accuracy == accuracy.max()).int().argmax())]

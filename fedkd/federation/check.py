@@ -1,4 +1,4 @@
-"""The check before a study runs: what would fail later, or end in a figure without meaning."""
+"""Checks before a study runs: errors that would occur later, and meaningless results."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
 
 
 def check_study(federations: Sequence[Federation]) -> tuple[str, ...]:
-    """Check whatever can be checked of a study before it runs.
+    """Check a study before it runs.
 
     Args:
-        federations: of the study, one for each seed.
+        federations: one per seed.
 
     Returns:
-        Sentences on what may not be as the user thinks.
+        Warnings, one sentence each.
 
     Raises:
         UserError: a device, model, checkpoint or name does not fit, or a silo or transfer set is
             too small for a model.
     """
-    found = list(_check_models(federations[0]))
+    warnings = list(_check_models(federations[0]))
     for federation in federations:
-        found += federation.split.warnings
-        found += _check_batches(federation)
-    found += _check_targets(federations)
-    return tuple(dict.fromkeys(found))
+        warnings += federation.split.warnings
+        warnings += _check_batches(federation)
+    warnings += _check_targets(federations)
+    return tuple(dict.fromkeys(warnings))
 
 
 def constant_accuracy(federation: Federation) -> float | None:
-    """Return the accuracy of always predicting the test set's largest class; None without any."""
+    """Return the share of the test set's largest class; None without test images."""
     labels = federation.split.test.labels
     return float(torch.bincount(labels).max()) / len(labels) if len(labels) else None
 
 
 def _check_models(federation: Federation) -> Iterator[str]:
-    """Look for the device, try every model, read every checkpoint."""
+    """Check the device, every model and every checkpoint; yield warnings."""
     study = federation.study
-    if not study.is_deployed:  # the hosts that compute look for themselves
+    if not study.is_deployed:  # deployed hosts check their own devices
         federation.compute.check()
     for arch in study.architectures:
         check_model(arch, federation.shape)
@@ -64,12 +64,12 @@ def _check_models(federation: Federation) -> Iterator[str]:
         if not checkpoint.finite:
             yield (
                 f"pretraining.checkpoints.{silo}: {path} has values that are not finite, so "
-                f"{silo} is left out as a teacher"
+                f"{silo} is not used as a teacher"
             )
 
 
 def _check_features(federation: Federation, arm: str) -> None:
-    """Look once for the features on which an arm's densities would rest."""
+    """Compute once the features that an arm's densities are fitted to."""
     model = build_model(federation.study.global_arch(arm), federation.shape, seed=0)
     side = federation.shape.image_size
     images = torch.zeros(2, federation.shape.in_channels, side, side, dtype=torch.uint8)
@@ -80,30 +80,30 @@ def _check_features(federation: Federation, arm: str) -> None:
 
 
 def _check_batches(federation: Federation) -> Iterator[str]:
-    """Refuse batches of one image where a model cannot be trained on them.
+    """Refuse batches of one image if a model cannot be trained on them.
 
     Yields:
-        A sentence for each silo that such batches keep out of the rounds.
+        A warning for each arm in which silos cannot be trained in the rounds.
     """
     study, silos = federation.study, federation.sizes
     if study.needs_pretrained:
         size = study.pretraining.batch_size
         for silo in [each for each in silos if each not in study.pretraining.checkpoints]:
-            if reason := _one_by_one(federation, study.arch_of(silo), silos[silo], size):
+            if reason := _single_image_problem(federation, study.arch_of(silo), silos[silo], size):
                 _refuse(silo, silos[silo], "pretraining.batch_size", reason)
     for name in study.arms:
         arch, size = study.global_arch(name), study.rounds_of(name).batch_size
         single = []
         for silo, count in silos.items():
-            if reason := _one_by_one(federation, arch, count, size):
+            if reason := _single_image_problem(federation, arch, count, size):
                 if count > 1:
                     _refuse(silo, count, "rounds.batch_size", reason)
                 single.append(silo)
         if single:
             others = f" and {len(single) - 3} more" if len(single) > 3 else ""
             yield (
-                f"arms.{name}: {', '.join(single[:3])}{others} of seed {federation.seed} cannot "
-                f"train in its rounds: of a single image, {arch} cannot learn batch statistics; "
+                f"arms.{name}: {', '.join(single[:3])}{others} of seed {federation.seed} cannot be "
+                f"trained in the rounds: {arch} needs batch statistics of more than one image; "
                 "raise partition.min_size to 2 or more"
             )
         _check_transfer_batches(federation, name)
@@ -119,38 +119,38 @@ def _refuse(silo: str, count: int, key: str, reason: str) -> None:
 
 
 def _check_transfer_batches(federation: Federation, name: str) -> None:
-    """Refuse an arm that would distil on batches of one image of the transfer set."""
+    """Refuse an arm that would distil on batches of one transfer image."""
     study, arm = federation.study, federation.study.arms[name]
-    archs, most = {study.global_arch(name)}, study.data.transfer.size
+    archs, num_images = {study.global_arch(name)}, study.data.transfer.size
     if (settings := arm.consolidation) is not None:
         path, batch_size = f"arms.{name}.consolidation", settings.batch_size
         if "models" in METHODS.spec(settings.method).needs:
             archs |= {study.arch_of(silo) for silo in study.silo_names}
         if settings.subset is not None:
-            most = min(most, settings.subset.size)
+            num_images = min(num_images, settings.subset.size)
     elif arm.strategy == "feddf":
         path, batch_size = f"arms.{name}.fusion", arm.fusion.batch_size
     else:
         return
     for arch in sorted(archs):
-        if reason := _one_by_one(federation, arch, most, batch_size):
-            key = f"{path}.batch_size" if most > 1 else "data.transfer.size"
+        if reason := _single_image_problem(federation, arch, num_images, batch_size):
+            key = f"{path}.batch_size" if num_images > 1 else "data.transfer.size"
             raise UserError(f"{key}: is 1, but {arch} {reason}; set it to 2 or more")
 
 
-def _one_by_one(federation: Federation, arch: str, count: int, batch_size: int) -> str:
-    """Return why ``arch`` fails on a batch of one, if there is such a batch; else ``""``."""
+def _single_image_problem(federation: Federation, arch: str, count: int, batch_size: int) -> str:
+    """Return why ``arch`` fails on a batch of one; ``""`` if there is no such batch."""
     if smallest_batch(count, batch_size) != 1:
         return ""
     return find_training_problem(arch, federation.shape, 1)
 
 
 def _check_targets(federations: Sequence[Federation]) -> Iterator[str]:
-    """Yield a sentence for each target that a model reaches which looks at no image."""
+    """Yield a warning for each target that a constant prediction reaches."""
     shares = [share for f in federations if (share := constant_accuracy(f)) is not None]
     for target in federations[0].study.absolute_targets or []:
         if shares and target <= max(shares):
             yield (
-                f"targets: {target:.1%} is no more than a model reaches that predicts one class "
-                f"for every image ({max(shares):.1%} of the test images are of the largest class)"
+                f"targets: always predicting one class reaches {target:.1%} "
+                f"({max(shares):.1%} of the test images are of the largest class)"
             )

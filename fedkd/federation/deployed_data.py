@@ -1,4 +1,4 @@
-"""Data of a study whose silos are in the field: what the server owns, and nothing of theirs."""
+"""Data of a study with deployed silos: the server's own data, and none of the silos'."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ if TYPE_CHECKING:
 
 
 def load_server_split(study: Study, seed: int) -> Split:
-    """Read and cut what the server itself owns: test, validation and transfer images, if any.
+    """Read and split the server's own data: test, validation and transfer images, if any.
 
     Raises:
         UserError: a source cannot be read on this host, or does not fit the study.
     """
-    return split(_own_source(study), study, seed, _elsewhere(study, study.data.transfer.source))
+    return split(
+        _server_source(study), study, seed, _transfer_source(study, study.data.transfer.source)
+    )
 
 
 def empty_split(study: Study) -> Split:
-    """Return what a caller knows who has none of the images: classes and shape."""
-    source = _no_source(study)
-    none = source.train
-    return Split(none, none, None, (), source.classes, *_shape(study))
+    """Return a split without images: classes and shape alone."""
+    source = _empty_source(study)
+    no_images = source.train
+    return Split(no_images, no_images, None, (), source.classes, *_shape(study))
 
 
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
-    """Draw the study's transfer set on a silo that owns its source too, or needs none for it.
+    """Draw the study's transfer set on a silo that has its source, or that needs none (noise).
 
     Args:
-        study: says how many images are drawn.
-        seed: of the study's repetition.
-        source: the data source as this host names it, or None.
+        study: sets the number of images.
+        seed: of the repetition.
+        source: the transfer source as named on this host, or None.
 
     Returns:
-        The images, the server's own if the source is the same; None if nothing tells.
+        The images, equal to the server's if the source is the same; None without a source.
     """
     wanted = study.data.transfer.source
     if wanted == NOISE:
-        return split(_no_source(study), study, seed, None).transfer
+        return split(_empty_source(study), study, seed, None).transfer
     if source is None or wanted in (None, STUDENT_SILO):
         return None
-    return split(_no_source(study), study, seed, _elsewhere(study, source)).transfer
+    return split(_empty_source(study), study, seed, _transfer_source(study, source)).transfer
 
 
 def in_study_shape(images: Images, study: Study) -> Images:
-    """Bring images into the channels and size that the study asks for."""
+    """Convert images to the channels and size of the study."""
     _, channels, size = _shape(study)
     return convert_like(images, channels=channels, size=size)
 
 
-def _own_source(study: Study) -> Source:
+def _server_source(study: Study) -> Source:
     if study.data.source == NO_SOURCE:
-        return _no_source(study)
+        return _empty_source(study)
     data = study.data
     source = load_source(data.source, image_size=data.image_size, options=data.options)
     classes = tuple(study.data.classes or ())
@@ -72,22 +74,22 @@ def _own_source(study: Study) -> Source:
     prefix, _ = SOURCES.split(data.source)
     if prefix and prefix.path == "folder" and source.classes != classes:
         raise UserError(
-            f"data.classes: are {', '.join(classes)}, but the folders of {study.data.source} are "
-            f"{', '.join(source.classes)}; bring them into one order"
+            f"data.classes: {', '.join(classes)} differ from the folders of {study.data.source}, "
+            f"{', '.join(source.classes)}; list them in the same order"
         )
     test = None if source.test is None else in_study_shape(source.test, study)
     return Source(source.name, in_study_shape(source.train, study), test, classes)
 
 
-def _no_source(study: Study) -> Source:
+def _empty_source(study: Study) -> Source:
     _, channels, size = _shape(study)
-    none = Images(
+    no_images = Images(
         torch.zeros(0, channels, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
     )
-    return Source(NO_SOURCE, none, none, tuple(study.data.classes or ()))
+    return Source(NO_SOURCE, no_images, no_images, tuple(study.data.classes or ()))
 
 
-def _elsewhere(study: Study, source: str | None) -> Source | None:
+def _transfer_source(study: Study, source: str | None) -> Source | None:
     if source in (None, NOISE, STUDENT_SILO):
         return None
     options = study.data.transfer.options if source == study.data.transfer.source else None
@@ -98,5 +100,5 @@ def _shape(study: Study) -> tuple[int, int, int]:
     """Return the number of classes, channels, and height and width in pixels."""
     data = study.data
     if data.classes is None or data.channels is None or data.image_size is None:
-        raise ValueError("a study of simulated silos has its shape from its source")
+        raise ValueError("the shape of a study of simulated silos comes from its source")
     return len(data.classes), data.channels, data.image_size

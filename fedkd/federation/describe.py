@@ -1,4 +1,4 @@
-"""A federation in a few figures that can be known before any distillation."""
+"""Describe a federation in a few figures that need no distillation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fedkd.registry import NOISE
 
 
 def describe(federation: Federation) -> dict[str, Any]:
-    """Describe one seed's federation.
+    """Describe the federation of one seed.
 
     Returns:
-        ``silos``: how many; ``images``: in all silos; ``label_skew``: mean Jensen-Shannon distance
-        (base 2, in [0, 1]) of the silos' label mixes from that of all silos together;
-        ``size_skew``: standard deviation of silo sizes divided by their mean; ``labelled``: whether
-        transfer labels may be used; ``native``: whether transfer images come from the study's own
-        source; ``transfer_size``; and on validation data, None without any: ``teachers``: mean
-        accuracy of the silos' models, ``best``: of the best of them, ``average``: of their average,
-        ``gap``: best - average, None where no model has the study's architecture.
+        ``silos``: number of silos; ``images``: in all silos; ``label_skew``: mean Jensen-Shannon
+        distance (base 2, in [0, 1]) of the silos' label mixes from the pooled mix; ``size_skew``:
+        standard deviation of silo sizes divided by their mean; ``labelled``: whether transfer
+        labels may be used; ``native``: whether transfer images come from the study's own source;
+        ``transfer_size``. On validation data, None without any: ``teachers``: mean accuracy of the
+        silos' models; ``best``: of the best one; ``average``: of their average; ``gap``: best -
+        average, None if no model has the study's architecture.
     """
     study, split = federation.study, federation.split
     counts = torch.stack(
@@ -61,7 +61,7 @@ def label_skew(counts: Tensor) -> float:
     """Return the mean Jensen-Shannon distance of label mixes from their total, in [0, 1].
 
     Args:
-        counts: images of each class in each silo, float64 ``[M, K]``; no silo is empty.
+        counts: images of each class in each silo, float64 ``[M, K]``; no silo may be empty.
     """
     mixes = counts / counts.sum(1, keepdim=True)
     return float(_js_distance(mixes, counts.sum(0) / counts.sum()).mean())
@@ -71,8 +71,8 @@ def label_distance(first: Tensor, second: Tensor) -> float:
     """Return the Jensen-Shannon distance (base 2, in [0, 1]) of two silos' label mixes.
 
     Args:
-        first: images of each class in one silo ``[K]``; it is not empty.
-        second: likewise in the other.
+        first: images of each class in one silo ``[K]``, which may not be empty.
+        second: images of each class in the other ``[K]``.
     """
     mixes = torch.stack([first, second]).double()
     mixes = mixes / mixes.sum(1, keepdim=True)

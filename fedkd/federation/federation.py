@@ -1,6 +1,6 @@
-"""A federation: the data of one seed, cut among simulated silos that own trained models.
+"""A federation: the data of one seed, split among simulated silos that own trained models.
 
-Of silos in the field it holds the server's own data, and theirs nowhere.
+With deployed silos it holds the server's data only.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from fedkd.util.seeding import derive_seed, torch_generator
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A silo's own model: its state, or what is wrong with it."""
+    """A silo's own model: its state, or the reason why it cannot be used."""
 
     state: State | None
     problem: str = ""
 
 
 class Federation:
-    """All that the arms of one seed share: test, validation and transfer data, silos, models.
+    """What the arms of one seed share: test, validation and transfer data, silos, models.
 
     Args:
         study: the study.
         seed: the repetition.
-        split: the data, cut by :func:`fedkd.federation.split.load_split`.
-        cache: folder in which pre-trained models are kept.
+        split: the data, as :func:`fedkd.federation.split.load_split` splits it.
+        cache: folder in which pre-trained models are cached.
     """
 
     def __init__(self, study: Study, seed: int, split: Split, cache: Path) -> None:
@@ -62,16 +62,16 @@ class Federation:
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
-        """Read the study's data and cut it.
+        """Read the study's data and split it.
 
         Raises:
-            UserError: a source is missing or too small, or the silos are in the field.
+            UserError: a source is missing or too small, or the silos are deployed.
         """
         return cls(study, seed, load_split(study, seed, cache), cache)
 
     @classmethod
     def on_server(cls, study: Study, seed: int, cache: Path) -> Federation:
-        """Read what the host of the ServerApp needs: of silos in the field, the server's own data.
+        """Read what the ServerApp needs: with deployed silos, the server's data alone.
 
         Raises:
             UserError: a source is missing, too small, or does not fit the study.
@@ -83,7 +83,7 @@ class Federation:
 
     @classmethod
     def for_caller(cls, study: Study, seed: int, cache: Path) -> Federation:
-        """Read what whoever starts a study needs: of silos in the field, no data at all."""
+        """Read what the caller of a study needs: with deployed silos, no data."""
         split = empty_split(study) if study.is_deployed else load_split(study, seed, cache)
         return cls(study, seed, split, cache)
 
@@ -93,13 +93,13 @@ class Federation:
         return {silo: len(data) for silo, data in self._silos.items()}
 
     def data_of(self, silo: str) -> Images:
-        """The private images of a silo."""
+        """Return the private images of a silo."""
         return self._silos[silo]
 
     def holdings(self) -> list[dict[str, object]]:
-        """Return what each silo holds, in natural order of names: a simulation's own knowledge.
+        """Return the number of images and class counts of each simulated silo, in natural order.
 
-        Real silos tell as much only if they choose to.
+        Deployed silos share these only if their owners allow it.
         """
         return [
             {
@@ -116,9 +116,9 @@ class Federation:
     def pretrain(
         self, executor: Executor, *, fresh: bool = False, on_silo: Callable[[], None] | None = None
     ) -> None:
-        """Train the silos' own models in parallel, as far as they are not in the cache.
+        """Train the silos' own models in parallel, unless they are in the cache.
 
-        The largest silos go first, so that no worker waits for one of them at the end.
+        The largest silos are trained first, so that no worker waits for one of them at the end.
         """
 
         def train(silo: str) -> None:
@@ -133,9 +133,9 @@ class Federation:
         results_of([executor.submit(train, silo) for silo in silos])
 
     def pretrained(self, silo: str) -> Pretrained:
-        """Return the model that a silo owns: its checkpoint, or one pre-trained on its data.
+        """Return a silo's own model: its checkpoint, or one pre-trained on its data.
 
-        An exception that the user's architecture raised in its training is that silo's problem.
+        An exception in the user's architecture during pre-training is returned as the problem.
         """
         if silo in self._failed:
             return Pretrained(None, self._failed[silo])
@@ -153,12 +153,12 @@ class Federation:
         return Pretrained(state)
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what determines the seed's data and models, for cache keys; hashed once."""
+        """Return what determines the seed's data and models, for cache keys; computed once."""
         if self._fingerprint is None:
-            self._fingerprint = self._find_fingerprint()
+            self._fingerprint = self._compute_fingerprint()
         return self._fingerprint
 
-    def _find_fingerprint(self) -> dict[str, object]:
+    def _compute_fingerprint(self) -> dict[str, object]:
         parts = [self.split.test, self.split.validation, *self.split.silos]
         parts += [self.split.transfer] if self.split.transfer is not None else []
         checkpoints = {
@@ -187,25 +187,25 @@ class Federation:
         return check_study([self])
 
     def require_transfer(self) -> None:
-        """Refuse a federation that has no transfer set since no arm of its study needs one.
+        """Check that there is a transfer set; it is left out if no arm of the study needs one.
 
         Raises:
-            UserError: too few images were left to set one apart.
+            UserError: too few images were left for a transfer set.
         """
         if self.split.transfer is None and not self.study.data.transfer.at_silo:
             raise UserError(
-                f"data.transfer.size: asks for {self.study.data.transfer.size} images, but too "
-                "few are left for them beside test, validation and silos; lower it"
+                f"data.transfer.size: {self.study.data.transfer.size} images are requested, but "
+                "too few are left after test, validation and silos; lower it"
             )
 
     def initial_model(self, silo: str) -> State:
-        """Return the weights from which a silo's own model is trained."""
+        """Return the initial weights of a silo's own model."""
         owner = silo if self.study.pretraining.init == "per-silo" else ""
         seed = derive_seed(self.seed, "initial-model", owner)
         return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
 
     def _read_model(self, silo: str) -> State | None:
-        """Read a silo's model from the cache; None where it is absent or damaged."""
+        """Read a silo's model from the cache; None if it is absent or damaged."""
         try:
             return load_state(self._cached_model(silo), self.initial_model(silo))
         except UserError:

@@ -1,6 +1,7 @@
-"""Which method for which federation: a decision tree fitted on the project's recorded studies.
+"""The method that was best on the project's recorded federations, as a decision tree.
 
-The tree is data, ``recommendation.json``; ``python -m experiments.paper.recommendation`` fits it.
+The shipped tree, ``recommendation.json``, has a single leaf: no property of a federation was found
+to predict a better method. ``python -m experiments.paper.recommendation`` fits it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from fedkd.errors import FedKDError
 
-METHODS: dict[str, dict[str, Any]] = {
+CANDIDATES: dict[str, dict[str, Any]] = {
     "average": {"start": "average"},
     "kd-equal": {"start": "consolidated", "consolidation": {"method": "kd", "weighting": "equal"}},
     "kd-confidence": {
@@ -27,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "consolidation": {"method": "kd", "weighting": "familiarity"},
     },
 }
-"""What a recommendation's name means in a study file; the simplest and cheapest first."""
+"""Candidate methods as arms of a study file; the simplest and cheapest first."""
 
 FEATURES = (
     "label_skew",
@@ -38,21 +39,21 @@ FEATURES = (
     "transfer_size",
     "gap",
 )
-"""What the tree may ask, of the figures of :func:`fedkd.federation.describe.describe`."""
+"""Features of the tree, from :func:`fedkd.federation.describe.describe`."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A method for a federation, and how far to trust it.
+    """A method, and how often it was best.
 
     Attributes:
-        method: a key of ``METHODS``.
-        arm: what to write under ``arms`` of the study.
-        reasons: the questions that led here, in words.
-        support: recorded federations in this leaf.
-        agreeing: in how many of them this method came within half a point of the best.
-        known: what holds for the whole tree: accuracy by cross-validation and more.
-        remarks: what else the records say of such a federation.
+        method: a key of ``CANDIDATES``.
+        arm: the arm to add to a study.
+        reasons: the conditions on the path to the leaf, in words; empty for a tree without any.
+        support: number of recorded federations in the leaf.
+        agreeing: number of them in which the method is within half a point of the best.
+        known: statistics of the whole tree, such as its accuracy in cross-validation.
+        remarks: further findings on such federations.
     """
 
     method: str
@@ -65,12 +66,12 @@ class Recommendation:
 
 
 def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Recommendation:
-    """Walk the tree for a described federation.
+    """Evaluate the tree for a described federation.
 
     Args:
-        figures: of :func:`fedkd.federation.describe.describe`; a feature that is None is taken at
-            the median of the recorded studies, and the reason says so.
-        tree: by default the one that is shipped.
+        figures: from :func:`fedkd.federation.describe.describe`. A feature that is None is
+            replaced by the median of the recorded studies, as its reason states.
+        tree: default: the shipped one.
     """
     tree = tree or load_tree()
     node = tree["root"]
@@ -87,11 +88,11 @@ def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Re
         )
         node = node["left" if goes_left else "right"]
     method = node["method"]
-    if method not in METHODS:
+    if method not in CANDIDATES:
         raise FedKDError(f"the decision tree names an unknown method {method!r}")
     return Recommendation(
         method,
-        METHODS[method],
+        CANDIDATES[method],
         tuple(reasons),
         node["support"],
         node["agreeing"],
@@ -103,20 +104,22 @@ def recommend(figures: dict[str, Any], tree: dict[str, Any] | None = None) -> Re
 def _remarks(
     figures: dict[str, Any], leaf: dict[str, Any], known: dict[str, Any]
 ) -> tuple[str, ...]:
-    found = []
+    remarks = []
     if figures.get("native") is False and leaf.get("foreign"):
-        found.append(
-            "Beware: the transfer set is another data set or noise. In only "
+        remarks.append(
+            "The transfer set is another data set or noise. In only "
             f"{leaf['foreign_agreeing']} of {leaf['foreign']} recorded federations of that kind "
-            "the method came near the best: look for transfer images of the silos' own kind."
+            "was the method within half a point of the best: use transfer images of the silos' own "
+            "kind."
         )
     if known.get("closed_form_federations"):
-        found.append(
-            "Where silos may tell sums over their images, a student in closed form (student: "
-            "discriminant) began above all methods that were asked about in "
-            f"{known['closed_form_higher']} of {known['closed_form_federations']} federations."
+        remarks.append(
+            "If silos may share class sums, a student in closed form (student: lda-head) has a "
+            "higher initial accuracy than all of these methods, in "
+            f"{known['closed_form_higher']} of {known['closed_form_federations']} recorded "
+            "federations."
         )
-    return tuple(found)
+    return tuple(remarks)
 
 
 def load_tree() -> dict[str, Any]:

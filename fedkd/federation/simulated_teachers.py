@@ -1,4 +1,4 @@
-"""One seed's teachers, collected once for many consolidations, without any message."""
+"""The teachers of one simulated seed, made once for many consolidations, without messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images, content_hash
-from fedkd.distillation.consolidate import Consolidated, consolidate, those_that_teach
+from fedkd.distillation.consolidate import Consolidated, consolidate, drop_without_densities
 from fedkd.distillation.density.basis import Basis, make_basis
 from fedkd.distillation.density.estimators import round_as_sent
 from fedkd.distillation.density.moments import Moments
@@ -27,19 +27,19 @@ from fedkd.training.compute import intra_op_threads
 
 
 class SimulatedTeachers:
-    """The teachers of one seed as the server of a simulated federation collects them.
+    """The teachers of one seed, as the server of a simulated federation receives them.
 
-    A student is the one that ``FedKD`` makes of the same study, seed and settings, bit for bit
-    under the same number of intra-op threads. Every teacher predicts an image set once, however
-    many students it has. Several threads may make students at once.
+    A student equals the one that ``FedKD`` makes with the same study, seed and settings, bit for
+    bit under the same number of intra-op threads. Every teacher predicts an image set once for all
+    students. Several threads may distil students at the same time.
 
     Args:
         federation: data and models of the seed.
         arm: name of an arm that consolidates.
 
     Raises:
-        UserError: the transfer set is on no server.
-        FedKDError: no silo has a model that can be used.
+        UserError: the server has no transfer set.
+        FedKDError: no silo has a usable model.
     """
 
     def __init__(self, federation: Federation, arm: str) -> None:
@@ -48,14 +48,14 @@ class SimulatedTeachers:
             raise ValueError(f"arm {arm} does not consolidate")
         if federation.split.transfer is None:
             raise UserError(
-                "data.transfer.source: the images lie on the student's silo, where no server can "
-                "try settings on them"
+                "data.transfer.source: the images are on the student's silo; the server cannot "
+                "evaluate settings on them"
             )
         self.federation = federation
         self.own = settings
         self.transfer: Images = federation.split.transfer
         self.arch = federation.study.global_arch(arm)
-        self._known = Predictions(federation.cache, federation.study.model.files)
+        self._predictions = Predictions(federation.cache, federation.study.model.files)
         self._lock = threading.RLock()
         self._bases: dict[tuple[str, int, int, bool], Basis | None] = {}
         self._moments: dict[tuple[str, int, int], list[Moments | None]] = {}
@@ -63,7 +63,7 @@ class SimulatedTeachers:
         self._silos = {
             name: LocalSilo.simulated(federation, name) for name in federation.study.silo_names
         }
-        shared = [self._share(silo) for silo in self._silos.values()]
+        shared = [self._make_teacher(silo) for silo in self._silos.values()]
         self._members = tuple(teacher for teacher in shared if teacher is not None)
         if not self._members:
             raise FedKDError(f"arms.{arm}: no silo's pre-trained model can be used")
@@ -80,55 +80,55 @@ class SimulatedTeachers:
         rows: Tensor | None = None,
         on_student: Callable[[nn.Module, int, int], None] | None = None,
     ) -> Consolidated:
-        """Make a student.
+        """Distil a student.
 
         Args:
             settings: of the consolidation; ``mode`` must be the arm's own.
-            rows: the part of the transfer set to distil on, as indices ``[S]``; by default all.
-            on_student: shown the student after every epoch; see :class:`DistillationSetup`.
+            rows: the part of the transfer set to distil on, as indices ``[S]``; default: all.
+            on_student: called with the student after every epoch; see :class:`DistillationSetup`.
 
         Raises:
-            FedKDError: distillation diverged, or there is nothing to learn from.
+            FedKDError: distillation diverged, or there is no target to learn from.
         """
-        teachers, setup = self._open(settings, rows)
+        teachers, setup = self._prepare(settings, rows)
         return consolidate(teachers, settings, replace(setup, on_student=on_student))
 
     def ensemble(self, settings: Consolidation) -> Ensemble:
-        """Combine what the teachers say of the whole transfer set."""
-        teachers, setup = self._open(settings, None)
-        return make_ensemble(those_that_teach(teachers, settings), settings, setup)
+        """Combine the teachers' predictions on the whole transfer set."""
+        teachers, setup = self._prepare(settings, None)
+        return make_ensemble(drop_without_densities(teachers, settings), settings, setup)
 
     def teachers(self) -> Teachers:
-        """Return all teachers, as a consolidation without densities meets them."""
+        """Return all teachers, without densities."""
         federation = self.federation
-        return Teachers(self._members, federation.shape, federation.compute, self._known)
+        return Teachers(self._members, federation.shape, federation.compute, self._predictions)
 
     def has_basis(self) -> bool:
         """Whether the transfer set is large enough for densities."""
         return self._basis(self.own) is not None
 
-    def _open(
+    def _prepare(
         self, settings: Consolidation, rows: Tensor | None
     ) -> tuple[Teachers, DistillationSetup]:
         with self._lock:
-            return self._gather(settings, rows)
+            return self._select(settings, rows)
 
-    def _gather(
+    def _select(
         self, settings: Consolidation, rows: Tensor | None
     ) -> tuple[Teachers, DistillationSetup]:
         basis = self._basis(settings) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
-                f"a transfer set of {len(self.transfer)} images is too small for densities to teach"
+                f"a transfer set of {len(self.transfer)} images is too small to compute densities"
             )
         members = self._members if basis is None else self._with_densities(settings, basis)
         transfer = self.transfer
         if rows is not None:
             transfer = transfer.take(rows)
-            self._remember(transfer, rows)
+            self._store_part(transfer, rows)
             members = [_of_rows(member, rows) for member in members]
         federation = self.federation
-        teachers = Teachers(members, federation.shape, federation.compute, self._known)
+        teachers = Teachers(members, federation.shape, federation.compute, self._predictions)
         setup = DistillationSetup(
             transfer=transfer,
             labelled=federation.study.data.transfer.labelled,
@@ -141,18 +141,18 @@ class SimulatedTeachers:
         )
         return teachers, setup
 
-    def _remember(self, part: Images, rows: Tensor) -> None:
-        """Note predictions on a part of the transfer set: they are those on the whole."""
-        everyone = Teachers(
-            self._members, self.federation.shape, self.federation.compute, self._known
+    def _store_part(self, part: Images, rows: Tensor) -> None:
+        """Store predictions on a part of the transfer set, taken from those on the whole."""
+        all_teachers = Teachers(
+            self._members, self.federation.shape, self.federation.compute, self._predictions
         )
-        found = content_hash(part.images)
+        part_hash = content_hash(part.images)
         for member, logits in zip(
-            self._members, everyone.predict(self.transfer.images), strict=True
+            self._members, all_teachers.predict(self.transfer.images), strict=True
         ):
-            self._known.get(found, member.silo, partial(logits.__getitem__, rows))
+            self._predictions.get(part_hash, member.silo, partial(logits.__getitem__, rows))
 
-    def _share(self, silo: LocalSilo) -> Teacher | None:
+    def _make_teacher(self, silo: LocalSilo) -> Teacher | None:
         """Return what a silo shares for ``mode``; None where its model cannot be used."""
         state = silo.own_model().state
         if state is None:
@@ -163,8 +163,13 @@ class SimulatedTeachers:
             return replace(silo.as_teacher, logits=silo.predict(state, self.transfer.images))
 
     def _basis(self, settings: Consolidation) -> Basis | None:
-        asked = settings.familiarity
-        key = (asked.basis, asked.filters, asked.effective_dims, settings.uses_moments)
+        familiarity = settings.familiarity
+        key = (
+            familiarity.basis,
+            familiarity.filters,
+            familiarity.effective_dims,
+            settings.uses_moments,
+        )
         if key not in self._bases:
             kind, filters, dims, fine = key
             self._bases[key] = make_basis(
@@ -207,7 +212,7 @@ class SimulatedTeachers:
 
 
 def _of_rows(teacher: Teacher, rows: Tensor) -> Teacher:
-    """Return a teacher that knows a part of the transfer set only."""
+    """Return a teacher's predictions and densities on a part of the transfer set."""
     return replace(
         teacher,
         logits=None if teacher.logits is None else teacher.logits[rows],

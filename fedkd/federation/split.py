@@ -1,4 +1,4 @@
-"""The cut: one seed's test, validation and transfer images, and what each silo holds."""
+"""Split the data of one seed: test, validation and transfer images, and the silos' images."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Split:
     """The data of one seed, the same for every arm of a study.
 
     Attributes:
-        test: images on which the global model is judged.
-        validation: images by which the server chooses; may be empty.
-        transfer: images on which teachers and student meet, with labels of -1 unless the study
-            says that they are labelled; None if they come from elsewhere and were left out.
+        test: images on which the global model is evaluated.
+        validation: images for the server's choices; may be empty.
+        transfer: images to distil on, with labels of -1 unless ``data.transfer.labelled``; None if
+            they are on a silo or were left out.
         silos: private images of silo-0, silo-1, and so on.
         classes: names of the classes.
         num_classes: number of classes, whether or not all of them occur.
         in_channels: 1 for greyscale, 3 for RGB.
         image_size: height and width of all images, in pixels.
-        warnings: sentences on the sources.
+        warnings: about the sources, one sentence each.
     """
 
     test: Images
@@ -54,21 +54,20 @@ class Split:
 
 
 def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
-    """Read the data that a study names and cut it.
+    """Read the data of a study and split it.
 
     Args:
-        study: its ``data`` and ``partition`` say what and how.
-        seed: of the study's repetition.
-        cache: root of a cache that may hold the data decoded and shared out before.
+        study: ``data`` names the sources, ``partition`` the scheme.
+        seed: of the repetition.
+        cache: root of a cache of decoded sources and partitions.
 
     Raises:
-        UserError: a source cannot be read, has too few images for what is asked, or is not here:
-            silos in the field keep theirs.
+        UserError: a source cannot be read or has too few images, or the silos are deployed.
     """
     if study.is_deployed:
         raise UserError(
             "partition.scheme: deployed: these silos and their images are on hosts of their own; "
-            "only fedkd compare with --engine CONNECTION, a SuperLink of theirs, reaches them"
+            "use fedkd compare with --engine CONNECTION, a connection to their SuperLink"
         )
     source = load_kept_source(
         study.data.source,
@@ -78,13 +77,13 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
     )
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return split(source, study, seed, None, cache)
-    elsewhere = load_kept_source(
+    transfer_source = load_kept_source(
         study.data.transfer.source,
         image_size=source.image_size,
         cache=cache,
         options=study.data.transfer.options,
     )
-    return split(source, study, seed, elsewhere, cache)
+    return split(source, study, seed, transfer_source, cache)
 
 
 def split(
@@ -96,38 +95,38 @@ def split(
 ) -> Split:
     """Split a source: test, validation, transfer set, then the silos.
 
-    Each step draws by a seed of its own, so that, say, another transfer set leaves test and
-    validation images what they were. The arms of the study have no influence.
+    Each step has a random seed of its own: a different transfer set leaves the test and validation
+    images unchanged. The arms of the study have no influence.
 
     Args:
         source: all images.
-        study: its ``data`` and ``partition`` say how to cut.
-        seed: of the study's repetition.
-        transfer_source: where transfer images come from if ``data.transfer.source`` is set; if it
-            is set and this is None, the cut has no transfer set.
-        cache: root of a cache that may hold what the partition scheme drew before.
+        study: ``data`` and ``partition`` set sizes and scheme.
+        seed: of the repetition.
+        transfer_source: source of the transfer images if ``data.transfer.source`` is set; if it is
+            set and this is None, the split has no transfer set.
+        cache: root of a cache of partitions.
 
     Raises:
-        UserError: too few images for what is asked, or a transfer set that does not fit.
+        UserError: there are too few images, or the transfer set does not fit.
     """
     data = study.data
     remaining = np.arange(len(source.train), dtype=np.int64)
     if source.test is not None:
         test = source.test
     else:
-        size = _part_of(len(remaining), data.test)
+        size = _count_of(len(remaining), data.test)
         chosen, remaining = _draw(remaining, size, seed, "cut-test")
         test = source.train.take(chosen)
     if data.test_size is not None and data.test_size < len(test):
         chosen, _ = _draw(np.arange(len(test)), data.test_size, seed, "cut-test-size")
         test = test.take(chosen)
-    size = _part_of(len(remaining), data.validation)
+    size = _count_of(len(remaining), data.validation)
     chosen, remaining = _draw(remaining, size, seed, "cut-validation")
     validation = source.train.take(chosen)
 
     transfer = None
     if transfer_source is not None:
-        transfer = _draw_elsewhere(source, study, seed, transfer_source)
+        transfer = _draw_from_other(source, study, seed, transfer_source)
     elif data.transfer.source == NOISE:
         transfer = _noise(source, data.transfer.size, seed)
     elif data.transfer.source is None and data.source != NO_SOURCE and _is_drawn(study, remaining):
@@ -161,44 +160,50 @@ def split(
 
 
 def _is_drawn(study: Study, remaining: Indices) -> bool:
-    """Whether a transfer set is set apart: always, unless no arm needs it and images are few.
+    """Whether to draw a transfer set: always, unless no arm needs it and there are few images.
 
-    With enough of them it is, so that an arm added to a study changes no other arm's silos.
+    With enough images it is drawn in any case, so that adding an arm does not change the silos.
     """
-    least = 0 if study.is_deployed else study.partition.silos * study.partition.min_size
-    return study.needs_transfer or len(remaining) >= study.data.transfer.size + least
+    min_images = 0 if study.is_deployed else study.partition.silos * study.partition.min_size
+    return study.needs_transfer or len(remaining) >= study.data.transfer.size + min_images
 
 
-def _part_of(count: int, fraction: float) -> int:
-    """Return the images in a fraction, rounded up so that none is empty unless it is 0."""
-    # Without the inner rounding, 0.07 of 100 images would be 8: it is 7.000000000000001.
+def _count_of(count: int, fraction: float) -> int:
+    """Return the number of images in a fraction, rounded up: 0 only for a fraction of 0."""
+    # Without the inner rounding, 0.07 * 100 = 7.000000000000001 would give 8 images.
     return math.ceil(round(fraction * count, 9))
 
 
 def _draw(pool: Indices, size: int, seed: int, purpose: str) -> tuple[Indices, Indices]:
-    """Return ``size`` of the indices in ``pool`` at random, and the others."""
-    mixed = numpy_generator(seed, purpose).permutation(pool)
-    return mixed[:size], mixed[size:]
+    """Return ``size`` random indices of ``pool``, and the others."""
+    shuffled = numpy_generator(seed, purpose).permutation(pool)
+    return shuffled[:size], shuffled[size:]
 
 
-def _draw_elsewhere(source: Source, study: Study, seed: int, elsewhere: Source) -> Images:
+def _draw_from_other(source: Source, study: Study, seed: int, transfer_source: Source) -> Images:
     """Draw the transfer set from another source, in the shape of the study's images."""
-    wanted = study.data.transfer
-    if wanted.source == study.data.source:
+    settings = study.data.transfer
+    if settings.source == study.data.source:
         raise UserError(
-            f"data.transfer.source: {wanted.source!r} is data.source itself, so that silos or even "
-            "the test set could hold transfer images; leave the key out to set images apart"
+            f"data.transfer.source: {settings.source!r} is also data.source, so transfer images "
+            "could be in silos or in the test set; leave the key out to hold out images of "
+            "data.source"
         )
-    if wanted.labelled and elsewhere.num_classes != source.num_classes:
+    if settings.labelled and transfer_source.num_classes != source.num_classes:
         raise UserError(
-            f"data.transfer.labelled: {elsewhere.name!r} has {elsewhere.num_classes} classes but "
-            f"{source.name!r} has {source.num_classes}; use data.transfer.labelled: false"
+            f"data.transfer.labelled: {transfer_source.name!r} has {transfer_source.num_classes} "
+            f"classes but {source.name!r} has {source.num_classes}; use data.transfer.labelled: "
+            "false"
         )
-    _check_left(wanted.size, len(elsewhere.train), f"are in the training set of {elsewhere.name!r}")
-    pool = np.arange(len(elsewhere.train), dtype=np.int64)
-    chosen, _ = _draw(pool, wanted.size, seed, "cut-transfer")
+    _check_left(
+        settings.size,
+        len(transfer_source.train),
+        f"are in the training set of {transfer_source.name!r}",
+    )
+    pool = np.arange(len(transfer_source.train), dtype=np.int64)
+    chosen, _ = _draw(pool, settings.size, seed, "cut-transfer")
     drawn = convert_like(
-        elsewhere.train.take(chosen), channels=source.in_channels, size=source.image_size
+        transfer_source.train.take(chosen), channels=source.in_channels, size=source.image_size
     )
     return _hide_labels(drawn, study)
 
@@ -213,7 +218,7 @@ def _noise(source: Source, size: int, seed: int) -> Images:
 def _check_left(size: int, left: int, where: str) -> None:
     if size > left:
         raise UserError(
-            f"data.transfer.size: asks for {size} images, but only {left} {where}; lower it"
+            f"data.transfer.size: {size} images are requested, but only {left} {where}; lower it"
         )
 
 

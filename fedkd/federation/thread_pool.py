@@ -11,7 +11,7 @@ from fedkd.util.parallel import available_cores
 
 
 def silo_pool(study: Study) -> ThreadPoolExecutor:
-    """Return the pool on which silos train, one intra-op thread each."""
+    """Return the pool on which silos train, with one intra-op thread per silo."""
     workers = study.engine.workers
     size = available_cores() if workers == "auto" else workers
     return ThreadPoolExecutor(

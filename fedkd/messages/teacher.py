@@ -187,7 +187,7 @@ def read_densities(content: RecordDict, expected: Expected, teacher: Teacher) ->
     wanted = expected.wanted
     if wanted.density == keys.DENSITY_MOMENTS:
         shape = (expected.num_classes, len(basis.components))
-        moments = read_moments(record, shape, teacher.num_examples, basis.reach)
+        moments = read_moments(record, shape, teacher.num_examples, basis.max_norm)
         return replace(teacher, moments=moments)
     of_images: tuple[int, ...] = (expected.num_images,)
     if wanted.density == keys.DENSITY_CLASS:

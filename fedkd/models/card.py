@@ -13,7 +13,7 @@ from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, count_bytes
 from fedkd.models.check import check_model
 from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint, save_state
-from fedkd.registry import ARCHITECTURES
+from fedkd.registry import ARCHITECTURES, RENAMED
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from fedkd.version import VERSION
 
@@ -80,10 +80,11 @@ class ModelCard:
             raise ValueError("it is no mapping")  # noqa: TRY004 -- all one kind
         sizes = {key: _bounded(key, card.get(key)) for key in _BOUNDS}
         classes = _typed("classes", card.get("classes"), list)
+        arch = _typed("arch", card.get("arch"), str)
         if classes and len(classes) != sizes["num_classes"]:
             raise ValueError(f"it names {len(classes)} classes of {sizes['num_classes']}")
         return cls(
-            arch=ARCHITECTURES.check(_typed("arch", card.get("arch"), str)),
+            arch=ARCHITECTURES.check(RENAMED.get(arch, arch)),
             shape=Shape(**sizes),
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),

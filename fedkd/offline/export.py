@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.config.study_file import load_study
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import Checkpoint, State
+from fedkd.results.folder import STUDY_FILE, read_study
 from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
 from fedkd.util.files import replacing, write_json
 
@@ -90,9 +90,9 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
         hint = f", such as {runs[0]}" if runs else ""
         raise UserError(f"{source} is no folder of a finished run; name one{hint}")
     record = RunRecord.read(source)
-    study = source.absolute().parent.parent / "study.yaml"
+    folder = source.absolute().parent.parent
     facts: dict[str, Any] = {
-        "study": load_study(study).name if study.is_file() else None,
+        "study": read_study(folder).get("name") if (folder / STUDY_FILE).is_file() else None,
         "arm": record.arm,
         "seed": record.seed,
         "rounds": record.curve[-1].round,

@@ -1,8 +1,8 @@
-"""What people look at: tables for the terminal, one HTML page, figures and tables for papers.
+"""Reports: tables for the terminal, one HTML page, figures and tables for papers.
 
-``terminal`` prints; ``page`` writes ``report.html`` out of ``verdict`` (what the study says),
-``tables`` and the plots of ``costs``, ``silos`` and ``learning`` (plain Plotly dictionaries);
-``paper`` writes PNG, SVG and CSV. All of them read one thing: the summary of ``results``.
+``terminal`` prints. ``page`` writes ``report.html`` from ``verdict`` (the conclusion), ``tables``
+and the plots of ``costs``, ``silos`` and ``learning`` (plain Plotly dictionaries). ``paper`` writes
+PNG, SVG and CSV. All of them read the summary of a study (``fedkd.results.folder``).
 """
 
 from fedkd.report.terminal import print_recommendation, print_summary, render

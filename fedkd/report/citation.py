@@ -1,4 +1,4 @@
-"""How to cite fedkd and the study whose programme it follows, as ``CITATION.cff`` says it."""
+"""BibTeX of fedkd and of the reference paper (Alballa et al.), as in ``CITATION.cff``."""
 
 from __future__ import annotations
 

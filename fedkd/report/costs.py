@@ -1,4 +1,4 @@
-"""Plots of what accuracy costs, and of what each arm saves."""
+"""Plots of accuracy against cost, and of the savings of each arm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fedkd.report.curves import MAX_POINTS, Curve, band, thin
 from fedkd.report.figure import Figure, Variant, plain
 from fedkd.report.tables import Table, curve_table, saving_rows
-from fedkd.report.theme import Look, looks
+from fedkd.report.theme import ArmStyle, arm_styles
 from fedkd.report.verdict import Row, is_known, saved
 from fedkd.results.folder import Results, percent
 
@@ -17,52 +17,52 @@ AXIS_TITLES = {"exchanges": "exchanges", "megabytes": "megabytes, both ways"}
 
 
 def accuracy(results: Results, axis: str) -> Figure:
-    """Plot every run's accuracy along a cost: single seeds, bands, targets, unreached runs.
+    """Plot accuracy against a cost: single seeds, mean and range over seeds, targets.
 
     Args:
         results: the study's.
         axis: ``exchanges`` or ``megabytes``.
     """
-    styles = looks(results.arms, results.baselines)
+    styles = arm_styles(results.arms, results.baselines)
     curves = {arm: [Curve.of(run) for run in results.runs(arm)] for arm in results.arms}
     runs = sum(len(each) for each in curves.values())
-    limit = max(MIN_POINTS_OF_RUN, MAX_POINTS // max(1, runs))
+    max_points = max(MIN_POINTS_OF_RUN, MAX_POINTS // max(1, runs))
     data = []
     for arm, each in curves.items():
         if each:
-            data += _arm_traces(arm, each, axis, styles[arm], limit)
+            data += _arm_traces(arm, each, axis, styles[arm], max_points)
     layout = {
         "xaxis": {"title": {"text": AXIS_TITLES[axis]}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
         "hovermode": "closest",
         **_target_lines(results),
     }
-    shown = {arm: look for arm, look in styles.items() if curves[arm]}
+    visible = {arm: look for arm, look in styles.items() if curves[arm]}
     unit = "exchange" if axis == "exchanges" else "megabyte"
     return Figure(
         name=f"accuracy-{axis}",
         title=f"Accuracy by {unit}",
         alt=(
-            f"Line chart of test accuracy by {unit} for {_count(len(shown), 'arm')} and "
+            f"Line chart of test accuracy by {unit} for {_count(len(visible), 'arm')} and "
             f"{_count(len(results.seeds), 'seed')}; horizontal lines mark the targets "
-            f"{', '.join(percent(t) for t in results.targets)}. The table holds the numbers."
+            f"{', '.join(percent(t) for t in results.targets)}. The table lists the values."
         ),
         caption=(
-            "Thick lines: mean over seeds, shaded from the least to the greatest, as far as every "
-            "seed goes on. Thin lines: single seeds. Large markers: a target reached for the "
-            "first time. Crosses: a run that ended without reaching every target. A round is one "
-            "exchange, and so is a start from the silos' models."
+            "Thick lines: mean over seeds; shading: minimum to maximum. Both end where the first "
+            "seed stops. Thin lines: single seeds. Large markers: first round that reaches a "
+            "target. Crosses: runs that ended without reaching every target. A round is one "
+            "exchange; so is a start from the silos' models."
         ),
         variants=[Variant("", data, layout)],
         table=curve_table(curves, axis),
         height=460,
-        arms=shown,
+        arms=visible,
     )
 
 
 def savings(results: Results, headline: Row | None) -> Figure | None:
-    """Plot what each arm saves with its range over seeds, a view for every target and baseline."""
-    styles = looks(results.arms, results.baselines)
+    """Plot the savings of each arm and their range over seeds, by target and baseline."""
+    styles = arm_styles(results.arms, results.baselines)
     variants: list[Variant] = []
     start = 0
     for target in sorted(results.targets, reverse=True):
@@ -81,13 +81,13 @@ def savings(results: Results, headline: Row | None) -> Figure | None:
         title="Exchanges saved",
         alt=(
             "Dot plot of the share of exchanges that each arm saves against a baseline, with its "
-            "range over seeds. The table holds the numbers."
+            "range over seeds. The table lists the values."
         ),
         caption=(
-            "Bars: range over seeds. A triangle to the right is a lower bound (the baseline missed "
-            "the target on some seed), one to the left an upper bound (the arm did). Ticks: what "
-            "reaching the target at the start would save. Arms left of zero cost more than they "
-            "save; an arm without a marker cannot be compared."
+            "Bars: range over seeds. A triangle pointing right is a lower bound: the baseline "
+            "missed the target on some seed. One pointing left is an upper bound: the arm missed "
+            "it. Ticks: the saving if the target is reached at the start. Arms left of zero need "
+            "more exchanges than the baseline. Arms without a marker cannot be compared."
         ),
         variants=variants,
         table=Table(
@@ -104,7 +104,7 @@ def savings(results: Results, headline: Row | None) -> Figure | None:
 
 
 def _arm_traces(
-    arm: str, curves: Sequence[Curve], axis: str, look: Look, limit: int
+    arm: str, curves: Sequence[Curve], axis: str, look: ArmStyle, max_points: int
 ) -> list[dict[str, Any]]:
     colour = look.plotly_colour
     traces: list[dict[str, Any]] = []
@@ -113,17 +113,17 @@ def _arm_traces(
         trace = {"type": "scatter", "x": x, "y": y, "name": plain(arm), "showlegend": False}
         traces.append({**trace, "meta": {"arm": arm, "layer": layer}, **style})
 
-    middle = band(curves, axis)
-    if middle is not None and len(curves) > 1 and len(middle.costs) > 1:
-        outline = [*middle.costs, *reversed(middle.costs)]
-        edge = [*middle.low, *reversed(middle.high)]
+    mean_band = band(curves, axis)
+    if mean_band is not None and len(curves) > 1 and len(mean_band.costs) > 1:
+        outline = [*mean_band.costs, *reversed(mean_band.costs)]
+        bounds = [*mean_band.low, *reversed(mean_band.high)]
         style = {"mode": "lines", "fill": "toself", "fillcolor": colour, "opacity": 0.16}
-        add("band", outline, edge, line={"width": 0}, hoverinfo="skip", **style)
-    x, y, seeds = _seed_lines(curves, axis, limit)
-    alone = len(curves) == 1
-    own_line = {"color": colour, "width": 2.6 if alone else 1, "dash": look.dash}
-    place = "<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
-    hover = f"{plain(arm)}, seed %{{customdata}}{place}"
+        add("band", outline, bounds, line={"width": 0}, hoverinfo="skip", **style)
+    x, y, seeds = _seed_lines(curves, axis, max_points)
+    single = len(curves) == 1
+    own_line = {"color": colour, "width": 2.6 if single else 1, "dash": look.dash}
+    position = "<br>%{x:.4~g} " + axis + "<br>%{y:.1%}<extra></extra>"
+    hover = f"{plain(arm)}, seed %{{customdata}}{position}"
     add(
         "seeds",
         x,
@@ -132,28 +132,28 @@ def _arm_traces(
         mode="lines",
         line=own_line,
         hovertemplate=hover,
-        opacity=1 if alone else 0.55,
+        opacity=1 if single else 0.55,
     )
-    if middle is not None and len(curves) > 1:
+    if mean_band is not None and len(curves) > 1:
         thick = {"color": colour, "width": 2.6, "dash": look.dash}
-        template = f"{plain(arm)}, mean{place}"
-        # A start that all seeds share may be the only point of the mean: a line would not show.
-        mode = "lines" if len(middle.costs) > 1 else "markers"
+        template = f"{plain(arm)}, mean{position}"
+        # The mean may have a single point, the start; a line would be invisible.
+        mode = "lines" if len(mean_band.costs) > 1 else "markers"
         marker = {"color": colour, "symbol": look.marker, "size": 9}
         style = {"mode": mode, "line": thick, "marker": marker, "hovertemplate": template}
-        add("mean", middle.costs, middle.mean, **style)
-    for layer, symbol, pick in (
+        add("mean", mean_band.costs, mean_band.mean, **style)
+    for layer, symbol, point_indices in (
         ("reached", look.marker, lambda curve: curve.reached()),
         ("unreached", "x", lambda curve: [-1] if curve.censored else []),
     ):
-        spots = [(curve, index) for curve in curves for index in pick(curve)]
-        if spots:
-            word = "reached" if layer == "reached" else "ended without every target"
+        points = [(curve, index) for curve in curves for index in point_indices(curve)]
+        if points:
+            status = "reached" if layer == "reached" else "ended without every target"
             add(
                 layer,
-                [round(curve.costs(axis)[index], 4) for curve, index in spots],
-                [curve.accuracy[index] for curve, index in spots],
-                text=[f"{plain(arm)}, seed {curve.run['seed']}: {word}" for curve, _ in spots],
+                [round(curve.costs(axis)[index], 4) for curve, index in points],
+                [curve.accuracy[index] for curve, index in points],
+                text=[f"{plain(arm)}, seed {curve.run['seed']}: {status}" for curve, _ in points],
                 mode="markers",
                 marker={
                     "color": colour,
@@ -161,20 +161,20 @@ def _arm_traces(
                     "size": 10,
                     "line": {"color": "$paper", "width": 1},
                 },
-                hovertemplate="%{text}" + place,
+                hovertemplate="%{text}" + position,
             )
     return traces
 
 
 def _seed_lines(
-    curves: Sequence[Curve], axis: str, limit: int
+    curves: Sequence[Curve], axis: str, max_points: int
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """All seeds of an arm as one line with gaps: a plot of few traces stays quick."""
+    """Return all seeds of an arm as one line with gaps; few traces keep the plot fast."""
     x: list[Any] = []
     y: list[Any] = []
     seeds: list[Any] = []
     for curve in curves:
-        chosen = thin(curve.accuracy, limit, curve.reached())
+        chosen = thin(curve.accuracy, max_points, curve.reached())
         x += [*(round(curve.costs(axis)[index], 4) for index in chosen), None]
         y += [*(round(curve.accuracy[index], 5) for index in chosen), None]
         seeds += [curve.run["seed"]] * (len(chosen) + 1)
@@ -182,58 +182,65 @@ def _seed_lines(
 
 
 def _target_lines(results: Results) -> dict[str, Any]:
-    """A line for each target; a band where the seeds' own targets differ."""
+    """Return a line for each target, or a band if targets differ between seeds."""
     shapes, notes = [], []
     for index, target in enumerate(results.targets):
-        found = [run["targets"][index]["target"] for run in results.summary["runs"]]
-        levels = sorted(set(found)) or ([] if results.relative else [target])
+        seed_targets = [run["targets"][index]["target"] for run in results.summary["runs"]]
+        levels = sorted(set(seed_targets)) or ([] if results.relative else [target])
         if not levels:
             continue
         low, high = levels[0], levels[-1]
-        whole = {"type": "rect" if high > low else "line", "xref": "paper", "x0": 0, "x1": 1}
+        shape = {"type": "rect" if high > low else "line", "xref": "paper", "x0": 0, "x1": 1}
         line = {"color": "$muted", "width": 0 if high > low else 1.2, "dash": "dot"}
         fill = {"fillcolor": "$muted", "opacity": 0.2} if high > low else {}
-        shapes.append({**whole, "y0": low, "y1": high, "line": line, "layer": "below", **fill})
+        shapes.append({**shape, "y0": low, "y1": high, "line": line, "layer": "below", **fill})
         label = f"target {percent(target)}" + (" of best" if results.relative else "")
-        place = {"xref": "paper", "x": 1, "xanchor": "right", "y": high, "yanchor": "bottom"}
+        position = {"xref": "paper", "x": 1, "xanchor": "right", "y": high, "yanchor": "bottom"}
         style = {"font": {"size": 11, "color": "$ink"}, "bgcolor": "$paper", "opacity": 0.85}
-        notes.append({**place, "text": label, "showarrow": False, **style})
+        notes.append({**position, "text": label, "showarrow": False, **style})
     return {"shapes": shapes, "annotations": notes}
 
 
 def _saving_view(
-    rows: Sequence[Row], styles: dict[str, Look]
+    rows: Sequence[Row], styles: dict[str, ArmStyle]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     data: list[dict[str, Any]] = []
-    places = list(range(len(rows)))[::-1]
-    for place, row in zip(places, rows, strict=True):
+    positions = list(range(len(rows)))[::-1]
+    for position, row in zip(positions, rows, strict=True):
         look = styles[row["arm"]]
         value = row["exchanges_saved_pct"]
         if row["ceiling_pct"] is not None:
-            mark = {"symbol": "line-ns-open", "size": 18, "color": "$muted", "line": {"width": 2}}
-            template = "ceiling %{x:.1f} %<extra></extra>"
-            data.append(_dot(row["ceiling_pct"], place, mark, hovertemplate=template))
+            marker = {"symbol": "line-ns-open", "size": 18, "color": "$muted", "line": {"width": 2}}
+            hover = "ceiling %{x:.1f} %<extra></extra>"
+            data.append(_dot(row["ceiling_pct"], position, marker, hovertemplate=hover))
         if not is_known(row):
             continue
         symbol = {"at_least": "triangle-right", "at_most": "triangle-left"}.get(
             row["bound"], look.marker
         )
-        mark = {"symbol": symbol, "size": 13, "color": look.plotly_colour}
-        more: dict[str, Any] = {}
+        marker = {"symbol": symbol, "size": 13, "color": look.plotly_colour}
+        error_bars: dict[str, Any] = {}
         if row["range"]:
-            ahead, behind = max(0, row["range"][1] - value), max(0, value - row["range"][0])
-            more["error_x"] = {
+            above, below = max(0, row["range"][1] - value), max(0, value - row["range"][0])
+            error_bars["error_x"] = {
                 "type": "data",
                 "symmetric": False,
-                "array": [ahead],
-                "arrayminus": [behind],
+                "array": [above],
+                "arrayminus": [below],
                 "color": look.plotly_colour,
                 "thickness": 2,
                 "width": 5,
             }
         text = f"{plain(row['arm'])}: {saved(row)}"
         data.append(
-            _dot(value, place, mark, text=[text], hovertemplate="%{text}<extra></extra>", **more)
+            _dot(
+                value,
+                position,
+                marker,
+                text=[text],
+                hovertemplate="%{text}<extra></extra>",
+                **error_bars,
+            )
         )
     zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0}
     layout = {
@@ -243,7 +250,7 @@ def _saving_view(
             "zeroline": False,
         },
         "yaxis": {
-            "tickvals": places,
+            "tickvals": positions,
             "ticktext": [plain(row["arm"]) for row in rows],
             "range": [-0.6, len(rows) - 0.4],
             "automargin": True,

@@ -1,4 +1,4 @@
-"""Curves of runs over what they cost, bands over seeds, and fewer points where none is missed."""
+"""Curves of runs against their costs, bands over seeds, and thinning of long curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 MEGABYTE = 1e6
 MAX_POINTS = 20_000
-"""Points of all single runs in one plot: what a browser moves without a stutter."""
+"""Points of all single runs in one plot, so that a browser pans and zooms smoothly."""
 MAX_BAND_POINTS = 200
 
 
@@ -19,8 +19,8 @@ class Curve:
     """One run's accuracy over its cumulative costs; all sequences are of the same length.
 
     Attributes:
-        exchanges: round trips so far, those before round 1 included.
-        megabytes: sent so far both ways, in 10^6 bytes.
+        exchanges: cumulative round trips, those before round 1 included.
+        megabytes: cumulative traffic in both directions, in 10^6 bytes.
         accuracy: of the global model, in [0, 1].
     """
 
@@ -31,7 +31,7 @@ class Curve:
 
     @classmethod
     def of(cls, run: dict[str, Any]) -> Curve:
-        """Read the curve of a run of the summary."""
+        """Make the curve of one of the summary's runs."""
         rows = list(tidy_rows([run]))
         return cls(
             run,
@@ -41,23 +41,23 @@ class Curve:
         )
 
     def costs(self, axis: str) -> tuple[float, ...]:
-        """Return the costs along ``exchanges`` or ``megabytes``."""
+        """Return the costs in ``exchanges`` or ``megabytes``."""
         return self.exchanges if axis == "exchanges" else self.megabytes
 
     def reached(self) -> list[int]:
-        """Indices of the points at which a target was first reached."""
+        """Return the indices of the points at which a target was first reached."""
         rounds = {t["round"] for t in self.run["targets"] if t["round"] is not None}
         return [i for i, p in enumerate(self.run["curve"]) if p["round"] in rounds]
 
     @property
     def censored(self) -> bool:
-        """Whether the run ended without one of its targets."""
+        """Whether the run ended without reaching one of its targets."""
         return any(target["round"] is None for target in self.run["targets"])
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean, least and greatest accuracy over seeds along a cost."""
+    """Mean, minimum and maximum accuracy over seeds against a cost."""
 
     costs: list[float]
     mean: list[float]
@@ -66,7 +66,7 @@ class Band:
 
 
 def tidy_rows(runs: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield one row for each run and round: its own figures, and the costs summed so far."""
+    """Yield one row per run and round: the round's own values, and cumulative costs."""
     for run in runs:
         sent, seconds = 0, 0.0
         for point in run["curve"]:
@@ -85,10 +85,10 @@ def tidy_rows(runs: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def band(curves: Sequence[Curve], axis: str) -> Band | None:
-    """Return the band of several runs as far as all of them go on.
+    """Return the band of several runs, up to the end of the shortest.
 
-    Beyond the end of the first run to stop, a mean would be one over the slower seeds alone, so
-    it ends there. Between two rounds a run has the accuracy of the earlier one.
+    Beyond that end the mean would be over the slower seeds alone. Between two rounds a run has
+    the accuracy of the earlier one.
     """
     if not curves:
         return None
@@ -110,9 +110,9 @@ def band(curves: Sequence[Curve], axis: str) -> Band | None:
 
 
 def thin(values: Sequence[float], limit: int, keep: Iterable[int] = ()) -> list[int]:
-    """Choose at most about ``limit`` indices of ``values`` so that no peak or dip is lost.
+    """Return about ``limit`` indices of ``values`` that keep all peaks and dips.
 
-    Every bucket keeps its least and its greatest value; the ends and ``keep`` always stay.
+    Every bucket keeps its minimum and maximum; the ends and ``keep`` are always included.
     """
     total = len(values)
     if total <= limit:

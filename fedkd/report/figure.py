@@ -1,7 +1,7 @@
-"""A plot as a plain Plotly dictionary, with everything that stands for it; the page draws it.
+"""A plot as a plain Plotly dictionary, with title, description and table; the page draws it.
 
-A colour such as ``$ink`` is a name of the page's own, resolved for the scheme in use. Names that
-came from a study or a silo reach Plotly through :func:`plain` alone.
+A colour such as ``$ink`` is a name that the page resolves for its colour scheme. Names from a
+study or a silo reach Plotly through :func:`plain` alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.tables import Table
-from fedkd.report.theme import Look
+from fedkd.report.theme import ArmStyle
 
 MAX_LABELLED_CELLS = 200
 HEAT = [[0, "$heat-low"], [1, "$heat-high"]]
@@ -19,7 +19,7 @@ HEAT = [[0, "$heat-low"], [1, "$heat-high"]]
 
 @dataclass(frozen=True)
 class Variant:
-    """One view of a figure; ``label`` is what the reader chooses it by."""
+    """One view of a figure; ``label`` is its entry in the menu of views."""
 
     label: str
     data: list[dict[str, Any]]
@@ -28,18 +28,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with everything that stands for it.
+    """A plot with title, description, caption and table.
 
     Attributes:
         name: short, unique on a page of one study.
         title: a heading.
-        alt: what the plot shows, for those who do not see it.
+        alt: text alternative to the plot.
         caption: how to read it.
         variants: at least one view.
-        table: the numbers behind it.
+        table: the plotted values.
         height: in pixels.
-        arms: names and looks of the arms, where the reader may switch them on and off.
-        choice: what the views differ in, such as ``seed``.
+        arms: names and styles of the arms, if the reader may switch them on and off.
+        choice: what distinguishes the views, such as ``seed``.
         start: index of the view shown first.
     """
 
@@ -50,13 +50,13 @@ class Figure:
     variants: list[Variant]
     table: Table
     height: int = 420
-    arms: dict[str, Look] = field(default_factory=dict)
+    arms: dict[str, ArmStyle] = field(default_factory=dict)
     choice: str = ""
     start: int = 0
 
 
 def plain(text: object) -> str:
-    """Return text that Plotly shows as it is: its markup and templates are switched off."""
+    """Return text that Plotly shows verbatim, with its markup and templates escaped."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return escaped.replace("%{", "%&#123;")
 
@@ -75,12 +75,12 @@ def heat_map(
 
     Args:
         label: of the view.
-        values: a row for each of ``y``; None leaves a cell empty.
+        values: one row for each of ``y``; None leaves a cell empty.
         x: labels of columns.
-        y: labels of rows; from the top down unless the axis has a title and so is a scale.
-        hover: Plotly's template of what the pointer tells.
+        y: labels of rows; top down, unless the axis has a title and therefore is a scale.
+        hover: Plotly's template of the hover text.
         titles: of the x axis and the y axis.
-        template: Plotly's template of a cell's value, shown where there are few cells.
+        template: Plotly's template of a cell's value, shown if there are few cells.
     """
     labelled = len(x) * len(y) <= MAX_LABELLED_CELLS
     trace: dict[str, Any] = {
@@ -103,7 +103,7 @@ def heat_map(
             "type": "category",
             "showgrid": False,
             "automargin": True,
-            # Silos read from the top as they do in a table; numbers of a scale grow upwards.
+            # Silos are listed top down as in a table; a numeric scale grows upwards.
             **({} if titles[1] else {"autorange": "reversed"}),
         },
     }

@@ -1,4 +1,4 @@
-"""Plots of learning: what was gained and forgotten by class, and the surface of a tuning."""
+"""Plots of gain and forgetting by class, and of the scores of a search."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from fedkd.report.tables import NONE, clip
 from fedkd.results.folder import Results, class_names, instruments, percent
 
 FULL_GRID = 0.6
-"""Share of a grid's pairs from which on a map tells more than points."""
+"""Share of a grid's cells that must have a score to draw it as a heat map."""
 
 
 def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
-    """Plot what was learnt and forgotten by class, in consolidation and in the rounds."""
+    """Plot gain and forgetting by class, of consolidation and of the rounds."""
     views: list[Variant] = []
     rows, start = [], 0
     for name in results.arms:
         for key, phase in (("student", "consolidation"), ("rounds", "rounds")):
-            found = [
+            per_class = [
                 entry["per_class"]
                 for run in results.runs(name)
                 if (entry := instruments(run).get(key)) and entry.get("per_class")
             ]
-            if not found:
+            if not per_class:
                 continue
-            gain, lost = (_means([each[k] for each in found]) for k in ("gain", "forgetting"))
+            gain, lost = (_means([each[k] for each in per_class]) for k in ("gain", "forgetting"))
             if name == arm and key == "student":
                 start = len(views)
             classes = class_names(results, len(gain))
             views.append(_flip_view(f"{name}: {phase}", classes, gain, lost))
             rows += [
-                [name, phase, label, _share(up), _share(down)]
-                for label, up, down in zip(classes, gain, lost, strict=True)
+                [name, phase, label, _share(gained), _share(forgotten)]
+                for label, gained, forgotten in zip(classes, gain, lost, strict=True)
             ]
     if not views:
         return None
     return Figure(
         name="flips",
-        title="Learnt and forgotten, by class",
+        title="Gain and forgetting, by class",
         alt=(
             "Bar chart by class: upwards the share of test images that became right, downwards "
             "the share that became wrong."
         ),
         caption=(
             "Share of a class's test images that became right (up) and wrong (down), mean over "
-            "seeds: by consolidation, or by the rounds that followed the start."
+            "seeds: by consolidation, or by the rounds after the start."
         ),
         variants=views,
         table=clip(["arm", "phase", "class", "gain", "forgetting"], rows),
@@ -57,24 +57,27 @@ def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
 
 
 def tuning(results: Results) -> Figure | None:
-    """Plot the marks of fedkd tune over temperature and weight, a view for every tuned arm.
+    """Plot the scores of fedkd tune over temperature and weight, one view per tuned arm.
 
-    The best mark of each pair counts. Where a method or a transfer set without labels leaves one of
-    the two without effect, the learning rate takes its place, as in the search itself.
+    The plot shows the best score of each pair. If one of the two has no effect (with some methods,
+    or on an unlabelled transfer set), the learning rate replaces it, as in the search.
     """
     views: list[Variant] = []
-    rows, judges = [], []
+    rows, score_sources = [], []
     for search in results.summary.get("tuning") or []:
         axes = _axes(search)
-        best = _best_marks(search, axes)
+        best = _best_scores(search, axes)
         if not best:
             continue
         views.append(_surface(search["arm"], best, axes))
-        judges.append(f"{search['arm']} by {search['judged_by']}")
+        score_sources.append(f"{search['arm']} by {search['judged_by']}")
         rows += [
-            [search["arm"], *(f"{name} {value:g}" for name, value in zip(axes, at, strict=True)), m]
-            for at, mark in sorted(best.items())
-            for m in [percent(mark)]
+            [
+                search["arm"],
+                *(f"{name} {value:g}" for name, value in zip(axes, pair, strict=True)),
+                percent(score),
+            ]
+            for pair, score in sorted(best.items())
         ]
     if not views:
         return None
@@ -82,15 +85,15 @@ def tuning(results: Results) -> Figure | None:
         name="tuning",
         title="Tuning",
         alt=(
-            "Map of the marks that a search gave to settings, over temperature and weight or "
-            "learning rate. The table holds the numbers."
+            "Heat map of the scores of settings in a search, over temperature and weight or "
+            "learning rate. The table lists the values."
         ),
         caption=(
-            f"From fedkd tune, a search of its own. Judged: {'; '.join(judges)}. The best mark of "
-            "each pair of settings; the highest of many flatters itself."
+            f"From fedkd tune, a separate search. Scores: {'; '.join(score_sources)}. Each cell "
+            "is the best score of its pair of settings; the maximum over many trials is optimistic."
         ),
         variants=views,
-        table=clip(["arm", "setting", "setting", "mark"], rows),
+        table=clip(["arm", "setting", "setting", "score"], rows),
         height=380,
         choice="arm",
     )
@@ -105,19 +108,19 @@ def _axes(search: dict[str, Any]) -> tuple[str, str]:
     return first, second
 
 
-def _best_marks(search: dict[str, Any], axes: tuple[str, str]) -> dict[tuple[float, float], float]:
+def _best_scores(search: dict[str, Any], axes: tuple[str, str]) -> dict[tuple[float, float], float]:
     best: dict[tuple[float, float], float] = {}
     for trial in search["trials"]:
         x, y = (trial["settings"].get(key) for key in axes)
-        mark = trial["value"]
-        if trial["state"] == "finished" and None not in (x, y, mark):
-            best[x, y] = max(mark, best.get((x, y), mark))
+        score = trial["value"]
+        if trial["state"] == "finished" and None not in (x, y, score):
+            best[x, y] = max(score, best.get((x, y), score))
     return best
 
 
 def _surface(label: str, best: dict[tuple[float, float], float], axes: tuple[str, str]) -> Variant:
-    """A map where most pairs of a grid were tried, single points otherwise."""
-    xs, ys = (sorted({place[index] for place in best}) for index in (0, 1))
+    """Return a heat map if most cells of the grid have a score, else single points."""
+    xs, ys = (sorted({pair[index] for pair in best}) for index in (0, 1))
     if len(best) < FULL_GRID * len(xs) * len(ys):
         return _cloud(label, best, axes)
     return heat_map(

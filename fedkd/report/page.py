@@ -1,12 +1,11 @@
-"""``report.html``: one file with everything in it, that asks nothing of any network.
+"""``report.html``: one self-contained file that makes no network requests.
 
-What silos and studies said reaches the page in three ways, each made harmless: as HTML through
-Jinja's autoescape, as Plotly text through ``figure.plain``, as data through :func:`_embed`. The
-page's content security policy then allows no script but the two whose hashes it names, and no
-request at all.
+Text from silos and studies reaches the page in three ways, each escaped: as HTML by Jinja's
+autoescape, as Plotly text by ``figure.plain``, as data by :func:`_embed`. The page's content
+security policy allows only the two scripts whose hashes it lists, and no requests.
 
-Plotly.js is its cartesian bundle, the unchanged file of npm's plotly.js-cartesian-dist-min 4.1.1:
-it loads in a third of the time that the whole of Plotly takes, and no plot here needs more.
+Plotly.js is the unchanged cartesian bundle of npm's plotly.js-cartesian-dist-min 4.1.1. It loads
+in a third of the time of full Plotly and covers all plots here.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", s
 
 
 def write_report(results: Sequence[Results], path: Path) -> Path:
-    """Write one page of one or more studies, atomically, and return its path."""
+    """Write one page on one or more studies, atomically, and return its path."""
     write_text(path, render_page(results))
     return path
 
 
 def write_run_report(folder: Path) -> Path:
-    """Write ``report.html`` into a results folder, or the newest one inside it."""
+    """Write ``report.html`` into a results folder, or into the newest one in a study folder."""
     folder = find_run(folder)
     return write_report([Results.read(folder)], folder / REPORT_FILE)
 
 
 def render_page(results: Sequence[Results]) -> str:
-    """Return the page of one or more studies, as HTML."""
+    """Return the page on one or more studies, as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     verdicts = [judge(each) for each in results]
@@ -89,9 +88,9 @@ def render_page(results: Sequence[Results]) -> str:
 
 
 def all_figures(results: Results, verdict: Verdict) -> list[Figure]:
-    """Return every figure for which there is data, in the order of the page."""
+    """Return every figure that has data, in the order of the page."""
     arm = verdict.row["arm"] if verdict.row else None
-    found = [
+    figures = [
         costs.savings(results, verdict.row),
         costs.accuracy(results, "exchanges") if results.summary["runs"] else None,
         costs.accuracy(results, "megabytes") if results.summary["runs"] else None,
@@ -101,11 +100,11 @@ def all_figures(results: Results, verdict: Verdict) -> list[Figure]:
         learning.gain_and_forgetting(results, arm),
         learning.tuning(results),
     ]
-    return [figure for figure in found if figure is not None]
+    return [figure for figure in figures if figure is not None]
 
 
 def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
-    """Gather what the template shows of one study."""
+    """Return the template's variables for one study."""
     resolved = results.summary["resolved"]
     facts = {
         "data": resolved.get("data", {}).get("source"),
@@ -138,7 +137,7 @@ def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
 
 
 def _drawings(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the script draws, by the id of its place on the page."""
+    """Return the figures' data by the id of their element on the page."""
     return {
         f"{section['prefix']}-{figure.name}": {
             "start": figure.start,
@@ -150,7 +149,7 @@ def _drawings(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _embed(value: Any) -> str:
-    """Return JSON in which nothing can end the script element that holds it."""
+    """Return JSON that cannot close the script element around it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -158,7 +157,7 @@ def _embed(value: Any) -> str:
 
 
 def _hash(script: str) -> str:
-    """Return the source expression by which a content security policy allows this script."""
+    """Return the source expression that allows this script in a content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import UserError
 from fedkd.report.curves import Curve, band, tidy_rows
 from fedkd.report.tables import saving_rows
-from fedkd.report.theme import looks
+from fedkd.report.theme import arm_styles
 from fedkd.report.verdict import is_known
 from fedkd.results.folder import Results, percent
 from fedkd.util.files import replacing, write_text
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURES = ("png", "svg")
 INCHES = (6.4, 4.0)
 DPI = 200
-# Plotly's names of dashes and markers in matplotlib's.
+# Plotly's names of dashes and markers, to matplotlib's.
 DASHES: dict[str, Any] = {
     "solid": "-",
     "dash": "--",
@@ -46,7 +46,7 @@ INK = "#000000"
 
 
 def write_pictures(results: Results, folder: Path, kind: str) -> list[Path]:
-    """Write every figure as ``png`` or ``svg`` into a folder and return their paths.
+    """Write every figure as ``png`` or ``svg`` into a folder and return the paths.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -66,7 +66,7 @@ def write_pictures(results: Results, folder: Path, kind: str) -> list[Path]:
         path = folder / f"{name}.{kind}"
         figure = draw()
         with replacing(path) as temporary:
-            # Neither a date nor random ids: the same results give the same bytes.
+            # No date and no random ids, so that equal results give equal bytes.
             metadata = {"Date": None} if kind == "svg" else {"Software": "fedkd"}
             figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
         paths.append(path)
@@ -74,7 +74,7 @@ def write_pictures(results: Results, folder: Path, kind: str) -> list[Path]:
 
 
 def write_csv(results: Results, folder: Path) -> list[Path]:
-    """Write curves, targets, comparison and silos as CSV, a fact a row; return the paths."""
+    """Write curves, targets, comparison and silos as tidy CSV; return the paths."""
     tables = {
         "curves": list(tidy_rows(results.summary["runs"])),
         "targets": [
@@ -98,7 +98,7 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
 
 
 def comparison_rows(results: Results) -> list[dict[str, Any]]:
-    """Return the summary's comparison as flat rows: one for an arm, a baseline and a target."""
+    """Return the summary's comparison as flat rows: one per arm, baseline and target."""
     rows = []
     for row in results.summary["comparison"]:
         low, high = row["range"] or (None, None)
@@ -111,13 +111,13 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
-    """Draw accuracy along ``exchanges`` or ``megabytes``: seeds, means and bands, targets.
+    """Plot accuracy against ``exchanges`` or ``megabytes``: seeds, means and bands, targets.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     figure, axes = _canvas()
-    for arm, look in looks(results.arms, results.baselines).items():
+    for arm, look in arm_styles(results.arms, results.baselines).items():
         curves = [Curve.of(run) for run in results.runs(arm)]
         if not curves:
             continue
@@ -127,13 +127,15 @@ def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
                 curve.costs(axis), curve.accuracy, color=colour, linestyle=dash, lw=0.6, alpha=0.5
             )
             for index in curve.reached():
-                place = (curve.costs(axis)[index], curve.accuracy[index])
-                axes.plot(*place, marker=MARKERS[look.marker], color=colour, ms=5)
+                position = (curve.costs(axis)[index], curve.accuracy[index])
+                axes.plot(*position, marker=MARKERS[look.marker], color=colour, ms=5)
             if curve.censored:
                 axes.plot(curve.costs(axis)[-1], curve.accuracy[-1], "x", color=colour, ms=6, mew=2)
-        if middle := band(curves, axis):
-            axes.fill_between(middle.costs, middle.low, middle.high, color=colour, alpha=0.12, lw=0)
-            axes.plot(middle.costs, middle.mean, color=colour, linestyle=dash, lw=1.8)
+        if mean_band := band(curves, axis):
+            axes.fill_between(
+                mean_band.costs, mean_band.low, mean_band.high, color=colour, alpha=0.12, lw=0
+            )
+            axes.plot(mean_band.costs, mean_band.mean, color=colour, linestyle=dash, lw=1.8)
         axes.plot([], [], color=colour, linestyle=dash, marker=MARKERS[look.marker], label=arm)
     for target in results.targets if not results.relative else ():
         axes.axhline(target, color="0.45", linestyle=":", lw=0.9)
@@ -145,19 +147,19 @@ def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
 
 
 def draw_savings(results: Results, target: float) -> Figure:
-    """Draw what every arm saves against the first baseline, with its range over seeds."""
+    """Plot the savings of every arm against the first baseline, with their range over seeds."""
     figure, axes = _canvas()
     rows = saving_rows(results, target, results.baselines[0])
-    styles = looks(results.arms, results.baselines)
-    for place, row in zip(range(len(rows))[::-1], rows, strict=True):
+    styles = arm_styles(results.arms, results.baselines)
+    for position, row in zip(range(len(rows))[::-1], rows, strict=True):
         if not is_known(row):
             continue
         value, look = row["exchanges_saved_pct"], styles[row["arm"]]
         low, high = row["range"] or (value, value)
         marker = {"at_least": ">", "at_most": "<"}.get(row["bound"], MARKERS[look.marker])
-        spread = [[max(0, value - low)], [max(0, high - value)]]
+        error = [[max(0, value - low)], [max(0, high - value)]]
         colour = _colour(look.colour)
-        axes.errorbar(value, place, xerr=spread, fmt=marker, color=colour, capsize=3, ms=7)
+        axes.errorbar(value, position, xerr=error, fmt=marker, color=colour, capsize=3, ms=7)
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(range(len(rows))[::-1], [row["arm"] for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -167,16 +169,16 @@ def draw_savings(results: Results, target: float) -> Figure:
 
 
 def draw_classes(results: Results) -> Figure:
-    """Draw the images of each class that each silo holds, for the first seed."""
+    """Plot the number of images per class and silo, for the first seed."""
     figure, axes = _canvas()
     seed = results.summary["silos"][0]["seed"]
     rows = [row for row in results.summary["silos"] if row["seed"] == seed]
-    picture = axes.imshow([row["class_counts"] for row in rows], cmap="Blues", aspect="auto")
-    # A silo's name is shown as it is, not read as a formula.
+    heat_map = axes.imshow([row["class_counts"] for row in rows], cmap="Blues", aspect="auto")
+    # matplotlib would read $...$ in a silo's name as a formula.
     names = [str(row["silo"]).replace("$", r"\$") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_xlabel("class")
-    figure.colorbar(picture, label=f"images, seed {seed}")
+    figure.colorbar(heat_map, label=f"images, seed {seed}")
     return figure
 
 
@@ -186,7 +188,7 @@ def _canvas() -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
-            f"pictures need matplotlib, which is not installed: {install_command('plots')}"
+            f"figures need matplotlib, which is not installed: {install_command('plots')}"
         ) from None
     mpl.rcParams["svg.hashsalt"] = "fedkd"
     figure = Figure(figsize=INCHES, layout="constrained")

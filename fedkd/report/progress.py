@@ -1,4 +1,4 @@
-"""Bars on the terminal while a study runs; silent where the output is no terminal."""
+"""Progress bars on the terminal; warnings are printed everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedkd.results.record import Point, RunRecord
 
 
 class StudyProgress:
-    """Shows the whole study and the run under way.
+    """Shows the progress of the whole study and of the current run.
 
     Args:
         console: where to draw; bars appear only on a terminal, warnings always.
@@ -46,17 +46,17 @@ class StudyProgress:
         self._study: TaskID = self._bars.add_task("study", total=total_runs, detail="")
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Show the bars."""
         self._bars.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Clear the bars away."""
+        """Remove the bars."""
         self._bars.stop()
 
     @contextmanager
     def pretraining(self, seed: int, total: int) -> Iterator[Callable[[], None]]:
-        """Show the pre-training of a seed's silos."""
+        """Show the pre-training of one seed's silos."""
         task = self._bars.add_task(f"pre-training, seed {seed}", total=total, detail="silos")
         yield lambda: self._bars.advance(task)
         self._bars.remove_task(task)
@@ -71,29 +71,29 @@ class StudyProgress:
             self._bars.remove_task(task)
             self._bars.advance(self._study)
 
-    def reused(self, arm: str, seed: int) -> None:  # noqa: ARG002 -- the bar moves, no more
+    def reused(self, arm: str, seed: int) -> None:  # noqa: ARG002 -- only the bar advances
         """Count a run that came from the cache."""
         self._bars.advance(self._study)
 
     def failed(self, arm: str, seed: int, reason: str) -> None:
-        """Say at once that a run failed."""
+        """Print that a run failed."""
         self._console.print(f"[red]failed[/red] {arm}, seed {seed}: {escape(reason)}")
 
     def warn(self, sentence: str) -> None:
-        """Say at once that something beside the study failed."""
+        """Print a warning."""
         self._console.print(f"[yellow]note[/yellow] {escape(sentence)}")
 
     def quarantined(self, record: RunRecord) -> None:
-        """Say which silos' replies were not used, and of what else to beware."""
+        """Print which silos' replies were not used, and the warnings of a run."""
         where = f"{record.arm}, seed {record.seed}"
         for silo, entries in _by_silo(record).items():
             rounds = ", ".join(str(entry.round) for entry in entries[:5])
-            more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+            remaining = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             last = record.notes.get("quarantined_after", {}).get(silo)
-            end = "" if last is None else f"; not asked after round {last}"
+            ending = "" if last is None else f"; not asked after round {last}"
             self._console.print(
-                f"[yellow]not used[/yellow] {where}: {silo} in round {rounds}{more}: "
-                f"{escape(entries[0].reason)}{end}"
+                f"[yellow]not used[/yellow] {where}: {silo} in round {rounds}{remaining}: "
+                f"{escape(entries[0].reason)}{ending}"
             )
         if fallback := record.notes.get("fallback"):
             self._console.print(f"[yellow]note[/yellow] {record.arm}: weighting {escape(fallback)}")
@@ -101,13 +101,13 @@ class StudyProgress:
             self._console.print(f"[yellow]note[/yellow] {where}: {escape(warning)}")
         for silo, trust in record.notes.get("doubted", {}).items():
             self._console.print(
-                f"[yellow]not heard[/yellow] {where}: {escape(silo)}, which is contradicted "
+                f"[yellow]excluded[/yellow] {where}: {escape(silo)}, contradicted by others "
                 f"(trust {trust:.2f})"
             )
 
 
 class SearchProgress(StudyProgress):
-    """Shows the trials of a search and the student under way.
+    """Shows the trials of a search and the current student.
 
     Args:
         console: where to draw; bars appear only on a terminal.
@@ -116,21 +116,21 @@ class SearchProgress(StudyProgress):
     def __init__(self, console: Console) -> None:
         super().__init__(console, total_runs=1)
         self._bars.update(self._study, description="trials")
-        self._said = ""
+        self._best = ""
 
     def on_trial(self, ended: int, total: int, best: float | None) -> None:
-        """Show that so many trials have ended."""
-        self._said = "" if best is None else f"best {best:.1%}"
-        self._bars.update(self._study, completed=ended, total=total, detail=self._said)
+        """Show how many trials have ended, and the best score."""
+        self._best = "" if best is None else f"best {best:.1%}"
+        self._bars.update(self._study, completed=ended, total=total, detail=self._best)
 
     def on_epoch(self, seed: int, epoch: int, epochs: int) -> None:
-        """Show how far a student is."""
-        detail = f"{self._said}  seed {seed}, epoch {epoch} of {epochs}"
+        """Show the epoch of the current student."""
+        detail = f"{self._best}  seed {seed}, epoch {epoch} of {epochs}"
         self._bars.update(self._study, detail=detail)
 
 
 class PairsProgress(StudyProgress):
-    """Shows how many rows of the table of pairs are there.
+    """Shows how many rows of the table of pairs are finished.
 
     Args:
         console: where to draw; bars appear only on a terminal, warnings always.
@@ -141,12 +141,12 @@ class PairsProgress(StudyProgress):
         self._bars.update(self._study, description="pairs")
 
     def on_row(self, ended: int, total: int) -> None:
-        """Show that so many rows are there."""
+        """Show how many rows are finished."""
         self._bars.update(self._study, completed=ended, total=total)
 
 
 class _RunBar:
-    """Observes one run."""
+    """Shows the progress of one run."""
 
     def __init__(self, bars: Progress, task: TaskID, targets: Sequence[float]) -> None:
         self._bars = bars
@@ -154,8 +154,8 @@ class _RunBar:
         self._targets = sorted(targets)
 
     def on_point(self, point: Point) -> None:
-        left = [target for target in self._targets if point.accuracy < target]
-        goal = f" (next target {left[0]:.1%})" if left else ""
+        unreached = [target for target in self._targets if point.accuracy < target]
+        goal = f" (next target {unreached[0]:.1%})" if unreached else ""
         detail = f"accuracy {point.accuracy:.1%}{goal}"
         self._bars.update(self._task, completed=point.round, detail=detail)
 
@@ -164,14 +164,14 @@ class _RunBar:
 
 
 class EpochBar:
-    """A bar over the epochs of one distillation, drawn only if it takes a while.
+    """A progress bar over the epochs of one distillation, shown after a delay.
 
     Args:
-        console: where to draw; nothing appears unless it is a terminal.
-        patience: seconds before the bar appears.
+        console: where to draw; the bar appears only on a terminal.
+        delay: seconds before the bar appears.
     """
 
-    def __init__(self, console: Console, patience: float = 2.0) -> None:
+    def __init__(self, console: Console, delay: float = 2.0) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -185,23 +185,23 @@ class EpochBar:
         self._task = self._bar.add_task("reading", total=None)
         self._lock = threading.Lock()
         self._ended = False
-        self._timer = threading.Timer(patience, self._appear)
+        self._timer = threading.Timer(delay, self._appear)
         self._timer.daemon = True
 
     def __enter__(self) -> EpochBar:
-        """Begin to wait."""
+        """Start the delay."""
         self._timer.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Clear the bar away."""
+        """Remove the bar."""
         self._timer.cancel()
         with self._lock:
             self._ended = True
             self._bar.stop()
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Note that an epoch ended."""
+        """Advance the bar by an epoch."""
         description = "distilling, epochs"
         self._bar.update(self._task, completed=epoch, total=epochs, description=description)
 
@@ -212,7 +212,7 @@ class EpochBar:
 
 
 def _by_silo(record: RunRecord) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    replies: dict[str, list[Any]] = {}
     for entry in record.quarantined:
-        found.setdefault(entry.silo, []).append(entry)
-    return found
+        replies.setdefault(entry.silo, []).append(entry)
+    return replies

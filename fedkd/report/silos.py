@@ -1,4 +1,4 @@
-"""Plots of the silos: who holds which classes, what teachers know, what each silo gets."""
+"""Plots of the silos: classes, teachers' accuracy, accuracy before and after federation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from fedkd.report.figure import Figure, Variant, heat_map, plain
 from fedkd.report.tables import NONE, clip
-from fedkd.report.theme import looks
+from fedkd.report.theme import arm_styles
 from fedkd.results.folder import Results, class_names, instruments, percent
 
 
 def class_map(results: Results) -> Figure | None:
-    """Plot how many images of each class every silo holds, a view for every seed."""
+    """Plot the number of images per class and silo, one view per seed."""
     rows = results.summary.get("silos") or []
     if not rows:
         return None
@@ -32,15 +32,15 @@ def class_map(results: Results) -> Figure | None:
                 titles=("class", ""),
             )
         )
-    tall = max(len(view.data[0]["y"]) for view in variants)
+    num_rows = max(len(view.data[0]["y"]) for view in variants)
     return Figure(
         name="classes",
-        title="Who holds which classes",
+        title="Classes by silo",
         alt=(
-            f"Heat map of images by silo and class: {tall} silos, {len(classes)} classes. The "
-            "table holds the numbers."
+            f"Heat map of images by silo and class: {num_rows} silos, {len(classes)} classes. The "
+            "table lists the values."
         ),
-        caption="Images in each silo of each class; a darker or brighter cell holds more.",
+        caption="Number of images of each class in each silo.",
         variants=variants,
         table=clip(
             ["seed", "silo", "images", *classes],
@@ -49,65 +49,65 @@ def class_map(results: Results) -> Figure | None:
                 for r in rows
             ],
         ),
-        height=min(900, 110 + 26 * tall),
+        height=min(900, 110 + 26 * num_rows),
         choice="seed",
     )
 
 
 def teachers(results: Results, arm: str | None) -> Figure | None:
-    """Plot every teacher's accuracy and what it knows that the student did not.
+    """Plot every teacher's accuracy and complementary knowledge.
 
     Args:
         results: the study's.
-        arm: whose student is meant; the first arm with teachers where None or without.
+        arm: the student's arm; if it is None or has no teachers, the first arm with teachers.
     """
-    having = [run for run in results.summary["runs"] if instruments(run).get("teachers")]
-    if not having:
+    with_teachers = [run for run in results.summary["runs"] if instruments(run).get("teachers")]
+    if not with_teachers:
         return None
-    chosen = [run for run in having if run["arm"] == arm] or [
-        run for run in having if run["arm"] == having[0]["arm"]
+    chosen = [run for run in with_teachers if run["arm"] == arm] or [
+        run for run in with_teachers if run["arm"] == with_teachers[0]["arm"]
     ]
     variants = [_teacher_view(run) for run in chosen]
     rows = [
         [
             run["arm"],
             str(run["seed"]),
-            str(found["silo"]),
-            percent(found["accuracy"]),
-            NONE if found.get("complementary") is None else percent(found["complementary"]),
-            _weight(run, found["silo"]),
+            str(teacher["silo"]),
+            percent(teacher["accuracy"]),
+            NONE if teacher.get("complementary") is None else percent(teacher["complementary"]),
+            _weight(run, teacher["silo"]),
             NONE
             if instruments(run).get("agreement") is None
             else percent(instruments(run)["agreement"]),
         ]
-        for run in having
-        for found in instruments(run)["teachers"]
+        for run in with_teachers
+        for teacher in instruments(run)["teachers"]
     ]
-    tall = max(len(view.data[0]["y"]) for view in variants)
+    num_rows = max(len(view.data[0]["y"]) for view in variants)
     return Figure(
         name="teachers",
-        title="What the teachers know",
+        title="Teachers: accuracy and complementary knowledge",
         alt=(
-            f"Dot plot of {tall} teachers: accuracy on the test images, and the share that a "
-            f"teacher gets right and the student of {chosen[0]['arm']} at first got wrong."
+            f"Dot plot of {num_rows} teachers: accuracy on the test images, and the share that a "
+            f"teacher gets right and the initial student of {chosen[0]['arm']} gets wrong."
         ),
         caption=(
             f"Teachers of {chosen[0]['arm']}, on all test images. Rings: accuracy. Diamonds: "
-            "complementary knowledge, the share of images that the student got wrong before it "
-            "learnt and this teacher gets right. Teachers agree on "
-            f"{_agreements(chosen)} of the images, over pairs."
+            "complementary knowledge, the share of images that this teacher gets right and the "
+            "student, before distillation, gets wrong. Mean agreement over pairs of teachers: "
+            f"{_agreements(chosen)} of the images."
         ),
         variants=variants,
         table=clip(
             ["arm", "seed", "silo", "accuracy", "complementary", "weight", "agreement"], rows
         ),
-        height=min(900, 120 + 26 * tall),
+        height=min(900, 120 + 26 * num_rows),
         choice="seed",
     )
 
 
 def before_and_after(results: Results, arm: str | None) -> Figure | None:
-    """Plot each silo's accuracy on its own classes, with its own model and with the final one."""
+    """Plot each silo's accuracy on its own label mix, of its own model and of the final one."""
     own = _own_models(results.summary["runs"])
     views: list[Variant] = []
     rows, start, losses = [], 0, {}
@@ -132,14 +132,14 @@ def before_and_after(results: Results, arm: str | None) -> Figure | None:
         return None
     return Figure(
         name="silos",
-        title="What each silo gets",
+        title="Accuracy per silo, own model and global model",
         alt=(
             "Scatter plot of silos: accuracy of its own model against accuracy of the final "
-            "global model, both on the silo's own mix of classes."
+            "global model, both on the silo's own label mix."
         ),
         caption=(
-            "Above the diagonal a silo is better served by the final global model than by its own "
-            "on its own mix of classes, below it worse. Silos below, over all seeds: "
+            "Above the diagonal the final global model is more accurate than the silo's own model "
+            "on the silo's label mix, below it less. Silos below, over all seeds: "
             + ", ".join(f"{name} {lost}" for name, lost in losses.items())
             + "."
         ),
@@ -152,19 +152,19 @@ def before_and_after(results: Results, arm: str | None) -> Figure | None:
 
 
 def _teacher_view(run: dict[str, Any]) -> Variant:
-    found = instruments(run)["teachers"]
-    names = [plain(each["silo"]) for each in found]
+    entries = instruments(run)["teachers"]
+    names = [plain(entry["silo"]) for entry in entries]
     data = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": name,
-            "x": [each.get(key) for each in found],
+            "x": [entry.get(key) for entry in entries],
             "y": names,
             "marker": {"color": colour, "symbol": symbol, "size": size, **_ring(colour)},
             "hovertemplate": "%{y}: " + name + " %{x:.1%}<extra></extra>",
         }
-        # An open ring around a small diamond: both are seen where they are equal.
+        # An open ring around a small diamond: both stay visible where they are equal.
         for key, name, colour, symbol, size in (
             ("accuracy", "accuracy", "$blue", "circle-open", 13),
             ("complementary", "complementary", "$orange", "diamond", 6),
@@ -185,7 +185,7 @@ def _ring(colour: str) -> dict[str, Any]:
 def _scatter_view(
     arm: str, points: Sequence[tuple[int, str, float, float]], results: Results
 ) -> Variant:
-    look = looks(results.arms, results.baselines)[arm]
+    look = arm_styles(results.arms, results.baselines)[arm]
     least = min(min(before, after) for _, _, before, after in points)
     low = max(0.0, least - 0.05)
     trace = {
@@ -209,7 +209,7 @@ def _scatter_view(
 
 
 def _own_models(runs: Iterable[dict[str, Any]]) -> dict[tuple[int, str], float]:
-    """Accuracy of each silo's own model, which all arms of a seed share."""
+    """Return the accuracy of each silo's own model, which all arms of a seed share."""
     return {
         (run["seed"], silo["silo"]): silo["before"]
         for run in runs

@@ -1,4 +1,4 @@
-"""The numbers behind the plots, as rows of plain text."""
+"""The values behind the plots, as rows of plain text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ NONE = "\u2013"
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows, all text; ``note`` says what was left out."""
+    """Headings and rows, all text; ``note`` states what is omitted."""
 
     head: list[str]
     rows: list[list[str]]
     note: str = ""
     prose: bool = False
-    """Whether cells hold sentences, which may break into lines."""
+    """Whether cells contain sentences, which may wrap."""
     warn: set[int] = field(default_factory=set)
-    """Indices of rows that tell of a loss."""
+    """Indices of rows to highlight."""
 
 
 def saving_rows(results: Results, target: float, baseline: str) -> list[Row]:
@@ -70,7 +70,7 @@ def savings_table(results: Results, target: float) -> Table:
 
 
 def cost_table(results: Results, index: int) -> Table:
-    """Return what every run spent to reach a target, by its index in the study."""
+    """Return every run's cost to a target, which is given by its index in the study."""
     head = ["arm", "seed", "exchanges", "megabytes", "seconds", "start", "best", "ended by"]
     rows: list[list[str]] = []
     warn = set()
@@ -96,37 +96,39 @@ def cost_table(results: Results, index: int) -> Table:
 
 
 def curve_table(curves: Mapping[str, Sequence[Curve]], axis: str) -> Table:
-    """Return mean, least and greatest accuracy of every arm along a cost."""
+    """Return mean, minimum and maximum accuracy of every arm against a cost."""
     arms = [arm for arm, each in curves.items() if each]
-    bands = {arm: found for arm in arms if (found := band(curves[arm], axis)) is not None}
-    every = sorted({cost for found in bands.values() for cost in found.costs})
-    if len(every) > CURVE_ROWS:
-        step = (len(every) - 1) / (CURVE_ROWS - 1)
-        every = [every[round(step * row)] for row in range(CURVE_ROWS)]
+    bands = {arm: arm_band for arm in arms if (arm_band := band(curves[arm], axis)) is not None}
+    costs = sorted({cost for arm_band in bands.values() for cost in arm_band.costs})
+    if len(costs) > CURVE_ROWS:
+        step = (len(costs) - 1) / (CURVE_ROWS - 1)
+        costs = [costs[round(step * row)] for row in range(CURVE_ROWS)]
     rows = []
-    for cost in every:
+    for cost in costs:
         cells = [f"{cost:.4g}"]
         for arm in arms:
-            # A cell says what was known at this cost; nothing where a seed has ended already.
-            found = bands.get(arm)
-            at = None
-            if found is not None and found.costs[0] <= cost <= found.costs[-1]:
-                at = max(i for i, known in enumerate(found.costs) if known <= cost)
-            if found is None or at is None:
+            # The value at the last round up to this cost; none after a seed has ended.
+            arm_band = bands.get(arm)
+            index = None
+            if arm_band is not None and arm_band.costs[0] <= cost <= arm_band.costs[-1]:
+                index = max(i for i, reached in enumerate(arm_band.costs) if reached <= cost)
+            if arm_band is None or index is None:
                 cells.append(NONE)
             else:
-                low, mean, high = (percent(v[at]) for v in (found.low, found.mean, found.high))
+                low, mean, high = (
+                    percent(v[index]) for v in (arm_band.low, arm_band.mean, arm_band.high)
+                )
                 cells.append(mean if low == high else f"{mean} ({low} to {high})")
         rows.append(cells)
-    return Table([axis, *arms], rows, note="Mean over seeds, least and greatest in brackets.")
+    return Table([axis, *arms], rows, note="Mean over seeds, minimum and maximum in brackets.")
 
 
 def refused_table(results: Results) -> Table:
-    """Return the silos' replies that were not used, and why; first who is not asked any more."""
+    """Return the silos' replies that were not used, with the reasons; quarantined silos first."""
     rows = [
         [
             *(run["arm"], str(run["seed"]), str(silo), str(last)),
-            "quarantined: it failed too often and was not asked after this round",
+            "quarantined: too many failures; not asked after this round",
         ]
         for run in results.summary["runs"]
         for silo, last in (run["notes"].get("quarantined_after") or {}).items()
@@ -150,7 +152,7 @@ def failures_table(results: Results) -> Table:
 
 
 def settings_table(results: Results) -> Table:
-    """Return what determined the study, as dotted keys, and the versions and machine."""
+    """Return the study's settings as dotted keys, and the versions and machine."""
     resolved = {k: v for k, v in results.summary["resolved"].items() if k != "arms"}
     rows = [["study", key, value] for key, value in _flat(resolved)]
     for what in ("versions", "machine"):
@@ -159,7 +161,7 @@ def settings_table(results: Results) -> Table:
 
 
 def studies_table(all_results: Sequence[Results], verdicts: Sequence[str]) -> Table:
-    """Return one row for each study, where several are shown together."""
+    """Return one row per study, for a page on several studies."""
     rows = []
     for results, sentence in zip(all_results, verdicts, strict=True):
         resolved = results.summary["resolved"]
@@ -177,30 +179,30 @@ def studies_table(all_results: Sequence[Results], verdicts: Sequence[str]) -> Ta
 
 
 def arms_table(all_results: Sequence[Results]) -> Table:
-    """Return what each arm saves to each study's highest target against its first baseline."""
+    """Return each arm's saving at each study's highest target against its first baseline."""
     arms = list(dict.fromkeys(arm for results in all_results for arm in results.arms))
     rows = []
     for results in all_results:
         target = max(results.targets)
         against = results.baselines[0] if results.baselines else NONE
-        found = {row["arm"]: row for row in saving_rows(results, target, against)}
-        cells = [saved(found[arm], short=True) if arm in found else NONE for arm in arms]
+        by_arm = {row["arm"]: row for row in saving_rows(results, target, against)}
+        cells = [saved(by_arm[arm], short=True) if arm in by_arm else NONE for arm in arms]
         rows.append([results.label, percent(target), against, *cells])
     return Table(["study", "target", "against", *arms], rows)
 
 
 def clip(head: list[str], rows: list[list[str]]) -> Table:
-    """Return a table of the first rows, and a note on how many were left out."""
+    """Return a table of the first rows, with a note on how many are omitted."""
     more = len(rows) - MAX_ROWS
     note = f"The first {MAX_ROWS} rows; {more} more are in summary.json." if more > 0 else ""
     return Table(head, rows[:MAX_ROWS], note=note)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{key}.")
+            rows += _flat(value, f"{prefix}{key}.")
         else:
-            found.append((f"{prefix}{key}", str(value)))
-    return found
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows

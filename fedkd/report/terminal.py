@@ -15,7 +15,7 @@ UNREACHED = "red"
 
 
 def render(summary: dict[str, Any]) -> RenderableType:
-    """Return one table a target, and a legend that says how to read them."""
+    """Return one table per target, and a legend."""
     targets = _target_values(summary)
     tables: list[RenderableType] = []
     for index, target in enumerate(targets):
@@ -25,37 +25,48 @@ def render(summary: dict[str, Any]) -> RenderableType:
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print the tables; without a terminal they are plain text of a fixed width."""
+    """Print the tables; off a terminal they are plain text of fixed width."""
     console.print(render(summary))
 
 
-def print_recommendation(found: Recommendation, figures: dict[str, Any], console: Console) -> None:
-    """Print a federation's figures, the method for it, the reasons, and how far to trust them."""
+def print_recommendation(
+    recommendation: Recommendation, figures: dict[str, Any], console: Console
+) -> None:
+    """Print the description of a federation, a method, and how often that method was best."""
     table = Table(title="The federation", title_justify="left", title_style="bold")
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         table.add_row(name, "unknown" if value is None else str(value))
     console.print(table)
-    console.print(f"Recommended: {found.method}", style="bold")
-    arm = dump_yaml({"arms": {f"fedkd-{found.method}": found.arm}})
-    console.print(arm if found.arm["start"] == "consolidated" else dump_yaml(found.arm))
-    for reason in found.reasons:
+    depends = bool(recommendation.reasons)
+    title = "Best method in similar recorded federations" if depends else "Best method on average"
+    console.print(f"{title}: {recommendation.method}", style="bold")
+    arm = dump_yaml({"arms": {f"fedkd-{recommendation.method}": recommendation.arm}})
+    consolidated = recommendation.arm["start"] == "consolidated"
+    console.print(arm if consolidated else dump_yaml(recommendation.arm))
+    for reason in recommendation.reasons:
         console.print(f"- {reason}")
-    known = found.known
-    alike = " that look like this" if found.reasons else ""
+    alike = "similar " if depends else ""
     console.print(
-        f"\nIn {found.agreeing} of {found.support} recorded federations{alike} it came within half "
-        f"a point of the best method there. On studies not looked at before "
-        f"({known['variants']} variants, {known['federations']} federations) a tree made like this "
-        f"one did so in {known['accuracy']:.0%} and cost {known['points_lost']:.1f} points of "
-        f"accuracy on average; always naming the same method: "
-        f"{known['accuracy_of_always_the_same']:.0%} and "
-        f"{known['points_lost_of_always_the_same']:.1f} points."
+        f"\nIn {recommendation.agreeing} of {recommendation.support} {alike}recorded federations "
+        "its accuracy was within half a point of the best method's."
     )
-    if not found.reasons:
-        console.print("No question about the federation was found to tell more than that.")
-    for remark in found.remarks:
+    known = recommendation.known
+    if depends:
+        console.print(
+            f"On held-out studies ({known['variants']} variants, {known['federations']} "
+            f"federations) such a choice was within half a point in {known['accuracy']:.0%} and "
+            f"lost {known['points_lost']:.1f} points of accuracy on average; always the same "
+            f"method: {known['accuracy_of_always_the_same']:.0%} and "
+            f"{known['points_lost_of_always_the_same']:.1f} points."
+        )
+    else:
+        console.print(
+            "This method is printed for every federation: no property in the table was found to "
+            "predict a better one."
+        )
+    for remark in recommendation.remarks:
         console.print(remark)
 
 
@@ -87,17 +98,17 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
         return [arm, *["failed"] * 2]
     start = sum(run["curve"][0]["accuracy"] for run in runs) / len(runs)
     best = sum(run["best_accuracy"] for run in runs) / len(runs)
-    each, total, missed = Text(), 0, False
+    per_seed, total, missed = Text(), 0, False
     for run in runs:
         budget = run["exchanges_before_round_1"] + run["max_rounds"]
         spent = run["targets"][index]["exchanges"] if run["targets"] else None
         missed |= spent is None
         total += budget if spent is None else spent
         style = UNREACHED if spent is None else ""
-        each.append(" " if each else "")
-        each.append(f">{budget}" if spent is None else str(spent), style=style)
+        per_seed.append(" " if per_seed else "")
+        per_seed.append(f">{budget}" if spent is None else str(spent), style=style)
     sum_text = Text(f"{'>' if missed else ''}{total}", style=UNREACHED if missed else "")
-    cells: list[RenderableType] = [arm, f"{start:.1%}", f"{best:.1%}", each, sum_text]
+    cells: list[RenderableType] = [arm, f"{start:.1%}", f"{best:.1%}", per_seed, sum_text]
     for baseline in summary["resolved"]["baselines"]:
         cells += _saving(summary, arm, baseline, target)
     return cells
@@ -124,26 +135,26 @@ def _target_values(summary: dict[str, Any]) -> list[float]:
 
 def _legend(summary: dict[str, Any]) -> str:
     seeds = len(summary["resolved"]["seeds"])
-    spread = "a 95 % bootstrap interval" if seeds >= 5 else "the least and the greatest"
+    spread = "a 95 % bootstrap interval" if seeds >= 5 else "minimum and maximum"
     lines = [
         (
-            "An exchange is one trip server -> silos -> server with a model, logits or densities: "
-            "every round is one, and so is an average or consolidated start."
+            "An exchange is one round trip between server and silos that carries a model, logits "
+            "or densities: each round is one, and so is an average or consolidated start."
         ),
         (
-            f"saved: over all seeds together; range: {spread} over seeds, in per cent. ceiling: "
-            "what reaching the target at the start would save."
+            f"saved: summed over seeds. range: {spread} over seeds, in per cent. ceiling: the "
+            "saving if the target is reached at the start."
         ),
         (
-            ">n: not reached within the budget of n exchanges, which is what the sums count for "
-            "it; ≥ and ≤ mark the savings that this bounds."
+            ">n: not reached within the budget of n exchanges, which the sums count; ≥ and ≤ mark "
+            "the resulting bounds."
         ),
     ]
     if any(run["cached"] for run in summary["runs"]):
-        lines.append("Some runs were taken from the cache (--fresh computes all anew).")
+        lines.append("Some runs were taken from the cache (--fresh recomputes them).")
     lines += [
-        f"too few silos answered: {run['arm']}, seed {run['seed']}, after round "
-        f"{run['curve'][-1]['round']}; it is compared with nothing"
+        f"too few silos replied: {run['arm']}, seed {run['seed']}, after round "
+        f"{run['curve'][-1]['round']}; excluded from comparisons"
         for run in summary["runs"]
         if run["stopped"] == "quorum"
     ]

@@ -1,4 +1,4 @@
-"""What a study says, in one sentence with its interval, and what must be said beside it."""
+"""The verdict of a study: one sentence with its interval, and the remarks that limit it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedkd.results.folder import Results, percent
 SIGNS = {"exact": "", "at_least": "at least ", "at_most": "at most "}
 SHORT_SIGNS = {"exact": "", "at_least": "\u2265\u00a0", "at_most": "\u2264\u00a0"}
 LOSSES = {"exact": "", "at_least": "at most ", "at_most": "at least "}
-"""The bound of a saving, told as that of a loss."""
+"""The bound of a saving, expressed for the loss."""
 UNIT = "\u00a0%"
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a study.
+    """The conclusion of a study.
 
     Attributes:
-        sentence: the answer.
+        sentence: the conclusion.
         tone: ``good``, ``bad`` or ``open``.
-        remarks: what limits the answer, most important first.
-        tiles: figures worth large type: label, value, and what it means.
-        row: the comparison that the sentence tells, if any.
+        remarks: limits of the conclusion, most important first.
+        tiles: headline figures: label, value, explanation.
+        row: the comparison that the sentence is about, if any.
     """
 
     sentence: str
@@ -39,7 +39,7 @@ class Verdict:
 def judge(results: Results) -> Verdict:
     """Return the verdict on the best consolidated arm against the strongest baseline.
 
-    The highest target that tells anything is the one judged. Where no arm consolidates, all arms
+    The verdict is on the highest target with a defined saving. If no arm consolidates, all arms
     but the baselines are candidates.
     """
     row = _headline_row(results)
@@ -50,12 +50,12 @@ def judge(results: Results) -> Verdict:
 
 
 def is_known(row: Row) -> bool:
-    """Whether a comparison tells anything: not where both sides missed the target."""
+    """Whether the saving is defined; it is not if both sides missed the target."""
     return row["bound"] != "undefined" and row["exchanges_saved_pct"] is not None
 
 
 def saved(row: Row, figure: str = "exchanges", *, short: bool = False) -> str:
-    """Write what a comparison saves, with its bound: ``at least 58.1 %``, or ``\u2265 58.1 %``."""
+    """Format a saving with its bound: ``at least 58.1 %``, or short ``\u2265 58.1 %``."""
     value = row[f"{figure}_saved_pct"]
     if value is None or row["bound"] == "undefined":
         return "undefined"
@@ -63,7 +63,7 @@ def saved(row: Row, figure: str = "exchanges", *, short: bool = False) -> str:
 
 
 def interval(row: Row) -> str:
-    """Write the range over seeds, or nothing where there is none."""
+    """Format the range over seeds; an empty string if there is none."""
     if not row["range"]:
         return ""
     low, high = (percent(value / 100, 0) for value in row["range"])
@@ -71,12 +71,12 @@ def interval(row: Row) -> str:
 
 
 def is_control(arm: str) -> bool:
-    """Whether an arm is there to show what teachers do not add."""
+    """Whether an arm is a control without the teachers' models."""
     return arm.startswith("control-")
 
 
 def count(row: Row, side: str, *, short: bool = False) -> str:
-    """Write the exchanges of a side; more than its budget where a run missed the target."""
+    """Format the exchanges of a side; ``more than`` its budget if a run missed the target."""
     missed = row["reached"][side] < row["num_seeds"]
     more = ">" if short else "more than "
     return f"{more if missed else ''}{row['exchanges'][side]}"
@@ -102,7 +102,7 @@ def _headline_row(results: Results) -> Row | None:
 
 
 def _against_strongest(results: Results, arm: str, target: float) -> Row | None:
-    """The comparison with the baseline that needed fewest exchanges, and reached most."""
+    """Return the comparison with the baseline that needed the fewest exchanges per seed."""
     comparison: list[Row] = results.summary["comparison"]
     rows = [row for row in comparison if row["arm"] == arm and row["target"] == target]
     if not rows:
@@ -128,8 +128,8 @@ def _sentence(results: Results, row: Row) -> tuple[str, str]:
         text = f"No arm saves exchanges: to {goal} the best, {arm}, costs {more} more than"
         return f"{text} {baseline}, {counts}{spread}.", "bad"
     if low > 0 and row["bound"] == "at_most":
-        text = f"{arm} saves {saved(row)} of the exchanges that {baseline} needs to {goal}, as it"
-        return f"{text} did not always get there: {counts}{spread}.", "open"
+        text = f"{arm} saves {saved(row)} of the exchanges that {baseline} needs to {goal}; on some"
+        return f"{text} seed it missed it: {counts}{spread}.", "open"
     if low > 0:
         text = f"{arm} saves {saved(row)} of the exchanges that {baseline} needs to {goal}:"
         return f"{text} {counts}{spread}.", "good"
@@ -150,9 +150,9 @@ def _no_verdict(results: Results) -> str:
     if not results.summary["runs"]:
         return "No verdict: no run ended with a result."
     if not results.baselines:
-        return "No verdict on savings: the study names no baseline to compare with."
+        return "No verdict on savings: the study names no baseline."
     if not results.summary["comparison"]:
-        return "No verdict: no arm and its baseline have both ended on one seed."
+        return "No verdict: no arm and baseline both finished on the same seed."
     goal = results.name_target(min(results.targets))
     return f"No verdict: even to {goal}, arms and baselines both missed the target on some seed."
 
@@ -162,7 +162,7 @@ def _tiles(results: Results, row: Row) -> list[tuple[str, str, str]]:
     tiles = [("Exchanges saved", _short(row, "exchanges"), against)]
     tiles.append(("Bytes saved", _short(row, "bytes"), against))
     if row["seconds_saved_pct"] is None:
-        tiles.append(("Seconds saved", "\u2013", "not told for runs taken from the cache"))
+        tiles.append(("Seconds saved", "\u2013", "not measured for cached runs"))
     else:
         tiles.append(("Seconds saved", _short(row, "seconds"), against))
     starts = {
@@ -196,30 +196,30 @@ def _about_headline(results: Results, headline: Row) -> list[str]:
     remarks = []
     skipped = [percent(t) for t in sorted(results.targets) if t > target]
     if skipped:
-        remarks.append(f"Nothing can be told of {_list(skipped)}: too many runs missed it.")
+        remarks.append(f"No result for {_list(skipped)}: too many runs did not reach it.")
     for other in results.arms:
         row = _against_strongest(results, other, target) if is_control(other) else None
         if row is None or not is_known(row):
             continue
         if row["exchanges_saved_pct"] >= headline["exchanges_saved_pct"]:
             remarks.append(
-                f"The control {other}, which uses no teacher's model, saves {saved(row)}: {arm} "
-                "owes its success here to something other than the teachers' models."
+                f"The control {other}, without teachers' models, saves at least as much, "
+                f"{saved(row)}: the saving of {arm} is not due to the teachers' models."
             )
         else:
             remarks.append(f"The control {other}, without teachers' models, saves {saved(row)}.")
     seconds = headline["seconds_saved_pct"]
     if seconds is not None and seconds < 0 < headline["exchanges_saved_pct"]:
         remarks.append(
-            f"In seconds it costs {LOSSES[headline['bound']]}{percent(-seconds / 100)} more: the "
-            "silos of this machine answer at once, and distillation takes time. Fewer exchanges "
-            "pay where each one has to wait for a network."
+            f"It takes {LOSSES[headline['bound']]}{percent(-seconds / 100)} more seconds: "
+            "simulated silos reply immediately, while distillation takes time. Fewer exchanges "
+            "save time if each one waits for a network."
         )
     candidates = _candidates(results)
     if len(candidates) > 1:
         remarks.append(
-            f"{arm} is the best of {len(candidates)} arms, chosen after seeing these results; the "
-            "interval does not account for that choice."
+            f"{arm} is the best of {len(candidates)} arms, selected on these results; the interval "
+            "does not account for that selection."
         )
     for other_target in sorted(results.targets):
         row = _against_strongest(results, arm, other_target)
@@ -231,8 +231,8 @@ def _about_headline(results: Results, headline: Row) -> list[str]:
             )
     if 1 < headline["num_seeds"] < BOOTSTRAP_SEEDS:
         remarks.append(
-            f"{headline['num_seeds']} seeds give the least and the greatest saving, no confidence "
-            f"interval; from {BOOTSTRAP_SEEDS} seeds on there is one."
+            f"With {headline['num_seeds']} seeds the range is minimum to maximum; a confidence "
+            f"interval needs at least {BOOTSTRAP_SEEDS} seeds."
         )
     return remarks
 
@@ -253,10 +253,10 @@ def _losers(results: Results, headline: Row) -> list[str]:
     ]
     unknown = [row["arm"] for row in rows if row["bound"] == "undefined"]
     goal = percent(target)
-    remarks = [f"Later than {baseline} to {goal}: {_list(worse)}."] if worse else []
+    remarks = [f"More exchanges than {baseline} to {goal}: {_list(worse)}."] if worse else []
     if unknown:
         remarks.append(
-            f"Not comparable with {baseline} to {goal}, since both missed it on some seed: "
+            f"Not comparable with {baseline} to {goal}, because both missed it on some seed: "
             f"{_list(unknown)}."
         )
     return remarks
@@ -266,32 +266,31 @@ def _about_runs(results: Results) -> list[str]:
     runs, failures = results.summary["runs"], results.summary["failures"]
     remarks = []
     missing = len(results.arms) * len(results.seeds) - len(runs) - len(failures)
-    cut = sum(run["stopped"] == "interrupted" for run in runs)
-    if missing or cut:
+    interrupted = sum(run["stopped"] == "interrupted" for run in runs)
+    if missing or interrupted:
         remarks.append(
-            f"The study was interrupted, and runs did not end: {missing + cut}. It goes on by "
-            "fedkd compare --resume and the folder's name."
+            f"The study was interrupted; unfinished runs: {missing + interrupted}. Resume it with "
+            "fedkd compare --resume FOLDER."
         )
-    if starved := sum(run["stopped"] == "quorum" for run in runs):
+    if stopped_early := sum(run["stopped"] == "quorum" for run in runs):
         remarks.append(
-            f"Runs that ended because too few silos answered: {starved}. They are compared with "
-            "nothing; fedkd compare --resume goes on with them once the silos are back."
+            f"Runs that stopped because too few silos replied: {stopped_early}. They are excluded "
+            "from comparisons; fedkd compare --resume continues them once the silos are back."
         )
     if failures:
         remarks.append(f"Runs that failed: {len(failures)}, listed under Runs.")
-    if lost := sum(len(run["quarantined"]) for run in runs):
-        remarks.append(f"Replies of silos refused or missing: {lost}, listed under Refused.")
-    if fallbacks := sorted({run["arm"] for run in runs if run["notes"].get("fallback")}):
-        remarks.append(f"Another weighting stood in for the one asked for in {_list(fallbacks)}.")
+    if refused := sum(len(run["quarantined"]) for run in runs):
+        remarks.append(f"Replies of silos refused or missing: {refused}, listed under Refused.")
+    if with_fallback := sorted({run["arm"] for run in runs if run["notes"].get("fallback")}):
+        remarks.append(f"A fallback weighting was used in {_list(with_fallback)}.")
     warnings = {(run["arm"], run["notes"]["warning"]) for run in runs if "warning" in run["notes"]}
     remarks += [f"{arm}, on some seed: {warning}." for arm, warning in sorted(warnings)]
     if excluded := sorted({run["arm"] for run in runs if run["notes"].get("doubted")}):
         remarks.append(
-            f"Teachers were left out because they are contradicted, in {_list(excluded)}; "
-            "summary.json names them."
+            f"Contradicted teachers were excluded in {_list(excluded)}; summary.json lists them."
         )
     if any(run["accuracy_source"] == "silos" for run in runs):
-        remarks.append("Accuracies are what the silos reported on their own data.")
+        remarks.append("Accuracies are those that the silos reported on their own data.")
     return remarks
 
 

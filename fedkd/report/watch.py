@@ -1,4 +1,4 @@
-"""Follow a study that another process runs, by the files that it writes as it goes."""
+"""Show the progress of a study that another process runs, from the files it writes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from rich.text import Text
 from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
-from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent
+from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent, read_study
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, Point, RunRecord, read_points
+from fedkd.util.yaml_loader import dump_yaml
 
 POLL_SECONDS = 1.0
 ROWS_ALWAYS_SHOWN = 40
@@ -26,13 +27,13 @@ ROWS_ALWAYS_SHOWN = 40
 
 @dataclass(frozen=True)
 class RunState:
-    """How far one arm and seed is.
+    """Progress of one arm and seed.
 
     Attributes:
-        record: of a run that has ended; None before.
-        points: its curve so far.
-        max_rounds: its budget of rounds.
-        targets: in accuracy; empty while they depend on a baseline that has not ended.
+        record: the record of an ended run, else None.
+        points: the curve so far.
+        max_rounds: the budget of rounds.
+        targets: accuracies; empty while they depend on a baseline that has not ended.
     """
 
     arm: str
@@ -44,7 +45,7 @@ class RunState:
 
     @property
     def phase(self) -> str:
-        """``waiting``, ``running``, ``cached``, or by what it ended, such as ``targets``."""
+        """``waiting``, ``running``, ``cached``, or the stop reason, such as ``targets``."""
         if self.record is not None:
             return "cached" if self.record.cached else self.record.stopped
         return "running" if self.points else "waiting"
@@ -52,13 +53,13 @@ class RunState:
 
 @dataclass(frozen=True)
 class StudyState:
-    """How far a study is.
+    """Progress of a study.
 
     Attributes:
-        study: what runs.
+        study: the study.
         runs: all arms and seeds, in the order in which they run.
         ended: whether the summary has been written.
-        elapsed: seconds from its start to its newest file, by the clock of the host that writes.
+        elapsed: seconds from the start to the newest file, by the clock of the writing host.
     """
 
     study: Study
@@ -68,7 +69,7 @@ class StudyState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left if every run uses its whole budget at the pace so far; None before round 1."""
+        """Time left if every run uses its whole budget at the current pace; None before round 1."""
         computed = [run for run in self.runs if run.phase not in ("waiting", "cached")]
         done = sum(run.points[-1].round for run in computed if run.points)
         if not done or self.ended:
@@ -82,28 +83,28 @@ class StudyState:
 
 
 def read_state(folder: Path) -> StudyState:
-    """Read how far the study of a results folder is.
+    """Read the progress of the study in a results folder.
 
     Raises:
-        UserError: the folder is no results folder.
+        UserError: the folder is not a results folder.
     """
     folder = find_run(folder)
     path = folder / STUDY_FILE
-    study = parse_study(path.read_text(encoding="utf-8"), origin=str(path))
+    study = parse_study(dump_yaml(read_study(folder)), origin=str(path))
     arms = list(study.arms)
     if isinstance(study.targets, RelativeTargets):
         arms.sort(key=lambda arm: arm != study.baselines[0])
     started = newest = path.stat().st_mtime
     runs = []
     for seed in study.seeds:
-        # Under relative targets the first baseline's curve sets those of its seed.
+        # Relative targets are set by the first baseline's curve on the same seed.
         targets = tuple(study.absolute_targets or ())
         for arm in arms:
-            own = folder / arm / f"seed-{seed}"
-            run = _read_run(study, own, arm, seed, targets)
+            run_folder = folder / arm / f"seed-{seed}"
+            run = _read_run(study, run_folder, arm, seed, targets)
             runs.append(run)
             targets = run.record.targets if run.record is not None and not targets else targets
-            newest = max([newest, *(p.stat().st_mtime for p in own.glob(ROUNDS_FILE))])
+            newest = max([newest, *(p.stat().st_mtime for p in run_folder.glob(ROUNDS_FILE))])
     ended = (folder / SUMMARY_FILE).is_file()
     return StudyState(study, tuple(runs), ended, newest - started)
 
@@ -115,17 +116,17 @@ def watch(
     once: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Show how far a study is until it has ended, and return whether it has.
+    """Show the progress of a study until it has ended, and return whether it has.
 
     Args:
-        folder: its results folder, or that of the study's name: then the newest one in it.
+        folder: a results folder, or a study folder: then its newest results.
         console: where to draw.
-        once: show the state and return at once.
-        sleep: waits between two looks.
+        once: print the current state and return.
+        sleep: waits between two reads.
 
     Raises:
-        UserError: the folder is no results folder.
-        KeyboardInterrupt: the reader has seen enough; the study goes on.
+        UserError: the folder is not a results folder.
+        KeyboardInterrupt: the user pressed Ctrl-C; the study continues.
     """
     folder = find_run(folder)
     state = read_state(folder)
@@ -142,7 +143,7 @@ def watch(
 
 
 def render(state: StudyState, max_rows: int) -> RenderableType:
-    """Return a table of all runs; of those under way alone where they are too many to show."""
+    """Return a table of all runs, or of the running ones if there are too many."""
     table = Table(title=state.study.name, title_justify="left", title_style="bold")
     for name, right in (("arm", 0), ("seed", 1), ("state", 0), ("rounds", 1), ("accuracy", 1)):
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
@@ -165,10 +166,10 @@ def _read_run(
             record = RunRecord.read(folder)
         points = record.curve if record is not None else read_points(folder)
     except (FedKDError, json.JSONDecodeError, TypeError, OSError):
-        # Caught between two writes, or while a copy arrives: the next look sees it whole.
+        # Read during a write or a copy: the next read gets complete files.
         record = None
-    own = record.targets if record is not None and record.targets else targets
-    return RunState(arm, seed, record, points, study.rounds_of(arm).max, own)
+    run_targets = record.targets if record is not None and record.targets else targets
+    return RunState(arm, seed, record, points, study.rounds_of(arm).max, run_targets)
 
 
 def _cells(run: RunState) -> list[RenderableType]:
@@ -185,7 +186,7 @@ def _cells(run: RunState) -> list[RenderableType]:
 
 
 def _targets(run: RunState) -> Text:
-    """Every target with the round that reached it, or how far it is."""
+    """Return every target with the round that reached it, or the best accuracy so far."""
     text = Text()
     best = max((point.accuracy for point in run.points), default=0.0)
     for target in run.targets:
@@ -204,7 +205,7 @@ def _targets(run: RunState) -> Text:
 def _status(state: StudyState) -> str:
     ended = sum(run.record is not None for run in state.runs)
     running = sum(run.phase == "running" for run in state.runs)
-    words = f"{ended} of {len(state.runs)} runs have ended, {running} under way"
+    words = f"{ended} of {len(state.runs)} runs have ended, {running} running"
     words += f"; {_clock(state.elapsed)} so far"
     if state.ended:
         return words + "; the study has ended"

@@ -1,1 +1,1 @@
-"""The record of a run, its folder, and the comparison of runs."""
+"""Results: the record of a run, the results folder, and the comparison of runs."""

@@ -1,4 +1,4 @@
-"""What an arm saves against a baseline, over seeds, with every unreached run counted as such."""
+"""Savings of an arm against a baseline over seeds; unreached runs count with their budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOOTSTRAP_SEEDS = 5
 BOOTSTRAP_DRAWS = 10_000
 
 
-def compare(
+def compare_arms(
     runs: Sequence[RunRecord],
     *,
     baselines: Sequence[str],
@@ -25,8 +25,8 @@ def compare(
         runs: all runs of the study; an arm is compared on the seeds that it shares with the
             baseline.
         baselines: names of arms, in the order of the study.
-        targets: as the study names them. A run's own ``targets`` are the accuracies that stand
-            for them, in the same order; where targets are relative they differ between seeds.
+        targets: as in the study file. A run's own ``targets`` are the corresponding accuracies, in
+            the same order; relative targets differ between seeds.
 
     Returns:
         Rows of ``summary.json``'s ``comparison``.
@@ -35,12 +35,12 @@ def compare(
     for run in runs:
         by_arm.setdefault(run.arm, {})[run.seed] = run
     rows = []
-    for arm, own in by_arm.items():
+    for arm, runs_of_arm in by_arm.items():
         for baseline in baselines:
             if baseline == arm or baseline not in by_arm:
                 continue
-            seeds = [seed for seed in own if seed in by_arm[baseline]]
-            pairs = [(own[seed], by_arm[baseline][seed]) for seed in seeds]
+            seeds = [seed for seed in runs_of_arm if seed in by_arm[baseline]]
+            pairs = [(runs_of_arm[seed], by_arm[baseline][seed]) for seed in seeds]
             rows += [
                 {"arm": arm, "baseline": baseline, "target": target, **_row(pairs, index)}
                 for index, target in enumerate(targets)
@@ -54,15 +54,15 @@ def _row(pairs: Sequence[tuple[RunRecord, RunRecord]], index: int) -> dict[str, 
     reached = [[run.reached(run.targets[index]) is not None for run in pair] for pair in pairs]
     arm_reached, baseline_reached = (sum(column) for column in zip(*reached, strict=True))
     missed = (arm_reached < len(pairs), baseline_reached < len(pairs))
-    least = sum(arm.exchanges_before_round_1 for arm, _ in pairs)
-    timed = not any(run.cached for pair in pairs for run in pair)
+    ceiling_exchanges = sum(arm.exchanges_before_round_1 for arm, _ in pairs)
+    all_timed = not any(run.cached for pair in pairs for run in pair)
     total = exchanges.sum(0)
     return {
         "num_seeds": len(pairs),
         "reached": {"arm": arm_reached, "baseline": baseline_reached},
         "exchanges": {"arm": int(total[0]), "baseline": int(total[1])},
         "exchanges_saved_pct": _saved(*total),
-        "ceiling_pct": _saved(least, total[1]),
+        "ceiling_pct": _saved(ceiling_exchanges, total[1]),
         "bound": {
             (False, False): "exact",
             (False, True): "at_least",
@@ -71,7 +71,7 @@ def _row(pairs: Sequence[tuple[RunRecord, RunRecord]], index: int) -> dict[str, 
         }[missed],
         "range": _range(exchanges),
         "bytes_saved_pct": _saved(*_totals(pairs, index, "bytes")),
-        "seconds_saved_pct": _saved(*_totals(pairs, index, "seconds")) if timed else None,
+        "seconds_saved_pct": _saved(*_totals(pairs, index, "seconds")) if all_timed else None,
     }
 
 
@@ -84,37 +84,37 @@ def _exchanges(run: RunRecord, index: int) -> int:
 def _totals(
     pairs: Sequence[tuple[RunRecord, RunRecord]], index: int, figure: str
 ) -> tuple[float, float]:
-    """Sum bytes or seconds to the target; an unreached run counts with all it spent."""
+    """Sum bytes or seconds to the target; an unreached run counts with its total."""
     totals = [0.0, 0.0]
     for pair in pairs:
         for side, run in enumerate(pair):
             spent = run.cost(run.targets[index])[figure]
             if spent is None:
-                whole = {
+                figures = {
                     "bytes": lambda p: p.bytes_up + p.bytes_down,
                     "seconds": lambda p: p.seconds,
                 }
-                spent = sum(whole[figure](point) for point in run.curve)
+                spent = sum(figures[figure](point) for point in run.curve)
             totals[side] += float(spent)
     return totals[0], totals[1]
 
 
 def _saved(arm: float, baseline: float) -> float | None:
-    """Return 100 (1 - arm / baseline), or None where the baseline needed nothing."""
+    """Return 100 (1 - arm / baseline), or None if the baseline's cost is zero."""
     return round(100 * (1 - float(arm) / float(baseline)), 4) if baseline > 0 else None
 
 
 def _range(exchanges: np.ndarray[Any, Any]) -> list[float] | None:
-    """Return the spread over seeds of the share saved.
+    """Return the range over seeds of the saving, in per cent.
 
-    Below five seeds the least and the greatest; from five on a 95 % interval by the paired
-    bootstrap over seeds (seeded, 10,000 draws).
+    Below five seeds this is minimum and maximum; from five on a 95 % interval by the paired
+    bootstrap over seeds (10,000 draws, fixed seed).
     """
     if not (exchanges[:, 1] > 0).all():
         return None
     if len(exchanges) < BOOTSTRAP_SEEDS:
-        each = 100 * (1 - exchanges[:, 0] / exchanges[:, 1])
-        return [round(float(each.min()), 4), round(float(each.max()), 4)]
+        savings = 100 * (1 - exchanges[:, 0] / exchanges[:, 1])
+        return [round(float(savings.min()), 4), round(float(savings.max()), 4)]
     draws = np.random.default_rng(0).integers(
         len(exchanges), size=(BOOTSTRAP_DRAWS, len(exchanges))
     )

@@ -1,4 +1,4 @@
-"""What a model learnt and what it forgot, overall, by class, and from each silo's point of view."""
+"""Gain and forgetting of a model: overall, by class, and on each silo's label mix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DIGITS = 6
-"""Decimals that records keep."""
+"""Decimals of recorded values."""
 
 
 def flips(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def flips(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> di
 
     Returns:
         ``gain`` (wrong before, right after), ``forgetting`` (right before, wrong after), ``delta``
-        (gain - forgetting, which is the change of accuracy), and the same ``per_class`` as
-        shares of the class's images, None for a class without any.
+        (gain - forgetting, the change of accuracy), and ``per_class`` gain and forgetting as
+        shares of the class's images, None for a class without images.
     """
     right_before, right_after = _right(before, labels), _right(after, labels)
     gained = (~right_before & right_after).double()
@@ -78,7 +78,7 @@ def accuracy_by_class(predicted: Tensor, labels: Tensor, num_classes: int) -> li
 def accuracy_for_mix(
     predicted: Tensor, labels: Tensor, class_counts: Sequence[int]
 ) -> float | None:
-    """Return the accuracy that a silo with these class counts would see: its own classes count.
+    """Return the accuracy on the label mix of a silo.
 
     Args:
         predicted: predicted classes ``[N]`` or logits ``[N, K]``.
@@ -86,11 +86,13 @@ def accuracy_for_mix(
         class_counts: the silo's images of each class ``[K]``.
 
     Returns:
-        The mean of the classes' accuracies weighted by the counts; None where the labels hold none
-        of the silo's classes.
+        The mean of the class accuracies weighted by the counts; None if ``labels`` contain none of
+        the silo's classes.
     """
-    each = accuracy_by_class(predicted, labels, len(class_counts))
-    pairs = [(a, n) for a, n in zip(each, class_counts, strict=True) if a is not None and n > 0]
+    accuracies = accuracy_by_class(predicted, labels, len(class_counts))
+    pairs = [
+        (a, n) for a, n in zip(accuracies, class_counts, strict=True) if a is not None and n > 0
+    ]
     total = sum(n for _, n in pairs)
     return round(sum(a * n for a, n in pairs) / total, DIGITS) if total else None
 

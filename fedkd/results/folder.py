@@ -1,4 +1,4 @@
-"""Results as they lie on disk: found, read and checked before anything is shown."""
+"""Results folders: find, read and check."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.results.upgrade import upgrade
+from fedkd.util.yaml_loader import load_yaml
 
 SUMMARY_FILE = "summary.json"
 STUDY_FILE = "study.yaml"
@@ -23,9 +25,9 @@ class Results:
     """One study's results.
 
     Attributes:
-        summary: what ``summary.json`` holds, and as ``tuning`` what fedkd tune has left beside the
-            folder: one search for each arm that it tuned.
-        label: tells these results from others: the study's name and the folder's.
+        summary: the content of ``summary.json``, with the searches of fedkd tune beside the folder,
+            one per tuned arm, as ``tuning``. Renamed study keys have their current names.
+        label: identifies the results: names of the study and of the folder.
     """
 
     summary: dict[str, Any]
@@ -33,26 +35,28 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> Results:
-        """Read a results folder, or the newest one in the folder of a study.
+        """Read a results folder, or the newest one in a study folder.
 
         Raises:
-            UserError: there is none, it has not ended, or it is no summary of fedkd's.
+            UserError: there is none, its study has not ended, or the summary is not readable.
         """
         folder = find_run(folder)
         path = folder / SUMMARY_FILE
         if not path.is_file():
             raise UserError(
-                f"{folder} has no {SUMMARY_FILE}: its study has not ended; see how far it is by "
+                f"{folder} has no {SUMMARY_FILE}: its study has not ended; show its progress with "
                 f"fedkd watch {folder}"
             )
         summary = _read_json(path)
         if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
-            raise UserError(f"{path} is no summary of schema {SCHEMA}, which this fedkd reads")
+            raise UserError(f"{path} is not a summary of schema {SCHEMA}, which this fedkd reads")
         if missing := [key for key in _KEYS if key not in summary]:
             raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
+        if isinstance(summary["resolved"], dict):
+            summary["resolved"] = upgrade(summary["resolved"])
         searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
-        if found := [each for each in searches if each.get("study") == summary["study"]]:
-            summary["tuning"] = found
+        if tuning := [each for each in searches if each.get("study") == summary["study"]]:
+            summary["tuning"] = tuning
         return cls(summary, f"{summary['study']} {folder.absolute().name}")
 
     @property
@@ -62,7 +66,7 @@ class Results:
 
     @property
     def baselines(self) -> list[str]:
-        """Names of the arms that others are compared with."""
+        """Names of the baseline arms."""
         return list(self.summary["resolved"].get("baselines", []))
 
     @property
@@ -72,7 +76,7 @@ class Results:
 
     @property
     def targets(self) -> list[float]:
-        """Targets as the study names them: accuracies, or fractions of the baseline's best."""
+        """Targets as in the study file: accuracies, or fractions of the baseline's best."""
         targets = self.summary["resolved"]["targets"]
         return list(targets if isinstance(targets, list) else targets["of_baseline_best"])
 
@@ -82,7 +86,7 @@ class Results:
         return not isinstance(self.summary["resolved"]["targets"], list)
 
     def runs(self, arm: str) -> list[dict[str, Any]]:
-        """All runs of an arm."""
+        """Return all runs of an arm."""
         return [run for run in self.summary["runs"] if run["arm"] == arm]
 
     def name_target(self, target: float) -> str:
@@ -93,19 +97,19 @@ class Results:
 
 
 def instruments(run: dict[str, Any]) -> dict[str, Any]:
-    """Return what was measured on a run after its end; empty where nothing was."""
-    found = run.get("instruments")
-    return found if isinstance(found, dict) else {}
+    """Return the diagnostics measured after a run; empty if there are none."""
+    measured = run.get("instruments")
+    return measured if isinstance(measured, dict) else {}
 
 
 def class_names(results: Results, number: int) -> list[str]:
-    """Return the names of the classes, or their numbers where names are not known."""
+    """Return the names of the classes, or their indices if names are not known."""
     names = [str(name) for name in results.summary.get("classes") or []]
     return names if len(names) == number else [str(index) for index in range(number)]
 
 
 def find_run(folder: Path) -> Path:
-    """Return a results folder: ``folder`` itself, or the newest one inside it.
+    """Return a results folder: ``folder`` itself, or the newest one in it.
 
     Raises:
         UserError: it is neither.
@@ -113,20 +117,37 @@ def find_run(folder: Path) -> Path:
     if folder.is_dir():
         if (folder / SUMMARY_FILE).is_file() or (folder / STUDY_FILE).is_file():
             return folder
-        # Folders are named by their time, so the last name is the newest.
+        # Folders are named by time, so the last name is the newest.
         if inside := sorted(path.parent for path in folder.glob(f"[!.]*/{STUDY_FILE}")):
             return inside[-1]
     raise UserError(
-        f"{folder} is no results folder: give the one that fedkd compare names at its end, such "
-        "as runs/quickstart/20250101T120000Z"
+        f"{folder} is not a results folder: give the one that fedkd compare prints, such as "
+        "runs/quickstart/20250101T120000Z"
     )
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Write a share as per cent, unbroken and without a needless zero after the point."""
+    """Format a share as per cent, without line breaks or trailing zeros."""
     text = f"{100 * share:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return ("0" if text == "-0" else text).replace("-", "\u2212") + "\u00a0%"
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return the resolved study of a results folder; renamed keys have their current names.
+
+    Raises:
+        UserError: ``study.yaml`` cannot be read.
+    """
+    path = folder / STUDY_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    study = load_yaml(text, origin=str(path))
+    if not isinstance(study, dict):
+        raise UserError(f"{path} is not a study: it does not contain a mapping")
+    return upgrade(study)
 
 
 def _read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Whoever follows a run while it is under way."""
+"""Callbacks of a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fedkd.results.record import Point
 
 
 class Observer(Protocol):
-    """Whoever wants to know how a run goes on."""
+    """Receives the progress of a run."""
 
     def on_point(self, point: Point) -> None:
-        """A round, or the start, has been measured."""
+        """Called after the evaluation of the start and of every round."""
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
-        """An epoch of distillation has ended."""
+        """Called after every epoch of distillation."""

@@ -1,4 +1,4 @@
-"""One run's record: its curve, written a line a round as it happens, and read back."""
+"""The record of a run: its curve, written one line per round, and its final state."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PROGRESS_FILE = "progress.safetensors"
-"""Where a run that has not ended stands; see :mod:`strategies.savepoint`."""
+"""State of an unfinished run; see :mod:`strategies.savepoint`."""
 
 Stopped = Literal["targets", "budget", "quorum", "interrupted"]
 CUT_SHORT = frozenset({"quorum", "interrupted"})
-"""Ends of runs that had rounds left and targets unreached: such a run may yet go on."""
+"""Stop reasons from which a run can be resumed."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One round of a curve; round 0 is the start itself. All figures are that round's own.
+    """One round of a curve; round 0 is the start. Costs are of that round alone.
 
     Attributes:
         round: the round's number.
         accuracy: of the global model after the round, in [0, 1].
-        loss: its mean cross-entropy in nats, None where it is not finite.
+        loss: mean cross-entropy in nats, None if it is not finite.
         bytes_up: from the silos to the server.
         bytes_down: from the server to the silos.
-        seconds: sending, training and aggregation; neither pre-training nor evaluation.
+        seconds: sending, training and aggregation, without pre-training and evaluation.
         silos_ok: replies used.
         silos_failed: replies missing or refused.
         macro_f1: mean F1 over classes.
@@ -60,7 +60,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that one arm and seed left behind."""
+    """The record of one arm and seed."""
 
     arm: str
     seed: int
@@ -86,7 +86,7 @@ class RunRecord:
         return next((p.round for p in self.curve if p.accuracy >= target), None)
 
     def cost(self, target: float) -> dict[str, Any]:
-        """What it took to reach ``target``; all four figures are None when it was not reached."""
+        """Return the cost of reaching ``target``; all values are None if it was not reached."""
         reached = self.reached(target)
         if reached is None:
             return dict.fromkeys(("round", "exchanges", "bytes", "seconds"))
@@ -103,7 +103,7 @@ class RunRecord:
         """Read a finished run from its folder.
 
         Raises:
-            FedKDError: the run did not finish or its files do not belong together.
+            FedKDError: the run did not finish, or its files are inconsistent.
         """
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
@@ -120,15 +120,15 @@ class RunRecord:
             *(OSError, ValueError, TypeError),
             *(KeyError, AttributeError, RecursionError),
         ) as error:
-            raise FedKDError(f"{folder} holds no finished run: {error}") from error
-        whole = bool(curve) and len(curve) == num_points
-        if not whole or [p.round for p in curve] != list(range(num_points)):
-            raise FedKDError(f"{folder / ROUNDS_FILE} does not hold every round of the run")
+            raise FedKDError(f"{folder} does not contain a finished run: {error}") from error
+        complete = bool(curve) and len(curve) == num_points
+        if not complete or [p.round for p in curve] != list(range(num_points)):
+            raise FedKDError(f"{folder / ROUNDS_FILE} does not contain every round of the run")
         return record
 
 
 def read_points(folder: Path) -> tuple[Point, ...]:
-    """Read the curve as far as it is whole: a last line cut short by a kill is left out."""
+    """Read the curve; an incomplete last line, left by a kill, is ignored."""
     points: list[Point] = []
     path = folder / ROUNDS_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -140,14 +140,14 @@ def read_points(folder: Path) -> tuple[Point, ...]:
 
 
 def write_state(folder: Path, record: RunRecord) -> None:
-    """Write what ``rounds.jsonl`` does not hold; its presence says that the run finished."""
+    """Write all but the curve to ``state.json``; its presence marks the run as finished."""
     state = asdict(record)
     state["num_points"] = len(state.pop("curve"))
     write_json(folder / STATE_FILE, state)
 
 
 def write_points(folder: Path, points: Sequence[Point]) -> None:
-    """Make ``rounds.jsonl`` hold exactly these points, atomically; nothing is touched if it does.
+    """Make ``rounds.jsonl`` contain exactly these points, atomically; rewrite it only if needed.
 
     An empty curve has no file.
     """
@@ -161,7 +161,7 @@ def write_points(folder: Path, points: Sequence[Point]) -> None:
 
 
 def append_point(folder: Path, point: Point) -> None:
-    """Add one line to ``rounds.jsonl``."""
+    """Append one line to ``rounds.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ROUNDS_FILE).open("a", encoding="utf-8") as file:
         file.write(_line(point))

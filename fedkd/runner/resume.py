@@ -35,7 +35,6 @@ def read_beginning(folder: Path) -> tuple[Study, bool]:
     Raises:
         UserError: the folder was not begun by this version of fedkd on this kind of machine.
     """
-    study = load_study(folder / STUDY_FILE)
     path = folder / BEGINNING_FILE
     try:
         with path.open("rb") as file:
@@ -57,7 +56,7 @@ def read_beginning(folder: Path) -> tuple[Study, bool]:
             f"with today's; run the study anew: fedkd compare "
             f"{shlex.quote(str(folder / STUDY_FILE))}"
         )
-    return study, fresh
+    return load_study(folder / STUDY_FILE), fresh
 
 
 def check_runs(folder: Path, study: Study) -> None:

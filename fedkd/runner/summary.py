@@ -12,7 +12,7 @@ from typing import Any
 from fedkd.config import Study
 from fedkd.federation.check import constant_accuracy
 from fedkd.federation.federation import Federation
-from fedkd.results.comparison import compare
+from fedkd.results.comparison import compare_arms
 from fedkd.results.folder import SCHEMA
 from fedkd.results.record import CUT_SHORT, RunRecord
 from fedkd.util.cache import processor
@@ -55,7 +55,9 @@ def summarise(
         "versions": _versions(),
         "machine": _machine(),
         "runs": [run_entry(record) for record in ended],
-        "comparison": compare(complete, baselines=study.baselines, targets=study.target_values),
+        "comparison": compare_arms(
+            complete, baselines=study.baselines, targets=study.target_values
+        ),
         "failures": [vars(failure) for failure in failures],
         "warnings": list(warnings),
         "constant_accuracy": [

@@ -14,13 +14,13 @@ from fedkd.errors import UserError
 
 @dataclass(frozen=True)
 class Compute:
-    """On what to compute: ``cpu`` or ``cuda[:n]``, in ``fp32`` or with ``bf16`` autocast."""
+    """Device, ``cpu`` or ``cuda[:n]``, and precision, ``fp32`` or ``bf16`` autocast."""
 
     device: str = "cpu"
     precision: str = "fp32"
 
     def check(self) -> None:
-        """Refuse a device that this machine has not.
+        """Check that this machine has the device.
 
         Raises:
             UserError: there is no such GPU.
@@ -28,8 +28,8 @@ class Compute:
         kind, _, index = self.device.partition(":")
         if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"engine.device: {self.device} is not to be had: PyTorch sees "
-                f"{torch.cuda.device_count()} GPUs here; use cpu"
+                f"engine.device: {self.device} is not available: PyTorch finds "
+                f"{torch.cuda.device_count()} GPUs on this machine; use cpu"
             )
 
     def autocast(self) -> torch.autocast:
@@ -41,9 +41,9 @@ class Compute:
 
 @contextlib.contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:
-    """Run a numeric phase of this thread with ``count`` threads.
+    """Run a numeric phase of this thread with ``count`` intra-op threads.
 
-    One and two threads give different bits, so every phase says how many it uses.
+    One and two threads give different bits, so every phase sets the number explicitly.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -54,7 +54,7 @@ def intra_op_threads(count: int) -> Iterator[None]:
 
 
 def is_channels_last(model: nn.Module) -> bool:
-    """Whether the model's convolutions lie in memory channels last; images then should as well."""
+    """Whether the model's convolutions are in channels-last layout; images should be then, too."""
     return any(
         weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         for weight in model.parameters()
@@ -68,9 +68,9 @@ def smallest_batch(size: int, batch_size: int) -> int:
 
 
 def batch_bounds(size: int, batch_size: int) -> list[tuple[int, int]]:
-    """Split ``size`` samples into batches; a lone last sample joins the batch before it.
+    """Split ``size`` samples into batches; a single last sample joins the batch before it.
 
-    Normalisation layers cannot train on one sample, and dropping it would lose data.
+    Batch normalisation cannot train on one sample, and dropping it would lose data.
     """
     starts = list(range(0, size, batch_size))
     if len(starts) > 1 and size - starts[-1] == 1:

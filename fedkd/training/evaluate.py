@@ -1,4 +1,4 @@
-"""Predictions of a model, and what they are worth."""
+"""Predictions of a model, and their metrics."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 @dataclass(frozen=True)
 class Metrics:
-    """Quality of a model on labelled images; accuracy and macro-F1 in [0, 1], loss in nats."""
+    """Metrics of a model on labelled images: accuracy and macro-F1 in [0, 1], loss in nats."""
 
     accuracy: float
     loss: float
     macro_f1: float
 
 
-PREDICTED_AT_ONCE = {"cpu": 128, "cuda": 1024}
-"""Images in a batch of :func:`predict`, by kind of device.
+PREDICTION_BATCH = {"cpu": 128, "cuda": 1024}
+"""Batch size of :func:`predict`, by kind of device.
 
-On a processor, what a small batch's layers hand on stays in its caches: 128 take about half the
-processor time of 1,024. The size is fixed, as another one gives other last bits.
+On a processor the activations of a small batch stay in its caches: 128 images per batch take about
+half the processor time of 1,024. The size is fixed, because another size gives other last bits.
 """
 
 
@@ -37,20 +37,20 @@ def predict(
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``.
 
-    On a processor the batches are shared among as many threads as the phase has intra-op threads
-    (:func:`intra_op_threads`), each computing with one, so that the logits do not depend on how
-    many there are.
+    On a processor the batches are distributed over as many threads as the phase has intra-op
+    threads (:func:`intra_op_threads`). Each thread computes with one, so that the logits do not
+    depend on their number.
     """
     model.eval()
     kind = compute.device.partition(":")[0]
-    batches = torch.split(images, batch_size or PREDICTED_AT_ONCE[kind])
+    batches = torch.split(images, batch_size or PREDICTION_BATCH[kind])
     threads = min(torch.get_num_threads(), len(batches)) if kind == "cpu" else 1
     if draws_at_random(model):
-        # A user's model may draw at random here too; the same draws make the same figures.
+        # A user's model may be random in evaluation mode too; a fixed seed makes it reproducible.
         with DrawFrom(torch.Generator().manual_seed(0)), intra_op_threads(1):
             return torch.cat([_predict(model, batch, compute) for batch in batches])
     if threads == 1 or model._forward_hooks:
-        # Whoever hooks into the model wants its batches in order.
+        # Forward hooks expect the batches in order.
         with intra_op_threads(1):
             return torch.cat([_predict(model, batch, compute) for batch in batches])
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -59,14 +59,14 @@ def predict(
 
 @torch.no_grad()
 def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
-    """Return one batch's logits; gradients and autocast are matters of each thread."""
+    """Return one batch's logits. Gradient mode and autocast are per thread, so set here."""
     with compute.autocast(), running(model):
         logits: Tensor = model(as_float(batch).to(compute.device))
     return logits.float().cpu()
 
 
 def evaluate(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
-    """Measure ``model`` on labelled images."""
+    """Evaluate ``model`` on labelled images."""
     return metrics(predict(model, data.images, compute=compute), data.labels)
 
 

@@ -1,4 +1,4 @@
-"""What a model sees in an image: the features from which its last layer tells the class."""
+"""Penultimate features: the input of a model's last linear layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedkd.training.evaluate import predict
 
 
 def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) -> Tensor:
-    """Return what goes into the linear layer that a model runs last.
+    """Return the input of the linear layer that a model runs last.
 
     Args:
         model: on ``compute.device``; it is left in evaluation mode.
@@ -24,26 +24,26 @@ def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) 
         float32 ``[N, D]`` on the CPU.
 
     Raises:
-        UserError: the model runs no linear layer, or none that sees one row an image.
+        UserError: the model runs no linear layer, or none that gets one row per image.
     """
-    latest: list[Tensor] = []
+    last_input: list[Tensor] = []
     batches: list[Tensor] = []
 
-    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        latest[:] = [inputs[0]]
+    def record_input(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        last_input[:] = [inputs[0]]
 
-    def keep(_: nn.Module, inputs: tuple[Any, ...], __: object) -> None:
-        if not latest or len(latest[0]) != len(inputs[0]):
+    def collect(_: nn.Module, inputs: tuple[Any, ...], __: object) -> None:
+        if not last_input or len(last_input[0]) != len(inputs[0]):
             raise UserError(
-                "familiarity.basis: features are what goes into a model's last linear layer, and "
-                f"{type(model).__name__} has none that sees a row an image; use basis: pixels"
+                "familiarity.basis: features are the input of a model's last linear layer, and "
+                f"{type(model).__name__} has none that gets one row per image; use basis: pixels"
             )
-        batches.append(latest.pop().flatten(1).float().cpu())
+        batches.append(last_input.pop().flatten(1).float().cpu())
 
-    # By order of execution, not of definition: a head may be defined before the body.
+    # The last layer by order of execution: a head may be defined before the body.
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(note) for module in linear]
-    handles.append(model.register_forward_hook(keep))
+    handles = [module.register_forward_pre_hook(record_input) for module in linear]
+    handles.append(model.register_forward_hook(collect))
     try:
         predict(model, images, compute=compute)
     finally:

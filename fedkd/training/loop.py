@@ -1,4 +1,4 @@
-"""The one training loop and the one evaluation, on tensors in memory."""
+"""The training loop, on tensors in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedkd.training.evaluate import predict
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""Takes logits ``[B, C]`` and a batch's further tensors to a scalar."""
+"""Maps logits ``[B, C]`` and a batch's further tensors to a scalar."""
 
 
 @runtime_checkable
@@ -40,8 +40,8 @@ class HasFixedPart(Protocol):
 class Sgd:
     """Settings of stochastic gradient descent with momentum.
 
-    ``schedule`` is ``constant``, or ``cosine``: down to zero over all steps (1608.03983, without
-    restarts).
+    ``schedule`` is ``constant``, or ``cosine``, which decays to zero over all steps (1608.03983,
+    without restarts).
     """
 
     epochs: int
@@ -66,24 +66,25 @@ def fit(
 ) -> float:
     """Train ``model`` in place by SGD and return the mean loss of the last epoch.
 
-    Training stops at the end of the first epoch whose loss is not finite; the caller sees that
-    in the value returned.
+    Training stops at the end of the first epoch whose loss is not finite. The returned loss is
+    then not finite.
 
     Args:
         model: the model, on ``compute.device``.
-        images: uint8 ``[N, C, H, W]``, turned into floats an epoch at a time; or floats. The fixed
-            part of a model that has one sees the former once; see :class:`HasFixedPart`.
-        others: tensors ``[N, ...]`` that go with the images, such as labels or targets.
-        loss: takes logits and the batch of ``others`` to the loss.
+        images: uint8 ``[N, C, H, W]``, converted to floats epoch by epoch; or floats. The output of
+            the model's fixed part, if it has one, is computed once for uint8 images; see
+            :class:`HasFixedPart`.
+        others: tensors ``[N, ...]`` in the order of the images, such as labels or targets.
+        loss: maps logits and the batch of ``others`` to the loss.
         sgd: settings of the optimiser.
-        generator: order of the samples and noise of the model's random layers.
+        generator: sets the order of the samples and the noise of random layers.
         compute: device and precision.
         on_epoch: called after every epoch.
-        mix: makes a batch's tensors, images first, into those that are learnt from.
+        mix: maps a batch's tensors, images first, to those to train on.
     """
-    learner = model
+    trainable = model
     if mix is None:
-        learner, images = _see_once(model, images, compute)
+        trainable, images = _precompute_fixed_part(model, images, compute)
     model.train()
     optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
     bounds = batch_bounds(len(images), sgd.batch_size)
@@ -106,7 +107,7 @@ def fit(
                 batch, *rest = mix([batch, *rest])
             optimiser.zero_grad()
             with noise, compute.autocast(), running(model):
-                logits = learner(batch)
+                logits = trainable(batch)
             batch_loss = loss(logits.float(), rest)
             with running(model):
                 batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
@@ -121,29 +122,35 @@ def fit(
     return mean
 
 
-SEEN_BYTES = 4 << 30
-"""Most memory that features of a model's fixed part may take; of more images none are kept."""
-KEPT_BYTES = 1 << 30
-"""Most that all features take that are kept for the next round's training of the same filters."""
+MAX_FEATURE_BYTES = 4 << 30
+"""Maximum memory of the features of a model's fixed part; beyond it they are not precomputed."""
+FEATURE_CACHE_BYTES = 1 << 30
+"""Maximum memory of all features cached for later rounds with the same fixed part."""
 
 
-def _see_once(model: nn.Module, images: Tensor, compute: Compute) -> tuple[nn.Module, Tensor]:
-    """Return what of a model learns, and what its fixed part, if there is one, sees of images."""
+def _precompute_fixed_part(
+    model: nn.Module, images: Tensor, compute: Compute
+) -> tuple[nn.Module, Tensor]:
+    """Return the trainable part of a model, and its input: the fixed part's output, or images."""
     if not isinstance(model, HasFixedPart) or images.is_floating_point():
         return model, images
-    fixed, learner = model.split_fixed()
+    fixed, trainable = model.split_fixed()
     width = predict(fixed, images[:1], compute=compute).numel()
-    if len(images) * width * 4 > SEEN_BYTES:
+    if len(images) * width * 4 > MAX_FEATURE_BYTES:
         return model, images
-    return learner, _see(fixed, images, compute)
+    return trainable, _fixed_features(fixed, images, compute)
 
 
-def _identify(fixed: nn.Module, images: Tensor, compute: Compute) -> tuple[str, str, Compute]:
+def _feature_key(fixed: nn.Module, images: Tensor, compute: Compute) -> tuple[str, str, Compute]:
     return state_hash(copy_state(fixed)), content_hash(images), compute
 
 
-@cached(LRUCache(KEPT_BYTES, getsizeof=lambda seen: seen.nbytes), key=_identify, lock=Lock())
-def _see(fixed: nn.Module, images: Tensor, compute: Compute) -> Tensor:
+@cached(
+    LRUCache(FEATURE_CACHE_BYTES, getsizeof=lambda features: features.nbytes),
+    key=_feature_key,
+    lock=Lock(),
+)
+def _fixed_features(fixed: nn.Module, images: Tensor, compute: Compute) -> Tensor:
     return predict(fixed, images, compute=compute)
 
 
@@ -159,7 +166,7 @@ def make_optimiser(
 def make_schedule(
     optimiser: torch.optim.Optimizer, name: str, num_steps: int
 ) -> Callable[[], None]:
-    """Return what is to be called after every step of an optimiser; see :class:`Sgd`."""
+    """Return the function to call after every optimiser step; see :class:`Sgd`."""
     if name == "cosine":
         return CosineAnnealingLR(optimiser, num_steps).step
     return lambda: None

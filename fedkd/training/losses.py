@@ -17,21 +17,21 @@ def kd_loss(
 ) -> Tensor:
     """Vanilla distillation, L = (1-a) CE(z, y) + a T^2 KL(target || softmax(z / T)).
 
-    Hinton et al. 1503.02531, equations 1 to 4; the factor T^2 keeps gradients of one size.
+    Hinton et al. 1503.02531, equations 1 to 4; T^2 keeps the scale of gradients independent of T.
 
     Args:
         logits: the student's z ``[B, C]``.
         target: the teachers' probabilities at temperature T ``[B, C]``.
         labels: y ``[B]``; without labels the loss is the KL term alone (a = 1).
         temperature: T.
-        weight: a, of the teachers against the labels.
+        weight: a, the weight of the teachers.
     """
     log_student = functional.log_softmax(logits.float() / temperature, dim=1)
-    # xlogy is 0 at 0, where log would give NaN and its gradient too.
+    # xlogy(0, 0) is 0; 0 * log(0) would be NaN, and so would its gradient.
     negentropy = torch.special.xlogy(target, target).sum(1)
     divergence: Tensor = (negentropy - (target * log_student).sum(1)).mean() * temperature**2
     if labels is None:
         return divergence
-    fit = functional.cross_entropy(logits.float(), labels)
-    mixed: Tensor = (1 - weight) * fit + weight * divergence
-    return mixed
+    cross_entropy = functional.cross_entropy(logits.float(), labels)
+    loss: Tensor = (1 - weight) * cross_entropy + weight * divergence
+    return loss

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.distillation.augmentation import MixedInputs, blend, move
+from fedkd.distillation.augmentation import MixedInputs, mix_images, shift_images
 
 
 def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> Tensor:
@@ -16,7 +16,7 @@ def pictures(count: int, height: int = 8, width: int = 8, channels: int = 1) -> 
 
 
 def drawn(images: Tensor, count: int, seed: int = 0) -> MixedInputs:
-    return blend(images, count, torch.Generator().manual_seed(seed))
+    return mix_images(images, count, torch.Generator().manual_seed(seed))
 
 
 def test_every_image_is_blended_as_often() -> None:
@@ -97,7 +97,7 @@ def test_what_is_known_of_images_is_told_of_blends_in_their_shares() -> None:
 
 def test_moved_images_are_blended_with_none() -> None:
     images = pictures(4, 28, 28)
-    found = move(images, 3, torch.Generator().manual_seed(0))
+    found = shift_images(images, 3, torch.Generator().manual_seed(0))
     assert found.images.shape == (12, 1, 28, 28)
     known = torch.rand(4, 5)
     assert torch.equal(found.interpolate(known), known.repeat(3, 1))

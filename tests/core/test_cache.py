@@ -197,7 +197,7 @@ def test_a_run_is_charged_for_its_own_predictions(
         "transfer images again, in the seconds of the start; test images not"
     )
     setting, teachers = found.context, found.start.teachers
-    said = teachers.kept_in(cache_dir).predict(setting.test.images)
+    said = teachers.cached_in(cache_dir).predict(setting.test.images)
     plain = teachers_module.Teachers(teachers.members, setting.shape, setting.compute)
     assert torch.equal(said, plain.predict(setting.test.images))
 

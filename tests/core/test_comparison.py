@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedkd.errors import FedKDError
-from fedkd.results.comparison import compare
+from fedkd.results.comparison import compare_arms
 from fedkd.results.record import (
     Point,
     Quarantined,
@@ -45,7 +45,7 @@ def run(
 
 
 def rows(*runs: RunRecord, baselines: tuple[str, ...] = ("base",)) -> list[dict[str, Any]]:
-    return compare(runs, baselines=list(baselines), targets=[TARGET])
+    return compare_arms(runs, baselines=list(baselines), targets=[TARGET])
 
 
 def row(
@@ -168,7 +168,7 @@ def test_relative_targets_are_read_from_each_run() -> None:
     """The study's target is 0.9 of the best; a seed's own accuracy stands for it."""
     runs = [replace(run("base", s, 10), targets=(t,)) for s, t in ((0, 0.8), (1, 0.5))]
     runs += [replace(run("kd", s, 5), targets=(t,)) for s, t in ((0, 0.8), (1, 0.5))]
-    (found,) = compare(runs, baselines=["base"], targets=[0.9])
+    (found,) = compare_arms(runs, baselines=["base"], targets=[0.9])
     assert found["target"] == 0.9
     assert found["exchanges"] == {"arm": 5, "baseline": 10}
 

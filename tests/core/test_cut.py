@@ -152,12 +152,12 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
         (
             {"transfer": {"size": 5000}},
             None,
-            r"data\.transfer\.size: asks for 5000 images, but only 288 are left after test and",
+            r"transfer\.size: 5000 images are requested, but only 288 are left after test and",
         ),
         (
             {"transfer": {"size": 61, "source": "npz:elsewhere"}},
             {"count": 60},
-            r"data\.transfer\.size: asks for 61 .* only 60 are in the training set of 'npz:else",
+            r"transfer\.size: 61 images are requested, but only 60 .* training set of 'npz:else",
         ),
         (
             {"transfer": {"size": 5, "source": "npz:elsewhere", "labelled": True}},
@@ -167,7 +167,7 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
         (
             {"source": "npz:made", "transfer": {"size": 5, "source": "npz:made"}},
             {"count": 60},
-            r"data\.transfer\.source: 'npz:made' is data\.source itself",
+            r"data\.transfer\.source: 'npz:made' is also data\.source",
         ),
         (
             {"transfer": {"size": 5, "source": "npz:elsewhere"}},

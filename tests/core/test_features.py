@@ -77,6 +77,6 @@ def test_no_hook_stays_behind() -> None:
     ids=["no linear layer", "several rows an image"],
 )
 def test_a_model_without_such_a_layer_is_refused_in_words(model: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"basis: features are what goes into .* use basis: pixels"):
+    with pytest.raises(UserError, match=r"basis: features are the input of .* use basis: pixels"):
         penultimate_features(model, pictures(2), compute=CPU)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation.augmentation import MixedInputs, blend
+from fedkd.distillation.augmentation import MixedInputs, mix_images
 from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.methods.dml import mutual_loss
 from fedkd.distillation.methods.dp_kd import pick_most_confident
@@ -241,7 +241,7 @@ def with_mixed_inputs(
     data: DistillationData, count: int
 ) -> tuple[DistillationData, MixedInputs, Ensemble]:
     """Add blends, of which the teachers say what their models do."""
-    mixed_inputs = blend(data.images, count, torch.Generator().manual_seed(2))
+    mixed_inputs = mix_images(data.images, count, torch.Generator().manual_seed(2))
     logits = torch.stack([predict(m, mixed_inputs.images, compute=Compute()) for m in data.models])
     evidence = Evidence(logits, torch.ones(len(logits)))
     ensemble = combine(evidence, Consolidation())

@@ -25,7 +25,7 @@ LABELS = torch.tensor(DIGITS.target).long()
 class Plain(Basis):
     """Pixels as they are: what is projected can be written down by hand."""
 
-    def see(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         return images.flatten(1).double()
 
 
@@ -82,7 +82,7 @@ def test_pooled_densities_against_pytorchs_multivariate_normal() -> None:
     joint = found.log_densities(points)
     size = sum(len(silo) for silo in silos)
     groups = {
-        (m, k): basis.see(silo.images[silo.labels == k])
+        (m, k): basis.features(silo.images[silo.labels == k])
         for m, silo in enumerate(silos)
         for k in silo.labels.unique().tolist()
     }
@@ -149,7 +149,7 @@ def test_large_silos_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
     basis = plain(64)
     whole = told(digits(torch.arange(200)), basis)
-    monkeypatch.setattr(moments, "AT_ONCE", 7)
+    monkeypatch.setattr(moments, "PROJECTION_BATCH", 7)
     parts = told(digits(torch.arange(200)), basis)
     torch.testing.assert_close(parts.second, whole.second)
     torch.testing.assert_close(parts.means, whole.means)
@@ -162,11 +162,11 @@ def test_no_image_reaches_beyond_the_bound(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 2, (200, 1, 8, 8), generator=generator).to(torch.uint8) * 255
     for asked in (PIXELS[:500], noise, 255 - PIXELS[:100]):
-        assert float(basis.project(asked).norm(dim=1).max()) <= basis.reach
+        assert float(basis.project(asked).norm(dim=1).max()) <= basis.max_norm
 
 
 def test_the_bound_grows_with_the_basis() -> None:
     basis = make_basis(PIXELS[:100], dims=30)
     assert basis is not None
     doubled = replace(basis, components=2 * basis.components)
-    assert doubled.reach == pytest.approx(2 * basis.reach, rel=1e-5)
+    assert doubled.max_norm == pytest.approx(2 * basis.max_norm, rel=1e-5)

@@ -40,7 +40,7 @@ def test_convolutions_see_what_normalised_patches_say(channels: int, side: int, 
     images = pictures(40, channels, side)
     bank = learn_filters(images)
     assert bank.kernels.shape == (FILTERS, channels, patch, patch)
-    found = bank.see(images)
+    found = bank.features(images)
     assert found.shape == (40, 2 * FILTERS * 9)
     torch.testing.assert_close(found.double(), seen_one_by_one(bank, images), atol=2e-4, rtol=1e-3)
 
@@ -49,7 +49,7 @@ def test_as_many_filters_as_are_asked_for() -> None:
     assert learn_filters(digits(40), 7).kernels.shape == (7, 1, 3, 3)
     basis = make_basis(digits(40), dims=5, kind="patches", filters=7)
     assert isinstance(basis, PatchBasis)
-    assert basis.see(digits(2)).shape == (2, 2 * 7 * 9)
+    assert basis.features(digits(2)).shape == (2, 2 * 7 * 9)
 
 
 def test_the_same_images_give_the_same_filters_with_any_number_of_threads() -> None:
@@ -66,8 +66,10 @@ def test_the_same_images_give_the_same_filters_with_any_number_of_threads() -> N
 def test_a_flat_image_is_seen_as_such() -> None:
     bank = learn_filters(digits(100))
     flat = torch.full((1, 1, 8, 8), 200, dtype=torch.uint8)
-    assert bool(torch.isfinite(bank.see(flat)).all())
-    assert torch.allclose(bank.see(flat), bank.see(flat - 150), atol=1e-5), "brightness counts not"
+    assert bool(torch.isfinite(bank.features(flat)).all())
+    assert torch.allclose(bank.features(flat), bank.features(flat - 150), atol=1e-5), (
+        "brightness counts not"
+    )
 
 
 def test_nearest_neighbours_in_patches_know_classes_better_than_in_pixels() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedkd.config import Arm
-from fedkd.federation.recommend import FEATURES, METHODS, load_tree, recommend
+from fedkd.federation.recommend import CANDIDATES, FEATURES, load_tree, recommend
 
 TREE: dict[str, Any] = {
     "known": {"accuracy": 0.5},
@@ -38,7 +38,7 @@ TREE: dict[str, Any] = {
 def test_the_tree_is_walked(figures: dict[str, Any], method: str) -> None:
     found = recommend(figures, TREE)
     assert found.method == method
-    assert found.arm == METHODS[method]
+    assert found.arm == CANDIDATES[method]
     assert found.reasons[0].startswith(f"label_skew is {figures['label_skew']}")
 
 
@@ -64,7 +64,7 @@ def test_what_else_the_records_say_is_told() -> None:
     beware, *rest = recommend({"native": False}, tree).remarks
     assert "1 of 5 recorded federations of that kind" in beware
     assert tuple(rest) == own
-    assert "3 of 4 federations" in own[0]
+    assert "3 of 4 recorded federations" in own[0]
     assert recommend({"native": False, "label_skew": 0.1}, TREE).remarks == ()
 
 
@@ -77,11 +77,11 @@ def test_the_shipped_tree_holds_what_it_claims() -> None:
     ends = leaves(tree["root"])
     assert sum(leaf["support"] for leaf in ends) == tree["known"]["federations"]
     assert all(0 < leaf["agreeing"] <= leaf["support"] for leaf in ends)
-    assert {leaf["method"] for leaf in ends} <= set(METHODS)
+    assert {leaf["method"] for leaf in ends} <= set(CANDIDATES)
     assert 0 <= tree["known"]["accuracy"] <= 1
     assert set(tree["medians"]) == set(FEATURES)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CANDIDATES)
 def test_every_recommended_arm_is_a_valid_one(method: str) -> None:
-    Arm.model_validate(METHODS[method])
+    Arm.model_validate(CANDIDATES[method])

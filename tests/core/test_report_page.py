@@ -247,20 +247,20 @@ def test_the_licence_and_the_way_to_cite_are_on_the_page(make_summary: Any) -> N
 
 
 def test_results_are_found_and_refused_in_words(tmp_path: Path, make_summary: Any) -> None:
-    with pytest.raises(UserError, match="is no results folder"):
+    with pytest.raises(UserError, match="is not a results folder"):
         Results.read(tmp_path)
     for stamp in ("20250101T000000Z", "20250102T000000Z"):
         (tmp_path / stamp).mkdir()
         (tmp_path / stamp / "study.yaml").write_text("name: tiny")
     newest = find_run(tmp_path)
     assert newest.name == "20250102T000000Z"
-    with pytest.raises(UserError, match="has not ended; see how far it is by fedkd watch"):
+    with pytest.raises(UserError, match="has not ended; show its progress with fedkd watch"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text('{"schema": 2}')
-    with pytest.raises(UserError, match="no summary of schema 1"):
+    with pytest.raises(UserError, match="is not a summary of schema 1"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text('{"schema": 1, "study": "tiny"}')
     with pytest.raises(UserError, match="lacks resolved"):

@@ -264,7 +264,7 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
         return see(images, kernels, offset)
 
     monkeypatch.setattr(patch_features, "see", count)
-    training._see.cache.clear()
+    training._fixed_features.cache.clear()
 
     def weights(seed: int = 1) -> tuple[Tensor, Tensor]:
         model = build_model("patch-features", Shape(4, 1, 8), seed=seed)
@@ -287,7 +287,7 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
     assert torch.equal(kernels, kept)
     weights(seed=2)
     assert sum(looked) == 1 + 50 + 1, "other filters see something else"
-    monkeypatch.setattr(training, "SEEN_BYTES", 0)
+    monkeypatch.setattr(training, "MAX_FEATURE_BYTES", 0)
     looked.clear()
     same, each_time = weights()
     assert sum(looked) == 50 * epochs + 1

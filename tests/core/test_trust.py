@@ -19,7 +19,7 @@ from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.ensemble import combine
 from fedkd.distillation.weighting.exclusion import exclude_contradicted
-from fedkd.distillation.weighting.trust import agreement, cap, knowledge, trust
+from fedkd.distillation.weighting.trust import agreement, cap, coverage, trust
 from fedkd.distillation.weighting.weightings import Evidence, pool
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
@@ -84,7 +84,7 @@ def test_who_knows_an_image_by_hand() -> None:
     nan = float("nan")
     density = rows([40.0, 3.0], [40.0, -40.0], [nan, nan])
     weights = rows([0.4, 0.9], [0.4, 0.0], [0.2, 0.1])
-    known = knowledge(density, torch.zeros(2, dtype=torch.float64), weights)
+    known = coverage(density, torch.zeros(2, dtype=torch.float64), weights)
     torch.testing.assert_close(known, rows([1.0, 0.5], [1.0, 0.0], [0.0, 0.0]))
 
 
@@ -341,4 +341,4 @@ def test_no_warning_hides_another(setup: DistillationSetup) -> None:
     settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
     warning = consolidate(teachers, settings, setup).notes["warning"]
     assert "contradict each other too much" in warning
-    assert "has learnt nothing" in warning
+    assert "predicts the same class for every image" in warning

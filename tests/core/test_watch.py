@@ -104,7 +104,7 @@ def test_too_many_runs_leave_those_under_way(folder: Path) -> None:
     text = show(folder, rows=2)
     assert text.count("fedkd") == 1
     assert "fedavg" not in text
-    assert "0 of 4 runs have ended, 1 under way" in text
+    assert "0 of 4 runs have ended, 1 running" in text
 
 
 def test_watching_ends_when_the_summary_appears(folder: Path) -> None:
@@ -128,5 +128,5 @@ def test_once_looks_once(folder: Path) -> None:
 
     console = Console(quiet=True)
     assert not watch(folder, console, once=True, sleep=sleep)
-    with pytest.raises(UserError, match="no results folder"):
+    with pytest.raises(UserError, match="is not a results folder"):
         watch(folder / "fedavg", console)

@@ -257,7 +257,7 @@ def test_a_users_weighting_that_is_none_is_refused(
     module.mine = lambda evidence, settings: given  # type: ignore[attr-defined]  # set just here
     monkeypatch.setitem(sys.modules, "ownweights", module)
     evidence = Evidence(torch.zeros(2, 1, 3), torch.tensor([1, 1]))
-    with pytest.raises(UserError, match="ownweights:mine must give"):
+    with pytest.raises(UserError, match="ownweights:mine must return"):
         combine(evidence, settings("ownweights:mine"))
 
 
@@ -312,5 +312,5 @@ def test_what_a_users_own_weighting_gives_is_brought_into_form() -> None:
     assert hot.weights.dtype == torch.float64
     assert hot.weights.mean(1).tolist() == [1.0] + [0.0] * (len(evidence.logits) - 1)
     assert not combine(evidence, Consolidation(weighting=f"{__name__}:learnt")).target.requires_grad
-    with pytest.raises(UserError, match="must give a real tensor"):
+    with pytest.raises(UserError, match="must return a real tensor"):
         combine(evidence, Consolidation(weighting=f"{__name__}:complex_ones"))

@@ -289,11 +289,11 @@ def deploy(hosts: Hosts) -> None:
     superlink = printed_command(printed.stdout, "flower-superlink")
     (root / "server" / "command").write_text(superlink.replace("/var/lib/fedkd", f"{root}/server"))
     start_superlink(hosts)
-    config = printed.stdout[printed.stdout.index("[superlink.field]") :].split("\n\n")[0]
+    config = printed.stdout[printed.stdout.index("[superlink.deployed]") :].split("\n\n")[0]
     home = root / "server" / "flwr"
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text("\n".join(line.strip() for line in config.splitlines()))
-    ask = "flwr supernode ls field --format json"
+    ask = "flwr supernode ls deployed --format json"
     wait(
         "the SuperLink",
         lambda: hosts.run("server", ask).returncode == 0,
@@ -356,7 +356,7 @@ def keep_up(hosts: Hosts, silo: str, study: subprocess.Popen[bytes]) -> None:
 def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen[bytes]:
     study = hosts.root / f"{out}.yaml"
     study.write_text(study_text(hosts.root, changes))
-    line = f"fedkd compare {study} --engine field --out {hosts.root / out}"
+    line = f"fedkd compare {study} --engine deployed --out {hosts.root / out}"
     return hosts.start("server", line, out)
 
 
@@ -570,7 +570,7 @@ def test_ctrl_c_stops_the_run_on_its_host_and_the_study_goes_on(hosts: Hosts) ->
     assert f"fedkd compare --resume {folder}" in hosts.told("stopped").replace("\n", "")
     (note,) = folder.rglob("flower-run.json")
     run_id = json.loads(note.read_text())["run-id"]
-    told = hosts.run("server", f"flwr ls field --run-id {run_id} --format json").stdout
+    told = hosts.run("server", f"flwr ls deployed --run-id {run_id} --format json").stdout
     assert "finished:stopped" in told
     for silo in SILOS:
         restart(hosts, silo)

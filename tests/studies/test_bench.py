@@ -12,7 +12,7 @@ import pytest
 from experiments.bench import federated, scale
 from experiments.bench.contenders import check_frozen, contenders
 from experiments.bench.goals import Goal, Spread
-from experiments.bench.process import CommandFailedError, marked, watch
+from experiments.bench.process import CommandFailedError, marked, measure
 from experiments.bench.publish import publish
 
 WRITES_ROUNDS = """
@@ -32,18 +32,18 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_n
 
 def test_a_command_is_watched_from_its_start_to_its_end(tmp_path: Path) -> None:
     log = tmp_path / "rounds.jsonl"
-    taken = watch(
+    measurement = measure(
         [sys.executable, "-c", WRITES_ROUNDS, log], folder=tmp_path / "run", rounds=lambda: log
     )
-    assert taken.accuracies == (0.0, 0.1, 0.2, 0.3)
-    assert taken.round_seconds is not None
-    assert 0.3 < taken.round_seconds <= taken.seconds
-    assert taken.peak_bytes > 80_000_000
-    assert taken.cpu_seconds > 0
+    assert measurement.accuracies == (0.0, 0.1, 0.2, 0.3)
+    assert measurement.round_seconds is not None
+    assert 0.3 < measurement.round_seconds <= measurement.seconds
+    assert measurement.peak_bytes > 80_000_000
+    assert measurement.cpu_seconds > 0
 
 
 def test_whatever_a_command_started_is_ended_with_it(tmp_path: Path) -> None:
-    watch([sys.executable, "-c", LEAVES_A_CHILD], folder=tmp_path)
+    measure([sys.executable, "-c", LEAVES_A_CHILD], folder=tmp_path)
     assert marked(tmp_path) == []
 
 
@@ -57,7 +57,7 @@ def test_whatever_a_command_started_is_ended_with_it(tmp_path: Path) -> None:
 def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path, code: str, said: str) -> None:
     begin = time.monotonic()
     with pytest.raises(CommandFailedError, match=said):
-        watch([sys.executable, "-c", code], folder=tmp_path, timeout=1.0)
+        measure([sys.executable, "-c", code], folder=tmp_path, timeout=1.0)
     assert time.monotonic() - begin < 300
     assert marked(tmp_path) == []
 

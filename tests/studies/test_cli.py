@@ -239,7 +239,7 @@ def test_a_run_that_lacked_silos_is_told_by_the_exit_code(fedkd: Any, make_data:
     Path("study.yaml").write_text(yaml.safe_dump(make_data({"arms": arms})))
     code, out, err = fedkd("compare", "study.yaml")
     assert code == 1, err
-    assert "too few silos answered: fedavg, seed 0, after round 0" in " ".join(out.split())
+    assert "too few silos replied: fedavg, seed 0, after round 0" in " ".join(out.split())
     (state,) = Path("runs/tiny").glob("*/fedavg/seed-0/state.json")
     assert json.loads(state.read_text())["stopped"] == "quorum"
     assert (state.parent / "progress.safetensors").is_file()
@@ -252,12 +252,12 @@ def test_a_run_that_lacked_silos_is_told_by_the_exit_code(fedkd: Any, make_data:
 
 
 RESUME_REFUSALS = {
-    "nothing at all": ((), "name a study file, or a results folder by --resume"),
+    "nothing at all": ((), "give a study file, or a results folder with --resume"),
     "both": (("study.yaml", "--resume", "runs"), "leave out STUDY"),
     "settings": (("--resume", "runs", "--set", "rounds.max=3"), "leave out STUDY, --set"),
     "seeds": (("--resume", "runs", "--seeds", "1"), "leave out STUDY, --set, --seeds"),
     "a fresh start": (("--resume", "runs", "--fresh"), "and --fresh"),
-    "no folder": (("--resume", "nowhere"), "nowhere is no results folder"),
+    "no folder": (("--resume", "nowhere"), "nowhere is not a results folder"),
 }
 
 
@@ -406,9 +406,12 @@ def test_report_writes_what_is_asked(fedkd: Any, finished: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["report", "nowhere"], "nowhere is no results folder"),
-        (["report", "runs/tiny", "--format", "pdf"], "'pdf' is none of html, png, svg and csv"),
-        (["watch", "nowhere"], "nowhere is no results folder"),
+        (["report", "nowhere"], "nowhere is not a results folder"),
+        (
+            ["report", "runs/tiny", "--format", "pdf"],
+            "'pdf' is not a valid format: give html, png, svg or csv",
+        ),
+        (["watch", "nowhere"], "nowhere is not a results folder"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(arguments: list[str], words: str, fedkd: Any) -> None:

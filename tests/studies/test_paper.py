@@ -7,10 +7,10 @@ import os
 import signal
 from pathlib import Path
 
-from experiments.paper.__main__ import run_side_by_side
+from experiments.paper.__main__ import run_in_parallel
 from experiments.paper.claims import write_results
 from experiments.paper.plan import FOLDER, Run, plan
-from experiments.paper.recommendation import OUT, fit_and_judge
+from experiments.paper.recommendation import OUT, fit_and_evaluate
 from experiments.paper.record import is_recorded
 from fedkd.config.study_file import load_study
 
@@ -22,7 +22,7 @@ def test_the_page_is_rebuilt_from_the_records(tmp_path: Path) -> None:
 
 
 def test_the_shipped_tree_is_fitted_on_the_records() -> None:
-    assert json.loads(OUT.read_text(encoding="utf-8")) == json.loads(json.dumps(fit_and_judge()))
+    assert json.loads(OUT.read_text(encoding="utf-8")) == json.loads(json.dumps(fit_and_evaluate()))
 
 
 def test_every_variant_of_the_plan_is_a_valid_study() -> None:
@@ -37,7 +37,7 @@ def test_no_record_is_of_another_study_than_stands_here() -> None:
 
 def test_a_run_that_fails_is_told_and_ends_no_other() -> None:
     runs = [Run("no-such-study", (name,)) for name in "ab"]
-    found = dict(run_side_by_side(runs, at_once=2))
+    found = dict(run_in_parallel(runs, at_once=2))
     assert set(found) == set(runs)
     assert all("no-such-study.yaml" in str(said) for said in found.values())
 
@@ -53,6 +53,6 @@ class Killed(Run):
 
 def test_a_run_whose_process_is_killed_is_told_and_ends_no_other() -> None:
     runs = [Run("no-such-study", ("a",)), Killed("killed", ("b",))]
-    found = dict(run_side_by_side(runs, at_once=1))
+    found = dict(run_in_parallel(runs, at_once=1))
     assert "exit code -9" in str(found[runs[1]])
     assert "no-such-study.yaml" in str(found[runs[0]])

@@ -534,7 +534,7 @@ def test_ctrl_c_names_the_command_that_goes_on(
     printed = process.communicate()[0].decode()
     assert process.returncode == 130, printed
     (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted.")]
-    command = shlex.split(line.removeprefix("Interrupted. Go on by: "))
+    command = shlex.split(line.removeprefix("Interrupted. Resume with: "))
     assert command[:3] == ["fedkd", "compare", "--resume"]
     assert victim.folder is not None
     assert (victim.place / command[3]).resolve() == victim.folder.resolve()

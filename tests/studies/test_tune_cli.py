@@ -141,8 +141,8 @@ def test_the_proxy_says_how_well_it_agrees(fedkd: Any, write_study: Any) -> None
     ("arguments", "sentence"),
     [
         (["--arm", "fedavg"], "fedavg does not consolidate"),
-        (["--search", "random"], "'random' is neither tpe nor grid"),
-        (["--seeds", "x"], "'x' is no list of whole numbers"),
+        (["--search", "random"], "'random' is not a valid search: give tpe or grid"),
+        (["--seeds", "x"], "'x' is not a list of integers such as 0,1,2"),
         (["--set", "data.validation=0", "--set", "data.transfer.size=20"], "too few to hold out"),
     ],
 )
@@ -172,7 +172,7 @@ def test_ctrl_c_keeps_what_was_found(
     study = write_study({"arms/fedkd/consolidation/epochs": 2})
     code, out, _ = fedkd("tune", study, "--trials", "4")
     assert code == 130
-    assert "the same command goes on" in out
+    assert "the same command resumes" in out
     code, out, _ = fedkd("tune", study, "--trials", "4", "--json")
     assert code == 0
     states = [trial["state"] for trial in json.loads(out)["trials"]]

@@ -1,7 +1,6 @@
-"""FedAvg as one writes it in plain PyTorch on an afternoon: silo after silo, a DataLoader each.
+"""A simple FedAvg in plain PyTorch: sequential silos, one DataLoader per silo.
 
-Two intra-op threads. Its images are float tensors in memory, so that its DataLoader has less to do
-than one that decodes pictures.
+Two intra-op threads. The images are float tensors in memory, so that no DataLoader decodes images.
 
     python bare_loop.py WORKLOAD.npz ROUNDS.jsonl NUM_ROUNDS
 """
@@ -65,13 +64,15 @@ def main() -> None:
         DataLoader(dataset(images, labels), batch_size=BATCH, shuffle=True)
         for images, labels in zip(workload["images"], workload["labels"], strict=True)
     ]
-    judge = DataLoader(dataset(workload["test_images"], workload["test_labels"]), batch_size=1000)
+    test_loader = DataLoader(
+        dataset(workload["test_images"], workload["test_labels"]), batch_size=1000
+    )
     model = build()
     model.load_state_dict(
         {key: torch.from_numpy(workload[f"start.{key}"]) for key in model.state_dict()}
     )
     with log.open("w", encoding="utf-8", buffering=1) as file:
-        file.write(json.dumps({"round": 0, "accuracy": test(model, judge)}) + "\n")
+        file.write(json.dumps({"round": 0, "accuracy": test(model, test_loader)}) + "\n")
         for number in range(1, num_rounds + 1):
             states = []
             for silo in silos:
@@ -81,7 +82,7 @@ def main() -> None:
             model.load_state_dict(
                 {key: torch.stack([s[key] for s in states]).mean(0) for key in states[0]}
             )
-            file.write(json.dumps({"round": number, "accuracy": test(model, judge)}) + "\n")
+            file.write(json.dumps({"round": number, "accuracy": test(model, test_loader)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A search over temperature and weight as one writes it in plain PyTorch on an afternoon.
+"""A simple search over temperature and weight in plain PyTorch.
 
-Every teacher is asked anew for every batch of every epoch of every point of the grid.
+Every teacher predicts again for every batch of every epoch of every point of the grid.
 
-    python naive_grid.py CLASSROOM.npz RESULT.json
+    python naive_grid.py TEACHERS.npz RESULT.json
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def build() -> nn.Module:
     )
 
 
-def load(room: dict[str, np.ndarray], prefix: str) -> nn.Module:
+def load(data: dict[str, np.ndarray], prefix: str) -> nn.Module:
     model = build()
     model.load_state_dict(
-        {key: torch.from_numpy(room[f"{prefix}.{key}"]) for key in model.state_dict()}
+        {key: torch.from_numpy(data[f"{prefix}.{key}"]) for key in model.state_dict()}
     )
     return model
 
 
 def loss(
-    z: Tensor, said: list[Tensor], labels: Tensor, temperature: float, weight: float
+    z: Tensor, teacher_logits: list[Tensor], labels: Tensor, temperature: float, weight: float
 ) -> Tensor:
-    target = torch.stack([torch.softmax(t / temperature, dim=1) for t in said]).mean(0)
+    target = torch.stack([torch.softmax(t / temperature, dim=1) for t in teacher_logits]).mean(0)
     student = functional.log_softmax(z / temperature, dim=1)
     divergence = functional.kl_div(student, target, reduction="batchmean") * temperature**2
     return (1 - weight) * functional.cross_entropy(z, labels) + weight * divergence
@@ -51,40 +51,42 @@ def loss(
 
 def main() -> None:
     torch.set_num_threads(2)
-    room = dict(np.load(sys.argv[1]))
+    data = dict(np.load(sys.argv[1]))
     epochs, batch, lr, momentum = (
-        int(room["epochs"]),
-        int(room["batch"]),
-        float(room["lr"]),
-        float(room["momentum"]),
+        int(data["epochs"]),
+        int(data["batch"]),
+        float(data["lr"]),
+        float(data["momentum"]),
     )
-    images = torch.from_numpy(room["images"]).float() / 255
-    labels = torch.from_numpy(room["labels"])
-    judged = torch.from_numpy(room["validation_images"]).float() / 255
-    truth = torch.from_numpy(room["validation_labels"])
-    teachers = [load(room, f"teacher-{index}").eval() for index in range(int(room["teachers"]))]
-    found = []
-    for temperature, weight in room["points"].tolist():
-        student = load(room, "start").train()
+    images = torch.from_numpy(data["images"]).float() / 255
+    labels = torch.from_numpy(data["labels"])
+    validation_images = torch.from_numpy(data["validation_images"]).float() / 255
+    validation_labels = torch.from_numpy(data["validation_labels"])
+    teachers = [load(data, f"teacher-{index}").eval() for index in range(int(data["teachers"]))]
+    results = []
+    for temperature, weight in data["points"].tolist():
+        student = load(data, "start").train()
         optimiser = torch.optim.SGD(student.parameters(), lr=lr, momentum=momentum)
-        generator = torch.Generator().manual_seed(int(room["seed"]))
+        generator = torch.Generator().manual_seed(int(data["seed"]))
         for _ in range(epochs):
             for rows in torch.randperm(len(images), generator=generator).split(batch):
                 with torch.no_grad():
-                    said = [teacher(images[rows]) for teacher in teachers]
+                    teacher_logits = [teacher(images[rows]) for teacher in teachers]
                 optimiser.zero_grad()
-                loss(student(images[rows]), said, labels[rows], temperature, weight).backward()
+                loss(
+                    student(images[rows]), teacher_logits, labels[rows], temperature, weight
+                ).backward()
                 optimiser.step()
         with torch.no_grad():
-            answers = student.eval()(judged).argmax(1)
-        found.append(
+            predicted = student.eval()(validation_images).argmax(1)
+        results.append(
             {
                 "temperature": temperature,
                 "weight": weight,
-                "accuracy": float((answers == truth).double().mean()),
+                "accuracy": float((predicted == validation_labels).double().mean()),
             }
         )
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

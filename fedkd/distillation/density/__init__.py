@@ -1,1 +1,1 @@
-"""Densities of the silos' data: bases, estimators, moments that add up."""
+"""Densities of the silos' data: bases, estimators, and pooled class moments."""

@@ -1,8 +1,8 @@
-"""How likely an image is under a silo's own data, without sharing that data.
+"""The basis in which silos compute densities of transfer images without sharing their data.
 
-Silos and server agree on a basis: the transfer images, or what filters or a model that all hold
-see of them, whitened. Each silo fits a density to its own images in that basis and tells its
-logarithm at every transfer image.
+The server fits the basis: whitened principal components of the transfer images' pixels, of filter
+responses, or of features of a model that all silos have. Each silo fits a density to its own images
+in that basis and sends its logarithm at every transfer image.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fedkd.training.compute import Compute
 from fedkd.training.features import penultimate_features
 
 LEAST_EIGENVALUE = 1e-3
-"""Of a component, as a part of the largest."""
+"""Smallest eigenvalue of a component, as a fraction of the largest."""
 ROUNDING = 1e-6
-"""The same where the basis is fine: smaller ones are made by rounding alone."""
+"""The same for a fine basis; smaller eigenvalues are rounding errors."""
 LARGEST_SIDE = 32
-AT_ONCE = 1024
-"""Images projected at a time where there may be many: all would not fit into memory."""
+PROJECTION_BATCH = 1024
+"""Images projected at a time, to bound memory."""
 
 
 @dataclass(frozen=True)
 class Basis(ABC):
-    """Whitened principal components of what is seen of the transfer images.
+    """Whitened principal components of features of the transfer images.
 
     Attributes:
         mean: float32 ``[D]``.
@@ -45,67 +45,67 @@ class Basis(ABC):
 
     def project(self, images: Tensor) -> Tensor:
         """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, d]``."""
-        return (self.see(images) - self.mean.double()) @ self.components.double().T
+        return (self.features(images) - self.mean.double()) @ self.components.double().T
 
     @abstractmethod
-    def see(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, D]``, before whitening."""
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features, float64 ``[N, D]``, of uint8 images ``[N, C, H, W]``."""
 
     @property
-    def reach(self) -> float:
-        """No image is projected to a point of a greater norm."""
+    def max_norm(self) -> float:
+        """Upper bound on the norm of a projected image."""
         stretch = float(torch.linalg.matrix_norm(self.components.double(), 2))
-        return stretch * (self.seen_reach + float(self.mean.double().norm()))
+        return stretch * (self.max_feature_norm + float(self.mean.double().norm()))
 
     @property
-    def seen_reach(self) -> float:
-        """No image is seen as a vector of a greater norm."""
+    def max_feature_norm(self) -> float:
+        """Upper bound on the norm of an image's features."""
         return math.inf
 
 
 @dataclass(frozen=True)
 class PixelBasis(Basis):
-    """Pixels of images that are area-pooled to ``side`` x ``side`` first."""
+    """Pixels, area-pooled to ``side`` x ``side``."""
 
     side: int
 
-    def see(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Return the pooled pixels."""
         return _pool(images, self.side)
 
     @property
-    def seen_reach(self) -> float:
-        """All pixels are white then."""
+    def max_feature_norm(self) -> float:
+        """The norm of an all-white image."""
         return math.sqrt(len(self.mean))
 
 
 @dataclass(frozen=True)
 class PatchBasis(Basis):
-    """What filters see that were learnt from patches of the transfer images."""
+    """Responses of filters that are learnt from patches of the transfer images."""
 
     filters: FilterBank
 
-    def see(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Return the filters' pooled responses."""
-        return self.filters.see(images).double()
+        return self.filters.features(images).double()
 
     @property
-    def seen_reach(self) -> float:
-        """What the filters can give at most."""
-        return self.filters.reach
+    def max_feature_norm(self) -> float:
+        """The largest norm of pooled filter responses."""
+        return self.filters.max_norm
 
 
 @dataclass(frozen=True)
 class FeatureBasis(Basis):
-    """What goes into the last linear layer of ``model``, the same for server and silos.
+    """Penultimate features of ``model``, which is the same for server and silos.
 
-    Teachers' own features would not do: densities in different spaces cannot be compared.
+    The teachers' own features cannot be used: densities in different spaces are not comparable.
     """
 
     model: nn.Module
     compute: Compute
 
-    def see(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Return the features."""
         return penultimate_features(self.model, images, compute=self.compute).double()
 
@@ -120,22 +120,22 @@ def make_basis(
 ) -> Basis | None:
     """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
 
-    d = min(dims, N - 1, eigenvalues above 0.001 of the largest); of each component the entry
-    of largest magnitude is positive, so that signs do not depend on the solver.
+    d = min(dims, N - 1, number of eigenvalues above 0.001 of the largest). In each component the
+    entry of largest magnitude is positive, so that signs do not depend on the solver.
 
     Args:
         images: the transfer images.
-        dims: most dimensions.
+        dims: maximum number of dimensions.
         kind: ``pixels`` or ``patches``.
-        filters: of ``patches``.
-        fine: keep nearly all eigenvalues, but no more than N / 2 dimensions: for silos that
-            estimate their covariance together.
+        filters: number of filters for ``patches``.
+        fine: keep nearly all eigenvalues, but at most N / 2 dimensions; for a covariance that is
+            pooled over silos.
     """
     if len(images) < LEAST_TRANSFER_IMAGES:
         return None
     if kind == "patches":
         bank = learn_filters(images, filters)
-        fitted = _fit(bank.see(images).double(), dims, fine=fine)
+        fitted = _fit(bank.features(images).double(), dims, fine=fine)
         return None if fitted is None else PatchBasis(*fitted, bank)
     side = min(images.shape[-1], LARGEST_SIDE)
     fitted = _fit(_pool(images, side), dims, fine=fine)
@@ -147,7 +147,7 @@ def make_feature_basis(
 ) -> FeatureBasis | None:
     """Fit a basis to the images' features in ``model`` as :func:`make_basis` does to pixels.
 
-    None also where the features are all alike or not finite.
+    Returns None also if the features are constant or not finite.
 
     Raises:
         UserError: the model has no linear layer.
@@ -183,5 +183,5 @@ def _pool(images: Tensor, side: int) -> Tensor:
     return pooled.flatten(1).double()
 
 
-# A log-density for what a silo knows nothing of: finite, so that checks for NaN and Inf hold.
+# The log-density of a class without images: finite, so that checks for NaN and Inf pass.
 NOTHING_KNOWN: Final = -1e9

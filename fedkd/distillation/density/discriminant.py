@@ -1,8 +1,8 @@
-"""A student that the silos' moments give in closed form: Fisher's discriminant behind filters.
+"""A student in closed form: linear discriminant analysis on filter responses, from silo moments.
 
-The server learns filters from the transfer images, silos tell moments of what these see, and the
-linear layer that separates the classes best follows from their sums: the student of one place,
-however the images are shared out (He et al. 2405.16240; Fani et al. 2406.01116).
+The server learns filters from the transfer images. Silos share class moments of the filter
+responses, and the linear layer follows from their sums. The result equals that of centralized data,
+however the images are partitioned (He et al. 2405.16240; Fani et al. 2406.01116).
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from fedkd.registry import PATCH_FEATURES
 
 
 def lda_head_student(
-    told: Sequence[Moments | None], basis: Basis | None, shape: Shape, *, scale: float
+    silo_moments: Sequence[Moments | None], basis: Basis | None, shape: Shape, *, scale: float
 ) -> State:
     """Return weights of ``patch-features`` whose logits are the discriminant's over ``scale``.
 
-    With S the covariance within classes and of all silos, mu_k and pi_k the mean and the share of
-    class k: z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. Of a class that no
-    silo told of it is the others' mean less log(2 n) / scale for n images: never the largest.
+    With S the within-class covariance over all silos, mu_k and pi_k mean and share of class k:
+    z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. The logit of a class without
+    images is the mean of the others less log(2 n) / scale for n images: it is never the largest.
 
     Args:
-        told: moments in the basis, of each silo; None where it is too small to tell any.
-        basis: whitened components of what 200 filters see.
+        silo_moments: moments in the basis, one per silo; None for a silo that is too small.
+        basis: whitened components of the responses of 200 filters.
         shape: what models are built for.
-        scale: divides logits: a Gaussian is too sure of itself.
+        scale: divides the logits, since Gaussian posteriors are overconfident.
 
     Raises:
-        FedKDError: there is no basis, or no silo told moments.
+        FedKDError: there is no basis, or no silo has moments.
     """
     if not isinstance(basis, PatchBasis):
         raise FedKDError(
-            "student: lda-head sees through filters learnt from transfer images, of which 20 "
-            "distinct ones are needed"
+            "student: lda-head uses filters learnt from transfer images, of which 20 distinct ones "
+            "are needed"
         )
-    merged = merge_moments(told)
+    merged = merge_moments(silo_moments)
     if merged is None:
         raise FedKDError(
-            "student: lda-head follows from moments of the silos' images, and every silo is "
-            "too small to tell any"
+            "student: lda-head is computed from moments of the silos' images, and every silo is "
+            "too small to share any"
         )
     weight, bias = linear_layer(merged)
-    return _write(basis, shape, weight / scale, bias / scale)
+    return _to_state(basis, shape, weight / scale, bias / scale)
 
 
 def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,8 @@ def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _write(basis: PatchBasis, shape: Shape, weight: Tensor, bias: Tensor) -> State:
-    """Write a linear layer that sees the basis' points as one that sees the filters' features."""
+def _to_state(basis: PatchBasis, shape: Shape, weight: Tensor, bias: Tensor) -> State:
+    """Return the state of the model: the layer on projected points becomes one on features."""
     of_features = weight @ basis.components.double()
     return build_model(PATCH_FEATURES, shape, seed=0).state_dict() | {
         "0.kernels": basis.filters.kernels,

@@ -1,4 +1,4 @@
-"""Densities of a silo's images in a basis: Gaussian by class, or by nearest neighbours."""
+"""Densities of a silo's images in a basis: class-conditional Gaussian, or nearest neighbour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_SILO_IMAGES = 5
 LEAST_SHRINKAGE = 0.1
 
 LEAST_DISTANCE = 1e-3
-"""Floor of a neighbour's distance: an image that a silo holds itself has distance zero."""
+"""Lower bound on a neighbour's distance; a transfer image that is in the silo has distance 0."""
 
 
 def log_densities(
@@ -29,13 +29,13 @@ def log_densities(
 ) -> Tensor | None:
     """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
 
-    Their log-sum-exp over classes is log p(x_n). Classes that the silo has none of have
+    Their log-sum-exp over classes is log p(x_n). Classes without images in the silo have
     ``NOTHING_KNOWN``.
 
     Args:
         data: the silo's own images.
         transfer: uint8 transfer images ``[N, C, H, W]``.
-        basis: what the server sent.
+        basis: the server's basis.
         kind: ``gaussian`` or ``knn``.
         neighbours: k of the knn density.
         num_classes: C.
@@ -65,7 +65,7 @@ def gaussian_log_density(
     """Class-conditional Gaussians with one shrunk covariance, joint ``[N, C]`` in nats.
 
     p(x, k) = pi_k N(x; mu_k, (1-l) S + l I), S the pooled within-class covariance, l = max(0.1,
-    d / (d + n - K)) with n the number of distinct points and K of classes present.
+    d / (d + n - K)) for n distinct points and K classes with images.
     """
     dims = own.shape[1]
     present = torch.unique(labels)
@@ -117,10 +117,10 @@ def background_log_density(points: Tensor) -> Tensor:
 
 
 def density_bound(kind: str, dims: int) -> float:
-    """Return the highest log-density that an honest silo can claim, in nats.
+    """Return the highest log-density that an honest silo can have, in nats.
 
-    For ``gaussian`` -(d/2) log(2 pi l) at the least shrinkage; for ``knn`` the value at the least
-    distance, with one point.
+    For ``gaussian`` -(d/2) log(2 pi l) at the smallest shrinkage; for ``knn`` the value at the
+    smallest distance, with one point.
     """
     if kind == "gaussian":
         return -0.5 * dims * math.log(2 * math.pi * LEAST_SHRINKAGE)

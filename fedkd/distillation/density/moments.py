@@ -1,9 +1,9 @@
-"""Gaussians whose one covariance all silos estimate together, from sums over their images.
+"""Gaussians with one covariance, pooled over silos from the moments of their images.
 
-Fisher's discriminant needs no image, only numbers, means and second moments, and those of a
-federation are sums of its silos'. However the images are shared out, all silos together know
-what one place would: the analytic learning of He et al. 2405.16240 and Fani et al. 2406.01116,
-here with a class of its own for every silo, so that it also tells whose data an image is like.
+Linear discriminant analysis needs class counts, class means and second moments only, and those of a
+federation are sums over its silos. The result does not depend on the partition: analytic learning,
+He et al. 2405.16240 and Fani et al. 2406.01116. Here every pair of silo and class has a Gaussian of
+its own, so that it also gives each silo's density.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import AT_ONCE, NOTHING_KNOWN, Basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, PROJECTION_BATCH, Basis
 from fedkd.distillation.density.estimators import LEAST_SHRINKAGE, LEAST_SILO_IMAGES
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a silo tells of its images in a basis of d dimensions, for K classes.
+    """Moments of a silo's images in a basis of d dimensions, for K classes.
 
     Attributes:
-        counts: images of each class that the moments are of, int64 ``[K]``.
-        means: of each class, fp32 ``[K, d]``; zeros for a class of none.
-        second: mean of x x^T over those images, fp32 ``[d, d]``.
+        counts: number of images of each class, int64 ``[K]``.
+        means: of each class, fp32 ``[K, d]``; zeros for a class without images.
+        second: mean of x x^T over these images, fp32 ``[d, d]``.
     """
 
     counts: Tensor
@@ -45,9 +45,10 @@ class Moments:
 def moments_of(
     data: Images, basis: Basis, *, num_classes: int, least: int = LEAST_SILO_IMAGES
 ) -> Moments | None:
-    """Return the moments of a silo's images, or None if there is too little to tell.
+    """Return the moments of a silo's images, or None if no class has enough images.
 
-    Classes of fewer than ``least`` images are left out: a mean of one image is that image.
+    Classes of fewer than ``least`` images are left out, because a mean over one image is that
+    image.
     """
     counts = torch.bincount(data.labels, minlength=num_classes)
     counts = torch.where(counts >= least, counts, 0)
@@ -58,8 +59,8 @@ def moments_of(
     sums = torch.zeros(num_classes, dims, dtype=torch.float64)
     second = torch.zeros(dims, dims, dtype=torch.float64)
     for images, labels in zip(
-        torch.split(data.images[kept], AT_ONCE),
-        torch.split(data.labels[kept], AT_ONCE),
+        torch.split(data.images[kept], PROJECTION_BATCH),
+        torch.split(data.labels[kept], PROJECTION_BATCH),
         strict=True,
     ):
         points = basis.project(images)
@@ -76,7 +77,7 @@ class Discriminant:
     Attributes:
         factor: Cholesky factor of Sigma, float64 ``[d, d]``.
         means: float64 ``[G, d]`` of the G pairs of silo and class that have images.
-        groups: which silo and class those are, int64 ``[G, 2]``.
+        groups: silo and class of each pair, int64 ``[G, 2]``.
         log_prior: log of the class's share of its silo's images, ``[G]``.
         shape: M silos and K classes.
     """
@@ -90,8 +91,8 @@ class Discriminant:
     def log_densities(self, points: Tensor) -> list[Tensor | None]:
         """Return each silo's joint log p(x_n, k) in nats, float64 ``[N, K]``.
 
-        Classes that the silo has none of have ``NOTHING_KNOWN``; None stands for a silo that
-        told nothing.
+        Classes without images in the silo have ``NOTHING_KNOWN``; None is for a silo without
+        moments.
 
         Args:
             points: float64 ``[N, d]`` in the basis of the moments.
@@ -102,23 +103,25 @@ class Discriminant:
         centres = torch.linalg.solve_triangular(self.factor, self.means.T, upper=False)
         log_det = 2 * float(self.factor.diagonal().log().sum())
         distances = (solved**2).sum(0)[:, None] + (centres**2).sum(0) - 2 * solved.T @ centres
-        found = self.log_prior - 0.5 * (distances + log_det + dims * math.log(2 * math.pi))
+        joint_of_groups = self.log_prior - 0.5 * (
+            distances + log_det + dims * math.log(2 * math.pi)
+        )
         joint = torch.full((silos, classes, len(points)), NOTHING_KNOWN, dtype=torch.float64)
-        joint[self.groups[:, 0], self.groups[:, 1]] = found.T
-        told = set(self.groups[:, 0].tolist())
-        return [joint[m].T.contiguous() if m in told else None for m in range(silos)]
+        joint[self.groups[:, 0], self.groups[:, 1]] = joint_of_groups.T
+        silos_with_moments = set(self.groups[:, 0].tolist())
+        return [joint[m].T.contiguous() if m in silos_with_moments else None for m in range(silos)]
 
 
-def common_factor(told: Sequence[Moments]) -> Tensor:
-    """Return the Cholesky factor of the covariance that at least one silo's moments give.
+def common_factor(silo_moments: Sequence[Moments]) -> Tensor:
+    """Return the Cholesky factor of the covariance pooled over at least one silo.
 
     Sigma = (1-l) S + l I with S the covariance within pairs of silo and class, l = max(0.1,
-    d / (d + n - G)) for n images and G pairs, as a silo's own Gaussians have it.
+    d / (d + n - G)) for n images and G pairs, as in a silo's own Gaussians.
     """
-    dims = told[0].means.shape[1]
+    dims = silo_moments[0].means.shape[1]
     scatter = torch.zeros(dims, dims, dtype=torch.float64)
     images = groups = 0
-    for moments in told:
+    for moments in silo_moments:
         size = int(moments.counts.sum())
         images += size
         groups += int((moments.counts > 0).sum())
@@ -131,35 +134,35 @@ def common_factor(told: Sequence[Moments]) -> Tensor:
     return factor
 
 
-def pool_moments(told: Sequence[Moments | None]) -> Discriminant | None:
-    """Return every silo's Gaussians about their common covariance; None if nobody told any."""
-    known = [(m, moments) for m, moments in enumerate(told) if moments is not None]
-    if not known:
+def pool_moments(silo_moments: Sequence[Moments | None]) -> Discriminant | None:
+    """Return every silo's Gaussians with their common covariance; None without any moments."""
+    with_moments = [(m, moments) for m, moments in enumerate(silo_moments) if moments is not None]
+    if not with_moments:
         return None
     groups, means, priors = [], [], []
-    for m, moments in known:
+    for m, moments in with_moments:
         size = int(moments.counts.sum())
         for k in torch.nonzero(moments.counts).flatten().tolist():
             groups.append((m, k))
             means.append(moments.means[k].double())
             priors.append(math.log(int(moments.counts[k]) / size))
     return Discriminant(
-        common_factor([moments for _, moments in known]),
+        common_factor([moments for _, moments in with_moments]),
         torch.stack(means),
         torch.tensor(groups),
         torch.tensor(priors, dtype=torch.float64),
-        (len(told), len(known[0][1].counts)),
+        (len(silo_moments), len(with_moments[0][1].counts)),
     )
 
 
-def merge_moments(told: Sequence[Moments | None]) -> Moments | None:
-    """Return the moments of all silos' images together; None if nobody told any."""
-    known = [moments for moments in told if moments is not None]
-    if not known:
+def merge_moments(silo_moments: Sequence[Moments | None]) -> Moments | None:
+    """Return the moments of all silos' images together; None without any moments."""
+    present = [moments for moments in silo_moments if moments is not None]
+    if not present:
         return None
-    counts = torch.stack([moments.counts for moments in known])
-    means = torch.stack([moments.means.double() for moments in known])
-    second = torch.stack([moments.second.double() for moments in known])
+    counts = torch.stack([moments.counts for moments in present])
+    means = torch.stack([moments.means.double() for moments in present])
+    second = torch.stack([moments.second.double() for moments in present])
     images = counts.sum(1).double()
     of_class = counts.sum(0)
     merged = (counts[:, :, None] * means).sum(0) / of_class.clamp_min(1)[:, None]
@@ -167,32 +170,31 @@ def merge_moments(told: Sequence[Moments | None]) -> Moments | None:
     return Moments(of_class, merged.float(), within.float())
 
 
-def each_left_out(told: Sequence[Moments]) -> Iterator[Moments]:
-    """Yield for each of at least two silos the moments of all others' images together.
+def each_left_out(silo_moments: Sequence[Moments]) -> Iterator[Moments]:
+    """Yield for each of at least two silos the moments of all other silos' images together.
 
-    From the sums of all, less its own: no more work for a hundred silos than a hundred times that
-    for one.
+    Each is the total minus the silo's own sums, so that the work is linear in the number of silos.
     """
-    counts = torch.zeros_like(told[0].counts)
-    sums = torch.zeros_like(told[0].means, dtype=torch.float64)
-    second = torch.zeros_like(told[0].second, dtype=torch.float64)
-    for moments in told:
+    counts = torch.zeros_like(silo_moments[0].counts)
+    sums = torch.zeros_like(silo_moments[0].means, dtype=torch.float64)
+    second = torch.zeros_like(silo_moments[0].second, dtype=torch.float64)
+    for moments in silo_moments:
         counts += moments.counts
-        sums += _of_class(moments)
-        second += _of_all(moments)
-    for moments in told:
+        sums += _class_sums(moments)
+        second += _second_sum(moments)
+    for moments in silo_moments:
         left = counts - moments.counts
-        means = (sums - _of_class(moments)) / left.clamp_min(1)[:, None]
-        means[left == 0] = 0  # and not what rounding has left
-        rest = (second - _of_all(moments)) / left.sum()
+        means = (sums - _class_sums(moments)) / left.clamp_min(1)[:, None]
+        means[left == 0] = 0  # without rounding errors
+        rest = (second - _second_sum(moments)) / left.sum()
         yield Moments(left, means.float(), rest.float())
 
 
-def _of_class(moments: Moments) -> Tensor:
+def _class_sums(moments: Moments) -> Tensor:
     """Return the sum of each class's images, float64 ``[K, d]``."""
     return moments.counts[:, None] * moments.means.double()
 
 
-def _of_all(moments: Moments) -> Tensor:
+def _second_sum(moments: Moments) -> Tensor:
     """Return the sum of x x^T over all images, float64 ``[d, d]``."""
     return moments.counts.sum() * moments.second.double()

@@ -1,4 +1,4 @@
-"""What silos told of their images, turned into how likely each image is under each silo's data."""
+"""The density of each transfer image under each silo's data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedkd.config import Consolidation
 from fedkd.distillation.augmentation import MixedInputs
-from fedkd.distillation.density.basis import AT_ONCE, Basis
+from fedkd.distillation.density.basis import PROJECTION_BATCH, Basis
 from fedkd.distillation.density.estimators import background_log_density
 from fedkd.distillation.density.moments import pool_moments
 from fedkd.distillation.teachers import Teachers
@@ -17,11 +17,11 @@ from fedkd.distillation.teachers import Teachers
 
 @dataclass(frozen=True)
 class Densities:
-    """Of M silos on N images, in nats.
+    """Log-densities of N images under the data of M silos, in nats.
 
     Attributes:
-        each: log p_m(x_n), ``[N]``, or joint with the class, ``[N, K]``; None where a silo told
-            nothing. Float64.
+        each: log p_m(x_n), float64 ``[N]``, or joint with the class, ``[N, K]``; None for a silo
+            without densities.
         background: log N(x_n; 0, I), float64 ``[N]``.
     """
 
@@ -30,60 +30,64 @@ class Densities:
 
     @property
     def known(self) -> list[int]:
-        """Which silos told something."""
+        """Indices of the silos with densities."""
         return [m for m, density in enumerate(self.each) if density is not None]
 
     def marginal(self) -> Tensor:
-        """Return log p_m(x_n), ``[M, N]``; NaN where a silo told nothing."""
-        nothing = torch.full_like(self.background, float("nan"))
-        return torch.stack([nothing if d is None else _marginal(d) for d in self.each])
+        """Return log p_m(x_n), ``[M, N]``; NaN for a silo without densities."""
+        unknown = torch.full_like(self.background, float("nan"))
+        return torch.stack([unknown if d is None else _marginal(d) for d in self.each])
 
     def joint(self) -> Tensor:
-        """Return log p_m(x_n, k) of those that told something, ``[M', N, K]``."""
+        """Return log p_m(x_n, k) of the silos with densities, ``[M', N, K]``."""
         return torch.stack([density for density in self.each if density is not None])
 
 
-def find_densities(
+def compute_densities(
     teachers: Teachers,
     settings: Consolidation,
     basis: Basis,
     images: Tensor,
     mixed_inputs: MixedInputs | None = None,
 ) -> Densities:
-    """Return the densities of the transfer images, or of blends of them.
+    """Return the densities of the transfer images, or of mixed inputs made from them.
 
-    Pooled ones are computed for any image. Others silos told of the transfer images alone: of a
-    blend of two the log-density is taken to lie between.
+    Pooled densities can be computed for any image. Other densities are known for the transfer
+    images alone; the log-density of a mixed input is interpolated.
 
     Args:
-        teachers: what the silos told.
+        teachers: densities or moments of the silos.
         settings: of the consolidation.
-        basis: in which they did.
+        basis: of these densities or moments.
         images: the transfer images, uint8 ``[N, C, H, W]``.
-        mixed_inputs: of these images.
+        mixed_inputs: made from these images.
     """
     if settings.uses_moments:
         return _pooled(teachers, basis, images if mixed_inputs is None else mixed_inputs.images)
-    told = [teacher.log_density for teacher in teachers.members]
+    densities = [teacher.log_density for teacher in teachers.members]
     background = background_log_density(basis.project(images))
     if mixed_inputs is not None:
-        told = [None if density is None else mixed_inputs.interpolate(density) for density in told]
+        densities = [
+            None if density is None else mixed_inputs.interpolate(density) for density in densities
+        ]
         background = mixed_inputs.interpolate(background)
-    return Densities(tuple(told), background)
+    return Densities(tuple(densities), background)
 
 
 def _pooled(teachers: Teachers, basis: Basis, images: Tensor) -> Densities:
     discriminant = pool_moments([teacher.moments for teacher in teachers.members])
-    found: list[list[Tensor | None]] = []
+    parts_of_batches: list[list[Tensor | None]] = []
     backgrounds = []
-    for batch in torch.split(images, AT_ONCE):
+    for batch in torch.split(images, PROJECTION_BATCH):
         points = basis.project(batch)
         backgrounds.append(background_log_density(points))
         if discriminant is not None:
-            found.append(discriminant.log_densities(points))
+            parts_of_batches.append(discriminant.log_densities(points))
     each = [
-        torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
-        for parts in zip(*found, strict=True)
+        torch.cat([part for part in parts_of_silo if part is not None])
+        if parts_of_silo[0] is not None
+        else None
+        for parts_of_silo in zip(*parts_of_batches, strict=True)
     ] or [None] * len(teachers)
     return Densities(tuple(each), torch.cat(backgrounds))
 

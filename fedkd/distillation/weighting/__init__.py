@@ -1,1 +1,1 @@
-"""How teachers are weighted, capped and excluded."""
+"""Weights of teachers, caps on them, and exclusion of teachers."""

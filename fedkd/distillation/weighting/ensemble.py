@@ -1,4 +1,4 @@
-"""Many teachers become one: weigh them and pool what they say."""
+"""The ensemble: weights of the teachers, and their pooled predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Consolidation, Subset
-from fedkd.distillation.weighting.trust import agreement, cap, knowledge, trust
+from fedkd.distillation.weighting.trust import agreement, cap, coverage, trust
 from fedkd.distillation.weighting.weightings import Evidence, entropy, foreign_share, pool
 from fedkd.errors import UserError
 from fedkd.registry import WEIGHTINGS
@@ -17,15 +17,15 @@ from fedkd.util.seeding import torch_generator
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The teachers' joint opinion of the transfer set.
+    """The teachers' pooled predictions on the transfer set.
 
     Attributes:
         target: probabilities at the study's temperature, float32 ``[N, K]``.
-        logits: every teacher's own, ``[M, N, K]``.
+        logits: of each teacher, ``[M, N, K]``.
         weights: of each teacher on each sample, float64 ``[M, N]``.
-        foreign: mean share of the samples that no silo knows, or None without densities.
+        foreign: mean share of the samples that the background claims, or None without densities.
         agreement: share of samples on which each teacher's class is the target's, ``[M]``.
-        trust: how far each teacher is believed, ``[M]``; None where nobody asks or can tell.
+        trust: of each teacher, ``[M]``; None unless ``trust: agreement`` and densities are known.
     """
 
     target: Tensor
@@ -37,20 +37,20 @@ class Ensemble:
 
 
 def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
-    """Weigh the teachers and pool their predictions.
+    """Compute the teachers' weights and pool their predictions.
 
     Raises:
-        UserError: a weighting of the user's own gave what is no weighting.
+        UserError: a user's own weighting returned invalid weights.
     """
     weights = WEIGHTINGS.call(settings.weighting, evidence, settings)
     if settings.weighting not in WEIGHTINGS:
-        weights = _checked(weights, evidence, settings.weighting)
-    votes = evidence.logits.argmax(2)
+        weights = _validate(weights, evidence, settings.weighting)
+    predicted = evidence.logits.argmax(2)
     if settings.max_weight is not None:
         weights = cap(weights, settings.max_weight)
-    believed = None
+    trusts = None
     if settings.trust == "agreement":
-        believed = _believed(evidence, votes, weights)
+        trusts = _compute_trust(evidence, predicted, weights)
     target = pool(
         evidence.logits,
         weights,
@@ -60,24 +60,24 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     )
     foreign = None
     if evidence.log_density is not None and evidence.log_background is not None:
-        known = ~torch.isnan(evidence.log_density).any(dim=1)
-        foreign = float(foreign_share(evidence, settings).mean()) if known.any() else None
+        with_density = ~torch.isnan(evidence.log_density).any(dim=1)
+        foreign = float(foreign_share(evidence, settings).mean()) if with_density.any() else None
     return Ensemble(
         target,
         evidence.logits,
         weights.mean(2) if weights.dim() == 3 else weights,
         foreign,
-        agreement(votes, target.argmax(1)),
-        believed,
+        agreement(predicted, target.argmax(1)),
+        trusts,
     )
 
 
-def _believed(evidence: Evidence, votes: Tensor, weights: Tensor) -> Tensor | None:
-    """Return how far each teacher is believed; None where no density says who knows what."""
+def _compute_trust(evidence: Evidence, predicted: Tensor, weights: Tensor) -> Tensor | None:
+    """Return each teacher's trust; None without densities."""
     density, background = evidence.log_density, evidence.log_background
     if density is None or background is None:
         return None
-    return trust(votes, knowledge(density, background, weights))
+    return trust(predicted, coverage(density, background, weights))
 
 
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
@@ -86,7 +86,7 @@ def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
     Args:
         target: the ensemble's probabilities ``[N, K]``.
         subset: how many, and whether at random or by the ensemble's entropy.
-        seed: of the study's repetition.
+        seed: of the repetition.
     """
     if subset.size >= len(target):
         return torch.arange(len(target))
@@ -97,8 +97,8 @@ def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
     return chosen[: subset.size].sort().values
 
 
-def _checked(weights: object, evidence: Evidence, name: str) -> Tensor:
-    """Return what a function of the user's own gave as float64, if it is a weighting."""
+def _validate(weights: object, evidence: Evidence, name: str) -> Tensor:
+    """Return the weights of a user's own function as float64, or refuse them."""
     teachers, samples, classes = evidence.logits.shape
     shapes = ((teachers, samples), (teachers, samples, classes))
     if (
@@ -107,13 +107,14 @@ def _checked(weights: object, evidence: Evidence, name: str) -> Tensor:
         or tuple(weights.shape) not in shapes
     ):
         raise UserError(
-            f"weighting {name} must give a real tensor [{teachers}, {samples}] or "
+            f"weighting {name} must return a real tensor [{teachers}, {samples}] or "
             f"[{teachers}, {samples}, {classes}]"
         )
     weights = weights.detach().double()
-    whole = torch.isclose(weights.sum(0), torch.ones((), dtype=torch.float64), atol=1e-6)
-    if not bool(torch.isfinite(weights).all() and (weights >= 0).all() and whole.all()):
+    sums_to_one = torch.isclose(weights.sum(0), torch.ones((), dtype=torch.float64), atol=1e-6)
+    if not bool(torch.isfinite(weights).all() and (weights >= 0).all() and sums_to_one.all()):
         raise UserError(
-            f"weighting {name} must give weights that are not negative and sum to one over teachers"
+            f"weighting {name} must return weights that are not negative and sum to one over "
+            "teachers"
         )
     return weights

@@ -1,4 +1,4 @@
-"""Whom not to hear: teachers that others, or labelled images of the server, contradict."""
+"""Exclude teachers that other teachers, or the server's labelled images, contradict."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Consolidation
-from fedkd.distillation.density.basis import AT_ONCE
+from fedkd.distillation.density.basis import PROJECTION_BATCH
 from fedkd.distillation.density.discriminant import linear_layer
 from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments
 from fedkd.distillation.targets import DistillationSetup, make_ensemble
 from fedkd.distillation.teachers import Teachers
-from fedkd.distillation.weighting.trust import BELIEVED, MOST_EXCLUDED
+from fedkd.distillation.weighting.trust import MAX_EXCLUDED, MIN_TRUST
 from fedkd.errors import FedKDError
 
 LEVEL = 0.05
-"""So often, at most, the images contradict any silo of an honest federation by chance."""
+"""Probability, at most, that chance excludes any silo of an honest federation."""
 
 
 def exclude_contradicted(
     teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[Teachers, dict[str, Any]]:
-    """Leave out teachers as ``trust`` has it, one after another, the least believed first.
+    """Exclude teachers one at a time by ``settings.trust``, the least trusted first.
 
-    As long as a liar is heard, those that it contradicts seem doubtful too.
+    Trust is computed again after each exclusion: while a bad teacher is kept, it lowers the trust
+    of the teachers that it contradicts.
 
     Returns:
-        Those that are heard, and notes: the trust in each of the others, or why there are none.
+        The kept teachers, and notes: the trust of each excluded one, or why none is excluded.
     """
     if settings.trust == "agreement":
         return _by_agreement(teachers, settings, setup)
@@ -44,30 +45,30 @@ def _by_agreement(
 ) -> tuple[Teachers, dict[str, Any]]:
     """Exclude teachers that are contradicted by those with high density on the same images.
 
-    Where excluding :data:`~fedkd.distillation.weighting.trust.MOST_EXCLUDED` of them does not make
-    the rest agree, they disagree for another reason, such as too little training, and all are kept.
+    If the rest still disagree after excluding
+    :data:`~fedkd.distillation.weighting.trust.MAX_EXCLUDED` of them, the reason is another one,
+    such as too little training, and all are kept.
     """
-    most = max(1, int(MOST_EXCLUDED * len(teachers))) if len(teachers) > 2 else 0
+    most = max(1, int(MAX_EXCLUDED * len(teachers))) if len(teachers) > 2 else 0
     kept, excluded = teachers, dict[str, float]()
     while True:
         trust = make_ensemble(kept, settings, setup).trust
-        if trust is None or float(trust.min()) >= BELIEVED:
+        if trust is None or float(trust.min()) >= MIN_TRUST:
             return kept, _notes(excluded)
         if len(excluded) == most:
-            sentence = "the teachers contradict each other too much for trust to tell who is wrong"
+            sentence = "the teachers contradict each other too much to identify the wrong ones"
             return teachers, {"warning": sentence}
         least = int(trust.argmin())
         excluded[kept.members[least].silo] = round(float(trust[least]), 6)
-        kept = kept.only([m for m in range(len(kept)) if m != least])
+        kept = kept.subset([m for m in range(len(kept)) if m != least])
 
 
 def _by_validation(teachers: Teachers, setup: DistillationSetup) -> tuple[Teachers, dict[str, Any]]:
-    """Leave out whose moments make the discriminant of all silos take labelled images for others.
+    """Exclude silos whose moments make the pooled discriminant less accurate on labelled images.
 
-    Of the images that it tells right either with a silo's moments or without them, how many
-    without? A silo is trusted as far as chance would have as many, by the sign test, and left out
-    below ``LEVEL`` shared among all, so that who does no harm is heard whatever it says. Fewer
-    than half are left out.
+    The test counts images that the discriminant classifies correctly only with or only without a
+    silo's moments. A silo's trust is the p-value of the one-sided sign test on these counts. Silos
+    below ``LEVEL``, divided by the number of silos, are excluded; fewer than half of them.
 
     Raises:
         FedKDError: there are no labelled images.
@@ -75,55 +76,57 @@ def _by_validation(teachers: Teachers, setup: DistillationSetup) -> tuple[Teache
     if setup.basis is None:
         return teachers, {}
     if not len(setup.validation):
-        raise FedKDError("trust: validation judges silos by labelled images, and there are none")
+        raise FedKDError("trust: validation needs labelled images, and there are none")
     labels = setup.validation.labels
-    batches = torch.split(setup.validation.images, AT_ONCE)
+    batches = torch.split(setup.validation.images, PROJECTION_BATCH)
     points = torch.cat([setup.basis.project(images) for images in batches])
     kept, excluded = teachers, dict[str, float]()
     while len(excluded) < (len(teachers) - 1) // 2:
-        told = [(t.silo, t.moments) for t in kept.members if t.moments is not None]
-        if len(told) < 2:
+        moments_by_silo = [(t.silo, t.moments) for t in kept.members if t.moments is not None]
+        if len(moments_by_silo) < 2:
             break
-        trust = _trust_by_labels([moments for _, moments in told], points, labels)
-        least = min(range(len(told)), key=trust.__getitem__)
-        if trust[least] >= LEVEL / len(told):
+        trust = _trust_by_labels([moments for _, moments in moments_by_silo], points, labels)
+        least = min(range(len(moments_by_silo)), key=trust.__getitem__)
+        if trust[least] >= LEVEL / len(moments_by_silo):
             break
-        silo, _ = told[least]
+        silo, _ = moments_by_silo[least]
         excluded[silo] = round(trust[least], 6)
-        kept = kept.only([m for m, t in enumerate(kept.members) if t.silo != silo])
+        kept = kept.subset([m for m, t in enumerate(kept.members) if t.silo != silo])
     return kept, _notes(excluded)
 
 
-def _trust_by_labels(told: Sequence[Moments], points: Tensor, labels: Tensor) -> list[float]:
-    """Return each of at least two silos' p of the sign test."""
-    merged = merge_moments(told)
+def _trust_by_labels(
+    silo_moments: Sequence[Moments], points: Tensor, labels: Tensor
+) -> list[float]:
+    """Return the p-value of the sign test for each of at least two silos."""
+    merged = merge_moments(silo_moments)
     if merged is None:
-        raise ValueError("nobody told any moments")
-    with_all = _is_right(merged, points, labels)
+        raise ValueError("no silo has moments")
+    correct_with_all = _is_correct(merged, points, labels)
     trust = []
-    for rest in each_left_out(told):
-        without = _is_right(rest, points, labels)
-        trust.append(sign_test(without & ~with_all, with_all & ~without))
+    for rest in each_left_out(silo_moments):
+        without = _is_correct(rest, points, labels)
+        trust.append(sign_test(without & ~correct_with_all, correct_with_all & ~without))
     return trust
 
 
-def _is_right(merged: Moments, points: Tensor, labels: Tensor) -> Tensor:
-    """Return which points ``[N, d]`` the discriminant takes for their class, bool ``[N]``."""
+def _is_correct(merged: Moments, points: Tensor, labels: Tensor) -> Tensor:
+    """Return which points ``[N, d]`` the discriminant classifies correctly, bool ``[N]``."""
     weight, bias = linear_layer(merged)
     return (points @ weight.T + bias).argmax(1) == labels
 
 
 def sign_test(for_: Tensor, against: Tensor) -> float:
-    """Return how likely a fair coin gives as many of all images ``for_``, or more.
+    """Return the one-sided p-value of the exact McNemar (1947) test.
 
-    The exact test of McNemar (1947), one-sided.
+    It is the probability that a fair coin gives at least as many images ``for_``.
 
     Args:
         for_: bool ``[N]``.
-        against: of other images, bool ``[N]``.
+        against: bool ``[N]``, disjoint from ``for_``.
     """
-    found, count = int(for_.sum()), int(for_.sum() + against.sum())
-    heads: int = sum(math.comb(count, k) for k in range(found, count + 1))
+    successes, count = int(for_.sum()), int(for_.sum() + against.sum())
+    heads: int = sum(math.comb(count, k) for k in range(successes, count + 1))
     return float(heads / 2**count)
 
 

@@ -83,7 +83,7 @@ def exclude_implausible(
     if len(reasons) == len(teachers):
         listed = "; ".join(f"{silo}: {reason}" for silo, reason in list(names.items())[:3])
         raise FedKDError(f"no silo's pre-trained model is plausible ({listed})")
-    return teachers.only([m for m in range(len(teachers)) if m not in reasons]), names
+    return teachers.subset([m for m in range(len(teachers)) if m not in reasons]), names
 
 
 def _add(reasons: dict[int, str], found: list[int], reason: str, total: int) -> dict[int, str]:

@@ -1,9 +1,8 @@
-"""Bearing a few bad teachers: how far each is believed, and the most that any may weigh.
+"""Robustness against a few bad teachers: trust in each, and a cap on weights.
 
-A federation under label skew is no crowd of equals: most teachers are wrong about most images, and
-the one that knows an image may stand alone. So a teacher is not judged by how often it is in the
-minority, but by whether those contradict it that know the same images. Who knows which,
-the densities tell; without them an honest teacher cannot be told from a bad one.
+Under label skew most teachers are wrong on most images, and the only correct teacher may be in the
+minority. Trust therefore counts contradictions only by teachers whose data covers the same images.
+Densities give that coverage; without them a bad teacher cannot be distinguished from an honest one.
 """
 
 from __future__ import annotations
@@ -13,75 +12,77 @@ from torch import Tensor
 
 PASSES = 20
 PRIOR_SHARE = 0.1
-"""Benefit of the doubt: agreement on this part of a teacher's equal share of the images."""
-HEARD = 4.0
-"""Power to which a teacher's trust counts where it judges others."""
+"""Prior agreement, as a fraction of a teacher's equal share of the images."""
+TRUST_POWER = 4.0
+"""Exponent of a teacher's trust when it is compared with others."""
 MARGIN = 3.0
-"""In nats: a silo knows what is e^3 times likelier under its own density than under N(0, I)."""
-BELIEVED, MOST_EXCLUDED = 0.6, 0.1
-"""Who is trusted less is left out; so many at most, as a share of all teachers."""
-# The figures are ours, chosen on the ensemble of digits, seeds 10 to 13, that nothing is judged on.
+"""In nats: covered images are e^3 times likelier under the silo's density than under N(0, I)."""
+MIN_TRUST, MAX_EXCLUDED = 0.6, 0.1
+"""Teachers with less trust are excluded, at most this share of all teachers."""
+# All constants were chosen on digits, seeds 10 to 13, on which no claim is evaluated.
 
 
-def agreement(votes: Tensor, verdict: Tensor) -> Tensor:
-    """Return each teacher's share of images on which it says what the ensemble says, ``[M]``.
+def agreement(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the share of images on which each teacher predicts the ensemble's class, ``[M]``.
 
     Args:
-        votes: classes ``[M, N]``.
-        verdict: the ensemble's classes ``[N]``.
+        predicted: classes ``[M, N]``.
+        target: the ensemble's classes ``[N]``.
     """
-    return (votes == verdict).double().mean(1)
+    return (predicted == target).double().mean(1)
 
 
-def knowledge(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Tensor:
-    """Return how far each teacher knows each image, float64 ``[M, N]`` in [0, 1].
+def coverage(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Tensor:
+    """Return how well each teacher's data covers each image, float64 ``[M, N]`` in [0, 1].
 
-    Of itself: is the image likelier under its data than under all data, the background N(0, I)?
-    And beside the others: the root of its weight, against that of who weighs most there. Weights
-    alone would not do: of an image that nobody knows they make a quarrel among strangers.
+    The product of two factors. Absolute: is the image likelier under the silo's data than under the
+    background N(0, I)? Relative: the square root of the teacher's weight over the largest weight.
+    Weights alone are not enough: on an image that no silo covers they only rank guesses.
 
     Args:
-        log_density: log p_m(x_n), ``[M, N]``; a row of NaN knows nothing.
+        log_density: log p_m(x_n), ``[M, N]``; the coverage of a row of NaN is 0.
         log_background: log N(x_n; 0, I), ``[N]``.
         weights: ``[M, N]``.
     """
-    of_itself = torch.sigmoid(log_density - log_background - MARGIN)
-    beside = (weights / weights.amax(0)).sqrt()
-    return torch.nan_to_num(of_itself, nan=0.0) * beside
+    absolute = torch.sigmoid(log_density - log_background - MARGIN)
+    relative = (weights / weights.amax(0)).sqrt()
+    return torch.nan_to_num(absolute, nan=0.0) * relative
 
 
-def trust(votes: Tensor, known: Tensor) -> Tensor:
-    """Return how far each teacher is believed, float64 ``[M]`` in (0, 1].
+def trust(predicted: Tensor, covered: Tensor) -> Tensor:
+    """Return the trust in each teacher, float64 ``[M]`` in (0, 1].
 
-    Two teachers meet on an image as far as both know it. A teacher is believed as far as those
-    whom it meets say the same, each heard by its own trust; some agreement is granted in advance,
-    so that who meets nobody is believed. As in Dawid and Skene (1979) this is iterated, so that a
-    liar is found out by all and drags nobody down.
+    A teacher's trust is its agreement with the other teachers that cover the same images, weighted
+    by their own trust. A prior agreement gives trust to a teacher that overlaps with no other. The
+    trust is iterated as in Dawid and Skene (1979), so that a bad teacher does not lower the trust
+    of those that it contradicts.
 
     Args:
-        votes: classes ``[M, N]``.
-        known: how far each teacher knows each image, float64 ``[M, N]`` in [0, 1].
+        predicted: classes ``[M, N]``.
+        covered: coverage of each image by each teacher, float64 ``[M, N]`` in [0, 1].
     """
-    teachers, samples = votes.shape
+    teachers, samples = predicted.shape
     prior = PRIOR_SHARE * samples / teachers
-    met = known * (known.sum(0) - known).clamp(0, 1)
-    believed = torch.ones(teachers, dtype=torch.float64)
+    overlap = covered * (covered.sum(0) - covered).clamp(0, 1)
+    trusts = torch.ones(teachers, dtype=torch.float64)
     for _ in range(PASSES):
-        kept = believed[:, None] ** HEARD * known
-        alike = kept.new_zeros(int(votes.max()) + 1, samples).scatter_add_(0, votes, kept)
-        alike = (alike.gather(0, votes) - kept).clamp_min(0)
-        others = (kept.sum(0) - kept).clamp_min(torch.finfo(torch.float64).tiny)
-        agreed = met * (alike / others).clamp_max(1)
-        believed = (agreed.sum(1) + prior) / (met.sum(1) + prior)
-    return believed
+        trusted = trusts[:, None] ** TRUST_POWER * covered
+        same = trusted.new_zeros(int(predicted.max()) + 1, samples).scatter_add_(
+            0, predicted, trusted
+        )
+        same = (same.gather(0, predicted) - trusted).clamp_min(0)
+        others = (trusted.sum(0) - trusted).clamp_min(torch.finfo(torch.float64).tiny)
+        agreed = overlap * (same / others).clamp_max(1)
+        trusts = (agreed.sum(1) + prior) / (overlap.sum(1) + prior)
+    return trusts
 
 
 def cap(weights: Tensor, most: float) -> Tensor:
-    """Scale teachers down until the mean weight of none exceeds ``most``, or 1/M if that is more.
+    """Scale weights until no teacher's mean weight exceeds ``most``, or 1/M if that is larger.
 
-    Each is scaled by one factor on all images, and what it loses goes to the others in proportion
-    to their weights. A factor shifts a log-density: who claims to know all images equally well is
-    brought back to ``most`` on each, and the others weigh against each other as before.
+    Each teacher is scaled by one factor on all images; the excess goes to the others in proportion
+    to their weights, so that their ratios are unchanged. A factor is a shift of a log-density: a
+    teacher with the same large density everywhere is reduced to ``most`` on every image.
 
     Args:
         weights: float64 ``[M, N]`` or ``[M, N, K]``, summing to one over teachers.

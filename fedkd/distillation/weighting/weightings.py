@@ -1,8 +1,8 @@
-"""How much each teacher counts on each sample.
+"""Weights of the teachers on each sample.
 
 A weighting maps the :class:`Evidence` to weights ``[M, N]`` that are not negative and sum to one
-over the M teachers, at temperature one. A user's own is a function of the same form. Weights may
-also differ from class to class, ``[M, N, K]``; what the teachers say is then renormalised over K.
+over the M teachers, at temperature one. A user's own weighting has the same form. Weights may also
+depend on the class, ``[M, N, K]``; the pooled prediction is then renormalised over K.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fedkd.config import Consolidation
 from fedkd.errors import UserError
 
 MEDIAN_TRIM = 0.5 - 1e-6
-"""Cutting off all but the middle leaves the median, which is the mean of the two middle values."""
+"""Trim that leaves the median: the mean of the two middle values."""
 LEAST_TOTAL = 1e-9
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the server knows of M teachers on N transfer samples.
+    """Data on M teachers and N transfer samples, as available to the server.
 
     Attributes:
         logits: ``[M, N, K]``.
         num_examples: size of each silo, ``[M]``.
         log_density: log p_m(x_n) in nats, float64 ``[M, N]``; NaN in the row of a silo that has
-            none. None where no densities were asked for.
-        log_background: log N(x_n; 0, I) in the basis, float64 ``[N]``, likewise.
+            none. None without densities.
+        log_background: log N(x_n; 0, I) in the basis, float64 ``[N]``. None without densities.
         accuracy: of each teacher on the server's validation data, float64 ``[M]``, or None.
         class_counts: images of each class in each silo, float64 ``[M, K]``, or None.
     """
@@ -44,29 +44,29 @@ class Evidence:
 
 
 def equal(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
-    """1/M: the one that is not adaptive."""
+    """1/M for every teacher."""
     teachers, samples, _ = evidence.logits.shape
     return torch.full((teachers, samples), 1 / teachers, dtype=torch.float64)
 
 
 def size(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
-    """In proportion to the silo's number of examples, as FedAvg weighs models."""
+    """In proportion to the silo's number of examples, as in FedAvg."""
     share = evidence.num_examples.double() / evidence.num_examples.sum()
     return share[:, None].expand(-1, evidence.logits.shape[1]).clone()
 
 
 def accuracy(evidence: Evidence, settings: Consolidation) -> Tensor:
-    """In proportion to validation accuracy; teachers no better than guessing count nothing.
+    """In proportion to validation accuracy; 0 for teachers at or below chance.
 
-    If none is better, all are equal.
+    If all are at or below chance, the weights are equal.
     """
     if evidence.accuracy is None:
         raise UserError("weighting accuracy needs labelled validation data")
     chance = 1 / evidence.logits.shape[2]
-    kept = torch.where(evidence.accuracy > chance, evidence.accuracy, 0.0)
-    if not kept.any():
+    above_chance = torch.where(evidence.accuracy > chance, evidence.accuracy, 0.0)
+    if not above_chance.any():
         return equal(evidence, settings)
-    return (kept / kept.sum())[:, None].expand(-1, evidence.logits.shape[1]).clone()
+    return (above_chance / above_chance.sum())[:, None].expand(-1, evidence.logits.shape[1]).clone()
 
 
 def confidence(evidence: Evidence, settings: Consolidation) -> Tensor:
@@ -77,12 +77,14 @@ def confidence(evidence: Evidence, settings: Consolidation) -> Tensor:
 
 
 def class_prior(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
-    """Per class by the part of that class's images that the silo holds, ``[M, N, K]``.
+    """Per class, in proportion to the silo's images of that class, ``[M, N, K]``.
 
-    target_k is proportional to sum_m share_mk p_mnk. A class that nobody holds is shared equally.
+    target_k is proportional to sum_m share_mk p_mnk. Weights are equal for a class without images.
     """
     if evidence.class_counts is None:
-        raise UserError("weighting class-prior needs the silos' class counts, and some keep them")
+        raise UserError(
+            "weighting class-prior needs the class counts of all silos, and some do not share them"
+        )
     counts = evidence.class_counts
     totals = counts.sum(0)
     share = torch.where(totals > 0, counts / totals.clamp_min(1), 1 / len(counts))
@@ -92,8 +94,7 @@ def class_prior(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa:
 def consensus(evidence: Evidence, settings: Consolidation) -> Tensor:
     """Softmax over teachers of -JS(p_mn, mean of the others) / tau, JS in nats.
 
-    The quarter of the teachers (rounded down) that agree least with the others over all samples
-    is dropped first.
+    The quarter of the teachers (rounded down) with the largest mean divergence is dropped first.
     """
     probs = torch.softmax(evidence.logits.double(), dim=2)
     teachers = len(probs)
@@ -109,45 +110,51 @@ def consensus(evidence: Evidence, settings: Consolidation) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy over the last dimension, in nats."""
+    """Return the entropy over the last dimension, in nats."""
     total: Tensor = torch.special.xlogy(probabilities, probabilities).sum(-1)
     return -total
 
 
 def familiarity(evidence: Evidence, settings: Consolidation) -> Tensor:
-    """Softmax over teachers of (log p_m(x_n) + log n_m) / scale: whose data looks like this?
+    """Softmax over teachers of (log p_m(x_n) + log n_m) / scale.
 
-    A mixture-of-experts posterior p(m | x), in the spirit of FedAUX 2102.02514 and FedGO
-    2502.06349. A teacher without a density gets its equal share, and so do all teachers on the
-    part of a sample that the background component claims.
+    The posterior p(m | x) of a mixture of experts, similar to FedAUX 2102.02514 and FedGO
+    2502.06349. A teacher without a density gets weight 1/M. The share of a sample that the
+    background component claims is divided equally among all teachers.
     """
     if evidence.log_density is None:
         return equal(evidence, settings)
-    known = ~torch.isnan(evidence.log_density).any(dim=1)
+    has_density = ~torch.isnan(evidence.log_density).any(dim=1)
     share = torch.zeros_like(evidence.log_density)
-    if known.any():
-        score = evidence.log_density[known] + evidence.num_examples[known].double().log()[:, None]
-        share[known] = torch.softmax(score / settings.familiarity.effective_scale, dim=0)
-    weights = share * known.double().mean()
-    weights[~known] = 1 / len(known)
+    if has_density.any():
+        score = (
+            evidence.log_density[has_density]
+            + evidence.num_examples[has_density].double().log()[:, None]
+        )
+        share[has_density] = torch.softmax(score / settings.familiarity.effective_scale, dim=0)
+    weights = share * has_density.double().mean()
+    weights[~has_density] = 1 / len(has_density)
     if settings.familiarity.background and evidence.log_background is not None:
         foreign = foreign_share(evidence, settings)
-        weights = weights * (1 - foreign) + foreign / len(known)
+        weights = weights * (1 - foreign) + foreign / len(has_density)
     return weights
 
 
 def foreign_share(evidence: Evidence, settings: Consolidation) -> Tensor:
-    """Return how much of each sample a background N(0, I) of weight sum n_m claims, ``[N]``.
+    """Return the posterior share of a background N(0, I) with weight sum n_m, ``[N]``.
 
-    Near 0.2 on transfer sets like the silos' data, near 1 on foreign ones.
+    Near 0.2 on transfer sets similar to the silos' data, near 1 on foreign ones.
     """
     if evidence.log_density is None or evidence.log_background is None:
-        raise ValueError("the foreign share needs densities and the background's")
-    known = ~torch.isnan(evidence.log_density).any(dim=1)
-    score = evidence.log_density[known] + evidence.num_examples[known].double().log()[:, None]
+        raise ValueError("the foreign share needs densities of the silos and of the background")
+    has_density = ~torch.isnan(evidence.log_density).any(dim=1)
+    score = (
+        evidence.log_density[has_density]
+        + evidence.num_examples[has_density].double().log()[:, None]
+    )
     background = evidence.log_background + math.log(float(evidence.num_examples.sum()))
-    both = torch.cat([score, background[None]]) / settings.familiarity.effective_scale
-    return torch.softmax(both, dim=0)[-1]
+    scores = torch.cat([score, background[None]]) / settings.familiarity.effective_scale
+    return torch.softmax(scores, dim=0)[-1]
 
 
 def pool(
@@ -158,12 +165,12 @@ def pool(
     Args:
         logits: ``[M, N, K]``.
         weights: ``[M, N]`` or ``[M, N, K]``, summing to one over M.
-        temperature: T, applied to the teachers' logits, or to what a mixture says.
+        temperature: T, applied to the teachers' logits, or to the pooled mixture.
         pooling: ``probs`` for sum_m w_m softmax(t_m / T), ``logits`` for
             softmax(sum_m w_m t_m / T), ``mixture`` for softmax(log(sum_m w_m softmax(t_m)) / T);
             ``median`` and ``trimmed-mean`` take the weighted median or trimmed mean of each
             class's probabilities, renormalised over K.
-        trim: weight that ``trimmed-mean`` cuts off at either end.
+        trim: weight that ``trimmed-mean`` removes at either end.
 
     Returns:
         float32 probabilities ``[N, K]``.
@@ -180,21 +187,21 @@ def pool(
         share = MEDIAN_TRIM if pooling == "median" else trim
         middle = _trimmed(probs, each.expand_as(probs), share)
         total = middle.sum(1, keepdim=True)
-        # Where no class has half of the weight behind it, nothing is in the middle but zeros.
+        # If no class has half of the weight, the medians of all classes are zero.
         pooled = torch.where(total > LEAST_TOTAL, middle / total.clamp_min(LEAST_TOTAL), pooled)
     if weights.dim() == 3:
         pooled = pooled / pooled.sum(1, keepdim=True)
     if pooling == "mixture":
-        # Only now: who is heard is settled, and the classes keep their order.
+        # After pooling: the temperature changes neither weights nor the order of classes.
         pooled = torch.softmax(pooled.log() / temperature, dim=1)
     return pooled.float()
 
 
 def _trimmed(values: Tensor, weights: Tensor, trim: float) -> Tensor:
-    """Weighted mean of ``[M, N, K]`` over M, without the weight ``trim`` at either end."""
+    """Return the weighted mean of ``[M, N, K]`` over M, without weight ``trim`` at either end."""
     ordered, order = values.sort(dim=0)
     upper = weights.gather(0, order).cumsum(0)
     lower = torch.cat([torch.zeros_like(upper[:1]), upper[:-1]])
     kept = (upper.clamp(trim, 1 - trim) - lower.clamp(trim, 1 - trim)).clamp_min(0)
-    found: Tensor = (kept * ordered).sum(0) / (1 - 2 * trim)
-    return found
+    mean: Tensor = (kept * ordered).sum(0) / (1 - 2 * trim)
+    return mean

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures in the page's colours, and lets the reader choose views, arms and scheme.
+// Draws the figures in the page's colours; switches views, arms and colour scheme.
 (() => {
   const root = document.documentElement;
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -10,7 +10,7 @@
 
   const token = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
 
-  // "$ink" and the like are colours of the scheme; only values under a colour's key are read so.
+  // Values such as "$ink" under a colour key are colours of the scheme.
   function coloured(value, key) {
     if (Array.isArray(value)) return value.map((each) => coloured(each, key));
     if (value && typeof value === "object") {
@@ -58,7 +58,7 @@
   const ids = Object.keys(figures);
   const redraw = (which) => which.filter((id) => drawn.has(id)).forEach(draw);
 
-  // A plot is drawn when it comes near the view: a long report answers as soon as a short one.
+  // A plot is drawn when it comes near the viewport, so that long reports load fast.
   function drawInView() {
     const nearby = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
@@ -122,7 +122,7 @@
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      // Pages opened from a disk may have no clipboard: select the text and ask the old way.
+      // Pages opened from disk may have no clipboard API: select the text and use execCommand.
       getSelection().selectAllChildren(source);
       done = document.execCommand("copy");
     }
