@@ -37,6 +37,7 @@ BESIDE = (
         "fedkd.util.safetensors_header",
         "fedkd.errors",
         "fedkd.util.files",
+        "fedkd.util.requirements",
         "fedkd.util.lock",
     ),
     *("fedkd.config.error_messages", "fedkd.runner.resume", "fedkd.runner.run_cache"),

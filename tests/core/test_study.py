@@ -157,11 +157,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown start": (
         {"arms/fedavg/start": 5},
-        "s.yaml: arms.fedavg.start: 5 is not one of random, average, best, consolidated",
+        "s.yaml: arms.fedavg.start: 5 is not text; put it in quotes if it is meant as such",
     ),
     "unknown strategy": (
         {"arms/fedavg/strategy": "fedavgg"},
-        "s.yaml: arms.fedavg.strategy: 'fedavgg' is not",
+        "s.yaml: arms.fedavg.strategy: unknown strategy 'fedavgg' (did you mean 'fedavg'?)",
     ),
     "arm without a start": (
         {"arms/fedavg": {}},
@@ -391,7 +391,8 @@ def test_every_problem_has_its_own_line() -> None:
     assert message.splitlines() == [
         "s.yaml: rounds.max: 0 is less than 1",
         "s.yaml: rounds.lr: -1 is not more than 0",
-        "s.yaml: arms.fedavg.start: 'x' is not one of random, average, best, consolidated",
+        "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, average, best, consolidated, "
+        "package.module:function",
         "s.yaml: seeds.0: -1 is less than 0",
     ]
 
