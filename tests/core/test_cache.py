@@ -193,8 +193,9 @@ def test_a_run_is_charged_for_its_own_predictions(
     run_arm(study, "fedkd")
     computed.clear()
     found = run_arm(study, "fedkd")
-    assert computed == [60] * 4, (
-        "transfer images again, in the seconds of the start; test images not"
+    validation = len(found.context.validation)
+    assert computed == [validation] * 4 + [60] * 4, (
+        "validation and transfer images again, in the seconds of the start; test images not"
     )
     setting, teachers = found.context, found.start.teachers
     said = teachers.cached_in(cache_dir).predict(setting.test.images)

@@ -156,8 +156,15 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         ),
     ),
     "unknown start": (
-        {"arms/fedavg/start": 5},
-        "s.yaml: arms.fedavg.start: 5 is not text; put it in quotes if it is meant as such",
+        {"arms/fedavg/start": "avrage"},
+        (
+            "s.yaml: arms.fedavg.start: unknown start 'avrage' (did you mean 'average'?); known "
+            "are random, average, best, consolidated, package.module:function"
+        ),
+    ),
+    "options without a function of one's own": (
+        {"arms/fedavg/options": {"lr": 1}},
+        "s.yaml: arms.fedavg: options are for a start or strategy of your own",
     ),
     "unknown strategy": (
         {"arms/fedavg/strategy": "fedavgg"},
@@ -391,8 +398,10 @@ def test_every_problem_has_its_own_line() -> None:
     assert message.splitlines() == [
         "s.yaml: rounds.max: 0 is less than 1",
         "s.yaml: rounds.lr: -1 is not more than 0",
-        "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, average, best, consolidated, "
-        "package.module:function",
+        (
+            "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, average, best, "
+            "consolidated, package.module:function"
+        ),
         "s.yaml: seeds.0: -1 is less than 0",
     ]
 

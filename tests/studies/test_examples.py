@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 TOP = Path(__file__).parents[2]
 EXAMPLES = TOP / "experiments" / "examples"
@@ -110,3 +112,89 @@ def test_an_edit_of_an_example_makes_new_runs_of_the_arms_that_use_it(
     assert cached == {"fedavg", "fedkd", "fedkd-annealed"}
     arm = "fedavg-prox-entropy"
     assert measured(run_of(again, arm)) != measured(run_of(summary, arm))
+
+
+# A strategy and a start: fedyogi.py, median_start.py, server.yaml.
+
+
+def points(run: dict[str, Any]) -> list[tuple[float, float]]:
+    return [(point["accuracy"], point["loss"]) for point in run["curve"]]
+
+
+def load_example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SLOW = "arms.slow={start: random, strategy: 'fedyogi:fedyogi', options: {lr: 0.0001}}"
+AVERAGE = "arms.average={start: average}"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> dict[str, Any]:
+    few = ["--set", "rounds.max=3", "--set", "pretraining.epochs=4"]
+    return compare(folder, "server.yaml", *few, "--set", SLOW, "--set", AVERAGE)
+
+
+def test_fedyogi_steps_by_its_options(server: dict[str, Any]) -> None:
+    plain, own, slow = (points(run_of(server, arm)) for arm in ("fedavg", "fedyogi", "slow"))
+    assert own[0] == slow[0] == plain[0]
+    assert own[3][1] < slow[3][1] != plain[3][1]
+
+
+def test_a_start_from_the_median_is_used_and_charged(server: dict[str, Any]) -> None:
+    run = run_of(server, "median")
+    assert (run["exchanges_before_round_1"], run["notes"]["models"]) == (1, 5)
+    assert run["curve"][0]["silos_ok"] == 5
+    starts = {points(run_of(server, arm))[0] for arm in ("fedavg", "average", "median")}
+    assert len(starts) == 3
+
+
+def test_a_start_and_a_strategy_go_together(server: dict[str, Any]) -> None:
+    median, both = (points(run_of(server, arm)) for arm in ("median", "both"))
+    assert both[0] == median[0]
+    assert both[1] != median[1]
+
+
+def test_fedyogi_by_hand() -> None:
+    """Algorithm 2 of 2003.00295 on one parameter, over three rounds."""
+    from strategies.updates import RoundModels
+
+    update = load_example("fedyogi").FedYogi(["w"], lr=0.1, beta_1=0.8, beta_2=0.7, tau=0.01)
+    first, second = 0.0, 0.01**2
+    state = {"w": torch.tensor([1.0]), "buffer": torch.tensor([3.0])}
+    for number, average in ((1, 1.5), (2, 0.2), (3, 0.9)):
+        mean = {"w": torch.tensor([average]), "buffer": torch.tensor([float(number)])}
+        sent = {**state}
+        state = update(RoundModels(number, sent, [mean], mean))
+        change = float(mean["w"].double() - sent["w"].double())
+        first = 0.8 * first + 0.2 * change
+        square = change**2
+        second = second - 0.3 * square * ((second > square) - (second < square))
+        weight = float(sent["w"]) + 0.1 * first / (second**0.5 + 0.01)
+        assert float(state["w"]) == pytest.approx(weight, abs=1e-6)
+        assert float(state["buffer"]) == number, "buffers take the average"
+
+
+def test_fedyogi_resumes_to_the_same_bits(run_arm: Any, make_study: Any, tmp_path: Path) -> None:
+    load_example("fedyogi")
+    arm = {"start": "random", "strategy": "fedyogi:fedyogi"}
+    study = make_study({"arms": {"fedavg": {"start": "random"}, "yogi": arm}, "rounds/max": 4})
+
+    def interrupting(silo: str, question: Any, reply: Any) -> Any:
+        if question.content["config"]["server-round"] == 3:
+            raise KeyboardInterrupt
+        return reply
+
+    with pytest.raises(KeyboardInterrupt):
+        run_arm(study, "yogi", tamper=interrupting, folder=tmp_path)
+    resumed, whole = run_arm(study, "yogi", folder=tmp_path), run_arm(study, "yogi")
+    assert [(p.accuracy, p.loss) for p in resumed.run.curve] == [
+        (p.accuracy, p.loss) for p in whole.run.curve
+    ]
+    assert all(torch.equal(resumed.state[key], tensor) for key, tensor in whole.state.items())

@@ -16,10 +16,14 @@ from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import FedKDError
+from fedkd.models.state import State
 
 MAX_LOGIT = 1e4
+MAX_RMS, MAX_RATIO = 10.0, 100.0
 CONSTANT = 0.999
 """Share of the images from which a single class makes predictions constant."""
+SAME = 1e-5
+"""Logits that differ by less, relatively, do not depend on the image."""
 LEVEL = 0.001
 """Probability, for a whole federation, that a teacher above the bound on chance is left out."""
 MOST_IMAGES = 500
@@ -39,8 +43,10 @@ def exclude_implausible(
     """Leave out teachers with absurd, constant or chance-level predictions.
 
     - Logits that are not finite or beyond ``MAX_LOGIT``.
+    - Weights whose root mean square is both above ``MAX_RMS`` and ``MAX_RATIO`` times the median.
     - One class for (almost) all images, while this holds for fewer than half of the teachers. A
-      silo of mostly one class makes such a model honestly, and stays.
+      model whose logits differ from image to image is kept if the class is the one that its silo
+      has most of: little training on honest images gives just that.
     - Accuracy at or below chance, significantly so by an exact binomial test, on the validation
       images of the classes that a silo says it has most of, while this holds for fewer than half
       of the teachers. Of a silo that does not say, only accuracy far below chance counts.
@@ -68,8 +74,9 @@ def exclude_implausible(
         for m in range(len(teachers))
         if not bool((logits[m].abs() <= MAX_LOGIT).all())
     }
+    reasons = dict.fromkeys(_with_huge_weights(teachers), "its weights are absurd") | reasons
     votes = logits.argmax(2)
-    constant = [m for m, t in enumerate(teachers.members) if _is_constant(votes[m], t)]
+    constant = [m for m, t in enumerate(teachers.members) if _is_constant(logits[m], t)]
     reasons = _add(reasons, constant, "it predicts one class for all images", len(teachers))
     if labelled:
         level = LEVEL / len(teachers)
@@ -91,13 +98,32 @@ def _add(reasons: dict[int, str], found: list[int], reason: str, total: int) -> 
     return dict.fromkeys(found, reason) | reasons if 2 * len(found) < total else reasons
 
 
-def _is_constant(votes: Tensor, teacher: Teacher) -> bool:
-    """Whether one class is predicted throughout that is not half of the silo's images."""
-    most = int(votes.mode().values)
-    if float((votes == most).double().mean()) < CONSTANT:
+def _with_huge_weights(teachers: Teachers) -> list[int]:
+    """Return the teachers whose weights are far greater than the others'."""
+    if not teachers.have_models:
+        return []
+    rms = torch.stack([_root_mean_square(teacher.state or {}) for teacher in teachers.members])
+    bound = max(MAX_RMS, MAX_RATIO * float(rms.median()))
+    return [int(m) for m in (rms > bound).nonzero()[:, 0]]
+
+
+def _root_mean_square(state: State) -> Tensor:
+    """Return that of all finite weights, float64."""
+    weights = torch.cat([t.flatten().double() for t in state.values() if t.is_floating_point()])
+    return weights[torch.isfinite(weights)].square().mean().sqrt()
+
+
+def _is_constant(logits: Tensor, teacher: Teacher) -> bool:
+    """Whether images hardly matter: of logits ``[N, K]``, or of the classes that they predict."""
+    votes = logits.argmax(1)
+    predicted = int(votes.mode().values)
+    if float((votes == predicted).double().mean()) < CONSTANT:
         return False
+    spread = float((logits.amax(0) - logits.amin(0)).max())
+    if spread <= SAME * float(logits.abs().max()):
+        return True
     counts = teacher.class_counts
-    return not counts or 2 * counts[most] < sum(counts)
+    return not counts or counts[predicted] < max(counts)
 
 
 def _is_at_chance(
