@@ -1,4 +1,4 @@
-"""Labelled images in memory, what identifies them, and the shapes they can be brought into."""
+"""Labelled images in memory, their hash, and conversions of size and channels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601's luma."""
 
 _RESIZED_AT_ONCE = 256
-"""Images turned into floats at one time, which bounds the memory that resizing takes."""
+"""Images converted to floats at a time, which bounds the memory that resizing takes."""
 
 
 _FEW_VALUES = 10
 _NARROW_RANGE = 32
-"""So few distinct values, or values so close together, are no picture that a user would know."""
+"""Pixels of at most so many distinct values, or of a smaller range, carry hardly a picture."""
 
 _SAMPLED = 1000
 
@@ -67,7 +67,7 @@ class Images:
 
 
 def content_hash(images: torch.Tensor) -> str:
-    """Return what identifies a transfer set: the SHA-256 of its images, in hexadecimal.
+    """Return the SHA-256 of a transfer set's images, in hexadecimal.
 
     Hashed are, one after the other without a separator, in UTF-8 the name of the type and the
     shape as Python writes a tuple (for 300 greyscale images of 8 x 8 pixels
@@ -81,7 +81,7 @@ def content_hash(images: torch.Tensor) -> str:
         ValueError: the images are not uint8.
     """
     if images.dtype != torch.uint8:
-        raise ValueError(f"a transfer set is made of uint8 images, not {images.dtype}")
+        raise ValueError(f"a transfer set must be uint8 images, not {images.dtype}")
     digest = hashlib.sha256(f"uint8{tuple(images.shape)}".encode())
     digest.update(images.contiguous().cpu().numpy().data)
     return digest.hexdigest()
@@ -100,7 +100,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
     Args:
         images: uint8 ``[N, C, H, W]``.
-        size: height and width wanted, in pixels.
+        size: height and width of the result, in pixels.
 
     Returns:
         uint8 ``[N, C, size, size]``.
@@ -124,7 +124,7 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
 
     Args:
         images: uint8 ``[N, C, H, W]``.
-        channels: C wanted.
+        channels: C of the result.
 
     Returns:
         uint8 ``[N, channels, H, W]``.
@@ -149,10 +149,10 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def describe_few_values(images: torch.Tensor) -> str | None:
-    """Return a sentence where pixels have very few distinct values or hardly differ, else None.
+    """Return a sentence if pixels have very few distinct values or a small range, else None.
 
-    Such pixels mostly come of a conversion that lost the rest: values of 0 to 1 cut to whole
-    numbers, or masks and depths that count from 0.
+    Mostly a conversion is the reason: values from 0 to 1 cut to whole numbers, or class numbers
+    and digits of 4 bits in place of grey levels.
 
     Args:
         images: uint8 ``[N, C, H, W]``, none of the sizes 0.
@@ -166,7 +166,7 @@ def describe_few_values(images: torch.Tensor) -> str | None:
     values = counts.nonzero()[:, 0]
     return (
         f"its pixels have only {len(values)} distinct values, from {int(values[0])} to "
-        f"{int(values[-1])}, where 0 is black and 255 white; look whether they are scaled as meant"
+        f"{int(values[-1])}, where 0 is black and 255 is white; check how they were scaled"
     )
 
 

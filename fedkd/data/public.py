@@ -44,7 +44,7 @@ def read_public(name: str) -> Source:
         name: ``digits`` or a key of :data:`fedkd.data.TORCHVISION_SETS`.
 
     Raises:
-        UserError: its files are neither found nor to be had, or damaged.
+        UserError: its files are damaged, or neither on this machine nor available for download.
     """
     readers: dict[str, Callable[[], Source]] = {
         "digits": _read_digits,
@@ -157,7 +157,7 @@ def _read_usps() -> Source:
 
 
 def _find_published(name: str, cls: Any, split: str) -> str:
-    """Return the folder of a file that is certainly the published one, for torchvision to read."""
+    """Return the folder of a file whose hash is the published one, for torchvision to read."""
     url, file_name, md5 = cls.split_list[split]
     file = PublicFile(file_name, (url,), md5)
     return str(find_file(file, _folders(name, "."), verify=True).parent)
@@ -186,10 +186,10 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
 def _parse_idx(stream: IO[bytes], path: Path, dims: int) -> npt.NDArray[Any]:
     head = stream.read(4 + 4 * dims)
     if len(head) < 4 + 4 * dims or head[:2] != b"\0\0" or head[3] != dims:
-        raise UserError(f"{path} is no IDX file of {dims} dimensions; get it again")
+        raise UserError(f"{path} is not an IDX file of {dims} dimensions; get it again")
     dtype = _IDX_TYPES.get(head[2])
     if dtype is None:
-        raise UserError(f"{path} holds numbers of the unknown type {head[2]}; get it again")
+        raise UserError(f"{path} has numbers of the unknown type {head[2]}; get it again")
     shape = tuple(int(size) for size in np.frombuffer(head, ">u4", offset=4))
     size = math.prod(shape) * dtype.itemsize
     if size > _MAX_MEMBER:
@@ -215,17 +215,17 @@ def _read_archive(
 def _records(content: bytes, what: str, size: int) -> Bytes:
     """Split ``content`` into records ``[N, size]``."""
     if not content or len(content) % size:
-        raise UserError(f"{what} has {len(content)} bytes, no multiple of {size}; get it again")
+        raise UserError(f"{what} has {len(content)} bytes, not a multiple of {size}; get it again")
     return np.frombuffer(content, np.uint8).reshape(-1, size)
 
 
 def _folders(name: str, below: str) -> tuple[Path, ...]:
-    """Where a set may lie: as torchvision lays it out, or in a folder of its name."""
+    """Return where a set may lie: as torchvision lays it out, or in a folder of its name."""
     return (data_directory() / below, data_directory() / name)
 
 
 def _images(images: npt.NDArray[Any], labels: npt.ArrayLike) -> Images:
-    """Wrap arrays that NumPy may only lend, after checking that they fit each other."""
+    """Copy arrays into images and labels, after checking that their lengths agree."""
     if len(images) != len(np.asarray(labels)):
         raise UserError(
             f"its files do not belong together: {len(images)} images but "

@@ -1,4 +1,4 @@
-"""What a data source gives: labelled images, with test images of its own or without."""
+"""A data source: labelled images, with test images of its own or without."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Source:
 
     Attributes:
         name: as the study gives it, such as ``digits`` or ``npz:mine.npz``.
-        train: images to be cut into silos and whatever else a study needs.
+        train: images to be split into silos and the other sets of a study.
         test: the source's own test set, or None where it has none.
         classes: names of the classes; a label is a position in it.
-        warnings: sentences on what may not be as the user thinks, such as files left out.
+        warnings: sentences on possible mistakes, such as files that are left out.
     """
 
     name: str

@@ -105,7 +105,7 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
 def count_bytes(arch: str, shape: Shape) -> int:
     """Return how many bytes the weights of ``arch`` take, without taking them.
 
-    For built-in and torchvision's architectures, whose shape an untrusted file may tell.
+    For built-in and torchvision's architectures, whose shape an untrusted file may give.
 
     Raises:
         UserError: the architecture cannot be found or does not fit these images.

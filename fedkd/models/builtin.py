@@ -1,4 +1,4 @@
-"""The built-in architectures. None has batch statistics, so that averaging weights is sound.
+"""The built-in architectures. None has batch statistics, so averaging their weights is sound.
 
 All take images ``[N, in_channels, image_size, image_size]`` in [0, 1] to logits ``[N, C]``.
 Pooling comes before the activation: the greatest of four values is the same either way, bit for

@@ -1,4 +1,4 @@
-"""A model file that says how its model is built: what stands in a checkpoint's metadata."""
+"""The model card in a checkpoint's metadata, which says how to build the model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _BOUNDS = {
 }
 
 _AFFORDABLE = 64 << 20
-"""Bytes of parameters that any file may make us allocate."""
+"""Bytes of parameters that are allocated for a file of any size."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a program must know to rebuild a model, and what else is known of it.
+    """What a program needs to rebuild a model, and what else is known of it.
 
     Attributes:
         arch: its architecture.
@@ -71,13 +71,13 @@ class ModelCard:
         """Read a card; None where there is none.
 
         Raises:
-            ValueError: it is no card that fedkd wrote.
+            ValueError: the card is not valid.
         """
         if _KEY not in metadata:
             return None
         card = json.loads(metadata[_KEY], parse_constant=_refuse_constant)
         if not isinstance(card, dict):
-            raise ValueError("it is no mapping")  # noqa: TRY004 -- all one kind
+            raise ValueError("it is not a mapping")  # noqa: TRY004 -- all one kind
         sizes = {key: _bounded(key, card.get(key)) for key in _BOUNDS}
         classes = _typed("classes", card.get("classes"), list)
         arch = _typed("arch", card.get("arch"), str)
@@ -113,10 +113,10 @@ def read_card(path: Path, *, what: str) -> ModelCard | None:
 
 
 def load_model(path: Path, card: ModelCard, *, what: str) -> Checkpoint:
-    """Read a checkpoint that must be what the card says.
+    """Read a checkpoint that must fit its card.
 
     Raises:
-        UserError: it is not, or the architecture does not take such images.
+        UserError: it does not, or the architecture does not take such images.
     """
     # A header may claim any shape: a small file must not make us build a huge model. The model
     # may take more than its file, where that has floats of 16 bits or shared tensors once.
@@ -151,4 +151,4 @@ def _typed(key: str, value: object, kind: type) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")

@@ -1,4 +1,4 @@
-"""Models kept to be used again: building one takes longer than a small silo takes to train it."""
+"""Reuse of models: building one takes longer than a small silo takes to train it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedkd.util.random_ops import draws_at_random
 
 
 class ModelPool:
-    """Lends models, as many as are in use at once, and takes them back.
+    """Holds models that are not in use.
 
-    A model comes back to be lent again only if its state dict is all that it remembers: then
-    whoever gets it next cannot tell it from a new one. So it is with modules of PyTorch's own that
-    draw nothing at random and with the built-in architectures. A module class of the user's may
-    keep what it likes, such as a counter or a cache, and is built anew every time.
+    A model is reused only if its state dict is its whole state, so that loading one makes it equal
+    to a new model. That holds for PyTorch's own modules that draw nothing at random and for the
+    built-in architectures. A module class of the user's own may have further state, such as a
+    counter or a cache, and is built anew every time.
     """
 
     def __init__(self) -> None:
@@ -28,9 +28,9 @@ class ModelPool:
 
     @contextmanager
     def borrow(self, arch: str, shape: Shape, state: State, device: str) -> Iterator[nn.Module]:
-        """Lend a model of ``arch`` on ``device`` whose weights are ``state``.
+        """Return a context with a model of ``arch`` on ``device`` whose weights are ``state``.
 
-        Nobody else has it until the block ends; what is to outlive the block must be copied.
+        No other caller gets it before the block ends; what is to outlive the block must be copied.
         """
         key = (arch, shape, device)
         with self._lock:
@@ -40,13 +40,13 @@ class ModelPool:
             model = build_model(arch, shape, seed=0).to(device)
         model.load_state_dict(state)
         yield model.train()
-        if remembers_only_its_state(model):
+        if is_reusable(model):
             model.zero_grad(set_to_none=True)
             with self._lock:
                 free.append(model)
 
 
-def remembers_only_its_state(model: nn.Module) -> bool:
+def is_reusable(model: nn.Module) -> bool:
     """Whether loading a state dict makes the model equal to a new one of that state."""
-    kept = set(model.state_dict())
-    return not draws_at_random(model) and all(name in kept for name, _ in model.named_buffers())
+    saved = set(model.state_dict())
+    return not draws_at_random(model) and all(name in saved for name, _ in model.named_buffers())

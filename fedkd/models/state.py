@@ -43,7 +43,7 @@ def state_hash(state: State) -> str:
 
 
 def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict, atomically, with what the file's header should say besides."""
+    """Write a state dict atomically, with metadata in the file's header."""
     with replacing(path) as temporary:
         # Tensors that share storage are refused by safetensors; clones share none.
         owned = {key: tensor.clone().contiguous() for key, tensor in state.items()}
@@ -92,7 +92,7 @@ def read_checkpoint(path: Path, like: State, *, what: str = "checkpoint") -> Che
         state = _add_shared(load_file(path), read_metadata(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{what}: {path} is no readable safetensors file: {error}; write one by "
+            f"{what}: {path} is not a readable safetensors file: {error}; write one by "
             "safetensors.torch.save_model(model, path)"
         ) from error
     state, renamed = _rename(state, like)

@@ -1,4 +1,4 @@
-"""A final model leaves fedkd: as safetensors, or as a program of ``torch.export``."""
+"""Export of a final model: as safetensors, or as a program of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Described:
-    """What the user says of a checkpoint that does not say it itself."""
+    """Architecture and shape of a checkpoint, as far as the user gives them."""
 
     arch: str | None = None
     num_classes: int | None = None
@@ -34,11 +34,11 @@ class Described:
     image_size: int | None = None
 
     def card(self) -> ModelCard | None:
-        """Return a card, or None unless all is said."""
-        said = (self.num_classes, self.in_channels, self.image_size)
-        if self.arch is None or None in said:
+        """Return a card, or None if anything is missing."""
+        sizes = (self.num_classes, self.in_channels, self.image_size)
+        if self.arch is None or None in sizes:
             return None
-        return ModelCard(self.arch, Shape(*(int(value or 0) for value in said)))
+        return ModelCard(self.arch, Shape(*(int(value or 0) for value in sizes)))
 
 
 def export_model(
@@ -50,13 +50,13 @@ def export_model(
         source: a run's folder, or a checkpoint that fedkd or the user wrote.
         out: the file to write; the JSON's name is :func:`sidecar`'s.
         file_format: one of :data:`SUFFIXES`.
-        described: architecture and shape where the checkpoint does not tell them.
+        described: architecture and shape, for a checkpoint without a card.
 
     Returns:
         What the JSON file holds.
 
     Raises:
-        UserError: there is no such model, or its file does not say how to build it.
+        UserError: there is no such model, or nothing says how to build it.
         FedKDError: PyTorch cannot export it, or the exported program gives other logits.
     """
     path, facts = _find(source)
@@ -80,7 +80,7 @@ def sidecar(out: Path) -> Path:
 
 
 def _find(source: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint that ``source`` names and, of a run, what is known of it."""
+    """Return the checkpoint that ``source`` names and, if it is a run's, facts about the run."""
     if source.name == CHECKPOINT_FILE and (source.parent / STATE_FILE).is_file():
         source = source.parent
     if not source.is_dir():
@@ -88,7 +88,7 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
     if not (source / STATE_FILE).is_file():
         runs = sorted(path.parent for path in source.glob(f"**/seed-*/{STATE_FILE}"))[:1]
         hint = f", such as {runs[0]}" if runs else ""
-        raise UserError(f"{source} is no folder of a finished run; name one{hint}")
+        raise UserError(f"{source} is not the folder of a finished run; name one{hint}")
     record = RunRecord.read(source)
     folder = source.absolute().parent.parent
     facts: dict[str, Any] = {
@@ -105,7 +105,7 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _card(path: Path, described: Described) -> ModelCard:
-    """Return what the file says of itself, else what the user says of it."""
+    """Return the file's card, else one of what the user gives."""
     card = read_card(path, what="export")
     if card is None:
         card = described.card()
@@ -122,9 +122,9 @@ def _card(path: Path, described: Described) -> ModelCard:
             f"be run; if it is yours, give --arch {card.arch}"
         )
     for key, value in vars(described).items():
-        found = card.arch if key == "arch" else getattr(card.shape, key)
-        if value is not None and value != found:
-            raise UserError(f"export: {path} says that its {key} is {found}, not {value}")
+        own = card.arch if key == "arch" else getattr(card.shape, key)
+        if value is not None and value != own:
+            raise UserError(f"export: {path} says that its {key} is {own}, not {value}")
     return card
 
 
@@ -157,9 +157,9 @@ def _check_same(
     model: nn.Module, program: nn.Module, images: torch.Tensor, card: ModelCard
 ) -> None:
     for count in (1, len(images)):
-        expected, found = model(images[:count]), program(images[:count])
-        if not torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE):
-            worst = float((expected - found).abs().max())
+        expected, exported = model(images[:count]), program(images[:count])
+        if not torch.allclose(expected, exported, rtol=_TOLERANCE, atol=_TOLERANCE):
+            worst = float((expected - exported).abs().max())
             raise FedKDError(
                 f"export: the exported {card.arch} gives logits that differ from the model's by up "
                 f"to {worst:g}; use --format safetensors"

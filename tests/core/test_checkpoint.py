@@ -107,7 +107,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", whole[:5], whole[:40], whole[:-1], b"not a checkpoint at all" * 3):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="no readable safetensors file"):
+        with pytest.raises(UserError, match="not a readable safetensors file"):
             load_state(path, make_state())
 
 
@@ -125,10 +125,10 @@ def test_pickles_are_refused_and_never_opened(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     path = tmp_path / "m.safetensors"
     path.write_bytes(pickle.dumps({"weight": Bomb(trace)}))
-    with pytest.raises(UserError, match="no readable safetensors file"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         load_state(path, make_state())
     torch.save(make_state(), path)
-    with pytest.raises(UserError, match="no readable safetensors file"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         load_state(path, make_state())
     assert not trace.exists()
 

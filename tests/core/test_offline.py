@@ -21,8 +21,10 @@ from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, count_bytes
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import copy_state
+from fedkd.offline.export import Described, export_model
 from fedkd.offline.from_files import OfflineResult, consolidate_files
 from fedkd.offline.images import Wanted
+from fedkd.offline.report import render
 from fedkd.offline.request import Offline, TeacherFile
 from fedkd.report.progress import EpochBar
 from fedkd.results.diagnostics import pairwise_agreement
@@ -350,3 +352,64 @@ def test_the_file_written_is_what_was_made(tmp_path: Path, teach: Any) -> None:
     save_model(tmp_path / "s.safetensors", made.state, made.card)
     assert same(load_file(tmp_path / "s.safetensors"), made.state)
     assert read_card(tmp_path / "s.safetensors", what="x") == made.card
+
+
+def test_names_and_types_of_a_checkpoint_are_undone_and_told(tmp_path: Path, teach: Any) -> None:
+    path = tmp_path / "half.safetensors"
+    model = build_model("mlp", SHAPE, seed=3)
+    save_file({f"module.{k}": v.half() for k, v in model.state_dict().items()}, path)
+    made = teach(teachers=(TeacherFile(path),))
+    prefix, width = made.report["warnings"]
+    assert "the prefix module. was removed from all names" in prefix
+    assert "6 tensors of float16 were converted" in width
+    text = "".join(str(part) for part in render(made.report).renderables[1:])
+    assert f"Note: {prefix}." in text
+    exported = tmp_path / "bare.safetensors"
+    described = Described("mlp", SHAPE.num_classes, SHAPE.in_channels, SHAPE.image_size)
+    notes = export_model(path, exported, "safetensors", described)["notes"]
+    assert notes == [prefix, width]
+    found = load_file(exported)
+    assert {key: t.dtype for key, t in found.items()} == dict.fromkeys(found, torch.float32)
+    assert found.keys() == model.state_dict().keys()
+
+
+NORMALISING = """
+from torch import nn
+
+def bn(num_classes, in_channels, image_size):
+    width = in_channels * image_size**2
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(width, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes)
+    )
+
+class Two(nn.Linear):
+    def forward(self, x):
+        z = super().forward(x.flatten(1))
+        return (z, z) if self.training else z
+
+def two(num_classes, in_channels, image_size):
+    return Two(in_channels * image_size**2, num_classes)
+"""
+
+
+def test_a_student_that_could_not_learn_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: Any
+) -> None:
+    (tmp_path / "offline_models.py").write_text(NORMALISING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bn, two = (
+        TeacherFile(write(tmp_path, name, f"offline_models:{name}"), f"offline_models:{name}")
+        for name in ("bn", "two")
+    )
+    with pytest.raises(
+        UserError, match="the number of transfer images is 1, but offline_models:bn"
+    ):
+        teach(None, {"size": 1}, teachers=(bn,), arch="offline_models:bn")
+    with pytest.raises(UserError, match="batch_size is 1, but offline_models:bn cannot be trained"):
+        teach({"batch_size": 1}, teachers=(bn,), arch="offline_models:bn")
+    with pytest.raises(UserError, match=r"gives tuple for 2 images .* in training mode"):
+        teach(teachers=(two,), arch="offline_models:two")
+    assert teach({"student": "fresh"}, teachers=(two,)).card.arch == "mlp"
+    dml = {"student": "fresh", "method": "dml"}
+    with pytest.raises(UserError, match="offline_models:two gives tuple"):
+        teach(dml, teachers=(two,))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.models.build import Shape, build_model
-from fedkd.models.pool import ModelPool, remembers_only_its_state
+from fedkd.models.pool import ModelPool, is_reusable
 from fedkd.models.state import copy_state
 
 SHAPE = Shape(4, 1, 8)
@@ -68,7 +68,7 @@ def buffered(persistent: bool) -> nn.Module:
     ids=["cnn", "resnet8", "batch norm", "dropout", "own class", "buffer", "hidden buffer"],
 )
 def test_only_a_model_that_is_its_state_is_kept(model: nn.Module, may_be_kept: bool) -> None:
-    assert remembers_only_its_state(model) == may_be_kept
+    assert is_reusable(model) == may_be_kept
 
 
 def test_threads_never_share_a_model() -> None:

@@ -274,3 +274,37 @@ def test_nobody_there_is_a_problem(tmp_path: Path) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--superlink"):
         Address.parse(text)
+
+
+def test_code_that_only_the_checkpoint_names_is_never_imported(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "sown.py").write_text(
+        "from pathlib import Path\nfrom fedkd.models.builtin import mlp as net\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    file = write()
+    state = copy_state(build_model("mlp", SHAPE, seed=0))
+    save_model(tmp_path / "own.safetensors", state, ModelCard("sown:net", SHAPE))
+    held = read_holdings(file)
+    with pytest.raises(UserError, match=r"if it is yours, set model\.arch: sown:net"):
+        read_own_model(file, held.shape, held.classes)
+    assert not (tmp_path / "ran").exists()
+    findings = {each.name: each for each in SiloCheck(file, None).findings()}
+    assert findings["model"].level == "broken"
+    assert not (tmp_path / "ran").exists()
+    named = write({"model": {"checkpoint": "own.safetensors", "arch": "sown:net"}})
+    save_model(tmp_path / "own.safetensors", state, ModelCard("sown:net", SHAPE))
+    assert read_own_model(named, held.shape, held.classes)[0] == "sown:net"
+
+
+def test_what_is_odd_about_the_images_is_told_before_a_silo_starts(
+    write: Write, tmp_path: Path
+) -> None:
+    file = write({"labels": {"1": "red", "2": "green"}})
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(30) % 2 + 1)
+    (data,) = [each for each in SiloCheck(file, None).findings() if each.name == "data"]
+    assert data.level == "note"
+    assert "of 3 classes, 1 have no image" in data.advice

@@ -544,10 +544,10 @@ def packed(content: bytes) -> bytes:
         (packed(idx(noise(9, 4, 4)))[:-20], "is damaged"),
         (packed(idx(noise(9, 4, 4)))[:-9] + b"\0" * 9, "is damaged"),
         (b"no gzip", "is damaged"),
-        (b"", "no IDX file"),
-        (packed(b""), "no IDX file of 3"),
-        (packed(idx(noise(9))), "no IDX file of 3"),
-        (packed(b"\0\0\x08\x03\0\0"), "no IDX file of 3"),
+        (b"", "not an IDX file"),
+        (packed(b""), "not an IDX file of 3"),
+        (packed(idx(noise(9))), "not an IDX file of 3"),
+        (packed(b"\0\0\x08\x03\0\0"), "not an IDX file of 3"),
         (packed(idx(noise(9, 4, 4), kind=14)), "unknown type 14"),
         (packed(idx(noise(9, 4, 4))[:-1]), "declares 144 bytes of content but has only 143"),
         (packed(idx(noise(9, 4, 4)) + b"x"), "declares 144 bytes of content but has more"),
@@ -620,7 +620,7 @@ def test_cifar_archives_are_read_without_unpacking(tmp_path, data_dir, monkeypat
 def test_cifar_of_another_length_is_refused(data_dir):
     write_cifar(data_dir / "cifar-10-batches-bin", "cifar10")
     (data_dir / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(bytes(3074))
-    refused("cifar10", "test_batch.bin has 3074 bytes, no multiple of 3073")
+    refused("cifar10", "test_batch.bin has 3074 bytes, not a multiple of 3073")
 
 
 def test_archives_that_are_damaged_incomplete_or_swollen(tmp_path):

@@ -342,3 +342,21 @@ def test_no_warning_hides_another(setup: DistillationSetup) -> None:
     warning = consolidate(teachers, settings, setup).notes["warning"]
     assert "contradict each other too much" in warning
     assert "predicts the same class for every image" in warning
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_teachers_that_are_constant_together_are_told_of(
+    setup: DistillationSetup, learns: bool
+) -> None:
+    fives = torch.zeros(60, setup.shape.num_classes)
+    fives[:, 2] = 5.0
+    members = [
+        replace(member, logits=fives, state=None if learns else member.state)
+        for member in make_teachers(torch.arange(60) % 3, setup.shape)
+    ]
+    teachers = Teachers(members, setup.shape, setup.compute)
+    settings = Consolidation(student="fresh", epochs=30, lr=0.1 if learns else 1e-6)
+    warning = consolidate(teachers, settings, setup).notes["warning"]
+    assert "the ensemble predicts the same class for every transfer image" in warning
+    assert ("and so does the student" in warning) is learns
+    assert "the student predicts the same class" not in warning

@@ -211,6 +211,43 @@ def test_validate_prints_every_default(fedkd: Any, make_data: Any) -> None:
     assert printed["arms"]["fedkd"]["consolidation"]["tau"] == 0.1
 
 
+def test_validate_checks_all_that_compare_does(fedkd: Any, make_data: Any) -> None:
+    Path("own.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        z = super().forward(x.flatten(1))\n"
+        "        return (z, z) if self.training else z\n"
+        "def two(num_classes, in_channels, image_size):\n"
+        "    return Two(image_size ** 2, num_classes)\n"
+    )
+    Path("study.yaml").write_text(yaml.safe_dump(make_data({"model/arch": "own:two"})))
+    for command in ("validate", "compare"):
+        code, out, err = fedkd(command, "study.yaml")
+        assert (code, out) == (2, "")
+        assert "model.arch: own:two gives tuple for 2 images" in err
+        assert not Path("runs").exists()
+    code, out, err = fedkd("validate", "study.yaml", "--file-only")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out)["model"]["arch"] == "own:two"
+
+
+def test_notes_of_the_check_are_printed_and_kept(fedkd: Any, make_data: Any) -> None:
+    data = make_data({"targets": [0.05, 0.9], "rounds/max": 1})
+    Path("study.yaml").write_text(yaml.safe_dump(data))
+    code, out, err = fedkd("validate", "study.yaml")
+    assert code == 0
+    assert err.startswith("note: targets: 5.0% is no more than a model reaches")
+    assert yaml.safe_load(out)["targets"] == [0.05, 0.9]
+    code, out, err = fedkd("compare", "study.yaml", "--json")
+    assert code == 0
+    summary = json.loads(out)
+    (warning,) = summary["warnings"]
+    assert warning.startswith("targets: 5.0%")
+    (share,) = summary["constant_accuracy"]
+    assert 0.1 <= share["accuracy"] < 0.2
+
+
 def test_schema_is_json(fedkd: Any) -> None:
     code, out, _ = fedkd("schema")
     assert code == 0
