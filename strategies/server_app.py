@@ -30,7 +30,7 @@ from fedkd.results.record import (
 from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
-from fedkd.util.lock import lease
+from fedkd.util.lock import lock_folder
 from strategies.context import RunContext
 from strategies.diagnostics import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
@@ -40,7 +40,7 @@ from strategies.savepoint import CheckpointWriter
 
 ERROR_FILE = "error.txt"
 FAULT_FILE = "traceback.txt"
-LEASE_SECONDS = 30.0
+LOCK_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
         FedKDError: what lies there belongs to another run, or the run cannot go on.
     """
     # An engine that was killed takes a moment to end the server that it had started.
-    with lease(serving.folder, wait=LEASE_SECONDS):
+    with lock_folder(serving.folder, wait=LOCK_WAIT_SECONDS):
         _serve(grid, serving, run_id)
 
 

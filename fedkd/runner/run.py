@@ -28,7 +28,7 @@ from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
 from fedkd.util.cache import cache_root, check_cache_root
 from fedkd.util.files import DISK_ERRORS, remove_unfinished, write_json
-from fedkd.util.lock import lease
+from fedkd.util.lock import lock_folder
 
 
 class Progress(Protocol):
@@ -84,7 +84,7 @@ def run_study(
     federations, warnings = _load(study, progress)
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
-        with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
+        with lock_folder(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
             runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
             return runner.run(federations, pool, warnings)
 
@@ -106,7 +106,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
     """
     trackers = make_trackers(track)
     folder = find_run(folder)
-    with lease(folder):
+    with lock_folder(folder):
         study, fresh = resumption.read_beginning(folder)
         federations, warnings = _load(study, progress)
         resumption.check_runs(folder, study)

@@ -83,12 +83,14 @@ def tune(
     path = folder / f"tune-{name}.db"
     key = store.search_key(study, name, federations, kind, judge)
     interrupted = False
-    with store.opened(path, study, name, kind, key, fresh=fresh) as found:
+    with store.opened(path, f"{study.name}/{name}", kind, key, fresh=fresh) as found:
         _pretrain(federations, pool, progress)
         with intra_op_threads(study.engine.server_threads):
             seed_objectives = [
                 search.SeedObjective.of(federation, name, judge) for federation in federations
             ]
+        space = search.make_space(seed_objectives[0].room, judge)
+        store.check_trials(path, found.get_trials(deepcopy=False), space)
         try:
             search.run(
                 found,
@@ -103,7 +105,6 @@ def tune(
             if not found.get_trials(deepcopy=False, states=store.ENDED):
                 raise
             interrupted = True
-        space = search.make_space(seed_objectives[0].room, judge)
         results = summarise(study, name, found.get_trials(), space, kind=kind, judge=judge)
     results["interrupted"] = interrupted
     return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)
