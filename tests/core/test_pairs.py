@@ -25,7 +25,7 @@ from fedkd.pairs.log import Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Member, Pair, compare, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
 from fedkd.training.compute import Compute
-from fedkd.util.correlation import pearson, ranks, spearman
+from fedkd.util.correlation import pearson, spearman
 
 QUICK = Consolidation(epochs=4, lr=0.1)
 VALIDATED = {"data/validation": 0.2}
@@ -122,7 +122,8 @@ def test_the_distance_of_two_label_mixes(
 
 
 def test_correlations_by_hand() -> None:
-    assert ranks([3.0, 1.0, 3.0]) == [2.5, 1.0, 2.5]
+    # Ranks 2.5, 1, 2.5 against 2, 1, 3.
+    assert spearman([3, 1, 3], [1, 0, 2]) == round(math.sqrt(3) / 2, 6)
     assert spearman([1, 2, 3, 4], [1, 8, 27, 64]) == 1
     assert pearson([1, 2, 3], [3, 2, 1]) == -1
     assert pearson([1, 2, 3, 4], [1, 0, 0, 1]) == 0
