@@ -204,7 +204,7 @@ def test_tuning_looks_at_validation_data_alone(pairs: Any) -> None:
     every = []
     for temperature, weight in grid(labelled=True):
         point = QUICK.model_copy(update={"temperature": temperature, "weight": weight})
-        model = measuring._learn(pair, point, None)
+        model = measuring._learn(pair, point)
         assert model is not None
         logits = measuring.predict(model, pair.test.images, compute=pair.compute)
         every.append(compare(pair, logits)["after"])
