@@ -88,10 +88,8 @@ def tune(
         console = wide_console()
         print_outcome(found.results, console)
         console.print(f"Tuned study: {found.tuned}\nAll trials: {found.data}", soft_wrap=True)
-        if found.interrupted:
-            console.print("Interrupted: the same command goes on from the trials that had ended.")
     if found.interrupted:
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
 
 
 def pairs(
@@ -147,9 +145,7 @@ def pairs(
         print_outcome(found.results, console)
         console.print(f"Table: {found.table}\nWith its summary: {found.data}", soft_wrap=True)
     if found.interrupted:
-        if not as_json:
-            console.print("Interrupted: the same command goes on from the rows that are there.")
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
 
 
 def recommend(

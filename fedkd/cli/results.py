@@ -9,6 +9,7 @@ import typer
 
 from fedkd.cli.options import wide_console
 from fedkd.errors import UserError
+from fedkd.util import interrupt
 
 
 def report(
@@ -74,9 +75,5 @@ def watch(
     """
     from fedkd.report.watch import watch as follow
 
-    console = wide_console()
-    try:
-        follow(run, console, once=once)
-    except KeyboardInterrupt:
-        console.print("No longer watching; the study goes on.")
-        raise typer.Exit(130) from None
+    interrupt.advise("The study itself goes on.")
+    follow(run, wide_console(), once=once)

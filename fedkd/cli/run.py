@@ -49,7 +49,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with the study of this results folder, which was cut short.",
+            help="Resume the study of this results folder, which was interrupted.",
         ),
     ] = None,
     track: Annotated[
@@ -93,10 +93,7 @@ def compare(
     else:
         _show(outcome)
     if outcome.interrupted:
-        from fedkd.runner.resume import command
-
-        typer.echo(f"Interrupted. Go on by: {command(outcome.folder, names)}", err=as_json)
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
     starved = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
     if outcome.summary["failures"] or starved:
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
 from fedkd.registry import METHODS, suggest
+from fedkd.util import interrupt
 from fedkd.util.cache import cache_key
 from fedkd.util.files import write_json, write_text
 from fedkd.util.parallel import run_each
@@ -31,9 +32,6 @@ class Progress(PreparationProgress, Protocol):
 
     def on_row(self, ended: int, total: int) -> None:
         """So many rows of the table are there."""
-
-    def warn(self, sentence: str) -> None:
-        """Something is left out."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ def measure_pairs(
         raise UserError("partition.silos: a pair needs two silos, but the study has one")
     federations = load_federations(study, progress)
     federations[0].require_transfer()
+    interrupt.advise("The same command resumes from the rows that are measured.")
     pretrain_all(federations, pool, progress, fresh=fresh)
     jobs = [
         job for federation in federations for job in _jobs(federation, chosen, settings, progress)

@@ -26,9 +26,11 @@ from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
+from fedkd.util import interrupt
 from fedkd.util.cache import cache_root, check_cache_root
-from fedkd.util.files import DISK_ERRORS, remove_unfinished, write_json
+from fedkd.util.files import remove_unfinished, write_json
 from fedkd.util.lock import lock_folder
+from fedkd.util.resources import describe_shortage
 
 
 class Progress(Protocol):
@@ -85,7 +87,7 @@ def run_study(
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
         with lock_folder(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
-            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+            runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
             return runner.run(federations, pool, warnings)
 
 
@@ -116,7 +118,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
             for name in (SUMMARY_FILE, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             with Tracking(trackers, study, folder, progress.warn) as tracking:
-                runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+                runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
                 return runner.run(federations, pool, warnings)
 
 
@@ -150,6 +152,7 @@ class _Runner:
         folder: Path,
         progress: Progress,
         tracking: Tracking,
+        track: Sequence[str],
         *,
         fresh: bool,
     ) -> None:
@@ -157,6 +160,7 @@ class _Runner:
         self._engine = engine
         self._folder = folder
         self._fresh = fresh
+        self._resume = resumption.command(folder, track)
         self._progress = progress
         self._tracking = tracking
         self._records: dict[tuple[str, int], RunRecord] = {}
@@ -165,25 +169,34 @@ class _Runner:
     def run(
         self, federations: Sequence[Federation], pool: Executor, warnings: Sequence[str]
     ) -> Outcome:
-        interrupted = False
+        interrupt.advise(f"Resume with: {self._resume}")
+        try:
+            interrupted = self._run_all(federations, pool)
+            summary = summarise(self._study, federations, self._records, self._failures, warnings)
+            write_json(self._folder / SUMMARY_FILE, summary)
+            write_run_report(self._folder)
+        except FedKDError:
+            raise
+        except Exception as error:
+            shortage = describe_shortage(error)
+            if shortage is None:
+                raise
+            raise FedKDError(
+                f"{shortage}. All rounds that had ended are kept; then resume with: {self._resume}"
+            ) from error
+        return Outcome(self._folder, summary, interrupted)
+
+    def _run_all(self, federations: Sequence[Federation], pool: Executor) -> bool:
+        """Run all arms of all seeds; return whether Ctrl-C or another signal ended it."""
         try:
             for federation in federations:
                 self._pretrain(federation, pool)
                 for arm in self._order():
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
-            interrupted = True
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise FedKDError(
-                f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
-                f"are kept: mend this, then {resumption.command(self._folder)}"
-            ) from error
-        summary = summarise(self._study, federations, self._records, self._failures, warnings)
-        write_json(self._folder / SUMMARY_FILE, summary)
-        write_run_report(self._folder)
-        return Outcome(self._folder, summary, interrupted)
+            remove_unfinished(self._folder)  # by processes of the engine, which have ended
+            return True
+        return False
 
     def _order(self) -> list[str]:
         """All arms as the study lists them; the first baseline first where it sets the targets."""

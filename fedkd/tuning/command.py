@@ -15,6 +15,7 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome
+from fedkd.util import interrupt
 
 
 class Progress(search.Progress, PreparationProgress, Protocol):
@@ -69,6 +70,7 @@ def tune(
     key = store.search_key(study, name, federations, kind, judge)
     interrupted = False
     with store.opened(path, f"{study.name}/{name}", kind, key, fresh=fresh) as found:
+        interrupt.advise("The same command resumes from the trials that have ended.")
         pretrain_all(federations, pool, progress)
         with intra_op_threads(study.engine.server_threads):
             seed_objectives = [
