@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from fedkd.config import Study
@@ -24,17 +25,35 @@ class PreparationProgress(Protocol):
         """Return a context that yields a function to call for every silo."""
 
 
-def load_federations(study: Study, progress: PreparationProgress) -> list[Federation]:
-    """Return a federation for each seed of a study whose silos are simulated, and check them.
+def load_federations(
+    study: Study, load: Callable[[Study, int, Path], Federation] = Federation.load
+) -> tuple[list[Federation], tuple[str, ...]]:
+    """Return a federation for each seed, checked, and sentences that warn of the study.
+
+    Args:
+        study: the study.
+        load: loads one seed's, with this cache.
 
     Raises:
         UserError: the study asks for what the data, the files or the cache folder do not give.
     """
     check_files(study)
     check_cache_root()
-    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
-    for sentence in check_study(federations):
+    cache = cache_root()
+    federations = [load(study, seed, cache) for seed in study.seeds]
+    return federations, check_study(federations)
+
+
+def load_for_students(study: Study, progress: PreparationProgress) -> list[Federation]:
+    """Load the federations of a command that makes students; show what warns of the study.
+
+    Raises:
+        UserError: as in :func:`load_federations`, or there is no transfer set.
+    """
+    federations, warnings = load_federations(study)
+    for sentence in warnings:
         progress.warn(sentence)
+    federations[0].require_transfer()
     return federations
 
 

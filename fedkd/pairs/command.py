@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fedkd.config import Consolidation, Study
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
-from fedkd.federation.prepare import PreparationProgress, load_federations, pretrain_all
+from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
 from fedkd.federation.thread_pool import silo_threads
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
@@ -88,8 +88,7 @@ def measure_pairs(
     settings = choose_settings(study, epochs)
     if study.partition.silos < 2:
         raise UserError("partition.silos: a pair needs two silos, but the study has one")
-    federations = load_federations(study, progress)
-    federations[0].require_transfer()
+    federations = load_for_students(study, progress)
     interrupt.advise("The same command resumes from the rows that are measured.")
     pretrain_all(federations, pool, progress, fresh=fresh)
     jobs = [

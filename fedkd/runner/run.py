@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.config import RelativeTargets, Study
-from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
 from fedkd.errors import FedKDError, UserCodeError
-from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
+from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.page import write_run_report
 from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
@@ -27,7 +26,6 @@ from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
 from fedkd.util import interrupt
-from fedkd.util.cache import cache_root, check_cache_root
 from fedkd.util.files import remove_unfinished, write_json
 from fedkd.util.lock import lock_folder
 from fedkd.util.resources import describe_shortage
@@ -129,12 +127,7 @@ def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
         UserError: the study asks for what the data or the files do not give.
     """
     check_engine(study)
-    check_files(study)
-    cache = cache_root()
-    federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
-    warnings = check_study(federations)
-    check_cache_root()
-    return federations, warnings
+    return load_federations(study, Federation.for_caller)
 
 
 def _load(study: Study, progress: Progress) -> tuple[list[Federation], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.federation.prepare import PreparationProgress, load_federations, pretrain_all
+from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
 from fedkd.registry import suggest
 from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
@@ -64,7 +64,7 @@ def tune(
     """
     name = choose_arm(study, arm)
     judge = choose_judge(study, proxy=proxy)
-    federations = load_federations(study, progress)
+    federations = load_for_students(study, progress)
     folder = out / study.name
     path = folder / f"tune-{name}.db"
     key = store.search_key(study, name, federations, kind, judge)
