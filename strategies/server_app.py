@@ -31,7 +31,7 @@ from fedkd.results.record import (
 from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
-from fedkd.util.lock import lease
+from fedkd.util.lock import lock_folder
 from strategies.context import RunContext
 from strategies.diagnostics import diagnose
 from strategies.evaluation import central_evaluation
@@ -44,7 +44,7 @@ from strategies.updates import KeepAverage, ServerUpdate
 
 ERROR_FILE = "error.txt"
 FAULT_FILE = "traceback.txt"
-LEASE_SECONDS = 30.0
+LOCK_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
         FedKDError: the folder holds another run, or the run cannot go on.
     """
     # An engine that was killed takes a moment to end the server that it had started.
-    with lease(serving.folder, wait=LEASE_SECONDS):
+    with lock_folder(serving.folder, wait=LOCK_WAIT_SECONDS):
         _serve(grid, serving, run_id)
 
 

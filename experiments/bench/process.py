@@ -15,13 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from fedkd.engines.processes import end_marked, find_marked
+
 MARK = "FEDKD_BENCH"
 """Environment variable that all processes of a command inherit, including detached ones."""
 
 _PAUSE = 0.02
 _MEMORY_EVERY = 0.25
 _GROWTH = 1.02
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def measure(
         seconds = time.perf_counter() - begin
         round_log.sample()
     finally:
-        end_all(folder)
+        end_marked(folder, MARK)
         process.wait()
     if process.returncode:
         raise CommandFailedError(f"{command[0]} ended with {process.returncode}; {_log_tail(log)}")
@@ -112,30 +115,6 @@ def measure(
 def exit_on_sigterm() -> None:
     """Exit on SIGTERM as on Ctrl-C, so that the commands are ended, too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
-def end_all(folder: Path) -> None:
-    """End every process of the command in ``folder``, and wait until none is left."""
-    for number in [signal.SIGTERM] * 20 + [signal.SIGKILL] * 20:
-        pids = marked(folder)
-        if not pids:
-            return
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
-        time.sleep(0.25)
-
-
-def marked(folder: Path) -> list[int]:
-    """Return the ids of all processes of the command that runs in ``folder``."""
-    wanted = f"{MARK}={folder}".encode()
-    pids = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        # Processes may end during the search, and those of other users are not readable.
-        with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                pids.append(int(entry.name))
-    return [pid for pid in pids if pid != os.getpid()]
 
 
 class _RoundLog:
@@ -184,24 +163,24 @@ class _Memory:
         if now - self._sampled_at < _MEMORY_EVERY:
             return
         self._sampled_at = now
-        pids = marked(self._folder)
-        resident = sum(_resident(pid) for pid in pids)
+        processes = find_marked(self._folder, MARK)
+        resident = sum(_resident(process) for process in processes)
         if resident > self._resident_peak * _GROWTH:
             self._resident_peak = resident
-            self.peak = max(self.peak, sum(_proportional(pid) for pid in pids))
+            self.peak = max(self.peak, sum(_proportional(process) for process in processes))
 
 
-def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+def _resident(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error, OSError):
+        return int(process.memory_info().rss)
     return 0
 
 
-def _proportional(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+def _proportional(process: psutil.Process) -> int:
+    """Return the proportional set size; the unique one where the system knows no other."""
+    with contextlib.suppress(psutil.Error, OSError):
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.uss))
     return 0
 
 

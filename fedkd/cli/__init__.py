@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from fedkd.cli import cache, hosts, offline
 from fedkd.cli.checks import doctor, schema, validate
 from fedkd.cli.choosing import pairs, recommend, tune
+from fedkd.cli.output import replace_what_cannot_be_written
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
 from fedkd.errors import FedKDError
-from fedkd.util.files import DISK_ERRORS
+from fedkd.util import interrupt
+from fedkd.util.resources import describe_shortage
 from fedkd.version import VERSION
+
+INTERRUPTED = 130
+"""Typer's exit code for KeyboardInterrupt in a command."""
 
 app = typer.Typer(
     name="fedkd",
@@ -56,16 +60,27 @@ def _main(
 def main() -> None:
     """Run the command line. An expected error is printed as one sentence, without a traceback."""
     # A user's own model, named package.module:function, may be in the working folder.
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- a string
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    try:
-        app()
-    except FedKDError as error:
-        typer.echo(f"fedkd: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        # A full or broken disk is for the user to fix; any other system error is our bug.
-        if error.errno not in DISK_ERRORS:
-            raise
-        typer.echo(f"fedkd: {error.filename or 'the disk'}: {error.strerror}", err=True)
-        sys.exit(1)
+    replace_what_cannot_be_written()
+    with interrupt.handle_signals():
+        try:
+            app()
+        except KeyboardInterrupt:
+            _end(interrupt.sentence(), interrupt.exit_code())
+        except SystemExit as end:
+            if end.code != INTERRUPTED:
+                raise
+            _end(interrupt.sentence(), interrupt.exit_code())
+        except FedKDError as error:
+            _end(f"fedkd: {error}", error.exit_code)
+        except Exception as error:
+            shortage = describe_shortage(error)
+            if shortage is None:
+                raise
+            _end(f"fedkd: {shortage}", 1)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    typer.echo(sentence, err=True)
+    sys.exit(code)

@@ -93,10 +93,8 @@ def tune(
         console.print(
             f"Tuned study: {search_result.tuned}\nAll trials: {search_result.data}", soft_wrap=True
         )
-        if search_result.interrupted:
-            console.print("Interrupted: the same command resumes after the last finished trial.")
     if search_result.interrupted:
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
 
 
 def pairs(
@@ -152,9 +150,7 @@ def pairs(
         print_outcome(measured.results, console)
         console.print(f"Table: {measured.table}\nWith its summary: {measured.data}", soft_wrap=True)
     if measured.interrupted:
-        if not as_json:
-            console.print("Interrupted: the same command resumes after the last finished row.")
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
 
 
 def recommend(

@@ -9,6 +9,7 @@ import typer
 
 from fedkd.cli.options import wide_console
 from fedkd.errors import UserError
+from fedkd.util import interrupt
 
 
 def report(
@@ -77,9 +78,5 @@ def watch(
     """
     from fedkd.report.watch import watch as follow
 
-    console = wide_console()
-    try:
-        follow(run, console, once=once)
-    except KeyboardInterrupt:
-        console.print("Stopped watching; the study continues.")
-        raise typer.Exit(130) from None
+    interrupt.advise("The study continues.")
+    follow(run, wide_console(), once=once)

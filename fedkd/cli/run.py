@@ -92,10 +92,7 @@ def compare(
     else:
         _show(outcome)
     if outcome.interrupted:
-        from fedkd.runner.resume import command
-
-        typer.echo(f"Interrupted. Resume with: {command(outcome.folder, trackers)}", err=as_json)
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
     short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
     if outcome.summary["failures"] or short_of_silos:
         raise typer.Exit(1)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
 import stat
 import tarfile
-import urllib.request
 import zlib
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.util.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -188,41 +184,65 @@ def _bounded(content: bytes, most: int, what: str) -> bytes:
 
 def _download(file: PublicFile, target: Path) -> str:
     """Download a file; return what went wrong at each address, empty on success."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
     problems = []
     for url in file.urls:
         try:
-            with replacing(target) as temporary:
-                _save(url, temporary, file.md5)
-        except (OSError, HTTPException, ValueError) as error:
-            problems.append(f"{url}: {error}")
+            pooch.retrieve(
+                url,
+                f"md5:{file.md5}",
+                fname=target.name,
+                path=target.parent,
+                downloader=_save,
+            )
+        except (OSError, ValueError) as error:
+            problems.append(f"{url}: {_first_cause(error)}")
         else:
             return ""
     return "; ".join(problems)
 
 
-def _save(url: str, path: Path, md5: str) -> None:
-    # torchvision's downloader writes under the final name and waits for ever for a mute server.
-    request = urllib.request.Request(url, headers={"User-Agent": "fedkd"})  # noqa: S310 - our own URLs
-    with (
-        urllib.request.urlopen(request, timeout=_TIMEOUT) as reply,  # noqa: S310 - our own URLs
-        path.open("wb") as file,
-    ):
-        received = 0
-        while block := reply.read(_BLOCK):
-            received += len(block)
-            if received > _MAX_DOWNLOAD:
-                raise ValueError(f"it sent more than {_MAX_DOWNLOAD} bytes")
-            file.write(block)
-    if (found := _md5_of(path)) != md5:
-        raise ValueError(f"it sent another file: its MD5 is {found}, not {md5}")
+def _save(url: str, path: str, pooch: object) -> None:
+    """Download ``url`` to ``path``, as a downloader of pooch's.
+
+    Raises:
+        OSError: the server does not answer or sends an error, or the disk is full.
+        ValueError: it sends more than :data:`_MAX_DOWNLOAD` bytes.
+    """
+    from pooch import HTTPDownloader
+
+    headers = {"User-Agent": "fedkd", "Accept-Encoding": "identity"}
+    fetch = HTTPDownloader(chunk_size=_BLOCK, timeout=_TIMEOUT, headers=headers)
+    with _BoundedFile(path, "wb") as file:
+        fetch(url, file, pooch)
+        os.fsync(file.fileno())
+    Path(path).chmod(0o644)
+
+
+class _BoundedFile(io.FileIO):
+    """A file that refuses to grow beyond :data:`_MAX_DOWNLOAD` bytes."""
+
+    def write(self, block: Any) -> int:
+        if self.tell() + len(block) > _MAX_DOWNLOAD:
+            raise ValueError(f"the server sent more than {_MAX_DOWNLOAD} bytes")
+        return super().write(block)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what the first error of a chain says, in a sentence: requests wraps the system's."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(error).partition(". ")[0] or type(error).__name__
 
 
 def _md5_of(path: Path) -> str:
-    """Return the MD5 of a file: what publishers give, and good enough for broken downloads."""
+    """Return the MD5 of a file: what publishers give, and enough to find broken downloads."""
+    import pooch
+
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(
-                file, partial(hashlib.md5, usedforsecurity=False)
-            ).hexdigest()
+        digest: str = pooch.file_hash(str(path), alg="md5")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    return digest

@@ -13,7 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from fedkd.engines.flower_app import write_app
-from fedkd.engines.processes import MARK, end_all, start, start_keeper
+from fedkd.engines.processes import MARK, end_marked, start, start_cleaner
 
 
 class AppFolder:
@@ -29,7 +29,7 @@ class AppFolder:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
-        self._checkpoint_writer = start_keeper(self.folder)
+        self._cleaner = start_cleaner(self.folder)
         self._started: list[subprocess.Popen[bytes]] = []
         programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
         self.environment = {
@@ -60,13 +60,13 @@ class AppFolder:
 
     def end_all(self) -> None:
         """End all that was started here, and what that started."""
-        end_all(self.folder, self._started)
+        end_marked(self.folder, started=self._started)
         self._started.clear()
 
     def close(self) -> None:
         """End all, and remove the folder."""
         self.end_all()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._checkpoint_writer.stdin is not None:
-            self._checkpoint_writer.stdin.close()
-        self._checkpoint_writer.wait()
+        if self._cleaner.stdin is not None:
+            self._cleaner.stdin.close()
+        self._cleaner.wait()

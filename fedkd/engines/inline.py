@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,7 +18,7 @@ from clients.client_app import FAILED, make_client_app
 from clients.silo import Silo
 from fedkd.engines.base import Task
 from fedkd.results.observer import Observer
-from fedkd.util.parallel import results_of
+from fedkd.util.parallel import run_all
 from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
@@ -70,13 +71,14 @@ class InlineGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the ClientApp for every message and keep the replies."""
         ids: list[str] = []
-        jobs: list[Future[Message]] = []
+        works: list[Callable[[], Message]] = []
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             message_id = uuid.uuid4().hex
             message.metadata.__dict__["_message_id"] = message_id
             ids.append(message_id)
-            jobs.append(self._pool.submit(self._answer, message))
-        self._replies |= zip(ids, results_of(jobs), strict=True)
+            context = self._contexts[message.metadata.dst_node_id]
+            works.append(partial(self._answer, message, context))
+        self._replies |= zip(ids, run_all(self._pool, works), strict=True)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -92,8 +94,8 @@ class InlineGrid(Grid):
         """Push and pull."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answer(self, message: Message) -> Message:
-        reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+    def _answer(self, message: Message, context: Context) -> Message:
+        reply = self._client_app(message, context)
         if not isinstance(reply, Message):
             reason = f"its ClientApp returned {type(reply).__name__}, not a Message"
             return Message(Error(FAILED, reason), reply_to=message)

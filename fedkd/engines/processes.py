@@ -1,9 +1,9 @@
-"""Processes that must not outlive this one: started apart, found again by a mark, ended whole.
+"""Processes that end with this one: started in sessions of their own, found by a mark.
 
 Flower and Ray start processes in sessions of their own, which no process group holds together.
-What they all inherit is the environment, so a variable in it marks them as ours. Run as a program,
-this module is the keeper: it waits until its parent is gone, however it went, and cleans up.
-It imports nothing but the standard library, so that the keeper starts fast and stays small.
+All inherit the environment, so a variable in it marks them. Run as a program, this module waits
+until the process that started it has ended, even by SIGKILL, and ends the marked ones. It imports
+nothing but the standard library and psutil, so that it starts fast and stays small.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 MARK = "FEDKD_ENGINE"
+"""Environment variable of marked processes; its value is the folder that they work for."""
 GRACE_SECONDS = 5.0
+"""Time between SIGTERM and SIGKILL."""
 _PAUSE = 0.05
+_ATTEMPTS = 10
+"""How often processes are sought and ended again in ``GRACE_SECONDS``."""
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a port of the loopback interface on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -34,7 +41,13 @@ def free_port() -> int:
 def start(
     command: Sequence[str | Path], environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own, so that the terminal's Ctrl-C passes it by."""
+    """Start ``command`` in a session of its own, so that Ctrl-C in the terminal does not reach it.
+
+    Args:
+        command: program and arguments.
+        environment: its whole environment.
+        log: file to which its output is appended.
+    """
     with log.open("ab") as file:
         return subprocess.Popen(  # noqa: S603 -- our own commands
             [str(part) for part in command],
@@ -46,14 +59,16 @@ def start(
         )
 
 
-def start_keeper(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends all that ``folder`` marks once this process is gone.
+def start_cleaner(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a process that ends all that ``folder`` marks, and removes it, after this one's end.
 
-    It learns that from its standard input, which closes with us even when we are killed.
+    Its standard input closes with this process, even when that is killed.
     """
+    import psutil
+
     return subprocess.Popen(  # noqa: S603 -- our own command
-        # -I: nothing in the user's folder or environment may take a module's name.
-        [sys.executable, "-I", __file__, str(folder)],
+        # -I: no module of the user's folder or environment may shadow the standard library.
+        [sys.executable, "-I", __file__, str(folder), str(Path(psutil.__file__).parents[1])],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -61,56 +76,72 @@ def start_keeper(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def marked(folder: Path) -> list[int]:
-    """Return the ids of all processes that ``folder`` marks; none where there is no ``/proc``."""
-    wanted = f"{MARK}={folder}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        # Processes come and go meanwhile, and those of others cannot be read.
-        with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+def find_marked(folder: Path, variable: str = MARK) -> list[psutil.Process]:
+    """Return all other processes that ``folder`` marks."""
+    import psutil
+
+    processes: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        # Processes end meanwhile, and those of other users cannot be read.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(variable) == str(folder) and process.pid != os.getpid():
+                processes.append(process)
+    return processes
 
 
-def marked_late(folder: Path) -> list[int]:
-    """Look again after a pause: a process in the midst of ``exec`` shows no environment."""
-    time.sleep(_PAUSE)
-    return marked(folder)
-
-
-def end_all(folder: Path, started: Iterable[subprocess.Popen[bytes]] = ()) -> None:
-    """End all processes that ``folder`` marks and those ``started``, with their groups."""
-    children = list(started)
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline:
-            # Asked anew each time: one that is being ended may yet have started another.
-            pids = marked(folder) or marked_late(folder)
-            running = [child for child in children if child.poll() is None]
-            if not pids and not running:
-                return
-            _signal(pids, running, end)
-            time.sleep(_PAUSE * (1 if end == signal.SIGKILL else 10))
-
-
-def _signal(
-    pids: Iterable[int], children: Iterable[subprocess.Popen[bytes]], number: signal.Signals
+def end_marked(
+    folder: Path, variable: str = MARK, started: Iterable[subprocess.Popen[bytes]] = ()
 ) -> None:
+    """End all processes that ``folder`` marks, and those ``started`` with their descendants."""
+    import psutil
+
+    children = list(started)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for _ in range(_ATTEMPTS):
+            # Sought again each time: a process that is being ended may start another.
+            processes = {*_find_all(folder, variable, children)}
+            if not processes:
+                return
+            for process in processes:
+                with contextlib.suppress(psutil.Error, OSError):
+                    end(process)
+            deadline = time.monotonic() + GRACE_SECONDS / _ATTEMPTS
+            while time.monotonic() < deadline and any(map(_runs, processes)):
+                time.sleep(_PAUSE)
+
+
+def _find_all(
+    folder: Path, variable: str, children: Iterable[subprocess.Popen[bytes]]
+) -> Iterable[psutil.Process]:
+    import psutil
+
     for child in children:
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, number)
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)
+        with contextlib.suppress(psutil.Error, OSError):
+            if child.poll() is None:
+                process = psutil.Process(child.pid)
+                yield from (process, *process.children(recursive=True))
+    marked = find_marked(folder, variable)
+    if not marked:
+        time.sleep(_PAUSE)  # a process in the midst of exec has no environment
+        marked = find_marked(folder, variable)
+    yield from marked
 
 
-def keep(folder: Path) -> None:
-    """Wait for the parent's end, then clean up after it."""
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; unlike psutil's own waiting, this leaves its exit code to Popen."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _clean_up_after_parent(folder: Path) -> None:
     sys.stdin.buffer.read()
-    end_all(folder)
+    end_marked(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]))
+    sys.path.append(sys.argv[2])  # of psutil
+    _clean_up_after_parent(Path(sys.argv[1]))

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from fedkd.models.state import State, copy_state, is_finite, load_state, save_st
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_key
-from fedkd.util.parallel import results_of
+from fedkd.util.parallel import run_all
 from fedkd.util.seeding import derive_seed, torch_generator
 
 
@@ -130,7 +131,7 @@ class Federation:
 
         silos = [s for s in self._silos if s not in self.study.pretraining.checkpoints]
         silos.sort(key=lambda silo: -len(self._silos[silo]))
-        results_of([executor.submit(train, silo) for silo in silos])
+        run_all(executor, [partial(train, silo) for silo in silos])
 
     def pretrained(self, silo: str) -> Pretrained:
         """Return a silo's own model: its checkpoint, or one pre-trained on its data.

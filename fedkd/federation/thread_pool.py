@@ -10,10 +10,17 @@ from fedkd.config import Study
 from fedkd.util.parallel import available_cores
 
 
+def silo_threads(study: Study) -> int:
+    """Return how many silos train at once on this host."""
+    workers = study.engine.workers
+    return available_cores() if workers == "auto" else workers
+
+
 def silo_pool(study: Study) -> ThreadPoolExecutor:
     """Return the pool on which silos train, with one intra-op thread per silo."""
-    workers = study.engine.workers
-    size = available_cores() if workers == "auto" else workers
     return ThreadPoolExecutor(
-        size, thread_name_prefix="silo", initializer=torch.set_num_threads, initargs=(1,)
+        silo_threads(study),
+        thread_name_prefix="silo",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
     )

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed, wait
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.config import Consolidation, Study
-from fedkd.config.study_file import check_files
 from fedkd.errors import FedKDError, UserError
-from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
+from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
+from fedkd.federation.thread_pool import silo_threads
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
 from fedkd.registry import METHODS, suggest
-from fedkd.util.cache import cache_key, cache_root, check_cache_root
+from fedkd.util import interrupt
+from fedkd.util.cache import cache_key
 from fedkd.util.files import write_json, write_text
+from fedkd.util.parallel import run_each
 
 _SETTINGS = ("epochs", "batch_size", "lr", "momentum")
 
 
-class Progress(Protocol):
+class Progress(PreparationProgress, Protocol):
     """Shows how far the table is; see :class:`fedkd.report.progress.PairsProgress`."""
-
-    def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
-        """Return a context that yields a function to call for every silo."""
 
     def on_row(self, ended: int, total: int) -> None:
         """So many rows of the table are there."""
-
-    def warn(self, sentence: str) -> None:
-        """Something is left out."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +88,15 @@ def measure_pairs(
     settings = choose_settings(study, epochs)
     if study.partition.silos < 2:
         raise UserError("partition.silos: a pair needs two silos, but the study has one")
-    check_files(study)
-    check_cache_root()
-    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
-    for sentence in check_study(federations):
-        progress.warn(sentence)
-    federations[0].require_transfer()
-    for federation in federations:
-        total = study.partition.silos - len(study.pretraining.checkpoints)
-        with progress.pretraining(federation.seed, total) as on_silo:
-            federation.pretrain(pool, fresh=fresh, on_silo=on_silo)
+    federations = load_for_students(study, progress)
+    interrupt.advise("The same command resumes from the rows that are measured.")
+    pretrain_all(federations, pool, progress, fresh=fresh)
     jobs = [
         job for federation in federations for job in _jobs(federation, chosen, settings, progress)
     ]
     folder = out / study.name
     log = Log(folder / LOG_FILE, fresh=fresh)
-    rows, interrupted = _work(jobs, settings, pool, log, progress)
+    rows, interrupted = _measure_all(jobs, settings, silo_threads(study), log, progress)
     results = {
         "study": study.name,
         "seeds": list(study.seeds),
@@ -208,51 +195,26 @@ def _jobs(
             yield _Job(pair, method, cache_key({**common, "names": names}))
 
 
-def _work(
-    jobs: Sequence[_Job],
-    settings: Consolidation,
-    pool: Executor,
-    log: Log,
-    progress: Progress,
+def _measure_all(
+    jobs: Sequence[_Job], settings: Consolidation, threads: int, log: Log, progress: Progress
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return the rows that are there, in the order of the jobs, and whether Ctrl-C ended it."""
-    found = {job.key: log.rows[job.key] for job in jobs if job.key in log.rows}
-    stop, interrupted = threading.Event(), False
+    """Return the rows that there are, in the order of the jobs, and whether Ctrl-C ended it."""
+    rows = {job.key: log.rows[job.key] for job in jobs if job.key in log.rows}
+    missing = [job for job in jobs if job.key not in rows]
+    interrupted = False
 
-    def check() -> None:
-        if stop.is_set():
-            raise _StoppedError
+    def work(job: _Job) -> dict[str, Any]:
+        return measure(job.pair, job.method, settings)
 
-    def keep(job: _Job, row: dict[str, Any]) -> None:
-        log.append(job.key, row)
-        found[job.key] = row
-
-    progress.on_row(len(found), len(jobs))
-    futures = {
-        pool.submit(measure, job.pair, job.method, settings, on_epoch=check): job
-        for job in jobs
-        if job.key not in found
-    }
+    progress.on_row(len(rows), len(jobs))
     try:
-        for future in as_completed(futures):
-            keep(futures[future], future.result())
-            progress.on_row(len(found), len(jobs))
+        for job, row in run_each(missing, work, threads=threads):
+            log.append(job.key, row)
+            rows[job.key] = row
+            progress.on_row(len(rows), len(jobs))
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        stop.set()
-        for future in futures:
-            future.cancel()
-        wait(futures)
-    for future, job in futures.items():
-        ended = not future.cancelled() and future.exception() is None
-        if ended and job.key not in found:
-            keep(job, future.result())
-    return [found[job.key] for job in jobs if job.key in found], interrupted
-
-
-class _StoppedError(Exception):
-    """Ends a job at its next epoch."""
+    return [rows[job.key] for job in jobs if job.key in rows], interrupted
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,13 +122,7 @@ def make_pairs(federation: Federation) -> list[Pair]:
     ]
 
 
-def measure(
-    pair: Pair,
-    method: str,
-    settings: Consolidation,
-    *,
-    on_epoch: Callable[[], None] | None = None,
-) -> dict[str, Any]:
+def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
     """Let the pair's student learn by a method and return a row with the keys of ``COLUMNS``.
 
     All methods of a pair draw the same order of samples, so that they differ in nothing else.
@@ -139,12 +132,11 @@ def measure(
         method: of :data:`fedkd.registry.METHODS`, or :data:`KD_TUNED`.
         settings: epochs, batch size, learning rate and momentum; method, temperature and weight
             are set here: 1 and 0.5 but for ``kd-tuned``.
-        on_epoch: called after every epoch; what it raises ends the job.
     """
     with intra_op_threads(1):
         began = time.perf_counter()
         learn = _tune if method == KD_TUNED else _learn_plainly
-        model, chosen = learn(pair, method, settings, on_epoch)
+        model, chosen = learn(pair, method, settings)
         seconds = round(time.perf_counter() - began, 3)
         after = None if model is None else predict(model, pair.test.images, compute=pair.compute)
     return {
@@ -209,24 +201,23 @@ def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member
 
 
 def _learn_plainly(
-    pair: Pair, method: str, settings: Consolidation, on_epoch: Callable[[], None] | None
+    pair: Pair, method: str, settings: Consolidation
 ) -> tuple[nn.Module | None, Consolidation]:
     own = settings.model_copy(update={"method": method, "temperature": 1.0, "weight": 0.5})
-    return _learn(pair, own, on_epoch), own
+    return _learn(pair, own), own
 
 
 def _tune(
     pair: Pair,
     method: str,  # noqa: ARG001 -- of one form with _learn_plainly
     settings: Consolidation,
-    on_epoch: Callable[[], None] | None,
 ) -> tuple[nn.Module | None, Consolidation]:
     """Return the student that is best on validation data; of equals the first of the grid."""
     best: tuple[nn.Module | None, Consolidation, float] = (None, settings, -1.0)
     for temperature, weight in grid(labelled=pair.labelled):
         point = {"method": "kd", "temperature": temperature, "weight": weight}
         own = settings.model_copy(update=point)
-        model = _learn(pair, own, on_epoch)
+        model = _learn(pair, own)
         if model is None:
             continue
         logits = predict(model, pair.validation.images, compute=pair.compute)
@@ -236,9 +227,7 @@ def _tune(
     return best[:2]
 
 
-def _learn(
-    pair: Pair, settings: Consolidation, on_epoch: Callable[[], None] | None
-) -> nn.Module | None:
+def _learn(pair: Pair, settings: Consolidation) -> nn.Module | None:
     """Return the student after its lesson, None where it diverged."""
     teacher, images = pair.teacher, pair.transfer.images
     model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)
@@ -259,7 +248,7 @@ def _learn(
         settings,
         generator=torch_generator(pair.seed, "pair", f"{teacher.silo} to {pair.student.silo}"),
         compute=pair.compute,
-        on_epoch=on_epoch,
+        on_epoch=None,
     )
     return student if is_finite(student.state_dict(), pair.student.state) else None
 

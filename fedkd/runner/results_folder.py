@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from fedkd.config.study_file import dump_study
 from fedkd.errors import FedKDError
 from fedkd.results.folder import STUDY_FILE
 from fedkd.runner import resume as resumption
-from fedkd.util.files import write_text
+from fedkd.util.files import temporary_beside, write_text
 
 
 def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
@@ -50,9 +48,6 @@ def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
 @contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
     """Give a folder beside one that is to be; what is left of it afterwards goes."""
-    folder = beside.with_name(f".{beside.name}.{os.getpid()}.part")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with temporary_beside(beside) as folder:
+        folder.mkdir()
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

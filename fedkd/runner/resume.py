@@ -16,9 +16,9 @@ from fedkd.results.folder import STUDY_FILE
 from fedkd.results.record import CHECKPOINT_FILE, CUT_SHORT, PROGRESS_FILE, STATE_FILE, RunRecord
 from fedkd.util.cache import environment
 from fedkd.util.files import write_json
-from fedkd.util.lock import lease
+from fedkd.util.lock import lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
-from strategies.server_app import ERROR_FILE, FAULT_FILE, LEASE_SECONDS
+from strategies.server_app import ERROR_FILE, FAULT_FILE, LOCK_WAIT_SECONDS
 
 BEGINNING_FILE = "beginning.json"
 _LARGEST = 1 << 16
@@ -108,7 +108,7 @@ def read_ended(folder: Path) -> RunRecord | None:
 def clear(folder: Path) -> None:
     """Leave of a run that was cut short no more than it needs to go on."""
     # Its server may yet be alive for a moment, where an engine was killed that had started it.
-    with lease(folder, wait=LEASE_SECONDS):
+    with lock_folder(folder, wait=LOCK_WAIT_SECONDS):
         if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
             for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
                 (folder / name).unlink(missing_ok=True)

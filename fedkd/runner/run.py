@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.config import RelativeTargets, Study
-from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
 from fedkd.errors import FedKDError
-from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
+from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.page import write_run_report
 from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
@@ -25,9 +24,10 @@ from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
-from fedkd.util.cache import cache_root, check_cache_root
-from fedkd.util.files import DISK_ERRORS, remove_unfinished, write_json
-from fedkd.util.lock import lease
+from fedkd.util import interrupt
+from fedkd.util.files import remove_unfinished, write_json
+from fedkd.util.lock import lock_folder
+from fedkd.util.resources import describe_shortage
 from strategies.savepoint import read_exchanges
 
 
@@ -84,8 +84,8 @@ def run_study(
     federations, warnings = _load(study, progress)
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
-        with lease(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
-            runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+        with lock_folder(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
+            runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
             return runner.run(federations, pool, warnings)
 
 
@@ -106,7 +106,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
     """
     trackers = make_trackers(track)
     folder = find_run(folder)
-    with lease(folder):
+    with lock_folder(folder):
         study, fresh = resumption.read_beginning(folder)
         federations, warnings = _load(study, progress)
         resumption.check_runs(folder, study)
@@ -116,7 +116,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
             for name in (SUMMARY_FILE, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             with Tracking(trackers, study, folder, progress.warn) as tracking:
-                runner = _Runner(study, engine, folder, progress, tracking, fresh=fresh)
+                runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
                 return runner.run(federations, pool, warnings)
 
 
@@ -127,12 +127,7 @@ def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
         UserError: the study asks for what the data or the files do not give.
     """
     check_engine(study)
-    check_files(study)
-    cache = cache_root()
-    federations = [Federation.for_caller(study, seed, cache) for seed in study.seeds]
-    warnings = check_study(federations)
-    check_cache_root()
-    return federations, warnings
+    return load_federations(study, Federation.for_caller)
 
 
 def _load(study: Study, progress: Progress) -> tuple[list[Federation], tuple[str, ...]]:
@@ -150,6 +145,7 @@ class _Runner:
         folder: Path,
         progress: Progress,
         tracking: Tracking,
+        track: Sequence[str],
         *,
         fresh: bool,
     ) -> None:
@@ -157,6 +153,7 @@ class _Runner:
         self._engine = engine
         self._folder = folder
         self._fresh = fresh
+        self._resume = resumption.command(folder, track)
         self._progress = progress
         self._tracking = tracking
         self._records: dict[tuple[str, int], RunRecord] = {}
@@ -165,25 +162,34 @@ class _Runner:
     def run(
         self, federations: Sequence[Federation], pool: Executor, warnings: Sequence[str]
     ) -> Outcome:
-        interrupted = False
+        interrupt.advise(f"Resume with: {self._resume}")
+        try:
+            interrupted = self._run_all(federations, pool)
+            summary = summarise(self._study, federations, self._records, self._failures, warnings)
+            write_json(self._folder / SUMMARY_FILE, summary)
+            write_run_report(self._folder)
+        except FedKDError:
+            raise
+        except Exception as error:
+            shortage = describe_shortage(error)
+            if shortage is None:
+                raise
+            raise FedKDError(
+                f"{shortage}. All rounds that had ended are kept; then resume with: {self._resume}"
+            ) from error
+        return Outcome(self._folder, summary, interrupted)
+
+    def _run_all(self, federations: Sequence[Federation], pool: Executor) -> bool:
+        """Run all arms of all seeds; return whether Ctrl-C or another signal ended it."""
         try:
             for federation in federations:
                 self._pretrain(federation, pool)
                 for arm in self._order():
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
-            interrupted = True
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise FedKDError(
-                f"{error.filename or self._folder}: {error.strerror}; all rounds that had ended "
-                f"are kept: mend this, then {resumption.command(self._folder)}"
-            ) from error
-        summary = summarise(self._study, federations, self._records, self._failures, warnings)
-        write_json(self._folder / SUMMARY_FILE, summary)
-        write_run_report(self._folder)
-        return Outcome(self._folder, summary, interrupted)
+            remove_unfinished(self._folder)  # by processes of the engine, which have ended
+            return True
+        return False
 
     def _order(self) -> list[str]:
         """All arms as the study lists them; the first baseline first where it sets the targets."""

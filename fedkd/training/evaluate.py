@@ -12,6 +12,7 @@ from torch.nn import functional
 from fedkd.data.images import Images, as_float
 from fedkd.models.build import running
 from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
@@ -60,6 +61,7 @@ def predict(
 @torch.no_grad()
 def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
     """Return one batch's logits. Gradient mode and autocast are per thread, so set here."""
+    check_stopped()
     with compute.autocast(), running(model):
         logits: Tensor = model(as_float(batch).to(compute.device))
     return logits.float().cpu()

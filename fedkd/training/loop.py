@@ -19,6 +19,7 @@ from fedkd.models.build import running
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.compute import Compute, batch_bounds, is_channels_last
 from fedkd.training.evaluate import predict
+from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
@@ -102,6 +103,7 @@ def fit(
         ]
         total = torch.zeros((), device=compute.device)
         for start, end in bounds:
+            check_stopped()
             batch, *rest = (tensor[start:end] for tensor in shuffled)
             if mix:
                 batch, *rest = mix([batch, *rest])

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.config import Study
-from fedkd.config.study_file import check_files
 from fedkd.errors import UserError
-from fedkd.federation.check import check_study
-from fedkd.federation.federation import Federation
+from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
 from fedkd.registry import suggest
 from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome
-from fedkd.util.cache import cache_root, check_cache_root
+from fedkd.util import interrupt
 
 
-class Progress(search.Progress, Protocol):
+class Progress(search.Progress, PreparationProgress, Protocol):
     """Shows how far a search is; see :class:`fedkd.report.progress.SearchProgress`."""
-
-    def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
-        """Return a context that yields a function to call for every silo."""
-
-    def warn(self, sentence: str) -> None:
-        """Something may not be as the user thinks."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +63,21 @@ def tune(
         FedKDError: no trial has a result.
     """
     name = choose_arm(study, arm)
-    check_files(study)
-    check_cache_root()
     judge = choose_judge(study, proxy=proxy)
-    federations = [Federation.load(study, seed, cache_root()) for seed in study.seeds]
-    for sentence in check_study(federations):
-        progress.warn(sentence)
+    federations = load_for_students(study, progress)
     folder = out / study.name
     path = folder / f"tune-{name}.db"
     key = store.search_key(study, name, federations, kind, judge)
     interrupted = False
-    with store.opened(path, study, name, kind, key, fresh=fresh) as found:
-        _pretrain(federations, pool, progress)
+    with store.opened(path, f"{study.name}/{name}", kind, key, fresh=fresh) as found:
+        interrupt.advise("The same command resumes from the trials that have ended.")
+        pretrain_all(federations, pool, progress)
         with intra_op_threads(study.engine.server_threads):
             seed_objectives = [
                 search.SeedObjective.of(federation, name, judge) for federation in federations
             ]
+        space = search.make_space(seed_objectives[0].room, judge)
+        store.check_trials(path, found.get_trials(deepcopy=False), space)
         try:
             search.run(
                 found,
@@ -103,7 +92,6 @@ def tune(
             if not found.get_trials(deepcopy=False, states=store.ENDED):
                 raise
             interrupted = True
-        space = search.make_space(seed_objectives[0].room, judge)
         results = summarise(study, name, found.get_trials(), space, kind=kind, judge=judge)
     results["interrupted"] = interrupted
     return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)
@@ -148,11 +136,3 @@ def choose_arm(study: Study, arm: str | None) -> str:
             "a model of the federation; use pixels"
         )
     return arm
-
-
-def _pretrain(federations: Sequence[Federation], pool: Executor, progress: Progress) -> None:
-    for federation in federations:
-        study = federation.study
-        total = study.partition.silos - len(study.pretraining.checkpoints)
-        with progress.pretraining(federation.seed, total) as on_silo:
-            federation.pretrain(pool, on_silo=on_silo)

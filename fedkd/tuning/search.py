@@ -25,7 +25,7 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.tuning.objective import Judge, Objective, label_free_weightings, make_objective
 from fedkd.tuning.space import Space, Value
 from fedkd.tuning.store import ENDED, Kind
-from fedkd.util.parallel import work_off
+from fedkd.util.parallel import run_each
 from fedkd.util.seeding import derive_seed
 
 TRIALS = 30
@@ -253,13 +253,10 @@ def _run_grid(
                 trial.set_user_attr(POINT, point)
                 yield trial, point
 
-    def learn(
-        item: tuple[optuna.Trial, Mapping[str, Value]], check: Callable[[], None]
-    ) -> list[_Scores] | FedKDError:
+    def learn(item: tuple[optuna.Trial, Mapping[str, Value]]) -> list[_Scores] | FedKDError:
         settings = space.settings(item[1])
 
         def look(seed: int, _: nn.Module, epoch: int, epochs: int) -> None:
-            check()
             progress.on_epoch(seed, epoch, epochs)
 
         try:
@@ -275,7 +272,7 @@ def _run_grid(
             return error
 
     progress.on_trial(len(ended), len(points), _best(ended))
-    for (trial, _), outcome in work_off(asked(), learn, threads=threads):
+    for (trial, _), outcome in run_each(asked(), learn, threads=threads):
         if isinstance(outcome, FedKDError):
             _give_up(search, trial, outcome)
         else:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: nothing half-written ever bears its final name."""
+"""Files that are whole or absent: nothing half-written ever has its final name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,30 +15,51 @@ from typing import Any
 DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 )
-"""Errors of the operating system that are the user's to mend: a disk that is full, read-only or
-broken, a folder or size that is not allowed."""
+"""Errors of the operating system that the user can mend: a disk that is full, read-only or broken,
+a folder or size that is not allowed."""
+
+_TEMPORARY: set[Path] = set()
+"""What :func:`temporary_beside` names at the moment, in all threads of this process."""
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield an unused name beside ``path`` for a file or folder that is to become it.
+
+    What has that name after the block is removed, however the block ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    _TEMPORARY.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _TEMPORARY.discard(temporary)
+
+
+def remove_temporary() -> None:
+    """Remove what this process has not finished writing; it ends."""
+    for path in list(_TEMPORARY):
+        _remove(path)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its name when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with temporary_beside(path) as temporary:
+            temporary.touch(mode=0o600, exist_ok=False)
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
     except OSError as error:
         if error.filename is None and error.errno in DISK_ERRORS:
-            # A full disk is found out by writing, where Python does not know the file's name.
+            # Python does not know the file's name when a write finds the disk full.
             error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,21 +74,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> None:
-    """Write bytes to a file that nobody else may read meanwhile, whole or not at all.
+    """Write bytes to a file that nobody else can read meanwhile, whole or not at all.
 
     Args:
         path: the file.
         data: its content.
         mode: its permissions, from its first byte on.
-        replace: whether a file of that name may be there.
+        replace: whether a file of that name may exist.
 
     Raises:
-        FileExistsError: it is there and may not be.
+        FileExistsError: it exists and may not.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
+    with temporary_beside(path) as temporary:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -77,16 +96,21 @@ def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> N
             temporary.replace(path)
         else:
             os.link(temporary, path)  # unlike a rename, it fails where the name is taken
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what :func:`replacing` left in ``folder`` and below where its process was killed.
+    """Remove what :func:`replacing` left in ``folder`` and below where a process was killed.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
     """
     for path in folder.rglob(".*.part"):
         if path.is_file():
-            with contextlib.suppress(OSError):
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

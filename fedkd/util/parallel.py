@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,59 +16,94 @@ Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
-    """Raised within a piece of work whose result nobody waits for any more."""
+    """Raised within a piece of work whose result is no longer needed."""
 
 
-def work_off(
-    items: Iterable[Item],
-    work: Callable[[Item, Callable[[], None]], Result],
-    *,
-    threads: int,
+class _Work(threading.local):
+    """What the current thread works on."""
+
+    stop: threading.Event | None = None
+
+
+_WORK = _Work()
+
+
+def check_stopped() -> None:
+    """End the piece of work that this thread does if its result is no longer needed.
+
+    Every loop over batches calls this, so that an error or Ctrl-C ends all threads soon.
+
+    Raises:
+        StoppedError: the result is no longer needed.
+    """
+    if _WORK.stop is not None and _WORK.stop.is_set():
+        raise StoppedError
+
+
+def run_all(pool: Executor, works: Iterable[Callable[[], Result]]) -> list[Result]:
+    """Return the results of all works, in order.
+
+    If one raises, or on Ctrl-C, those that run are stopped and those that wait are cancelled;
+    this returns when none runs any more.
+    """
+    stop = threading.Event()
+    futures = [pool.submit(_do, stop, work) for work in works]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        _end(stop, futures)
+
+
+def run_each(
+    items: Iterable[Item], work: Callable[[Item], Result], *, threads: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with what ``work`` makes of it, as the results come in.
+    """Yield every item with its result, in the order in which they are done.
 
     Each piece computes with one intra-op thread, so that its bits do not depend on ``threads``.
-    When the caller ends early, by an error or Ctrl-C, the pieces under way are ended as well.
+    On Ctrl-C the pieces that run are stopped, and results that are there by then are yielded
+    before KeyboardInterrupt is raised. If the caller ends early, they are stopped as well.
 
     Args:
         items: drawn in the caller's thread, each when a thread is free for it.
-        work: takes an item, and a function to be called now and then that raises
-            :class:`StoppedError` when the piece is to end.
+        work: takes an item to its result.
         threads: how many pieces at once.
     """
     stop = threading.Event()
-
-    def check() -> None:
-        if stop.is_set():
-            raise StoppedError
-
     waiting = iter(items)
     running: dict[Future[Result], Item] = {}
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             while True:
-                while len(running) < threads and (more := next(waiting, None)) is not None:
-                    running[pool.submit(work, more, check)] = more
+                while len(running) < threads and (item := next(waiting, None)) is not None:
+                    running[pool.submit(_do, stop, partial(work, item))] = item
                 if not running:
                     return
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 for future in [each for each in running if each in done]:
                     yield running.pop(future), future.result()
+        except KeyboardInterrupt:
+            _end(stop, list(running))
+            for future, item in running.items():
+                if not future.cancelled() and future.exception() is None:
+                    yield item, future.result()
+            raise
         finally:
-            stop.set()
+            _end(stop, list(running))
 
 
-def results_of(futures: Sequence[Future[Result]]) -> list[Result]:
-    """Return all results, in order; where one raises, those that wait are cancelled.
-
-    Either way nothing of it runs any more afterwards.
-    """
+def _do(stop: threading.Event, work: Callable[[], Result]) -> Result:
+    _WORK.stop = stop
     try:
-        return [future.result() for future in futures]
+        return work()
     finally:
-        for future in futures:
-            future.cancel()
-        wait(futures)
+        _WORK.stop = None
+
+
+def _end(stop: threading.Event, futures: Sequence[Future[Result]]) -> None:
+    stop.set()
+    for future in futures:
+        future.cancel()
+    wait(futures)
 
 
 def available_cores() -> int:

@@ -26,7 +26,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from fedkd.data.images import Images
-from fedkd.engines.processes import MARK, end_all, marked, start
+from fedkd.engines.processes import MARK, end_marked, find_marked, start
 from fedkd.messages.keys import FAMILIARITY
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
@@ -89,7 +89,7 @@ class Hosts:
             ip("-n", own, "link", "set", "eth0", "up")
 
     def down(self) -> None:
-        end_all(self.root, self.processes.values())
+        end_marked(self.root, started=self.processes.values())
         for host in ("server", *SILOS):
             name = self.namespace(host)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
@@ -156,22 +156,22 @@ class Hosts:
         process.wait()
 
 
-KEEPER = """
+CLEANER = """
 import subprocess, sys
 from pathlib import Path
-from fedkd.engines.processes import end_all
+from fedkd.engines.processes import end_marked
 sys.stdin.read()
-end_all(Path(sys.argv[1]))
+end_marked(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
 """
 
 
-def start_keeper(hosts: Hosts) -> subprocess.Popen[bytes]:
+def start_cleaner(hosts: Hosts) -> subprocess.Popen[bytes]:
     """Clean up when this process is gone, even if it was killed: the pipe closes then."""
     names = [hosts.namespace(host) for host in ("server", *SILOS)]
     return subprocess.Popen(
-        [sys.executable, "-c", KEEPER, str(hosts.root), *names],
+        [sys.executable, "-c", CLEANER, str(hosts.root), *names],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         start_new_session=True,
@@ -270,7 +270,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         pytest.skip("network namespaces need root and iproute2")
     torch.set_num_threads(1)
     made = Hosts(tmp_path_factory.mktemp("hosts"))
-    checkpoint_writer = start_keeper(made)
+    cleaner = start_cleaner(made)
     try:
         made.up()
         make_silos(made.root)
@@ -278,7 +278,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
     finally:
         made.down()
-        checkpoint_writer.communicate()
+        cleaner.communicate()
 
 
 def deploy(hosts: Hosts) -> None:
@@ -624,10 +624,9 @@ def stamp(hosts: Hosts, out: str) -> str:
 
 
 def kill_program(hosts: Hosts, program: str) -> None:
-    for pid in marked(hosts.root):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if any(part.endswith(program.encode()) for part in command[:2]):
-            os.kill(pid, signal.SIGKILL)
+    for process in find_marked(hosts.root):
+        if any(part.endswith(program) for part in process.cmdline()[:2]):
+            process.kill()
             return
     raise AssertionError(f"{program} does not run")
 

@@ -12,8 +12,9 @@ import pytest
 from experiments.bench import federated, scale
 from experiments.bench.contenders import check_frozen, contenders
 from experiments.bench.goals import Goal, Spread
-from experiments.bench.process import CommandFailedError, marked, measure
+from experiments.bench.process import MARK, CommandFailedError, measure
 from experiments.bench.publish import publish
+from fedkd.engines.processes import find_marked
 
 WRITES_ROUNDS = """
 import json, pathlib, sys, time
@@ -44,7 +45,7 @@ def test_a_command_is_watched_from_its_start_to_its_end(tmp_path: Path) -> None:
 
 def test_whatever_a_command_started_is_ended_with_it(tmp_path: Path) -> None:
     measure([sys.executable, "-c", LEAVES_A_CHILD], folder=tmp_path)
-    assert marked(tmp_path) == []
+    assert find_marked(tmp_path, MARK) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path, code: str, sa
     with pytest.raises(CommandFailedError, match=said):
         measure([sys.executable, "-c", code], folder=tmp_path, timeout=1.0)
     assert time.monotonic() - begin < 300
-    assert marked(tmp_path) == []
+    assert find_marked(tmp_path, MARK) == []
 
 
 def row(turn: int, name: str, seconds: float, **changes: Any) -> dict[str, Any]:

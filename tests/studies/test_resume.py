@@ -32,7 +32,7 @@ from fedkd.report.verdict import judge
 from fedkd.results.folder import Results
 from fedkd.results.record import Point
 from fedkd.runner.run import Outcome, resume_study, run_study
-from fedkd.util.lock import LEASE_FILE, lease
+from fedkd.util.lock import LOCK_FILE, lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
 
 FEDKD = Path(sys.executable).parent / "fedkd"
@@ -138,7 +138,7 @@ class Victim:
         left = {path.name for path in self.folder.rglob("*") if path.is_file()}
         assert left == {
             *("study.yaml", "beginning.json", "summary.json", "report.html"),
-            *("rounds.jsonl", "checkpoint.safetensors", "state.json"),
+            *("rounds.jsonl", "checkpoint.safetensors", "state.json", LOCK_FILE),
         }
         read: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
         return read
@@ -413,44 +413,17 @@ def test_the_save_point_of_another_run_is_not_taken_up(make_data: Any, disturbed
     assert not resume_study(folder, progress=quiet()).summary["failures"]
 
 
-# The lease.
+# The lock.
 
 
 def test_a_folder_has_one_writer(make_data: Any, disturbed: Any) -> None:
     folder = disturbed(make_data({"rounds/max": 2}), "fedkd", 1)
     with (
-        lease(folder),
+        lock_folder(folder),
         pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"),
     ):
         resume_study(folder, progress=quiet())
-    assert not (folder / LEASE_FILE).exists()
     assert not resume_study(folder, progress=quiet()).interrupted
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from fedkd.util.lock import lease
-with lease(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_lease_dies_with_its_holder(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"process {holder.pid} on"), lease(tmp_path):
-        pass
-    holder.kill()
-    holder.wait()
-    assert (tmp_path / LEASE_FILE).exists(), "left by the dead"
-    with lease(tmp_path):
-        pass
-    holder.stdout.close()
 
 
 # Disks.

@@ -16,6 +16,7 @@ from fedkd.distillation.methods.base import DistillationData
 from fedkd.models.build import running
 from fedkd.training.compute import Compute, batch_bounds
 from fedkd.training.loop import make_optimiser, make_schedule
+from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
@@ -59,6 +60,7 @@ def dml(
         labels = None if data.labels is None else data.labels[order].to(compute.device)
         total = torch.zeros((), device=compute.device)
         for start, end in bounds:
+            check_stopped()
             batch = shuffled[start:end]
 
             def log_probabilities(index: int, batch: Tensor = batch) -> Tensor:

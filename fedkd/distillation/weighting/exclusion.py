@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,9 +124,10 @@ def sign_test(for_: Tensor, against: Tensor) -> float:
         for_: bool ``[N]``.
         against: bool ``[N]``, disjoint from ``for_``.
     """
-    successes, count = int(for_.sum()), int(for_.sum() + against.sum())
-    heads: int = sum(math.comb(count, k) for k in range(successes, count + 1))
-    return float(heads / 2**count)
+    from scipy.stats import binomtest
+
+    heads, tosses = int(for_.sum()), int(for_.sum() + against.sum())
+    return float(binomtest(heads, tosses, alternative="greater").pvalue) if tosses else 1.0
 
 
 def _notes(excluded: dict[str, float]) -> dict[str, Any]:
