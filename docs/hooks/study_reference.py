@@ -118,6 +118,8 @@ def _takes(root: dict[str, Any], value: dict[str, Any]) -> str:
     if kind == "string":
         examples = value.get("examples", [])
         return "text" + (", such as " + ", ".join(f"`{e}`" for e in examples) if examples else "")
+    if kind is None:
+        return "any value"
     noun = {"integer": "whole number", "number": "number"}[str(kind)]
     bounds = [
         f"{word} {_number(value[key])}"
