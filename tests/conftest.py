@@ -236,11 +236,8 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     server gets instead; None stands for no reply at all, a list for several. With a ``folder``
     the run keeps its state there, and goes on from what it finds.
     """
-    from flwr.app import Context, RecordDict
-
-    from clients.client_app import make_client_app
     from clients.silo import Silo
-    from fedkd.engines.inline import InlineGrid
+    from fedkd.engines.inline import InlineGrid, make_grid
     from fedkd.federation.federation import Federation
     from fedkd.messages import keys
     from strategies.context import RunContext
@@ -253,8 +250,8 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         tamper: Any = None
         names: tuple[str, ...] = ()
 
-        def _answer(self, message: Any) -> Any:
-            reply = super()._answer(message)
+        def _answer(self, message: Any, context: Any) -> Any:
+            reply = super()._answer(message, context)
             name = self.names[message.metadata.dst_node_id - 2]
             return self.tamper(name, message, reply) if self.tamper else reply
 
@@ -276,16 +273,7 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         federation = Federation.load(study, study.seeds[0], cache_dir)
         silos = [Silo.of(federation, name, arm) for name in study.silo_names]
         context = RunContext.of(federation, arm, targets)
-        contexts = {
-            2 + index: Context(
-                1, 2 + index, {"partition-id": index}, RecordDict(), {keys.CONFIG_ARM: arm}
-            )
-            for index in range(len(silos))
-        }
-        app = make_client_app(
-            lambda context: (silos[int(str(context.node_config["partition-id"]))], study)
-        )
-        grid = TamperingGrid(app, contexts, pool)
+        grid = make_grid(silos, study, {keys.CONFIG_ARM: arm}, pool, TamperingGrid)
         grid.tamper, grid.names = tamper, study.silo_names
         writer = CheckpointWriter(folder, context) if folder else None
         initial = initial_arrays(context)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.rounds import RoundOverrides
-from fedkd.config.sections import Architecture, Count, Momentum, Rate, Section
+from fedkd.config.sections import Architecture, Count, Momentum, Options, Rate, Section
 from fedkd.registry import STARTS, STRATEGIES, start_needs_models
 
 
@@ -42,7 +42,7 @@ class Arm(Section):
         AfterValidator(STRATEGIES.check),
         Field(json_schema_extra={"examples": list(STRATEGIES)}),
     ] = "fedavg"
-    options: dict[str, JsonValue] = Field(
+    options: Options = Field(
         default={}, description="of a start or strategy of your own, which reads them"
     )
     server: ServerOptimiser = ServerOptimiser()

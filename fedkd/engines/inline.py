@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import FAILED, make_client_app
 from clients.silo import Silo
+from fedkd.config import Study
 from fedkd.engines.base import Task
 from fedkd.results.observer import Observer
 from fedkd.util.parallel import run_all
@@ -102,6 +104,33 @@ class InlineGrid(Grid):
         return reply
 
 
+GridType = TypeVar("GridType", bound=InlineGrid)
+
+
+def make_grid(
+    silos: Sequence[Silo],
+    study: Study,
+    config: Mapping[str, str | int],
+    pool: ThreadPoolExecutor,
+    kind: type[GridType],
+) -> GridType:
+    """Return a grid of one node for each silo, with ids in this order, after the server's.
+
+    Args:
+        silos: the silos of the study.
+        study: the study.
+        config: the run config, as :meth:`fedkd.engines.base.Task.run_config` gives it.
+        pool: threads for silos.
+        kind: the grid's class.
+    """
+    nodes = dict(enumerate(silos, SERVER_NODE + 1))
+    app = make_client_app(lambda context: (nodes[context.node_id], study))
+    contexts = {
+        node: Context(RUN_ID, node, {}, RecordDict(), dict(config.items())) for node in nodes
+    }
+    return kind(app, contexts, pool)
+
+
 class InlineEngine:
     """Runs every arm in this process.
 
@@ -128,26 +157,9 @@ class InlineEngine:
         """Run one arm; see :class:`fedkd.engines.base.Engine`."""
         federation = task.federation
         silos = [Silo.of(federation, name, task.arm) for name in federation.study.silo_names]
-        order = sorted(range(len(silos)), key=lambda index: -len(silos[index].data))
-        client_app = make_client_app(
-            lambda flower_context: (
-                silos[int(str(flower_context.node_config["partition-id"]))],
-                federation.study,
-            )
-        )
+        silos.sort(key=lambda silo: -len(silo.data))
         context = RunContext.of(federation, task.arm, task.targets)
         server_app = make_server_app(lambda _: Serving(context, task.folder, observer))
         config = task.run_config()
-        contexts = {
-            # Node ids begin after the server's, largest silos first.
-            SERVER_NODE + 1 + rank: Context(
-                RUN_ID,
-                SERVER_NODE + 1 + rank,
-                {"partition-id": index, "num-partitions": len(silos)},
-                RecordDict(),
-                dict(config),
-            )
-            for rank, index in enumerate(order)
-        }
-        grid = InlineGrid(client_app, contexts, self._pool)
+        grid = make_grid(silos, federation.study, config, self._pool, InlineGrid)
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))

@@ -229,8 +229,8 @@ def test_the_silo_of_the_message_contract_is_accepted(
     grid = InlineGrid(module.app, {2: Context(1, 2, {}, RecordDict(), {})}, pool)
     strategy = FedKD(setting, Watcher(), "this-run")
     strategy.start(grid, initial_arrays(setting), num_rounds=2, timeout=60, evaluate_fn=None)
-    assert strategy.ledger.quarantined == []
-    assert [point.silos_ok for point in strategy.curve] == [1, 1, 1]
+    assert strategy.state.quarantined == []
+    assert [point.silos_ok for point in strategy.state.curve] == [1, 1, 1]
 
 
 @pytest.fixture(scope="module")

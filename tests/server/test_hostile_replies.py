@@ -14,11 +14,10 @@ from flwr.app import RecordDict as Records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.client_app import make_client_app
 from clients.silo import Silo
 from fedkd.distillation.density.basis import make_basis
 from fedkd.distillation.selection import choose
-from fedkd.engines.inline import InlineGrid
+from fedkd.engines.inline import InlineGrid, make_grid
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
@@ -59,10 +58,10 @@ class Remembering(InlineGrid):
         super().__init__(*args)
         self._honest: dict[tuple[int, str], Any] = {}
 
-    def _answer(self, message: Message) -> Any:
+    def _answer(self, message: Message, context: Context) -> Any:
         key = (message.metadata.dst_node_id, message.metadata.message_type)
         if key not in self._honest:
-            self._honest[key] = super()._answer(message).content
+            self._honest[key] = super()._answer(message, context).content
         return message
 
     def pull_messages(self, message_ids: Any) -> Any:
@@ -82,12 +81,7 @@ class Play:
         federation = Federation.load(study, 0, cache)
         self.silos = [Silo.of(federation, name, arm) for name in study.silo_names]
         self.context = RunContext.of(federation, arm, ())
-        nodes = {
-            2 + i: Context(1, 2 + i, {"at": i}, Records(), {keys.CONFIG_ARM: arm})
-            for i in range(len(self.silos))
-        }
-        app = make_client_app(lambda c: (self.silos[int(str(c.node_config["at"]))], study))
-        self.grid = Remembering(app, nodes, pool)
+        self.grid = make_grid(self.silos, study, {keys.CONFIG_ARM: arm}, pool, Remembering)
         self.arrays = initial_arrays(self.context)
         self.model = dict(self.arrays.to_torch_state_dict())
         own = self.context.arm.consolidation
