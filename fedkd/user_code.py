@@ -43,16 +43,22 @@ def calling(kind: str, name: str) -> Iterator[None]:
     except FedKDError:
         raise
     except Exception as error:
-        raise UserCodeError(
-            f"{kind} {name} raised {type(error).__name__}: {error} ({where(error)})"
-        ) from error
+        raise UserCodeError(f"{kind} {name} raised {describe(error)}") from error
 
 
-def where(error: Exception) -> str:
-    """Return the file and line of the user's own code where an exception was raised."""
+def describe(error: Exception) -> str:
+    """Return an exception's type and text, with the file and line of the user's own code.
+
+    A call with wrong arguments fails before any line of it runs.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    last = ([frame for frame in frames if _is_users(frame.filename)] or frames)[-1]
-    return f"{Path(last.filename).name}, line {last.lineno}"
+    foreign = [frame for frame in frames if not _is_ours(Path(frame.filename))]
+    users = [frame for frame in foreign if _is_users(frame.filename)]
+    place = ""
+    if foreign:
+        last = (users or foreign)[-1]
+        place = f" ({Path(last.filename).name}, line {last.lineno})"
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
@@ -128,8 +134,12 @@ def _is_users(filename: str) -> bool:
     path = Path(filename)
     if not path.is_absolute() or {"site-packages", "dist-packages"} & set(path.parts):
         return False
-    ours = (Path(__file__).parent.parent / room for room in _OURS)
-    return not any(path.is_relative_to(place) for place in (*_LIBRARIES, *ours))
+    return not _is_ours(path) and not any(path.is_relative_to(place) for place in _LIBRARIES)
+
+
+def _is_ours(path: Path) -> bool:
+    top = Path(__file__).parent.parent
+    return any(path.is_relative_to(top / room) for room in _OURS)
 
 
 def _typed(function: Callable[..., Any]) -> str:

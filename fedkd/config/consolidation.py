@@ -39,10 +39,7 @@ class Consolidation(Section):
         "their mean",
     )
     trim: float = Field(
-        0.2,
-        gt=0,
-        lt=0.5,
-        description="weight that is cut off at either end; for pooling: trimmed-mean",
+        0.2, gt=0, lt=0.5, description="weight cut off at either end; for pooling: trimmed-mean"
     )
     max_weight: Fraction | None = Field(
         None, description="maximum mean weight of a teacher over the transfer images"
@@ -194,9 +191,7 @@ class Consolidation(Section):
 
     def _check_epochs(self) -> None:
         if self.mixed_inputs and self.mixup:
-            raise ValueError(
-                "mixed_inputs: are interpolations already; set mixup: false or mixed_inputs: 0"
-            )
+            raise ValueError("mixed_inputs: are mixed already; set mixup: false or mixed_inputs: 0")
         if self.finetune_epochs and not self.mixed_inputs:
             raise ValueError("finetune_epochs: follow epochs with mixed inputs; set mixed_inputs")
         if self.epochs == 0 and (self.student != "lda-head" or self.mixed_inputs):

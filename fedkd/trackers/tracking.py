@@ -10,7 +10,7 @@ from fedkd.config import Study
 from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord
 from fedkd.trackers.base import RunLog, TrackedRun, Tracker, final_figures
-from fedkd.user_code import where
+from fedkd.user_code import describe
 
 Key = tuple[str, int]
 
@@ -96,10 +96,11 @@ class Tracking:
         except Exception as error:
             self._trackers.remove(tracker)
             name = type(tracker).__name__.removesuffix("Tracker")
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            reason = lines[0]
-            if not type(tracker).__module__.startswith("fedkd."):
-                reason = f"{type(error).__name__}: {reason} ({where(error)})"
+            if type(tracker).__module__.startswith("fedkd."):
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                reason = lines[0]
+            else:
+                reason = " ".join(describe(error).split())
             self._warn(f"{name} is left out from here on: {reason}")
 
 

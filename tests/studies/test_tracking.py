@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_others_go_on(call: str, track
         tracking.finish(replace(RECORD, seed=1))
     (warning,) = warnings
     assert re.fullmatch(
-        f"Remembering is left out from here on: OSError: no space left to {call} "
+        f"Remembering is left out from here on: OSError: no space left to {call} with details "
         r"\(test_tracking.py, line \d+\)",
         warning,
     )
