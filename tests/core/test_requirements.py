@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 from typing import Any
 
 import pytest
@@ -40,3 +41,8 @@ def test_sources_that_are_not_installed_have_no_metadata(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
     assert install_command("wandb") == "pip install '.[wandb]' in the repository of fedkd"
+
+
+@pytest.mark.parametrize("package", ["fedkd", "strategies", "clients"])
+def test_packages_are_marked_as_typed(package: str) -> None:
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()

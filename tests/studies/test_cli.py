@@ -237,13 +237,13 @@ def test_notes_of_the_check_are_printed_and_kept(fedkd: Any, make_data: Any) -> 
     Path("study.yaml").write_text(yaml.safe_dump(data))
     code, out, err = fedkd("validate", "study.yaml")
     assert code == 0
-    assert err.startswith("note: targets: 5.0% is no more than a model reaches")
+    assert err.startswith("note: targets: always predicting one class reaches 5.0%")
     assert yaml.safe_load(out)["targets"] == [0.05, 0.9]
     code, out, err = fedkd("compare", "study.yaml", "--json")
     assert code == 0
     summary = json.loads(out)
     (warning,) = summary["warnings"]
-    assert warning.startswith("targets: 5.0%")
+    assert warning.startswith("targets: always predicting one class reaches 5.0%")
     (share,) = summary["constant_accuracy"]
     assert 0.1 <= share["accuracy"] < 0.2
 

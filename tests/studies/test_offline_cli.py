@@ -176,7 +176,7 @@ def test_a_run_is_exported_both_ways_with_notes(fedkd: Any, make_data: Any) -> N
 
     code, _, err = fedkd("export", str(results), "--out", "m.safetensors")
     assert code == 2
-    assert "no folder of a finished run" in err
+    assert "not the folder of a finished run" in err
     assert "seed-0" in err
     again = ("--teachers", "m.safetensors", str(run / "checkpoint.safetensors"), *FAST)
     assert fedkd("consolidate", *again, "--out", "s.safetensors")[0] == 0
