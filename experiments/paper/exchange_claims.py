@@ -27,21 +27,27 @@ def one_exchange(records: Records) -> Finding:
     def start(name: str, arm: str) -> float:
         return mean(records.starts("one-exchange", (name,), arm))
 
-    def gaps(arm: str, top: float) -> list[float]:
+    def points_below(arm: str, top: float) -> list[float]:
         # Rounded, so that a gap of exactly two points of 10,000 images is exact.
         return [round(top - start(name, arm), 6) for name in PARTITIONS]
 
-    def near(arm: str, top: float) -> int:
-        return sum(gap <= WITHIN for gap in gaps(arm, top))
+    def count_within(arm: str, top: float) -> int:
+        return sum(gap <= WITHIN for gap in points_below(arm, top))
 
-    same, other, distilled = near(CLOSED, bank), near(CLOSED, cnn), near(DISTILLED, cnn)
+    same, other, distilled = (
+        count_within(CLOSED, bank),
+        count_within(CLOSED, cnn),
+        count_within(DISTILLED, cnn),
+    )
     rows = [(arm, *(f"{100 * start(name, arm):.1f}" for name in PARTITIONS)) for arm in ARMS]
     for arm, what, top in (
         (CLOSED, "the same model, centralized", bank),
         (CLOSED, "the CNN, centralized", cnn),
         (DISTILLED, "the same model (CNN), centralized", cnn),
     ):
-        rows.append((f"{arm}: points below {what}", *(f"{100 * g:.2f}" for g in gaps(arm, top))))
+        rows.append(
+            (f"{arm}: points below {what}", *(f"{100 * g:.2f}" for g in points_below(arm, top)))
+        )
     return Finding(
         "One exchange against centralized training",
         "Fashion-MNIST, ten silos of 5,000 images, 3,000 unlabelled transfer images, one seed: before "
@@ -59,7 +65,7 @@ def one_exchange(records: Records) -> Finding:
         f"{_verdict(same)} for the student in closed form: {same} of {len(PARTITIONS)} partitions are within two points of the same model, "
         f"{100 * bank:.1f} (lr {bank_rate}), and {other} of the CNN, {100 * cnn:.1f} (lr {cnn_rate}). "
         f"{_verdict(distilled)} for the distilled CNN: {distilled} of {len(PARTITIONS)}. Half of its target, the densities, "
-        f"is itself {100 * mean(gaps(CLOSED, cnn)):.1f} points short. The rest of the gap is that of 3,000 transfer images with mixed inputs "
+        f"is itself {100 * mean(points_below(CLOSED, cnn)):.1f} points short. The rest of the gap is that of 3,000 transfer images with mixed inputs "
         "against 50,000 central training images.",
     )
 

@@ -86,7 +86,7 @@ def losses(rows: Rows) -> NDArray[np.float64]:
     return np.array([row["lost"] for row in rows])
 
 
-def lost_outside(
+def held_out_losses(
     rows: Rows, medians: dict[str, float], choose: Callable[[Rows], int]
 ) -> NDArray[np.float64]:
     """Leave out one variant at a time; return the loss of the chosen method on each federation.
@@ -108,7 +108,7 @@ def lost_outside(
 
 def best_depth(rows: Rows, medians: dict[str, float]) -> int:
     """Return the depth with the smallest loss in cross-validation; ties go to the shallower."""
-    mean = {d: float(lost_outside(rows, medians, _always(d)).mean()) for d in DEPTHS}
+    mean = {d: float(held_out_losses(rows, medians, _always(d)).mean()) for d in DEPTHS}
     return min(DEPTHS, key=lambda depth: mean[depth])
 
 
@@ -125,7 +125,7 @@ def cross_validate(rows: Rows, medians: dict[str, float]) -> dict[str, Any]:
         ("", lambda inside: best_depth(inside, medians)),
         ("_of_always_the_same", _always(0)),
     ):
-        lost = lost_outside(rows, medians, choose)
+        lost = held_out_losses(rows, medians, choose)
         figures[f"accuracy{suffix}"] = round(float((lost <= MARGIN).mean()), 4)
         figures[f"points_lost{suffix}"] = round(100 * float(lost.mean()), 2)
     return figures

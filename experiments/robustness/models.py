@@ -271,7 +271,7 @@ def _with_others(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     before = json.loads(RECORD.read_text())["runs"] if RECORD.is_file() else []
     merged = {key(row): row for row in [*before, *rows]}
-    return [merged[found] for found in sorted(merged)]
+    return [row for _, row in sorted(merged.items())]
 
 
 def main() -> None:

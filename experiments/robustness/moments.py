@@ -170,7 +170,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def render(table: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown."""
-    head = ["partition", "trust", "without it", "honest", *ATTACKS, "excluded", "wrongly"]
+    head = ["partition", "trust", "without the silo", "honest", *ATTACKS, "excluded", "wrongly"]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (4 + len(ATTACKS))]
     for row in table:
         figures = [f"{value:.1f}" for value in (row["without"], *row["lost"].values())]

@@ -85,13 +85,13 @@ def make_ensemble(
         log_background=None if densities is None else densities.background,
     )
     ensemble = combine(evidence, settings)
-    if settings.teachers != "both" or densities is None or not densities.known:
+    if settings.teachers != "both" or densities is None or not densities.silos:
         return ensemble
     density_evidence = replace(
         evidence,
         logits=_joint_densities(densities, settings),
-        num_examples=evidence.num_examples[densities.known],
-        log_density=densities.marginal()[densities.known],
+        num_examples=evidence.num_examples[densities.silos],
+        log_density=densities.marginal()[densities.silos],
         class_counts=None,
     )
     density_target = combine(density_evidence, settings).target

@@ -1,4 +1,4 @@
-"""What a silo computes of its own images and model, and shares, without any message."""
+"""What a silo computes from its images and its model, and shares; without messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LocalSilo:
         arch: architecture of the silo's own model.
         own_model: returns the silo's pre-trained model.
         compute: device and precision.
-        model_pool: models to be used again; silos of one process may share it.
+        model_pool: models to reuse; silos of one process may share it.
         least_of_class: classes of fewer images are left out of the moments.
     """
 
@@ -86,7 +86,7 @@ class LocalSilo:
     ) -> Tensor | None:
         """Return joint log-densities of images and classes under the silo's data, ``[N, C]``.
 
-        None for a silo too small to fit a density.
+        None for a silo that is too small for a density.
         """
         return log_densities(
             self.data,

@@ -1,4 +1,4 @@
-"""What commands do with a study's federations before their own work: load, check, pre-train."""
+"""Load, check and pre-train a study's federations, as several commands need."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedkd.util.cache import cache_root, check_cache_root
 
 
 class PreparationProgress(Protocol):
-    """Shows warnings, and how many silos' models are trained."""
+    """Shows warnings and the progress of pre-training."""
 
     def warn(self, sentence: str) -> None:
-        """Something may not be as the user thinks."""
+        """Show a warning."""
 
     def pretraining(self, seed: int, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Return a context that yields a function to call for every silo."""
@@ -28,14 +28,14 @@ class PreparationProgress(Protocol):
 def load_federations(
     study: Study, load: Callable[[Study, int, Path], Federation] = Federation.load
 ) -> tuple[list[Federation], tuple[str, ...]]:
-    """Return a federation for each seed, checked, and sentences that warn of the study.
+    """Return a checked federation for each seed, and warnings about the study.
 
     Args:
         study: the study.
-        load: loads one seed's, with this cache.
+        load: loads the federation of one seed with a cache folder.
 
     Raises:
-        UserError: the study asks for what the data, the files or the cache folder do not give.
+        UserError: the study does not fit the data, the files or the cache folder.
     """
     check_files(study)
     check_cache_root()
@@ -45,7 +45,7 @@ def load_federations(
 
 
 def load_for_students(study: Study, progress: PreparationProgress) -> list[Federation]:
-    """Load the federations of a command that makes students; show what warns of the study.
+    """Load the federations of a command that distils students, and show the warnings.
 
     Raises:
         UserError: as in :func:`load_federations`, or there is no transfer set.
@@ -69,8 +69,8 @@ def pretrain_all(
     Args:
         federations: one for each seed.
         pool: threads on which silos train, one intra-op thread each.
-        progress: told of every silo.
-        fresh: train anew what is in the cache.
+        progress: shows the progress.
+        fresh: ignore the cache.
     """
     for federation in federations:
         study = federation.study

@@ -153,7 +153,7 @@ class SimulatedTeachers:
             self._predictions.get(part_hash, member.silo, partial(logits.__getitem__, rows))
 
     def _make_teacher(self, silo: LocalSilo) -> Teacher | None:
-        """Return what a silo shares for ``mode``; None where its model cannot be used."""
+        """Return what a silo shares for ``mode``; None if its model cannot be used."""
         state = silo.own_model().state
         if state is None:
             return None

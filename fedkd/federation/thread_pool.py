@@ -11,7 +11,7 @@ from fedkd.util.parallel import available_cores
 
 
 def silo_threads(study: Study) -> int:
-    """Return how many silos train at once on this host."""
+    """Return the number of silos that train in parallel on this host."""
     workers = study.engine.workers
     return available_cores() if workers == "auto" else workers
 

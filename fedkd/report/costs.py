@@ -9,7 +9,7 @@ from fedkd.report.curves import MAX_POINTS, Curve, band, thin
 from fedkd.report.figure import Figure, Variant, plain
 from fedkd.report.tables import Table, curve_table, saving_rows
 from fedkd.report.theme import ArmStyle, arm_styles
-from fedkd.report.verdict import Row, is_known, saved
+from fedkd.report.verdict import Row, is_defined, saved
 from fedkd.results.folder import Results, percent
 
 MIN_POINTS_OF_RUN = 8
@@ -213,7 +213,7 @@ def _saving_view(
             marker = {"symbol": "line-ns-open", "size": 18, "color": "$muted", "line": {"width": 2}}
             hover = "ceiling %{x:.1f} %<extra></extra>"
             data.append(_dot(row["ceiling_pct"], position, marker, hovertemplate=hover))
-        if not is_known(row):
+        if not is_defined(row):
             continue
         symbol = {"at_least": "triangle-right", "at_most": "triangle-left"}.get(
             row["bound"], look.marker

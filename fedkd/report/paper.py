@@ -12,7 +12,7 @@ from fedkd.errors import UserError
 from fedkd.report.curves import Curve, band, tidy_rows
 from fedkd.report.tables import saving_rows
 from fedkd.report.theme import arm_styles
-from fedkd.report.verdict import is_known
+from fedkd.report.verdict import is_defined
 from fedkd.results.folder import Results, percent
 from fedkd.util.files import replacing, write_text
 from fedkd.util.requirements import install_command
@@ -152,7 +152,7 @@ def draw_savings(results: Results, target: float) -> Figure:
     rows = saving_rows(results, target, results.baselines[0])
     styles = arm_styles(results.arms, results.baselines)
     for position, row in zip(range(len(rows))[::-1], rows, strict=True):
-        if not is_known(row):
+        if not is_defined(row):
             continue
         value, look = row["exchanges_saved_pct"], styles[row["arm"]]
         low, high = row["range"] or (value, value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.curves import MEGABYTE, Curve, band
-from fedkd.report.verdict import Row, count, interval, is_known, saved
+from fedkd.report.verdict import Row, count, interval, is_defined, saved
 from fedkd.results.folder import Results, percent
 
 MAX_ROWS = 200
@@ -46,7 +46,7 @@ def savings_table(results: Results, target: float) -> Table:
     warn = set()
     for baseline in results.baselines:
         for row in saving_rows(results, target, baseline):
-            known = is_known(row)
+            known = is_defined(row)
             if known and row["exchanges_saved_pct"] < 0:
                 warn.add(len(rows))
             ceiling = row["ceiling_pct"]

@@ -49,7 +49,7 @@ def judge(results: Results) -> Verdict:
     return Verdict(sentence, tone, _remarks(results, row), _tiles(results, row), row)
 
 
-def is_known(row: Row) -> bool:
+def is_defined(row: Row) -> bool:
     """Whether the saving is defined; it is not if both sides missed the target."""
     return row["bound"] != "undefined" and row["exchanges_saved_pct"] is not None
 
@@ -94,7 +94,7 @@ def _headline_row(results: Results) -> Row | None:
         rows = [
             row
             for arm in candidates
-            if (row := _against_strongest(results, arm, target)) is not None and is_known(row)
+            if (row := _against_strongest(results, arm, target)) is not None and is_defined(row)
         ]
         if rows:
             return max(rows, key=lambda row: row["exchanges_saved_pct"])
@@ -184,7 +184,7 @@ def _remarks(results: Results, headline: Row | None) -> list[str]:
     remarks = []
     if headline is not None:
         remarks += _about_headline(results, headline)
-        remarks += _losers(results, headline)
+        remarks += _worse_arms(results, headline)
     remarks += chance_remarks(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)
@@ -199,7 +199,7 @@ def _about_headline(results: Results, headline: Row) -> list[str]:
         remarks.append(f"No result for {_list(skipped)}: too many runs did not reach it.")
     for other in results.arms:
         row = _against_strongest(results, other, target) if is_control(other) else None
-        if row is None or not is_known(row):
+        if row is None or not is_defined(row):
             continue
         if row["exchanges_saved_pct"] >= headline["exchanges_saved_pct"]:
             remarks.append(
@@ -237,7 +237,7 @@ def _about_headline(results: Results, headline: Row) -> list[str]:
     return remarks
 
 
-def _losers(results: Results, headline: Row) -> list[str]:
+def _worse_arms(results: Results, headline: Row) -> list[str]:
     target, baseline = headline["target"], headline["baseline"]
     rows = [
         row
@@ -249,7 +249,7 @@ def _losers(results: Results, headline: Row) -> list[str]:
     worse = [
         f"{row['arm']} ({LOSSES[row['bound']]}{percent(-row['exchanges_saved_pct'] / 100)} more)"
         for row in rows
-        if is_known(row) and row["exchanges_saved_pct"] < 0
+        if is_defined(row) and row["exchanges_saved_pct"] < 0
     ]
     unknown = [row["arm"] for row in rows if row["bound"] == "undefined"]
     goal = percent(target)

@@ -198,7 +198,7 @@ def _targets(run: RunState) -> Text:
             text.append(f"{percent(target)} not reached", "red")
         else:
             gap = f", best {percent(best)}" if run.points else ""
-            text.append(f"{percent(target)} to come{gap}", "dim")
+            text.append(f"{percent(target)} pending{gap}", "dim")
     return text
 
 

@@ -20,7 +20,7 @@ from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.density.basis import make_basis
-from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments, moments_of
+from fedkd.distillation.density.moments import Moments, leave_one_out, merge_moments, moments_of
 from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.distillation.weighting.exclusion import exclude_contradicted, sign_test
@@ -186,7 +186,7 @@ def test_without_labelled_images_it_is_refused() -> None:
 
 def test_moments_less_one_are_those_of_the_others() -> None:
     moments = [member.moments for member in silos() if member.moments is not None]
-    for m, rest in enumerate(each_left_out(moments)):
+    for m, rest in enumerate(leave_one_out(moments)):
         others = merge_moments([*moments[:m], *moments[m + 1 :]])
         assert others is not None
         assert rest.counts.tolist() == others.counts.tolist()
@@ -197,7 +197,7 @@ def test_moments_less_one_are_those_of_the_others() -> None:
 def test_a_class_of_the_one_alone_is_gone_with_it() -> None:
     alone = told(Images(PIXELS[450:750], LABELS[450:750] % 5))
     other = told(Images(PIXELS[750:1050], 5 + LABELS[750:1050] % 5))
-    rest = next(each_left_out([alone, other]))
+    rest = next(leave_one_out([alone, other]))
     assert rest.counts.tolist() == other.counts.tolist()
     assert not rest.means[:5].any()
 
@@ -207,7 +207,7 @@ def test_a_class_of_the_one_alone_is_gone_with_it() -> None:
     [{"weighting": "equal"}, {"weighting": "familiarity", "familiarity": {"density": "gaussian"}}],
 )
 def test_it_is_refused_where_no_moments_are_told(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="trust: validation judges moments"):
+    with pytest.raises(ValidationError, match="trust: validation compares class sums"):
         Consolidation.model_validate({"trust": "validation", **changes})
 
 

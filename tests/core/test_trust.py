@@ -92,7 +92,7 @@ def test_who_knows_an_image_by_hand() -> None:
     "settings", [{"weighting": "equal"}, {"familiarity": {"density": "knn"}}, {}]
 )
 def test_trust_is_refused_where_nobody_says_who_knows_what(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="trust: agreement needs"):
+    with pytest.raises(ValueError, match="trust: agreement compares teachers on images"):
         Consolidation.model_validate({"trust": "agreement", **settings})
 
 

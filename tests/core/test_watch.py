@@ -55,7 +55,7 @@ def test_before_anything_ran_all_is_waiting(folder: Path) -> None:
         ("fedkd", 1, "waiting"),
     ]
     assert state.seconds_left is None
-    assert "30 % to come" in show(folder)
+    assert "30 % pending" in show(folder)
 
 
 def test_a_run_under_way_shows_rounds_accuracy_and_targets(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_run_under_way_shows_rounds_accuracy_and_targets(folder: Path) -> None
     text = show(folder)
     assert "2/10" in text
     assert "30 % in round 2" in text
-    assert "99 % to come, best 35 %" in text
+    assert "99 % pending, best 35 %" in text
     assert "30 % not reached" in text
     assert "at most about 0:00:56 left" in text
 

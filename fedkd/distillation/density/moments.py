@@ -170,7 +170,7 @@ def merge_moments(silo_moments: Sequence[Moments | None]) -> Moments | None:
     return Moments(of_class, merged.float(), within.float())
 
 
-def each_left_out(silo_moments: Sequence[Moments]) -> Iterator[Moments]:
+def leave_one_out(silo_moments: Sequence[Moments]) -> Iterator[Moments]:
     """Yield for each of at least two silos the moments of all other silos' images together.
 
     Each is the total minus the silo's own sums, so that the work is linear in the number of silos.

@@ -29,7 +29,7 @@ class Densities:
     background: Tensor
 
     @property
-    def known(self) -> list[int]:
+    def silos(self) -> list[int]:
         """Indices of the silos with densities."""
         return [m for m, density in enumerate(self.each) if density is not None]
 

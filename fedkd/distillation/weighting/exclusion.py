@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.config import Consolidation
 from fedkd.distillation.density.basis import PROJECTION_BATCH
 from fedkd.distillation.density.discriminant import linear_layer
-from fedkd.distillation.density.moments import Moments, each_left_out, merge_moments
+from fedkd.distillation.density.moments import Moments, leave_one_out, merge_moments
 from fedkd.distillation.targets import DistillationSetup, make_ensemble
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.trust import MAX_EXCLUDED, MIN_TRUST
@@ -103,7 +103,7 @@ def _trust_by_labels(
         raise ValueError("no silo has moments")
     correct_with_all = _is_correct(merged, points, labels)
     trust = []
-    for rest in each_left_out(silo_moments):
+    for rest in leave_one_out(silo_moments):
         without = _is_correct(rest, points, labels)
         trust.append(sign_test(without & ~correct_with_all, correct_with_all & ~without))
     return trust

@@ -41,7 +41,7 @@ def open_workload(path):
 
 
 def load_data(path, partition_id, batch_size):
-    """Return a silo's DataLoader; tensors in memory, where the tutorial decodes pictures."""
+    """Return a silo's DataLoader; tensors in memory; the tutorial decodes images."""
     data = open_workload(path)
     images = torch.from_numpy(data["images"][partition_id]).float() / 255
     labels = torch.from_numpy(data["labels"][partition_id])
