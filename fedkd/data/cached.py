@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ from fedkd.data.partition import Indices, partition
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
 from fedkd.registry import PARTITIONS, SOURCES
-from fedkd.util.cache import cache_key, drop_entry, new_entry
-from fedkd.util.files import replacing
+from fedkd.util.cache import cache_key
+from fedkd.util.cache_entries import has_entry, new_entry
 
 if TYPE_CHECKING:
     from fedkd.data.partition import Scheme
 
 _SOURCES, _PARTITIONS = "sources", "partitions"
-_META = "source.json"
+_META, _INDICES = "source.json", "indices.npz"
 
 
 def load_kept_source(
@@ -60,11 +60,9 @@ def load_kept_source(
         return kept
     with noting_files() as seen:
         source = load_source(name, image_size=image_size)
-    # A cache that cannot be written to is told of elsewhere, in a sentence.
-    with contextlib.suppress(OSError):
-        drop_entry(entry)
-        with new_entry(entry) as folder:
-            _write_source(folder, source, seen)
+    # check_cache_root refuses a cache that cannot be written, in a sentence.
+    with contextlib.suppress(OSError), new_entry(entry) as folder:
+        _write_source(folder, source, seen)
     return source
 
 
@@ -82,13 +80,9 @@ def share_out(
     Raises:
         UserError: the images cannot be shared so.
     """
-
-    def draw() -> list[Indices]:
-        return list(partition(labels, scheme, seed))
-
     # A function of the user's own may read what no key knows.
     if cache is None or scheme.scheme not in PARTITIONS:
-        return draw()
+        return list(partition(labels, scheme, seed))
     key = cache_key(
         {
             "kind": "partition",
@@ -97,18 +91,17 @@ def share_out(
             "seed": seed,
         }
     )
-    return _kept_parts(cache / _PARTITIONS / f"{key}.npz", draw)
-
-
-def _kept_parts(path: Path, draw: Callable[[], list[Indices]]) -> list[Indices]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
+    entry = cache / _PARTITIONS / key
+    if has_entry(entry):
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+            np.load(entry / _INDICES, allow_pickle=False) as file,
+        ):
             return [part.astype(np.int64) for part in np.split(file["indices"], file["ends"])]
-    except (OSError, ValueError, KeyError, EOFError):
-        parts = draw()
+    parts = list(partition(labels, scheme, seed))
     ends = np.cumsum([len(part) for part in parts])[:-1]
-    with contextlib.suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, indices=np.concatenate(parts), ends=ends)
+    with contextlib.suppress(OSError), new_entry(entry) as folder:
+        np.savez(folder / _INDICES, indices=np.concatenate(parts), ends=ends)
     return parts
 
 
@@ -140,6 +133,8 @@ def _write_source(folder: Path, source: Source, seen: Seen) -> None:
 
 def _read_source(entry: Path) -> Source | None:
     """Map an entry into memory; None where there is none, or its files are no longer the same."""
+    if not has_entry(entry):
+        return None
     try:
         meta = json.loads((entry / _META).read_text(encoding="utf-8"))
         for path, noted in meta["files"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,9 +16,10 @@ from fedkd.models.build import Shape, arch_fingerprint
 from fedkd.models.state import State, is_finite, load_state, save_state, state_hash
 from fedkd.training.compute import Compute
 from fedkd.util.cache import cache_key
+from fedkd.util.cache_entries import has_entry, new_entry
 
 PREDICTIONS = "predictions"
-_LOGITS = "logits"
+_LOGITS, _FILE = "logits", "logits.safetensors"
 
 
 class Predictions:
@@ -87,13 +89,14 @@ class Predictions:
                 "compute": asdict(compute),
             }
         )
-        path = self._cache / PREDICTIONS / f"{key}.safetensors"
+        entry = self._cache / PREDICTIONS / key
         like = {_LOGITS: torch.empty(len(images), shape.num_classes)}
-        try:
-            return load_state(path, like)[_LOGITS]
-        except UserError:
-            logits = make()
+        if has_entry(entry):
+            with contextlib.suppress(UserError):
+                return load_state(entry / _FILE, like)[_LOGITS]
+        logits = make()
         # Logits of a diverged model are refused elsewhere and not cached.
         if is_finite({_LOGITS: logits}):
-            save_state(path, {_LOGITS: logits})
+            with new_entry(entry) as folder:
+                save_state(folder / _FILE, {_LOGITS: logits})
         return logits

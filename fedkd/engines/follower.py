@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields, is_dataclass
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import last_lines
@@ -14,7 +11,7 @@ from fedkd.engines.superlink import SuperLink
 from fedkd.errors import FedKDError
 from fedkd.messages.run_log import BrokenLogError, LogReader
 from fedkd.results.observer import Observer
-from fedkd.results.record import Point, RunRecord, append_point
+from fedkd.results.record import Point, RunRecord, append_point, build
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 2.0
@@ -183,9 +180,7 @@ def _build(kind: Any, value: Any) -> Any:
         FedKDError: they are something else.
     """
     try:
-        if is_dataclass(kind) and set(value) - {each.name for each in fields(kind)}:
-            raise ValueError("it has a key too many")
-        return TypeAdapter(kind).validate_python(value)
+        return build(kind, value)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FedKDError(f"the run's record cannot be understood: {reason}") from error

@@ -5,6 +5,7 @@ With deployed silos it holds the server's data only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -26,8 +27,12 @@ from fedkd.models.state import State, copy_state, is_finite, load_state, save_st
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.loop import Sgd, train_supervised
 from fedkd.util.cache import cache_key
+from fedkd.util.cache_entries import drop_entry, has_entry, new_entry
 from fedkd.util.parallel import run_all
 from fedkd.util.seeding import derive_seed, torch_generator
+
+MODEL_FILE = "model.safetensors"
+"""In a cache entry of a pre-trained model."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Federation:
 
         def train(silo: str) -> None:
             if fresh:
-                self._cached_model(silo).unlink(missing_ok=True)
+                drop_entry(self._cached_model(silo))
             self.pretrained(silo)
             if on_silo:
                 on_silo()
@@ -207,10 +212,11 @@ class Federation:
 
     def _read_model(self, silo: str) -> State | None:
         """Read a silo's model from the cache; None if it is absent or damaged."""
-        try:
-            return load_state(self._cached_model(silo), self.initial_model(silo))
-        except UserError:
-            return None
+        entry = self._cached_model(silo)
+        if has_entry(entry):
+            with contextlib.suppress(UserError):
+                return load_state(entry / MODEL_FILE, self.initial_model(silo))
+        return None
 
     def _train_model(self, silo: str) -> State:
         settings = self.study.pretraining
@@ -232,7 +238,8 @@ class Federation:
                 compute=self.compute,
             )
         state = copy_state(model)
-        save_state(self._cached_model(silo), state)
+        with new_entry(self._cached_model(silo)) as entry:
+            save_state(entry / MODEL_FILE, state)
         return state
 
     def _cached_model(self, silo: str) -> Path:
@@ -251,7 +258,7 @@ class Federation:
                 "precision": self.compute.precision,
             }
         )
-        return self.cache / "pretrained" / f"{key}.safetensors"
+        return self.cache / "pretrained" / key
 
 
 def _digest(data: Images) -> str:

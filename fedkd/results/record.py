@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from fedkd.errors import FedKDError
 from fedkd.util.files import write_json, write_text
@@ -17,6 +20,8 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 PROGRESS_FILE = "progress.safetensors"
 """State of an unfinished run; see :mod:`strategies.savepoint`."""
 
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+"""In [0, 1]; means of shares may be larger by rounding."""
 Stopped = Literal["targets", "budget", "quorum", "interrupted"]
 CUT_SHORT = frozenset({"quorum", "interrupted"})
 """Stop reasons from which a run can be resumed."""
@@ -39,14 +44,14 @@ class Point:
     """
 
     round: int
-    accuracy: float
+    accuracy: Share
     loss: float | None
     bytes_up: int
     bytes_down: int
     seconds: float
     silos_ok: int
     silos_failed: int
-    macro_f1: float | None = None
+    macro_f1: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -109,22 +114,34 @@ class RunRecord:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             curve = read_points(folder)
             num_points = state.pop("num_points")
-            quarantined = tuple(Quarantined(**entry) for entry in state.pop("quarantined"))
-            record = cls(
-                curve=curve,
-                quarantined=quarantined,
-                targets=tuple(state.pop("targets")),
-                **state,
-            )
+            record: RunRecord = build(cls, {**state, "curve": curve})
         except (
             *(OSError, ValueError, TypeError),
             *(KeyError, AttributeError, RecursionError),
         ) as error:
-            raise FedKDError(f"{folder} does not contain a finished run: {error}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise FedKDError(f"{folder} does not contain a finished run: {reason}") from error
         complete = bool(curve) and len(curve) == num_points
         if not complete or [p.round for p in curve] != list(range(num_points)):
             raise FedKDError(f"{folder / ROUNDS_FILE} does not contain every round of the run")
         return record
+
+
+def build(kind: Any, value: Any) -> Any:
+    """Build a record, or a part of one, from plain values, each of them checked.
+
+    Raises:
+        ValueError: one has another type or range, is missing, or is unknown.
+        TypeError: ``value`` is not a mapping where one is needed.
+    """
+    if is_dataclass(kind) and (unknown := set(value) - {each.name for each in fields(kind)}):
+        raise ValueError(f"{sorted(unknown)[0]!r} is not a key of it")
+    return _adapter(kind).validate_python(value)
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def read_points(folder: Path) -> tuple[Point, ...]:
@@ -135,7 +152,7 @@ def read_points(folder: Path) -> tuple[Point, ...]:
     for line in text.splitlines(keepends=True):
         if not line.endswith("\n"):
             break
-        points.append(Point(**json.loads(line)))
+        points.append(build(Point, json.loads(line)))
     return tuple(points)
 
 

@@ -12,7 +12,9 @@ from fedkd.errors import FedKDError
 from fedkd.models.build import arch_fingerprint
 from fedkd.results.record import RunRecord, write_state
 from fedkd.runner.results_folder import scratch_folder
-from fedkd.util.cache import cache_key, drop_entry, new_entry
+from fedkd.util.cache import cache_key
+from fedkd.util.cache_entries import MANIFEST, find_damage, has_entry, new_entry
+from fedkd.util.lock import LOCK_FILE
 
 
 def cached_run(task: Task) -> Path:
@@ -38,12 +40,15 @@ def cached_run(task: Task) -> Path:
 def take(task: Task) -> RunRecord | None:
     """Copy the run into its folder, if the cache holds one that is whole."""
     cached = cached_run(task)
-    if task.folder.exists() or not cached.is_dir():
+    if task.folder.exists() or not has_entry(cached):
         return None
     with scratch_folder(task.folder) as scratch:
         try:
-            # Copied first: another process may take the entry away at any time.
+            # Copied first: another process may remove the entry at any time.
             shutil.copytree(cached, scratch, dirs_exist_ok=True)
+            if find_damage(scratch):
+                return None
+            (scratch / MANIFEST).unlink()
             record = replace(RunRecord.read(scratch), cached=True)
         except (FedKDError, OSError):
             return None
@@ -54,10 +59,9 @@ def take(task: Task) -> RunRecord | None:
 
 def store(task: Task) -> None:
     """Put a finished run into the cache, in place of one that is there."""
-    cached = cached_run(task)
-    drop_entry(cached)
-    with new_entry(cached) as entry:
-        shutil.copytree(task.folder, entry, dirs_exist_ok=True)
+    with new_entry(cached_run(task)) as entry:
+        ignored = shutil.ignore_patterns(f"{LOCK_FILE}*")
+        shutil.copytree(task.folder, entry, ignore=ignored, dirs_exist_ok=True)
 
 
 def _federation(task: Task) -> dict[str, object]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -73,42 +70,6 @@ def check_cache_root() -> None:
             f"the cache folder {root} cannot be used: {error.strerror}; set FEDKD_CACHE_DIR to "
             "one that can be written to"
         ) from error
-
-
-@contextmanager
-def new_entry(path: Path) -> Iterator[Path]:
-    """Yield a folder that becomes the entry ``path`` when the block succeeds.
-
-    An entry is whole or absent. Of two processes that make the same one, whoever comes second
-    finds it there and loses nothing: the key says that both are equal.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    try:
-        yield scratch
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as written:
-                    os.fsync(written.fileno())
-        scratch.chmod(0o755)
-        try:
-            scratch.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def drop_entry(path: Path) -> None:
-    """Remove an entry: first under another name, so that nobody finds half of it."""
-    with contextlib.suppress(OSError):
-        if path.is_dir():
-            grave = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-            path.rename(grave / path.name)
-            shutil.rmtree(grave, ignore_errors=True)
-        else:
-            path.unlink()
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:

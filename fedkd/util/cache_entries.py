@@ -1,41 +1,53 @@
-"""What the cache holds, and taking some of it away."""
+"""Entries of the cache: written whole, read only if their checksums are right, listed, removed."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from fedkd.errors import UserError
 from fedkd.registry import suggest
-from fedkd.util.cache import drop_entry
+from fedkd.util.files import temporary_beside
 
 KINDS: Mapping[str, str] = {
     "pretrained": "silos' own models",
-    "predictions": "what teachers said of image sets",
+    "predictions": "teachers' logits on image sets",
     "arms": "finished runs of an arm and seed",
     "sources": "decoded public data sets",
-    "partitions": "how images were shared among silos",
+    "partitions": "which silo holds which images",
 }
-"""Folders of the cache, and what lies in them."""
+"""Folders of the cache, and what their entries are."""
+
+MANIFEST = "manifest.json"
+"""In every entry: the SHA-256 of each of its files, by name."""
+_MAX_MANIFEST_BYTES = 1 << 20
 
 LEFT_OVER_SECONDS = 24 * 3600.0
-"""Age from which an unfinished entry is what a crash left behind, not another process's work."""
+"""Age from which an unfinished entry is what a crash left, not another process's work."""
 
 _ENTRY = re.compile(r"[0-9a-f]{40}(\.safetensors|\.npz)?")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{40}.*\.part")
 _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that need not be computed again.
+    """An entry of the cache.
 
     Attributes:
         kind: of :data:`KINDS`.
-        path: a file or a folder.
+        path: its folder, or a file of an earlier version.
         size: in bytes.
         age: seconds since it was written.
     """
@@ -44,6 +56,86 @@ class Entry:
     path: Path
     size: int
     age: float
+
+
+@contextmanager
+def new_entry(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes the entry ``path`` when the block succeeds.
+
+    An entry is whole or absent. It replaces one that is there, to which its key says it is equal.
+    """
+    with temporary_beside(path) as scratch:
+        scratch.mkdir()
+        yield scratch
+        sums = {str(file.relative_to(scratch)): _sum(file) for file in _files(scratch)}
+        (scratch / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        for file in _files(scratch):
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        drop_entry(path)
+        try:
+            scratch.rename(path)
+        except OSError:
+            if not path.is_dir():  # another process has made the same one
+                raise
+
+
+def has_entry(path: Path) -> bool:
+    """Return whether there is an entry ``path`` whose files are those that were written.
+
+    A damaged one is removed, with a warning.
+    """
+    if not path.is_dir():
+        return False
+    problem = find_damage(path)
+    if problem is None:
+        return True
+    if path.is_dir():  # else another process removed it meanwhile
+        _LOG.warning(
+            "fedkd: the cache entry %s is damaged (%s); it is computed again", path, problem
+        )
+        drop_entry(path)
+    return False
+
+
+def find_damage(folder: Path) -> str | None:
+    """Return how an entry's files differ from its manifest, as a phrase, or None.
+
+    In one process, files that are unchanged are read once.
+    """
+    try:
+        stats = [(file, file.stat()) for file in _files(folder)]
+        key = tuple((str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats)
+        return _compare(folder, key)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+
+
+@lru_cache(maxsize=1024)
+def _compare(folder: Path, _: tuple[tuple[str, int, int, int], ...]) -> str | None:
+    manifest = folder / MANIFEST
+    try:
+        with manifest.open("rb") as file:
+            sums = dict(json.loads(file.read(_MAX_MANIFEST_BYTES)))
+    except FileNotFoundError:
+        return "it has no manifest"
+    except (ValueError, TypeError, RecursionError):
+        return "its manifest cannot be read"
+    names = {str(file.relative_to(folder)) for file in _files(folder)} - {MANIFEST}
+    if different := sorted(names ^ sums.keys()):
+        return f"{different[0]} is {'missing' if different[0] in sums else 'not of it'}"
+    wrong = next((name for name in sorted(names) if _sum(folder / name) != sums[name]), None)
+    return None if wrong is None else f"{wrong} has changed"
+
+
+def drop_entry(path: Path) -> None:
+    """Remove an entry: first under another name, so that no process finds half of it."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            with temporary_beside(path) as removed:
+                path.rename(removed)
+        else:
+            path.unlink()
 
 
 def find_entries(root: Path) -> list[Entry]:
@@ -60,7 +152,7 @@ def find_entries(root: Path) -> list[Entry]:
 def clear(root: Path, *, kind: str | None = None, older_than: float = 0.0) -> list[Entry]:
     """Remove entries, and what crashes left unfinished; return the entries removed.
 
-    A study that runs meanwhile computes anew what it does not find, and keeps what it has read.
+    A study that runs meanwhile computes again what it does not find.
 
     Args:
         root: of the cache.
@@ -88,14 +180,14 @@ def select(entries: list[Entry], *, kind: str | None, older_than: float) -> list
 
 
 def check_kind(kind: str | None) -> None:
-    """Refuse a kind that there is not.
+    """Check the name of a kind; None is all.
 
     Raises:
-        UserError: it is not known.
+        UserError: there is no such kind.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(
-            f"--kind: {kind!r} is no kind of entry{suggest(kind, list(KINDS))}; known are "
+            f"--kind: {kind!r} is not a kind of entry{suggest(kind, list(KINDS))}; known are "
             f"{', '.join(KINDS)}"
         )
 
@@ -108,10 +200,22 @@ def parse_age(text: str | None) -> float:
     """
     if text is None:
         return 0.0
-    found = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())
-    if found is None:
-        raise UserError(f"--older-than: {text!r} is no age such as 12h, 30d or 2w")
-    return int(found[1]) * _UNITS[found[2]]
+    match = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())
+    if match is None:
+        raise UserError(f"--older-than: {text!r} is not an age such as 12h, 30d or 2w")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return all that is in a folder and below but folders, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _sum(path: Path) -> str:
+    if not path.is_file() or path.is_symlink():
+        return "not a file"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _list(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
-from fedkd.util.cache import cache_key, drop_entry, new_entry
-from fedkd.util.cache_entries import KINDS, clear, find_entries, parse_age
+from fedkd.util.cache import cache_key
+from fedkd.util.cache_entries import (
+    KINDS,
+    MANIFEST,
+    clear,
+    drop_entry,
+    find_entries,
+    has_entry,
+    new_entry,
+    parse_age,
+)
 
 SHAPE = Shape(4, 1, 8)
 
@@ -38,10 +48,10 @@ def fill(root: Path) -> None:
         folder = root / kind
         folder.mkdir(parents=True)
         key = cache_key({"kind": kind})
-        if kind in ("arms", "sources"):
+        if kind != "predictions":
             (folder / key).mkdir()
             (folder / key / "file").write_bytes(b"12345")
-        else:
+        else:  # as an earlier version wrote it
             (folder / f"{key}.safetensors").write_bytes(b"12345")
         (folder / "thesis.txt").write_text("irreplaceable")
 
@@ -61,15 +71,66 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
         (folder / "whole").write_text("first")
     with new_entry(entry) as folder:
         (folder / "whole").write_text("second")
-    assert (entry / "whole").read_text() == "first", "whoever comes second finds it there"
+    assert (entry / "whole").read_text() == "second"
     assert [each.name for each in entry.parent.iterdir()] == ["entry"]
     drop_entry(entry)
     assert list(entry.parent.iterdir()) == []
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit": (lambda entry: flip_a_bit(entry / "b" / "file"), "b/file has changed"),
+    "an end": (lambda entry: (entry / "a").write_bytes(b"12"), "a has changed"),
+    "a file": (lambda entry: (entry / "a").unlink(), "a is missing"),
+    "a file too many": (lambda entry: (entry / "c").touch(), "c is not of it"),
+    "a link": (lambda entry: replace_by_a_link(entry / "a"), "elsewhere is not of it"),
+    "no manifest": (lambda entry: (entry / MANIFEST).unlink(), "it has no manifest"),
+    "half a manifest": (
+        lambda entry: (entry / MANIFEST).write_text('{"a": '),
+        "its manifest cannot be read",
+    ),
+    "another manifest": (
+        lambda entry: (entry / MANIFEST).write_text("[1, 2]"),
+        "its manifest cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_entry_is_removed_with_a_warning(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = tmp_path / "arms" / ("a" * 40)
+    with new_entry(entry) as folder:
+        (folder / "a").write_bytes(b"123")
+        (folder / "b").mkdir()
+        (folder / "b" / "file").write_bytes(bytes(10_000))
+    for _ in range(2):
+        assert has_entry(entry)
+    damage, reason = DAMAGE[what]
+    damage(entry)
+    assert not has_entry(entry)
+    assert f"cache entry {entry} is damaged ({reason}); it is computed again" in caplog.text
+    assert list(entry.parent.iterdir()) == []
+    caplog.clear()
+    assert not has_entry(entry)
+    assert caplog.text == ""
+
+
 def test_what_a_kill_left_behind_is_no_entry_and_is_cleared_when_old(tmp_path: Path) -> None:
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom fedkd.util.cache import new_entry\n"
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from fedkd.util.cache_entries import new_entry\n"
         f"with new_entry(Path(sys.argv[1]) / 'arms' / {'a' * 40!r}) as folder:\n"
         "    (folder / 'half').write_text('x')\n    print('ready', flush=True)\n    time.sleep(600)"
     )
@@ -118,7 +179,7 @@ def test_other_ages_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("kind", ["arm", "../arms", ""])
 def test_other_kinds_are_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no kind"):
+    with pytest.raises(UserError, match="is not a kind"):
         clear(tmp_path, kind=kind)
 
 
@@ -159,7 +220,7 @@ def test_predictions_are_kept_by_all_that_determines_them(
     assert make_prediction(tmp_path) == 0
     assert make_prediction(tmp_path, changes) == 1
     assert make_prediction(tmp_path) == 0
-    for path in (tmp_path / "predictions").iterdir():
+    for path in (tmp_path / "predictions").glob("*/*.safetensors"):
         path.write_bytes(path.read_bytes()[:-7])
     assert make_prediction(tmp_path) == 1, "a damaged entry is as good as none"
     assert make_prediction(tmp_path) == 0

@@ -35,6 +35,9 @@ BESIDE = (
     # Keep, lock and refuse.
     *(
         "fedkd.util.cache",
+        "fedkd.util.cache_entries",
+        "fedkd.util.interrupt",
+        "fedkd.util.resources",
         "fedkd.util.safetensors_header",
         "fedkd.errors",
         "fedkd.util.files",

@@ -240,3 +240,27 @@ def test_a_damaged_record_is_refused(damage: str, tmp_path: Path) -> None:
         state.write_text(json.dumps({**json.loads(state.read_text()), "odd": 1}))
     with pytest.raises(FedKDError):
         RunRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *(("rounds.jsonl", {"accuracy": value}) for value in ("high", 17, None, [])),
+        *(("rounds.jsonl", {"bytes_up": value}) for value in ("many", 0.5, None)),
+        ("rounds.jsonl", {"odd": 1}),
+        *(("state.json", {"notes": value}) for value in ([], "none", 3, None)),
+        *(("state.json", {"quarantined": value}) for value in ([7], {}, [{"silo": "silo-0"}])),
+        *(("state.json", {"targets": value}) for value in (["high"], 0.5)),
+        *(("state.json", {key: []}) for key in ("arm", "seed", "stopped", "num_points")),
+        ("state.json", {"stopped": "somehow"}),
+    ],
+)
+def test_values_of_another_type_are_refused_in_a_sentence(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path, run("kd", 0, 3))
+    path = tmp_path / name
+    first, *others = path.read_text().splitlines() if name != "state.json" else [path.read_text()]
+    path.write_text("\n".join([json.dumps({**json.loads(first), **changes}), *others, ""]))
+    with pytest.raises(FedKDError, match=r"^[^\n]*$"):
+        RunRecord.read(tmp_path)

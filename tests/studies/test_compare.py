@@ -19,6 +19,8 @@ from fedkd.report import print_summary
 from fedkd.report.progress import StudyProgress
 from fedkd.results.record import RunRecord
 from fedkd.runner.run import Outcome, run_study
+from fedkd.util.cache_entries import KINDS, has_entry
+from fedkd.util.lock import LOCK_FILE
 
 USER_MODEL = """
 import torch
@@ -172,25 +174,29 @@ def test_a_changed_key_misses_the_cache(
     assert cached(run(make_study({**small, **changes}))) == expected
 
 
-def test_a_damaged_cache_entry_is_computed_anew(run: Any, make_study: Any, tmp_path: Path) -> None:
-    first = run(make_study({"rounds/max": 1}))
-    for path in (tmp_path / "cache" / "arms").glob("*/rounds.jsonl"):
-        path.write_text(path.read_text()[:-20])
-    second = run(make_study({"rounds/max": 1}))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_in_the_cache_changes_no_result(
+    kind: str, run: Any, make_study: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_study({"rounds/max": 1})
+    first = run(study)
+    cache = tmp_path / "cache"
+    if kind != "arms":
+        shutil.rmtree(cache / "arms")
+    entries = sorted((cache / kind).iterdir())
+    for entry in entries:
+        largest = max(entry.iterdir(), key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[-1] ^= 1
+        largest.write_bytes(content)
+    second = run(study)
     assert not any(cached(second).values())
     assert curves(first) == curves(second)
-
-
-def test_a_damaged_cached_model_is_trained_anew(run: Any, make_study: Any, tmp_path: Path) -> None:
-    first = run(make_study({"rounds/max": 1}))
-    shutil.rmtree(tmp_path / "cache" / "arms")
-    models = list((tmp_path / "cache" / "pretrained").iterdir())
-    for path in models:
-        path.write_bytes(path.read_bytes()[:100])
-    second = run(make_study({"rounds/max": 1}))
-    assert len(models) == 3
-    assert curves(first) == curves(second)
     assert not second.summary["failures"]
+    assert entries
+    for entry in entries:
+        assert f"the cache entry {entry} is damaged" in caplog.text
+        assert has_entry(entry)
 
 
 RUN_KEYS = [
@@ -252,7 +258,7 @@ def test_what_lies_on_disk_is_the_study_and_its_runs(run: Any, make_study: Any) 
     assert load_study(outcome.folder / "study.yaml") == study
     for arm in study.arms:
         folder = outcome.folder / arm / "seed-0"
-        assert {p.name for p in folder.iterdir()} == {
+        assert {p.name for p in folder.iterdir()} - {LOCK_FILE} == {
             "rounds.jsonl",
             "checkpoint.safetensors",
             "state.json",
