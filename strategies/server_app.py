@@ -31,6 +31,7 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
+from fedkd.util.places import expand
 from strategies.context import RunContext
 from strategies.diagnostics import examine
 from strategies.fedavg import SiloFedAvg, central_evaluation, initial_arrays
@@ -204,7 +205,7 @@ def state_folder(context: RunContext, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise FedKDError(f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is no folder's name")
     chosen = os.environ.get("FEDKD_STATE_DIR")
-    root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
+    root = expand(chosen) if chosen else cache_root() / "flwr-runs"
     return root / context.study.name / name / context.arm_name / f"seed-{context.seed}"
 
 
