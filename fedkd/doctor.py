@@ -20,6 +20,7 @@ from fedkd.errors import UserError
 from fedkd.registry import TORCHVISION_SETS
 from fedkd.util.cache import cache_root, check_cache_root, processor
 from fedkd.util.finding import Finding
+from fedkd.util.places import home
 from fedkd.util.requirements import install_command, requirements
 from fedkd.version import VERSION
 
@@ -126,24 +127,24 @@ def check_torch() -> Finding:
 
 def check_memory() -> Finding:
     """Main memory."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    free = os.sysconf("SC_AVPHYS_PAGES") * page
+    import psutil
+
+    memory = psutil.virtual_memory()
     return Finding(
         "memory",
         "ok",
-        f"{_size(total)}, {_size(free)} free",
-        details={"total": total, "free": free},
+        f"{_size(memory.total)}, {_size(memory.available)} free",
+        details={"total": memory.total, "free": memory.available},
     )
 
 
 def check_cache() -> Finding:
     """The cache: where, how large, whether it can be written to."""
-    root = cache_root()
     try:
+        root = cache_root()
         check_cache_root()
     except UserError as error:
-        return Finding("cache", "broken", str(root), str(error), {"path": str(root)})
+        return Finding("cache", "broken", "cannot be used", str(error))
     total = files = 0
     for folder, _, names in os.walk(root):
         for name in names:
@@ -178,7 +179,7 @@ def check_data() -> Finding:
         folders = (here / name, here / torchvision_name / "raw", DEBIAN_DATA / name)
         if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
             found.append(name)
-    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "datasets"
+    hub = Path(os.environ.get("HF_HOME") or home("HF_HOME") / ".cache" / "huggingface") / "datasets"
     found += sorted(f"hf:{entry.name.replace('___', '/')}" for entry in hub.glob("*___*"))
     advice = (
         ""
@@ -193,7 +194,7 @@ def check_data() -> Finding:
 
 def check_flower() -> Finding:
     """Connections that Flower's own tools know."""
-    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
+    path = Path(os.environ.get("FLWR_HOME") or home("FLWR_HOME") / ".flwr") / "config.toml"
     if not path.is_file():
         return Finding(
             "flower",

@@ -32,6 +32,7 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
+from fedkd.util.places import expand
 from strategies.context import RunContext
 from strategies.diagnostics import diagnose
 from strategies.evaluation import central_evaluation
@@ -235,7 +236,7 @@ def state_folder(context: RunContext, name: str) -> Path:
             f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is not a valid name of a folder"
         )
     chosen = os.environ.get("FEDKD_STATE_DIR")
-    root = Path(chosen).expanduser() if chosen else cache_root() / "flwr-runs"
+    root = expand(chosen) if chosen else cache_root() / "flwr-runs"
     return root / context.study.name / name / context.arm_name / f"seed-{context.seed}"
 
 

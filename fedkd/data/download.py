@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
+from fedkd.util.cache import cache_root
+from fedkd.util.places import expand, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,12 +76,17 @@ class PublicFile:
 
 
 def data_directory() -> Path:
-    """The folder of downloaded data sets: ``FEDKD_DATA_DIR``, else in the user's cache folder."""
+    """The folder of downloaded data sets: ``FEDKD_DATA_DIR``, else in the user's cache folder.
+
+    Raises:
+        UserError: neither is known, nor another folder for the cache.
+    """
     if chosen := os.environ.get("FEDKD_DATA_DIR"):
-        return Path(chosen).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG base directory specification says to ignore a relative path.
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "fedkd" / "data"
+        return expand(chosen)
+    try:
+        return user_cache() / "data"
+    except UserError:
+        return cache_root() / "data"
 
 
 def find_file(

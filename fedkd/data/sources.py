@@ -12,6 +12,7 @@ from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError
 from fedkd.registry import SOURCES
+from fedkd.util.places import expand
 
 
 def load_source(
@@ -75,7 +76,7 @@ def _read(name: str, image_size: int | None, options: Mapping[str, Any]) -> Sour
 
 def _path(place: str) -> Path:
     try:
-        return Path(place).expanduser()
+        return expand(place)
     except RuntimeError as error:
         raise UserError(f"{place}: there is no such user on this machine") from error
 

@@ -15,6 +15,7 @@ from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.flower_app import find_program
 from fedkd.engines.processes import start
 from fedkd.errors import FedKDError, UserError
+from fedkd.util.places import home
 
 ASK_TIMEOUT = 120.0
 SUBMIT_TIMEOUT = 300.0
@@ -32,7 +33,7 @@ class Connection:
 
 def flower_home() -> Path:
     """Return the folder of Flower's own configuration."""
-    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    return Path(os.environ.get("FLWR_HOME") or home("FLWR_HOME") / ".flwr")
 
 
 def read_connection(name: str) -> Connection:

@@ -11,6 +11,7 @@ from fedkd.errors import UserError
 from fedkd.models.card import ModelCard
 from fedkd.offline.images import OfflineImages, Wanted
 from fedkd.registry import ARCHITECTURES, METHODS
+from fedkd.util.places import expand
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TeacherFile:
         if not equals or Path(text).exists():
             return cls(Path(text))
         try:
-            return cls(Path(name).expanduser(), ARCHITECTURES.check(arch))
+            return cls(expand(name), ARCHITECTURES.check(arch))
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--teachers {text}: {error}") from None
 

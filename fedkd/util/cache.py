@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.util.places import expand, user_cache
 
 CODE = (
     "clients",
@@ -47,11 +48,13 @@ real hosts. A test holds this list against all that a run imports.
 
 
 def cache_root() -> Path:
-    """Return ``$FEDKD_CACHE_DIR``, or ``fedkd`` in the user's cache folder."""
-    if chosen := os.environ.get("FEDKD_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fedkd"
+    """Return ``$FEDKD_CACHE_DIR``, or ``fedkd`` in the user's cache folder.
+
+    Raises:
+        UserError: neither is known.
+    """
+    chosen = os.environ.get("FEDKD_CACHE_DIR")
+    return expand(chosen).absolute() if chosen else user_cache()
 
 
 def check_cache_root() -> None:
