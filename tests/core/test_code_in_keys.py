@@ -43,6 +43,8 @@ BESIDE = (
         "fedkd.util.files",
         "fedkd.util.requirements",
         "fedkd.util.lock",
+        "fedkd.util.interrupt",
+        "fedkd.util.resources",
     ),
     *("fedkd.config.error_messages", "fedkd.runner.resume", "fedkd.runner.run_cache"),
     # Between processes and hosts: what they carry is what the inline engine hands over.
