@@ -14,7 +14,8 @@ from fedkd import user_code
 from fedkd.errors import UserError
 from fedkd.user_code import MethodSpec
 
-_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+OWN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""Pattern of a user's own name, ``package.module:function``."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Registry(Mapping[str, str]):
     def is_own(self, name: str) -> bool:
         """Whether a name has the form of a function of the user's own."""
         known = name in self._entries or self.split(name)[0] is not None
-        return not known and _OWN.fullmatch(name) is not None
+        return not known and re.fullmatch(OWN, name) is not None
 
     def check(self, name: str) -> str:
         """Return ``name``, or raise ValueError with the nearest valid one.
@@ -255,25 +256,9 @@ PARTITIONS = Registry(
 
 STARTS = Registry(
     "start",
-    {
-        "random": "strategies.starts:random",
-        "average": "strategies.starts:average",
-        "best": "strategies.starts:best",
-        "consolidated": "strategies.starts:consolidated",
-    },
+    _functions("strategies.starts", "random", "average", "best", "consolidated"),
 )
-"""How global models start: functions of a session and the random model to a Start."""
-
-
-def start_needs_models(name: str) -> bool:
-    """Return whether a start uses the silos' own models; a user's own says so by an attribute.
-
-    Raises:
-        UserError: it is the user's own and cannot be imported.
-    """
-    if not STARTS.is_own(name):
-        return name != "random"
-    return bool(getattr(STARTS.load(name), "needs_models", True))
+"""Starts of the global model: functions of a session and the random model to a Start."""
 
 
 STRATEGIES = Registry(
@@ -285,7 +270,7 @@ STRATEGIES = Registry(
         "feddf": "strategies.feddf:FedDF",
     },
 )
-"""What the server makes of a round's average: functions of the run's context to a ServerUpdate."""
+"""What the server does with a round's average: functions of the context to a ServerUpdate."""
 
 TRACKERS = Registry(
     "tracker",
@@ -302,9 +287,6 @@ PATCH_FEATURES = "patch-features"
 NUM_PATCH_FILTERS = 200
 """Filters of the architecture patch-features (Coates & Ng 2011)."""
 
-LDA_HEAD = "lda-head"
-"""The student that is patch-features with a linear head in closed form."""
-
 LEAST_TRANSFER_IMAGES = 20
 """With fewer transfer images there is no basis for densities."""
 
@@ -312,7 +294,7 @@ RENAMED = {
     "blends": "mixed_inputs",
     "refine": "finetune_epochs",
     "filterbank": PATCH_FEATURES,
-    "discriminant": LDA_HEAD,
+    "discriminant": "lda-head",
     "field": "deployed",
 }
 """Keys and names of study files before version 0.2.0, to what they are called since."""

@@ -17,8 +17,10 @@ from fedkd.config.data import (
     Quantity,
     TransferSet,
 )
+from fedkd.config.engine import Engine
 from fedkd.config.rounds import Model, Pretraining, RoundOverrides, Rounds
-from fedkd.config.study import Engine, RelativeTargets, Study
+from fedkd.config.study import Study
+from fedkd.config.targets import RelativeTargets
 
 __all__ = [
     "Arm",

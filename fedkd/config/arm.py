@@ -1,4 +1,4 @@
-"""An arm: how the global model starts, and how its rounds go on."""
+"""The section on an arm: the start of the global model, and its rounds."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.rounds import RoundOverrides
-from fedkd.config.sections import Architecture, Count, Momentum, Options, Rate, Section
-from fedkd.registry import STARTS, STRATEGIES, start_needs_models
+from fedkd.config.sections import Architecture, Count, Momentum, Options, Rate, Section, names_of
+from fedkd.registry import STARTS, STRATEGIES
 
 
 class ServerOptimiser(Section):
-    """How the server steps along the mean of a round's changes; of fedavgm and fedadam."""
+    """The server's optimiser, for which a round's mean change is the gradient."""
 
-    lr: Rate | None = Field(None, description="1 for fedavgm, 0.01 for fedadam by default")
-    momentum: Momentum = Field(0.9, description="of fedavgm; beta_1 of fedadam")
-    beta_2: Momentum = Field(0.99, description="of fedadam: decay of the squared changes")
-    tau: Rate = Field(1e-3, description="of fedadam: degree of adaptivity")
+    lr: Rate | None = Field(None, description="by default 1 for fedavgm and 0.01 for fedadam")
+    momentum: Momentum = Field(0.9, description="for fedavgm; beta_1 for fedadam")
+    beta_2: Momentum = Field(0.99, description="for fedadam: decay of the squared changes")
+    tau: Rate = Field(1e-3, description="for fedadam: degree of adaptivity")
 
 
 class Fusion(Section):
-    """How feddf distils the round's models into their average, on the transfer set."""
+    """The distillation of a round's models into their average, for feddf."""
 
     epochs: Count = 1
     batch_size: Count = 32
@@ -32,23 +32,20 @@ class Fusion(Section):
 
 
 class Arm(Section):
-    """One way to start the global model and to go on."""
+    """A start of the global model, and the rounds that follow."""
 
-    start: Annotated[
-        str, AfterValidator(STARTS.check), Field(json_schema_extra={"examples": list(STARTS)})
-    ]
-    strategy: Annotated[
-        str,
-        AfterValidator(STRATEGIES.check),
-        Field(json_schema_extra={"examples": list(STRATEGIES)}),
-    ] = "fedavg"
-    options: Options = Field(
-        default={}, description="of a start or strategy of your own, which reads them"
+    start: Annotated[str, AfterValidator(STARTS.check), names_of(STARTS)] = Field(
+        description="random weights, the average of the silos' models, the best of them, or the "
+        "student of a consolidation"
     )
+    strategy: Annotated[str, AfterValidator(STRATEGIES.check), names_of(STRATEGIES)] = Field(
+        "fedavg", description="what the server does with the average of a round's models"
+    )
+    options: Options = Field(default={}, description="of a start or strategy of your own")
     server: ServerOptimiser = ServerOptimiser()
     fusion: Fusion = Fusion()
     arch: Architecture | None = Field(
-        None, description="of this arm's global model, where it differs from model.arch"
+        None, description="of this arm's global model, if it differs from model.arch"
     )
     consolidation: Consolidation | None = None
     rounds: RoundOverrides = RoundOverrides()
@@ -75,7 +72,7 @@ class Arm(Section):
 
     @property
     def starts_from_models(self) -> bool:
-        """Whether the silos' own models may be asked for; imports nothing to find out."""
+        """Whether the silos' own models may be used; a user's own start is not imported."""
         return self.start != "random"
 
     @property
@@ -85,7 +82,9 @@ class Arm(Section):
         Raises:
             UserError: its start is the user's own and cannot be imported.
         """
-        return start_needs_models(self.start)
+        if not STARTS.is_own(self.start):
+            return self.starts_from_models
+        return bool(getattr(STARTS.load(self.start), "needs_models", True))
 
     @property
     def needs_transfer(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd.config.consolidation_parts import Familiarity, Selection, Subset
-from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section
+from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section, names_of
 from fedkd.registry import METHODS, NUM_PATCH_FILTERS, WEIGHTINGS
 from fedkd.user_code import METHOD_SETTINGS, MethodSpec
 
@@ -24,14 +24,8 @@ _SETTING_OF = {setting: setting for setting in METHOD_SETTINGS} | {
 class Consolidation(Section):
     """How the silos' models are distilled into one student."""
 
-    method: Annotated[
-        str, AfterValidator(METHODS.check), Field(json_schema_extra={"examples": list(METHODS)})
-    ] = "kd"
-    weighting: Annotated[
-        str,
-        AfterValidator(WEIGHTINGS.check),
-        Field(json_schema_extra={"examples": list(WEIGHTINGS)}),
-    ] = "equal"
+    method: Annotated[str, AfterValidator(METHODS.check), names_of(METHODS)] = "kd"
+    weighting: Annotated[str, AfterValidator(WEIGHTINGS.check), names_of(WEIGHTINGS)] = "equal"
     pooling: Literal["probs", "mixture", "logits", "median", "trimmed-mean"] = Field(
         "probs",
         description="weighted mean of the teachers' probabilities or logits, or a robust mean of "

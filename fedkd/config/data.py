@@ -15,7 +15,7 @@ from fedkd.config.sections import (
     Source,
     refuse_options,
 )
-from fedkd.registry import NOISE, PARTITIONS, SOURCES, STUDENT_SILO
+from fedkd.registry import NOISE, OWN, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.names import SILO_NAME
 
 SiloName = Annotated[str, Field(pattern=rf"^{SILO_NAME.pattern}$")]
@@ -140,7 +140,7 @@ class OwnPartition(Partition):
     scheme: Annotated[
         str,
         AfterValidator(PARTITIONS.check),
-        Field(json_schema_extra={"pattern": ":", "examples": [PARTITIONS.own]}),
+        Field(json_schema_extra={"pattern": f"^{OWN}$", "examples": [PARTITIONS.own]}),
     ]
     options: Options = Field(default={}, description="keyword arguments of the function")
 

@@ -15,15 +15,12 @@ from fedkd.config.sections import (
     Options,
     Rate,
     Section,
+    names_of,
     refuse_options,
 )
 from fedkd.registry import LOCAL_LOSSES
 
-LocalLoss = Annotated[
-    str,
-    AfterValidator(LOCAL_LOSSES.check),
-    Field(json_schema_extra={"examples": list(LOCAL_LOSSES)}),
-]
+LocalLoss = Annotated[str, AfterValidator(LOCAL_LOSSES.check), names_of(LOCAL_LOSSES)]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Schedule = Literal["constant", "cosine"]

@@ -15,22 +15,23 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedkd.registry import ARCHITECTURES, SOURCES, Registry, suggest
+from fedkd.registry import ARCHITECTURES, OWN, SOURCES, Registry, suggest
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Architecture = Annotated[
-    str,
-    AfterValidator(ARCHITECTURES.check),
-    Field(json_schema_extra={"examples": [*ARCHITECTURES, "torchvision:resnet18"]}),
-]
-Source = Annotated[
-    str,
-    AfterValidator(SOURCES.check),
-    Field(json_schema_extra={"examples": [*SOURCES, *SOURCES.prefixes]}),
-]
+
+
+def names_of(registry: Registry) -> Any:
+    """Return a field of a registry's names, which editors complete and check."""
+    forms = [f"{text}{prefix.form}" for text, prefix in registry.prefixes.items()]
+    pattern = "|".join([*registry, *(f"{text}.+" for text in registry.prefixes), OWN])
+    return Field(json_schema_extra={"examples": [*registry, *forms], "pattern": f"^({pattern})$"})
+
+
+Architecture = Annotated[str, AfterValidator(ARCHITECTURES.check), names_of(ARCHITECTURES)]
+Source = Annotated[str, AfterValidator(SOURCES.check), names_of(SOURCES)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 

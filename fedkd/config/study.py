@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from fedkd.config.arm import Arm
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, Data, Deployed, Iid
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
+from fedkd.config.engine import Engine
 from fedkd.config.rounds import Model, Pretraining, Rounds
-from fedkd.config.sections import Fraction, Section, Seed, refuse_options
+from fedkd.config.sections import Section, Seed, refuse_options
+from fedkd.config.targets import RelativeTargets, Targets
 from fedkd.registry import (
     LEAST_TRANSFER_IMAGES,
     LOCAL_LOSSES,
@@ -22,27 +24,6 @@ from fedkd.registry import (
     suggest,
 )
 from fedkd.util.names import natural_key
-
-
-class RelativeTargets(Section):
-    """Targets as fractions of the best accuracy of the first baseline."""
-
-    of_baseline_best: list[Fraction] = Field(min_length=1, max_length=20)
-
-
-def _kind_of_targets(value: Any) -> str:
-    return "relative" if isinstance(value, dict | RelativeTargets) else "absolute"
-
-
-class Engine(Section):
-    """Where an arm runs, and on what."""
-
-    name: str = Field("inline", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    server_threads: int = Field(2, ge=1, le=1024)
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 Name = Annotated[
@@ -59,14 +40,18 @@ class Study(Section):
     model: Model = Model()
     pretraining: Pretraining = Pretraining()
     rounds: Rounds = Rounds()
-    targets: Annotated[
-        Annotated[list[Fraction], Field(min_length=1, max_length=20), Tag("absolute")]
-        | Annotated[RelativeTargets, Tag("relative")],
-        Discriminator(_kind_of_targets),
-    ]
-    baselines: list[str] = Field(default=[])
+    targets: Targets = Field(description="test accuracies to reach, in (0, 1]")
+    baselines: list[str] = Field(
+        default=[],
+        description="arms with which all others are compared; by default fedavg, if there is one",
+    )
     arms: dict[Name, Arm] = Field(min_length=1, max_length=100)
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1, max_length=1000)
+    seeds: list[Seed] = Field(
+        default=[0, 1, 2],
+        min_length=1,
+        max_length=1000,
+        description="one run of every arm for each; the same seed gives all arms the same data",
+    )
     engine: Engine = Engine()
 
     @model_validator(mode="before")

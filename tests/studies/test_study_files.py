@@ -53,6 +53,10 @@ def test_an_editor_finds_the_schema_and_accepts_the_study(path: Path) -> None:
         {"partition": {"scheme": "label-shards", "alpha": 1}},
         {"arms": {"fedavg": {"start": "nowhere"}}},
         {"rounds": {"max": 0}},
+        {"rounds": {"local_loss": "proxmal"}},
+        {"model": {"arch": "cnm"}},
+        {"data": {"source": "npz:"}},
+        {"arms": {"fedkd": {"start": "consolidated", "consolidation": {"method": "kdd"}}}},
     ],
     ids=str,
 )
