@@ -44,7 +44,7 @@ def collect_teachers(
         return teacher.read_reply(content, terms.expected, known, like[silo.arch])
 
     answers = session.ask(session.members, terms.question, read)
-    return _gather([found for _, found in answers], session)
+    return _gather([collected for _, collected in answers], session)
 
 
 def collect_densities(
@@ -67,7 +67,7 @@ def collect_densities(
 
     members = [session.roster[silo] for silo in by_silo]
     answers = session.ask(members, terms.question, read)
-    with_densities = {member.name: found for member, found in answers}
+    with_densities = {member.name: described for member, described in answers}
     if settings.teachers == "densities":
         return _gather(list(with_densities.values()), session)
     return _gather([with_densities.get(silo, known) for silo, known in by_silo.items()], session)

@@ -1,4 +1,4 @@
-"""What a strategy knows of its run."""
+"""What the server has for a run: its settings and the server's own data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedDF: every round's models teach their own average, on the server's transfer set."""
+"""FedDF: the average of a round is distilled from its models, on the server's transfer set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FedDF(ServerUpdate):
     """Ensemble distillation after averaging: Lin et al. 2006.07242, algorithm 1.
 
     The target is the softmax of the plain mean of the models' logits (AVGLOGITS), whatever their
-    silos' sizes. Images need no labels and none are used. The paper distils by Adam with
+    silos' sizes. Labels are not used. The paper distils by Adam with
     annealing; here it is SGD with the settings of ``fusion``, our choice. Under a robust
     ``rounds.aggregation`` the same rule takes the place of the mean over logits.
 
@@ -40,17 +40,17 @@ class FedDF(ServerUpdate):
                 f"arms.{context.arm_name}.strategy: feddf distils on the server, which holds no "
                 "transfer set; give it one by data.transfer, or use another strategy"
             )
-        self._setting = context
+        self._context = context
         self._transfer = context.transfer
         self._model = context.model("server-update")
 
     def __call__(self, models: RoundModels) -> State:
-        """Return the average after it has learned from the round's models.
+        """Return the average after distillation from the round's models.
 
         Raises:
             FedKDError: the distillation diverged.
         """
-        context, settings = self._setting, self._setting.arm.fusion
+        context, settings = self._context, self._context.arm.fusion
         target = self._target(models.trained)
 
         def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
@@ -76,7 +76,7 @@ class FedDF(ServerUpdate):
 
     def _target(self, trained: Sequence[State]) -> Tensor:
         """Return the ensemble's probabilities at the study's temperature, fp32 ``[N, C]``."""
-        rounds, temperature = self._setting.rounds, self._setting.arm.fusion.temperature
+        rounds, temperature = self._context.rounds, self._context.arm.fusion.temperature
         if rounds.aggregation != "mean":
             logits = torch.stack([self._logits(state) for state in trained])
             middle = reduce(logits, rounds.aggregation, rounds.trim)
@@ -94,4 +94,4 @@ class FedDF(ServerUpdate):
         """Return a model's logits on the transfer set, float64 ``[N, C]``."""
         self._model.load_state_dict(state)
         images = self._transfer.images
-        return predict(self._model, images, compute=self._setting.compute).double()
+        return predict(self._model, images, compute=self._context.compute).double()

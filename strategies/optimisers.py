@@ -1,10 +1,9 @@
 """Flower's server optimisers: they step from the global model along the mean of its changes.
 
 The step is Flower's own code. Flower's strategies also sample nodes and average replies, which
-``SiloFedAvg`` has done by then; a small base class stands where they expect that, and hands them
-the average. Trainable parameters alone are stepped: running statistics and counters are no
-directions to move in (a variance could turn negative, a counter loses its type), so they take the
-average as in FedAvg.
+``SiloFedAvg`` has done by then; a small base class takes the place of that, and returns the
+average. Only trainable parameters are stepped. Running statistics and counters take the average as
+in FedAvg: a step could make a variance negative, and a counter would lose its type.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ FEDAVGM_LR, FEDADAM_LR = 1.0, 0.01
 
 
 class _GivenAverage(FedAvg):
-    """Stands below Flower's optimisers in place of the sampling and averaging of FedAvg."""
+    """Takes the place of the sampling and averaging of FedAvg below Flower's optimisers."""
 
     average: ArrayRecord
 
-    def remembered(self) -> dict[str, list[Any]]:
+    def get_moments(self) -> dict[str, list[Any]]:
         """Return what the next step depends on: arrays in the order of the parameters, by name."""
         raise NotImplementedError
 
-    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
-        """Take what :meth:`remembered` gave; ``names`` are the parameters'."""
+    def set_moments(self, names: list[str], moments: dict[str, list[Any]]) -> None:
+        """Set what :meth:`get_moments` returned; ``names`` are the parameters'."""
         raise NotImplementedError
 
     def configure_train(
@@ -46,7 +45,7 @@ class _GivenAverage(FedAvg):
         config: ConfigRecord,  # noqa: ARG002
         grid: Grid,  # noqa: ARG002
     ) -> Iterable[Message]:
-        """Ask nobody."""
+        """Return no message."""
         return []
 
     def aggregate_train(
@@ -61,27 +60,27 @@ class _GivenAverage(FedAvg):
 class _Momentum(FedAvgM, _GivenAverage):
     """Hsu et al. 1909.06335."""
 
-    def remembered(self) -> dict[str, list[Any]]:
+    def get_moments(self) -> dict[str, list[Any]]:
         # Flower steps from its own unrounded model, not from the one that was sent.
         current = self.current_arrays
         model = [] if current is None else current.to_numpy_ndarrays()
         return {"model": model, "momentum": self.momentum_vector or []}
 
-    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
-        if model := remembered.get("model"):
+    def set_moments(self, names: list[str], moments: dict[str, list[Any]]) -> None:
+        if model := moments.get("model"):
             arrays = zip(names, model, strict=True)
             self.current_arrays = ArrayRecord({name: Array(array) for name, array in arrays})
-        self.momentum_vector = remembered.get("momentum")
+        self.momentum_vector = moments.get("momentum")
 
 
 class _Adam(FedAdam, _GivenAverage):
     """Reddi et al. 2003.00295, with the bias correction that Flower adds."""
 
-    def remembered(self) -> dict[str, list[Any]]:
+    def get_moments(self) -> dict[str, list[Any]]:
         return {"m": list((self.m_t or {}).values()), "v": list((self.v_t or {}).values())}
 
-    def remember(self, names: list[str], remembered: dict[str, list[Any]]) -> None:
-        first, second = remembered.get("m"), remembered.get("v")
+    def set_moments(self, names: list[str], moments: dict[str, list[Any]]) -> None:
+        first, second = moments.get("m"), moments.get("v")
         self.m_t = dict(zip(names, first, strict=True)) if first else None
         self.v_t = dict(zip(names, second, strict=True)) if second else None
 
@@ -109,9 +108,9 @@ class FlowerOptimiser(ServerUpdate):
         """Return the stepped parameters beside the average's buffers.
 
         Raises:
-            FedKDError: the step led to numbers that are not finite.
+            FedKDError: the stepped model is not finite.
         """
-        nowhere: Any = None  # the way to the nodes, of which none is asked
+        nowhere: Any = None  # no node is asked
         sent = self._record(models.sent)
         self._optimiser.configure_train(models.number, sent, ConfigRecord(), nowhere)
         self._optimiser.average = self._record(models.average)
@@ -130,7 +129,7 @@ class FlowerOptimiser(ServerUpdate):
         """Return the optimiser's moments, float64, named ``<moment>/<parameter>``."""
         return {
             f"{moment}/{name}": torch.from_numpy(np.asarray(array))
-            for moment, arrays in self._optimiser.remembered().items()
+            for moment, arrays in self._optimiser.get_moments().items()
             for name, array in zip(self._parameters, arrays, strict=bool(arrays))
         }
 
@@ -141,12 +140,12 @@ class FlowerOptimiser(ServerUpdate):
             ValueError: they are those of another optimiser or model.
         """
         moments = [
-            m for m in self._optimiser.remembered() if f"{m}/{self._parameters[0]}" in state_dict
+            m for m in self._optimiser.get_moments() if f"{m}/{self._parameters[0]}" in state_dict
         ]
         expected = {f"{m}/{name}": shape for m in moments for name, shape in self._shapes.items()}
         if {key: tensor.shape for key, tensor in state_dict.items()} != expected:
             raise ValueError("the server optimiser's state is of another optimiser or model")
-        self._optimiser.remember(
+        self._optimiser.set_moments(
             self._parameters,
             {m: [state_dict[f"{m}/{name}"].numpy() for name in self._parameters] for m in moments},
         )

@@ -27,7 +27,7 @@ class Member:
 
     @property
     def known(self) -> Description:
-        """What the silo has said of itself."""
+        """The silo's own description of itself."""
         if self.description is None:
             raise ValueError(f"{self.name} has not introduced itself")
         return self.description
@@ -69,8 +69,8 @@ class Roster(dict[str, Member]):
     def keep_to(self, members: Sequence[Member]) -> None:
         """Keep to the silos that a run began with, on the nodes where they are now.
 
-        What they said of themselves then holds; those that are not back are on no node, and those
-        that are new to the run are left out.
+        Their descriptions are kept; those that are not back are on no node, and those that are new
+        to the run are left out.
         """
         self._closed = True
         nodes = {name: member.node_id for name, member in self.items()}

@@ -1,4 +1,4 @@
-"""The run's own log, through which its record reaches a caller on another host."""
+"""The run's own log, by which its record reaches a caller on another host."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class RunLog:
         self._lines = 0
 
     def on_point(self, point: Point) -> None:
-        """Tell of a round, for people and for programs."""
+        """Print a round, for people and for programs."""
         _write(f"round {point.round}: accuracy {point.accuracy:.4f}")
-        self._tell("point", asdict(point))
+        self._print("point", asdict(point))
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
-        """Tell of about twenty epochs: each line of the log is a message to the SuperLink."""
+        """Print about twenty epochs: each line of the log is a message to the SuperLink."""
         if epoch == epochs or epoch % max(1, epochs // 20) == 0:
-            self._tell("distillation", [epoch, epochs])
+            self._print("distillation", [epoch, epochs])
 
     def on_end(self, folder: Path) -> None:
-        """Tell the whole record, and where model and state lie on this host."""
+        """Print the whole record, and where model and state are on this host."""
         record = asdict(RunRecord.read(folder))
-        self._tell("record", record)
+        self._print("record", record)
         _write(f"model and state: {folder}")
 
     def on_error(self, reason: str) -> None:
-        """Tell why there will be no record."""
-        self._tell("error", reason)
+        """Print why there will be no record."""
+        self._print("error", reason)
 
-    def _tell(self, kind: Kind, value: Any) -> None:
+    def _print(self, kind: Kind, value: Any) -> None:
         _write(encode_line(self._lines, kind, value))
         self._lines += 1
 

@@ -143,7 +143,7 @@ def read_exchanges(folder: Path) -> int | None:
 
 
 def fingerprint(context: RunContext) -> str:
-    """Hash all that decides the bits of a run: study, arm, seed, targets, data, code, machine."""
+    """Hash all that determines a run's bits: study, arm, seed, targets, data, code, machine."""
     study = context.study
     own = [arch_fingerprint(arch, study.model.files) for arch in study.architectures]
     own += function_keys(study, context.arm_name)

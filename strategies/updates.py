@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-import torch
 from torch import Tensor
 
 from fedkd.errors import UserError
-from fedkd.models.state import State, mismatch
+from fedkd.models.state import State, is_finite, mismatch
 from fedkd.registry import STRATEGIES
 from strategies.context import RunContext
 
@@ -132,11 +131,7 @@ def find_misfit(state: object, like: State) -> str:
         return f"it is {type(state).__name__}, not tensors by name"
     if problem := mismatch(dict(state), like):
         return problem
-    for key, tensor in state.items():
-        # Some models have constant masks of -inf.
-        if not bool((torch.isfinite(tensor) | (tensor == like[key])).all()):
-            return f"{key!r} has values that are not finite"
-    return ""
+    return "" if is_finite(dict(state), like) else "not all of its values are finite"
 
 
 def _is_state(state: object) -> TypeGuard[Mapping[str, Tensor]]:

@@ -54,7 +54,7 @@ CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
 PROBLEM: Final = "problem"
 
-# Keys of query.distil's config: lists with one entry a teacher, but for the student.
+# Keys of query.distil's config: lists with one entry per teacher, and the student.
 ARCHITECTURES: Final = "architectures"
 ACCURACIES: Final = "accuracies"
 STUDENT: Final = "student"
@@ -95,14 +95,14 @@ CONFIG_RUN_DIR: Final = "run-dir"
 CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
 
-# Key of a SuperNode's --node-config: where the silo's own file lies, if it is none of a simulation.
+# Key of a SuperNode's --node-config: the path of a deployed silo's own file.
 NODE_SILO: Final = "silo"
 
 NO_HASH: Final = "none"
-"""The hash of a model or transfer set that there is not."""
+"""Stands for the hash of a model or transfer set where there is none."""
 
 NO_TEACHER: Final = -1
-"""The ``student`` of ``query.distil`` whose model is none of the teachers."""
+"""The ``student`` of ``query.distil`` where its model is not among the teachers."""
 
 
 def teacher_record(index: int) -> str:

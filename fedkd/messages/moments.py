@@ -28,7 +28,7 @@ def read_moments(record: ArrayRecord, shape: tuple[int, int], most: int, reach: 
     Args:
         record: of the reply.
         shape: K classes and d dimensions.
-        most: images that the silo says it has.
+        most: number of images of the silo, by its own description.
         reach: greatest norm of an image in the basis.
     """
     if set(record) != {keys.MOMENT_COUNTS, keys.MOMENT_MEANS, keys.MOMENT_SECOND}:

@@ -1,7 +1,7 @@
 """A run's record as lines of its log: all that comes back from a SuperLink on another host.
 
-A line bears a number, counted from 0, and a checksum, so that one that was cut, lost or passed
-through twice is noticed. It is plain ASCII, and the log of the run may say anything else around it.
+A line has a number, counted from 0, and a checksum, so that a line that is cut, lost or repeated is
+detected. It is plain ASCII, and the log of the run may hold anything else around it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def encode_line(number: int, kind: Kind, value: Any) -> str:
 
 
 class LogReader:
-    """Reads a run's lines in order, however often parts of its log are shown."""
+    """Reads a run's lines in order, even if parts of its log are repeated."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
     def read(self, line: str) -> tuple[Kind, Any] | None:
-        """Return what a line says that is new; None for one that says nothing, or known things.
+        """Return what is new in a line; None for a line without a record, or with a known one.
 
         Raises:
             BrokenLogError: the line is damaged, a line before it is missing, or it contradicts one

@@ -156,7 +156,7 @@ def read_reply(content: RecordDict, expected: Expected, known: Teacher, like: St
     Args:
         content: of its reply.
         expected: what the reply is compared with.
-        known: what the silo has said of itself before.
+        known: the silo's description.
         like: a state of its architecture.
 
     Raises:

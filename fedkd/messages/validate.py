@@ -1,4 +1,4 @@
-"""Checks of what a silo's reply holds: a reply is untrusted until everything about it is as asked.
+"""Checks of what a silo's reply holds: nothing in it is trusted before it was checked.
 
 A reply that fails is refused with a reason; the global model then is as if that silo had not
 been asked. Sizes are read from headers before anything is decoded.
@@ -85,9 +85,9 @@ def read_state(record: ArrayRecord | None, like: State) -> State:
 
 
 def _read_weights(array: Array, key: str, like: Tensor) -> Tensor:
-    """Decode one tensor of a model; a value beyond all bounds must be the expected one.
+    """Decode one tensor of a model, whose values must be plausible, or those of ``like``.
 
-    Constant masks of -inf, or of the least number, are buffers of some models.
+    Some models have constant masks of -inf, or of the least number, among their buffers.
     """
     finite = like.is_complex() or not like.is_floating_point()
     values = read_array(array, key, tuple(like.shape), like.dtype, finite=finite)
@@ -97,7 +97,8 @@ def _read_weights(array: Array, key: str, like: Tensor) -> Tensor:
     if float(least) >= -MAX_VALUE and float(greatest) <= MAX_VALUE:
         return values
     beyond = ~(values.abs() <= MAX_VALUE)
-    if bool((beyond & (values != like)).any()):
+    unchanged = (values == like) | (values.isnan() & like.isnan())
+    if bool((beyond & ~unchanged).any()):
         what = "not finite" if not bool(torch.isfinite(values).all()) else f"beyond {MAX_VALUE:g}"
         raise RefusedError(f"{printable(key)!r} has values that are {what}")
     return values
