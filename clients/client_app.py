@@ -93,6 +93,8 @@ def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
         images = _own_transfer(silo, asked_hash)
         transfer_hash = None if images is None else asked_hash
     answer = silo.as_teacher
+    if wanted.density != keys.DENSITY_NONE:  # first, because a deployed silo may refuse
+        answer = _add_densities(answer, silo, wanted, content, images)
     if wanted.mode != keys.MODE_NONE:
         own = silo.own_model()
         if own.state is None:
@@ -103,8 +105,6 @@ def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
             answer = replace(answer, state=own.state)
         else:
             answer = replace(answer, logits=silo.predict(own.state, _required(images)))
-    if wanted.density != keys.DENSITY_NONE:
-        answer = _add_densities(answer, silo, wanted, content, images)
     return teacher.write_reply(answer, transfer_hash=transfer_hash)
 
 
@@ -115,6 +115,8 @@ def _add_densities(
     basis = read_basis(
         content, global_arch=silo.global_arch, shape=silo.shape, compute=silo.compute
     )
+    if silo.disclosure is not None:
+        return silo.disclosure.add_densities(answer, silo, wanted, basis, images)
     if wanted.density == keys.DENSITY_MOMENTS:
         return replace(answer, moments=silo.moments(basis))
     log_density = silo.log_density(

@@ -7,17 +7,23 @@ from pathlib import Path
 from flwr.app import Context
 from torch import Tensor
 
+from clients.disclosure import Disclosure
 from clients.guard import UnsharedError
 from clients.silo import Silo
 from fedkd.config import Study
+from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
 from fedkd.deploy.holdings import read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
 from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES
+from fedkd.errors import NotAllowedError, UserError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
 from fedkd.messages import keys
 from fedkd.training.compute import Compute
+from fedkd.user_code import check_allowed
+
+LONGEST_REASON = 500
 
 
 def is_deployed(context: Context) -> bool:
@@ -33,7 +39,12 @@ def deployed_silo(context: Context) -> tuple[Silo, Study]:
         UserError: its file, images or model are not valid.
     """
     config = context.run_config
-    study = parse_study(str(config[keys.CONFIG_STUDY]), origin="run config: study")
+    try:
+        study = parse_study(str(config[keys.CONFIG_STUDY]))
+    except NotAllowedError:
+        raise
+    except UserError as error:  # it quotes the study alone, which is the server's
+        raise UnsharedError(str(error)[:LONGEST_REASON]) from error
     file = load_silo_file(Path(str(context.node_config[keys.NODE_SILO])))
     return open_silo(file, study, str(config[keys.CONFIG_ARM]), int(str(config[keys.CONFIG_SEED])))
 
@@ -44,6 +55,8 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         raise UnsharedError("it is a deployed silo, but the study's silos are simulated")
     if file.name not in study.silo_names:
         raise UnsharedError(f"its name, {file.name}, is not in the study's partition.names")
+    for _, registry, name in names_at_silo(study, file.name):
+        check_allowed(registry.kind, name)
     data = study.data
     holdings = read_holdings(
         file, classes=data.classes, channels=data.channels, image_size=data.image_size
@@ -72,6 +85,7 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=holdings.test,
         transfer=transfer,
+        disclosure=Disclosure(file, study, arm, seed),
         # What a user's own start needs is not looked up here: that would import its module.
         uses_model=study.arms[arm].starts_from_models,
     )

@@ -19,8 +19,10 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, NotAllowedError
 from fedkd.messages import describe, evaluate, keys, teacher
+from fedkd.messages.teacher import Wanted
+from fedkd.user_code import importing_only
 
 REFUSED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""
@@ -42,10 +44,11 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         return _fail(message, error)
     try:
         check_question(file.share, message)
-        reply = _answer(file, message, context, call_next)
+        with importing_only(file.importable):
+            reply = _answer(file, message, context, call_next)
         if not reply.has_error():
             withhold(file.share, message, reply.content)
-    except UnsharedError as error:
+    except (UnsharedError, NotAllowedError) as error:
         reply = Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:  # its text may quote private data or paths: it stays in this log
         reply = _fail(message, error)
@@ -71,17 +74,28 @@ def check_question(share: Share, message: Message) -> None:
             raise UnsharedError(
                 f"it does not share the {mode} of its model (share.teacher is {share.teacher})"
             )
-        if density == keys.DENSITY_MOMENTS:
-            if not share.moments:
-                raise UnsharedError("it does not share moments of its images (share.moments)")
-        elif density != keys.DENSITY_NONE and not share.densities:
-            raise UnsharedError("it does not share densities (share.densities)")
+        if density != keys.DENSITY_NONE:
+            _check_density(share, wanted, message.content)
     elif kind == keys.DISTIL and (share.teacher != "weights" or not share.rounds):
         raise UnsharedError("it does not share models trained on its images (share.teacher)")
     elif kind == keys.TRAIN and not share.rounds:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
     elif kind == keys.EVALUATE and not share.metrics:
         raise UnsharedError("it does not share figures of a model on its images (share.metrics)")
+
+
+def _check_density(share: Share, wanted: Wanted, content: RecordDict) -> None:
+    if wanted.density == keys.DENSITY_MOMENTS:
+        if not share.moments:
+            raise UnsharedError("it does not share moments of its images (share.moments)")
+    elif not share.densities:
+        raise UnsharedError("it does not share densities (share.densities)")
+    # A distance to the nearest neighbour, or chosen features, can tell an image to the last bit.
+    later = "a deployed silo shares them only once there is noise with a privacy account"
+    if wanted.density != keys.DENSITY_MOMENTS and wanted.kind != "gaussian":
+        raise UnsharedError(f"it does not share densities of kind {wanted.kind[:20]!r}: {later}")
+    if keys.BASIS_MODEL in content:
+        raise UnsharedError(f"it does not share densities in features of a model: {later}")
 
 
 def withhold(share: Share, message: Message, content: RecordDict) -> None:

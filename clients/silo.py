@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from fedkd.training.evaluate import Metrics, evaluate
 from fedkd.training.local import LocalTask, train_locally
 from fedkd.util.seeding import torch_generator
 
+if TYPE_CHECKING:
+    from clients.disclosure import Disclosure
+
 
 @dataclass(frozen=True, kw_only=True)
 class Silo(LocalSilo):
@@ -33,6 +37,8 @@ class Silo(LocalSilo):
         transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
             None.
         uses_model: whether the run may ask for the silo's own model.
+        disclosure: on what terms it answers about densities and moments; None for a simulated
+            silo, which has no images to protect.
     """
 
     global_arch: str
@@ -40,6 +46,7 @@ class Silo(LocalSilo):
     test: Images | None = None
     transfer: Callable[[], Tensor | None] = lambda: None
     uses_model: bool = True
+    disclosure: Disclosure | None = None
 
     @classmethod
     def of(cls, federation: Federation, name: str, arm: str | None = None) -> Silo:

@@ -19,5 +19,9 @@ class UserCodeError(UserError):
     """A function of the user's own raised something: the message says which, what and where."""
 
 
+class NotAllowedError(UserError):
+    """A study names code that this host does not import."""
+
+
 class RemoteError(Exception):
     """A fault of ours, or a lost worker, in another process; the message is its traceback."""

@@ -100,11 +100,13 @@ class Registry(Mapping[str, str]):
 
         Raises:
             ValueError: the name is not valid.
-            UserError: a function of the user's own cannot be imported.
+            UserError: a function of the user's own cannot be imported, or may not be here.
         """
         prefix, _ = self.split(self.check(name))
         target = prefix.target if prefix else self._entries.get(name, name)
         module, _, attribute = target.partition(":")
+        if self.is_own(name):
+            user_code.check_allowed(self.kind, name)
         function: Callable[..., Any]
         with self.calling(name):
             try:

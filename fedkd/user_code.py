@@ -12,12 +12,13 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.errors import FedKDError, UserCodeError
+from fedkd.errors import FedKDError, NotAllowedError, UserCodeError
 
 _OURS = ("fedkd", "strategies", "clients")
 """Packages whose text is in every cache key already: see :data:`fedkd.util.cache.CODE`."""
@@ -25,6 +26,35 @@ _LIBRARIES = tuple({Path(sysconfig.get_path(place)) for place in ("stdlib", "pla
 _ABSENT = "absent"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+_allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
+"""The user's own names that may be imported here; None for all."""
+
+
+@contextmanager
+def importing_only(names: Collection[str]) -> Iterator[None]:
+    """Let the block, in this thread, import no functions of a user's own but those in ``names``.
+
+    A deployed silo reads studies that others wrote: a name in them is code of their choice.
+    """
+    token = _allowed.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def check_allowed(kind: str, name: str) -> None:
+    """Refuse to import what :func:`importing_only` does not allow.
+
+    Raises:
+        NotAllowedError: ``name`` is not among the allowed names.
+    """
+    allowed = _allowed.get()
+    if allowed is not None and name not in allowed:
+        raise NotAllowedError(
+            f"the study's {kind} {name} is code that the silo would import, and allow in its "
+            "silo.yaml does not name it"
+        )
 
 
 @contextmanager

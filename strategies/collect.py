@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
@@ -86,16 +86,16 @@ class _Terms:
     ) -> _Terms:
         wanted = Wanted(mode)
         if settings and basis is not None:
-            per_class = keys.DENSITY_CLASS if settings.joint_densities else keys.DENSITY_SAMPLE
-            wanted = replace(
-                wanted,
-                density=keys.DENSITY_MOMENTS if settings.uses_moments else per_class,
-                kind=settings.familiarity.density,
-                neighbours=settings.familiarity.neighbours,
-            )
+            wanted = Wanted.by(mode, settings)
         images = None if context.transfer is None else context.transfer.images
         return cls(
-            teacher.write_question(wanted, transfer=images, basis=basis, arch=context.arch),
+            teacher.write_question(
+                wanted,
+                transfer=images,
+                basis=basis,
+                arch=context.arch,
+                deployed=context.study.is_deployed,
+            ),
             Expected(
                 wanted,
                 basis,

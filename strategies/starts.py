@@ -12,7 +12,7 @@ from typing import Any
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import Consolidated, consolidate, join_notes
-from fedkd.distillation.density.basis import Basis, make_basis, make_feature_basis
+from fedkd.distillation.density.basis import Basis, fit_basis, make_feature_basis
 from fedkd.distillation.selection import choose
 from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teachers
@@ -151,14 +151,7 @@ def _distil_at_silo(session: Session, teachers: Teachers) -> Consolidated:
 
 def _fit_basis(context: RunContext) -> Basis | None:
     """Fit the basis in which silos compute densities to the transfer set, if it is large enough."""
-    settings = settings_of(context)
-    return make_basis(
-        _transfer(context).images,
-        dims=settings.familiarity.effective_dims,
-        kind=settings.familiarity.basis,
-        filters=settings.familiarity.filters,
-        fine=settings.uses_moments,
-    )
+    return fit_basis(_transfer(context).images, settings_of(context))
 
 
 def _fit_feature_basis(context: RunContext, teachers: Teachers) -> Basis | None:

@@ -130,11 +130,20 @@ def silo_check(
     study: Annotated[
         Path | None, typer.Option(metavar="STUDY", help="Also check against this study.")
     ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept", help="Approve the study's transfer sets for densities and moments."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a silo before it starts: data, labels, model, disk, connection to the SuperLink, clock.
 
     For example: fedkd silo check silo.yaml --superlink fl.example.org:8000
+
+    A silo computes densities and moments only on transfer sets that its owner has approved: look at
+    the images of the study's, then check it with --accept.
 
     Nothing is sent but a health request to the SuperLink. The exit code is 1 if something would
     fail.
@@ -143,13 +152,18 @@ def silo_check(
     from fedkd.deploy.check import SiloCheck
     from fedkd.deploy.link import Address, check_link
     from fedkd.deploy.silo_file import load_silo_file
+    from fedkd.user_code import importing_only
 
     if insecure and root_certificates is not None:
         raise UserError("--insecure: plain HTTP has no certificate; leave out --root-certificates")
     address = None if superlink is None else Address.parse(superlink)
+    if accept and study is None:
+        raise UserError("--accept: approves the transfer sets of a study; name it by --study")
     file = load_silo_file(path)
-    loaded = None if study is None else load_study(study)
-    findings = _show(SiloCheck(file, loaded).findings(), as_json=as_json)
+    with importing_only(file.importable):
+        loaded = None if study is None else load_study(study)
+        check = SiloCheck(file, loaded, accept=accept)
+        findings = _show(check.findings(), as_json=as_json)
     if address is not None:
         findings += _show(
             check_link(address, root_certificates, insecure=insecure), as_json=as_json

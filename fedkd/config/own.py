@@ -61,6 +61,21 @@ def function_keys(study: Study, arm: str) -> list[str]:
     return [registry.fingerprint(name) for _, registry, name in _own(_functions(study, arm))]
 
 
+def names_at_silo(study: Study, silo: str) -> list[Named]:
+    """Return the functions of the user's own that a deployed silo needs; none is imported here.
+
+    Methods, weightings and the other silos' architectures are needed where a silo distils.
+    """
+    distils = study.data.transfer.at_silo
+    asked = (LOCAL_LOSSES, METHODS, WEIGHTINGS) if distils else (LOCAL_LOSSES,)
+    others = {f"model.per_silo.{name}" for name in study.silo_names if name != silo}
+    named = [each for each in _architectures(study) if distils or each[0] not in others]
+    for arm in study.arms:
+        functions = _functions(study, arm)
+        named += (each for each in functions if any(each[1] is registry for registry in asked))
+    return list(_own(iter(named)))
+
+
 def _own(named: Iterator[Named]) -> Iterator[Named]:
     return (each for each in named if each[1].is_own(each[2]))
 

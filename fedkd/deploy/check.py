@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 
 from fedkd.config import Study
+from fedkd.config.own import names_at_silo
+from fedkd.data.images import content_hash
+from fedkd.deploy.approvals import approve, draw_seen, is_approved
 from fedkd.deploy.audit import check_log
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile
@@ -28,10 +31,12 @@ class SiloCheck:
     Args:
         file: the silo's.
         study: in which it will take part, or None.
+        accept: whether its owner approves the study's transfer sets.
     """
 
-    def __init__(self, file: SiloFile, study: Study | None) -> None:
+    def __init__(self, file: SiloFile, study: Study | None, *, accept: bool = False) -> None:
         self._file = file
+        self._accept = accept
         self._study = study
         self._held: Holdings | None = None
 
@@ -42,7 +47,9 @@ class SiloCheck:
             "data": self._check_data,
             "labels": self._check_labels,
             "model": self._check_model,
+            "code": self._check_code,
             "transfer": self._check_transfer,
+            "approval": self._check_approval,
             "sharing": self._check_sharing,
             "device": self._check_device,
             "audit log": self._check_audit,
@@ -139,6 +146,36 @@ class SiloCheck:
         value = f"{source}: {len(drawn)} images; the server compares their hash with its own"
         return Finding("transfer", "ok", value)
 
+    def _check_code(self) -> Finding:
+        named = names_at_silo(self._study, self._file.name) if self._study else []
+        refused = {name: key for key, _, name in named if name not in self._file.importable}
+        if refused:
+            listed = "; ".join(f"{key}: {name}" for name, key in refused.items())
+            advice = "read this code, and name what you trust under allow in silo.yaml"
+            return Finding("code", "broken", f"the study would have it import {listed}", advice)
+        return Finding("code", "ok", f"{len(named)} functions that are not fedkd's, all allowed")
+
+    def _check_approval(self) -> Finding:
+        study, share = self._study, self._file.share
+        if not (share.densities or share.moments):
+            return Finding("approval", "ok", "not needed: it shares no densities or moments")
+        if study is None or not study.is_deployed:
+            return Finding("approval", "note", "give --study to see its transfer sets")
+        drawn = draw_seen(self._file, study)
+        hashes = [content_hash(images) for images in drawn]
+        if self._accept:
+            approve(self._file, hashes)
+        missing = [
+            told
+            for told, images, seed in zip(hashes, drawn, study.seeds, strict=False)
+            if not is_approved(images, self._file, study, seed)
+        ]
+        if missing or not hashes:
+            value = f"not approved: {', '.join(missing)}" if missing else "no transfer set is here"
+            advice = "look at its images; then --accept, or add the hash to approve.transfer"
+            return Finding("approval", "note", value, advice)
+        return Finding("approval", "ok", f"transfer sets {', '.join(hashes)}")
+
     def _check_sharing(self) -> Finding:
         share = self._file.share
         switches = ("rounds", "metrics", "densities", "moments", "class_counts")
@@ -191,6 +228,10 @@ def missing_shares(file: SiloFile, study: Study) -> list[str]:
             asked = "moments" if settings.uses_moments else "densities"
             if not getattr(share, asked):
                 missing.append(f"arms.{name} asks for {asked}")
+            own = settings.familiarity
+            if own.density == "knn" or own.basis == "features":
+                kind = "densities in features" if own.basis == "features" else "knn densities"
+                missing.append(f"arms.{name} asks for {kind}, which no deployed silo shares")
     if not share.rounds:
         missing.append("all arms ask for rounds")
     return missing

@@ -10,13 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
-from fedkd.config.sections import Architecture, Rate, Section, Source
+from fedkd.config.sections import Architecture, Count, Rate, Section, Source
 from fedkd.config.study_file import absolute_path, absolute_source
 from fedkd.errors import UserError
 from fedkd.util.yaml_loader import load_yaml
 
 MAX_BYTES = 1 << 20
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+TransferHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
 
 
 class OwnModel(Section):
@@ -41,12 +43,15 @@ class Share(Section):
         default=True, description="accuracy and loss of the global model on its images"
     )
     densities: bool = Field(
-        default=False, description="how likely each transfer image is under its images"
+        default=False,
+        description="how likely each image of an approved transfer set is under its images; "
+        "classes of fewer than min_samples are kept back",
     )
     moments: bool = Field(
         default=False,
-        description="sums over its images in a basis that the server names: how many of each "
-        "class, their mean, and one covariance; classes of fewer than min_samples are kept back",
+        description="sums over its images in the basis of an approved transfer set: how many of "
+        "each class, their mean, and one covariance; classes of fewer than min_samples are "
+        "kept back",
     )
     class_counts: bool = Field(default=False, description="its number of images of each class")
     min_samples: int = Field(
@@ -56,15 +61,40 @@ class Share(Section):
         description="with fewer images it takes no part; class counts stay here if any class that "
         "it has has fewer",
     )
+    max_questions: Count = Field(
+        6,
+        description="different questions about densities and moments that it ever answers, over "
+        "all runs; the answer to a question that was asked before is the same and does not count",
+    )
+
+
+class Approve(Section):
+    """What the silo's owner has seen and approved."""
+
+    transfer: list[TransferHash] = Field(
+        default=[],
+        max_length=1000,
+        description="hashes of transfer sets on which densities and moments may be computed",
+    )
 
 
 class LocalDp(Section):
     """Flower's LocalDpMod on every trained model: its change is clipped, then noise is added."""
 
     clipping_norm: Rate = Field(description="greatest L2 norm of the change")
-    sensitivity: Rate = Field(description="of the noise's scale")
+    sensitivity: Rate = Field(description="of the noise's scale; at least clipping_norm")
     epsilon: Rate
     delta: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalDp:
+        if self.sensitivity < self.clipping_norm:
+            raise ValueError(
+                f"sensitivity: {self.sensitivity:g} is below clipping_norm, "
+                f"{self.clipping_norm:g}, so that the noise is weaker than epsilon says; set "
+                f"sensitivity: {self.clipping_norm:g} or more"
+            )
+        return self
 
 
 class SiloFile(Section):
@@ -81,8 +111,20 @@ class SiloFile(Section):
     transfer: Source | None = Field(
         None, description="the study's data.transfer.source on this host, so that it is not sent"
     )
+    approve: Approve = Approve()
+    allow: list[OwnName] = Field(
+        default=[],
+        max_length=1000,
+        description="functions (package.module:function) that a study may make this host import",
+    )
     local_dp: LocalDp | None = None
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    @property
+    def importable(self) -> frozenset[str]:
+        """The names that its owner lets this host import: those of ``allow`` and its own."""
+        own = (self.data, self.transfer, self.model.arch if self.model else None)
+        return frozenset([*self.allow, *filter(None, own)])
 
     @model_validator(mode="after")
     def _check(self) -> SiloFile:

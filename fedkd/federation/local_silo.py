@@ -39,6 +39,7 @@ class LocalSilo:
         compute: device and precision.
         model_pool: models to reuse; silos of one process may share it.
         least_of_class: classes of fewer images are left out of the moments.
+        clipped: whether the influence of every image on densities and moments is bounded.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LocalSilo:
     compute: Compute
     model_pool: ModelPool = field(default_factory=ModelPool)
     least_of_class: int = LEAST_SILO_IMAGES
+    clipped: bool = False
 
     @classmethod
     def simulated(cls, federation: Federation, name: str) -> LocalSilo:
@@ -95,6 +97,7 @@ class LocalSilo:
             kind=kind,
             neighbours=neighbours,
             num_classes=self.shape.num_classes,
+            clipped=self.clipped,
         )
 
     def log_density(
@@ -107,5 +110,9 @@ class LocalSilo:
     def moments(self, basis: Basis) -> Moments | None:
         """Return the moments of the silo's images in a basis, or None if it has too few images."""
         return moments_of(
-            self.data, basis, num_classes=self.shape.num_classes, least=self.least_of_class
+            self.data,
+            basis,
+            num_classes=self.shape.num_classes,
+            least=self.least_of_class,
+            clipped=self.clipped,
         )

@@ -8,6 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedkd.config import Consolidation
 from fedkd.data.images import content_hash
 from fedkd.distillation.density.basis import Basis, FeatureBasis
 from fedkd.distillation.density.estimators import density_bound
@@ -44,6 +45,17 @@ class Wanted:
     kind: str = ""
     neighbours: int = 0
 
+    @classmethod
+    def by(cls, mode: str, settings: Consolidation) -> Wanted:
+        """Return what a consolidation with densities asks for, beside ``mode``."""
+        per_class = keys.DENSITY_CLASS if settings.joint_densities else keys.DENSITY_SAMPLE
+        return cls(
+            mode,
+            density=keys.DENSITY_MOMENTS if settings.uses_moments else per_class,
+            kind=settings.familiarity.density,
+            neighbours=settings.familiarity.neighbours,
+        )
+
     @property
     def needs_images(self) -> bool:
         """Whether silos must see the transfer images."""
@@ -54,7 +66,12 @@ class Wanted:
 
 
 def write_question(
-    wanted: Wanted, *, transfer: Tensor | None, basis: Basis | None, arch: str
+    wanted: Wanted,
+    *,
+    transfer: Tensor | None,
+    basis: Basis | None,
+    arch: str,
+    deployed: bool = False,
 ) -> Question:
     """Ask for what is wanted; images are sent only where a silo must see them.
 
@@ -63,11 +80,13 @@ def write_question(
         transfer: images uint8 ``[N, C, H, W]``, or None.
         basis: in which densities or moments are computed; None without them.
         arch: architecture of the model of a basis of features.
+        deployed: whether silos make the basis themselves, and so need the images for moments too.
     """
     config: dict[str, str | int] = {keys.MODE: wanted.mode, keys.DENSITY: wanted.density}
     records: dict[str, ArrayRecord] = {}
     transfer_hash = None
-    if transfer is not None and wanted.needs_images:
+    needs_basis = deployed and wanted.density != keys.DENSITY_NONE
+    if transfer is not None and (wanted.needs_images or needs_basis):
         transfer_hash = content_hash(transfer)
         records[keys.TRANSFER] = ArrayRecord({keys.IMAGES: Array(transfer.numpy())})
     if wanted.density != keys.DENSITY_NONE and basis is not None:

@@ -98,6 +98,12 @@ def test_a_silo_shares_little_unless_it_says_so(write: Write) -> None:
             {"local_dp": {"clipping_norm": 1, "sensitivity": 1, "epsilon": 1, "delta": 0.1}},
             "use logits or none",
         ),
+        (
+            {"local_dp": {"clipping_norm": 1, "sensitivity": 0.01, "epsilon": 1, "delta": 0.1}},
+            "sensitivity: 0.01 is below clipping_norm",
+        ),
+        ({"approve": {"transfer": ["abc"]}}, "approve.transfer"),
+        ({"allow": ["no function"]}, "allow"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_key(

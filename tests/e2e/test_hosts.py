@@ -360,6 +360,16 @@ def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen
     return hosts.start("server", line, out)
 
 
+def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
+    """Let a silo's owner approve the transfer set, which the silo will be sent."""
+    (hosts.root / "approve.yaml").write_text(study_text(hosts.root, changes))
+    own = f"{hosts.root / silo}/silo.yaml"
+    line = f"fedkd silo check {own} --study {hosts.root}/approve.yaml --accept"
+    found = hosts.run(silo, line)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "approval" in found.stdout
+
+
 def summary(hosts: Hosts, out: str) -> dict[str, Any]:
     (path,) = (hosts.root / out).glob("*/*/summary.json")
     read: dict[str, Any] = json.loads(path.read_text())
@@ -418,6 +428,9 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
             },
         },
     }
+    # The north has the transfer set itself, and needs no approval of its own.
+    for silo in ("south", "west"):
+        approve(hosts, silo, changes)
     process = compare(hosts, changes, "whole")
     assert process.wait(PATIENCE) == 0, hosts.told("whole")
     whole = summary(hosts, "whole")

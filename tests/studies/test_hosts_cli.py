@@ -71,6 +71,7 @@ def test_a_look_at_a_silo_without_its_data_says_so(tmp_path: Path) -> None:
     "arguments",
     [
         ["silo", "check", "nowhere.yaml"],
+        ["silo", "check", "silo.yaml", "--accept"],
         ["silo", "check", "silo.yaml", "--superlink", "https://h"],
         ["compare", "study.yaml", "--engine", "nowhere"],
     ],

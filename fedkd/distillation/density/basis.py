@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd.config import Consolidation
 from fedkd.data.images import as_float
 from fedkd.distillation.density.filters import FILTERS, FilterBank, learn_filters
 from fedkd.registry import LEAST_TRANSFER_IMAGES
@@ -27,6 +28,8 @@ LEAST_EIGENVALUE = 1e-3
 ROUNDING = 1e-6
 """The same for a fine basis; smaller eigenvalues are rounding errors."""
 LARGEST_SIDE = 32
+REACH = 4.0
+"""Largest norm of a deployed silo's image in a whitened basis, in square roots of dimensions."""
 PROJECTION_BATCH = 1024
 """Images projected at a time, to bound memory."""
 
@@ -140,6 +143,28 @@ def make_basis(
     side = min(images.shape[-1], LARGEST_SIDE)
     fitted = _fit(_pool(images, side), dims, fine=fine)
     return None if fitted is None else PixelBasis(*fitted, side)
+
+
+def fit_basis(images: Tensor, settings: Consolidation) -> Basis | None:
+    """Fit the basis of pixels or patches that a consolidation asks for; see :func:`make_basis`."""
+    familiarity = settings.familiarity
+    return make_basis(
+        images,
+        dims=familiarity.effective_dims,
+        kind=familiarity.basis,
+        filters=familiarity.filters,
+        fine=settings.uses_moments,
+    )
+
+
+def clip_points(points: Tensor) -> Tensor:
+    """Scale whitened points ``[N, d]`` down to a norm of at most ``REACH * sqrt(d)``.
+
+    The mean squared norm of the transfer images is d. So no single image moves a sum by more.
+    """
+    most = REACH * math.sqrt(points.shape[1])
+    scale: Tensor = most / torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp_min(most)
+    return points * scale
 
 
 def make_feature_basis(

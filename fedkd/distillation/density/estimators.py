@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, clip_points
 
 LEAST_SILO_IMAGES = 5
 
@@ -26,6 +26,7 @@ def log_densities(
     kind: str,
     neighbours: int,
     num_classes: int,
+    clipped: bool = False,
 ) -> Tensor | None:
     """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
 
@@ -39,10 +40,13 @@ def log_densities(
         kind: ``gaussian`` or ``knn``.
         neighbours: k of the knn density.
         num_classes: C.
+        clipped: whether the influence of the silo's own images is bounded.
     """
     if len(data) < LEAST_SILO_IMAGES:
         return None
     own, points = basis.project(data.images), basis.project(transfer)
+    if clipped:
+        own = clip_points(own)
     if kind == "gaussian":
         return gaussian_log_density(own, data.labels, points, num_classes=num_classes)
     return knn_log_density(own, data.labels, points, num_classes=num_classes, k=neighbours)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import NOTHING_KNOWN, PROJECTION_BATCH, Basis
+from fedkd.distillation.density.basis import NOTHING_KNOWN, PROJECTION_BATCH, Basis, clip_points
 from fedkd.distillation.density.estimators import LEAST_SHRINKAGE, LEAST_SILO_IMAGES
 
 
@@ -43,12 +43,17 @@ class Moments:
 
 
 def moments_of(
-    data: Images, basis: Basis, *, num_classes: int, least: int = LEAST_SILO_IMAGES
+    data: Images,
+    basis: Basis,
+    *,
+    num_classes: int,
+    least: int = LEAST_SILO_IMAGES,
+    clipped: bool = False,
 ) -> Moments | None:
     """Return the moments of a silo's images, or None if no class has enough images.
 
     Classes of fewer than ``least`` images are left out, because a mean over one image is that
-    image.
+    image. With ``clipped`` the influence of every image is bounded.
     """
     counts = torch.bincount(data.labels, minlength=num_classes)
     counts = torch.where(counts >= least, counts, 0)
@@ -63,7 +68,7 @@ def moments_of(
         torch.split(data.labels[kept], PROJECTION_BATCH),
         strict=True,
     ):
-        points = basis.project(images)
+        points = clip_points(basis.project(images)) if clipped else basis.project(images)
         sums.index_add_(0, labels, points)
         second += points.T @ points
     means = sums / counts.clamp_min(1)[:, None]
