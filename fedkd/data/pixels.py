@@ -23,7 +23,9 @@ _DEPTHS = (1, 2, 4, 8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE = 258
 _TIFF_PLAIN = 8
 _ON_ITS_SIDE = (5, 6, 7, 8)
-_FEW_LEVELS = 8
+_FEW_LEVELS = 17
+"""Of 12 bits that are read as 16 so many are left."""
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -148,7 +150,9 @@ def to_pixels(image: Image.Image, channels: int, top: float) -> Pixels:
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         scaled = np.rint(np.asarray(image) / (top / 255)).clip(0, 255)
-        image = Image.fromarray(scaled.astype(np.uint8))
+        # Pillow does so for 8 bits alone.
+        inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        image = Image.fromarray((255 - scaled if inverted else scaled).astype(np.uint8))
     elif image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = _on_white(image)
     if channels == 1:
@@ -159,7 +163,7 @@ def to_pixels(image: Image.Image, channels: int, top: float) -> Pixels:
 def loses_contrast(image: Image.Image, pixels: Pixels) -> bool:
     """Whether a deep picture has come out with a few grey levels though it has many values."""
     levels = int(np.count_nonzero(np.bincount(pixels.ravel(), minlength=256)))
-    return levels < _FEW_LEVELS and len(np.unique(np.asarray(image))) >= 4 * levels
+    return levels <= _FEW_LEVELS and len(np.unique(np.asarray(image))) >= 4 * levels
 
 
 def _upright(image: Image.Image) -> Image.Image:

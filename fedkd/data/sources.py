@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fedkd.data.images import Images, describe_few_values, resize, to_channels
@@ -70,15 +69,8 @@ def _read(name: str, image_size: int | None, options: Mapping[str, Any]) -> Sour
     if prefix is None:
         source: Source = reader(name)
     else:
-        source = reader(name, _path(place) if prefix.path else place, image_size)
+        source = reader(name, expand(place) if prefix.path else place, image_size)
     return source
-
-
-def _path(place: str) -> Path:
-    try:
-        return expand(place)
-    except RuntimeError as error:
-        raise UserError(f"{place}: there is no such user on this machine") from error
 
 
 def _resize_all(source: Source, size: int) -> Source:

@@ -62,8 +62,8 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
 def find_training_problem(arch: str, shape: Shape, batch_size: int) -> str:
     """Return why ``arch`` cannot be trained on batches of so many images, or ``""``.
 
-    One forward and one backward pass in training mode tell: auxiliary outputs, batch normalisation
-    of a single image and the like do not show in evaluation mode.
+    One forward and one backward pass show it: auxiliary outputs, batch normalisation of a single
+    image and the like do not occur in evaluation mode.
     """
     return _train_once(build_model(arch, shape, seed=0), shape, batch_size)
 
@@ -115,11 +115,12 @@ def _find_state_problem(model: nn.Module) -> str:
                 f"has a state of which {key!r} is a {type(value).__name__}, not a tensor; let "
                 "get_extra_state return a tensor, or leave it out"
             )
-        if value.dtype not in _EXCHANGED or value.layout != torch.strided or value.is_quantized:
+        dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        if value.dtype not in _EXCHANGED or not dense:
             return (
-                f"has a state of which {key!r} is {value.dtype}, {value.layout}; only dense real "
-                "tensors are exchanged: leave a constant out by register_buffer(..., "
-                "persistent=False), or hold it in such tensors"
+                f"has a state of which {key!r} is {value.dtype}, {value.layout}, on "
+                f"{value.device}; only dense real tensors are exchanged: leave a constant out by "
+                "register_buffer(..., persistent=False), or hold it in such tensors"
             )
     return ""
 

@@ -87,6 +87,7 @@ def buffer(name, value):
 complex_buffer = buffer("turn", torch.ones(3, dtype=torch.complex64))
 brain_buffer = buffer("scale", torch.ones(3, dtype=torch.bfloat16))
 sparse_buffer = buffer("graph", torch.eye(3).to_sparse())
+meta_buffer = buffer("scale", torch.ones(3, device="meta"))
 masked = buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
 unsaved = make(lambda net: net.register_buffer("t", torch.ones(1, dtype=torch.cfloat), False))
 
@@ -147,6 +148,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> object:
         ("brain_buffer", "'scale' is torch.bfloat16"),
         ("sparse_buffer", "'graph' is torch.float32, torch.sparse_coo"),
         ("extra", "'_extra_state' is a dict, not a tensor; let get_extra_state return a tensor"),
+        ("meta_buffer", "'scale' is torch.float32, torch.strided, on meta"),
         ("growing", "changes the names or shapes of its state"),
         ("out_of_reach", "lazy layers that no forward pass reaches"),
     ],

@@ -198,6 +198,20 @@ def test_portable_pixmaps_say_their_depth(tmp_path, top):
     assert load(tmp_path).warnings == ()
 
 
+def test_white_may_be_zero(tmp_path):
+    values = deep(square(SCAN), 65535, np.uint16)
+    found = decoded(tmp_path, Image.fromarray(values), "1.tif", tiffinfo={262: 0})
+    assert np.array_equal(found[0], 255 - square(SCAN))
+
+
+def test_twelve_bits_among_sixteen_are_refused(tmp_path):
+    noise = np.random.default_rng(1).integers(0, 65536, (6, 40, 40))
+    for index, values in enumerate(noise):
+        depth = values if index % 2 else values >> 4
+        save(tmp_path, Image.fromarray(depth.astype(np.uint16)), f"{index}.png")
+    assert "6 of its 12 pictures of more than 8 bits" in refuse(tmp_path)
+
+
 # Colour, palettes, transparency
 
 

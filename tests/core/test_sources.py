@@ -337,7 +337,7 @@ def test_npz_that_is_missing_a_folder_or_a_single_array(tmp_path):
     refused(f"npz:{tmp_path}", "there is no file")
     np.save(tmp_path / "single.npy", GOOD["images"])
     refused(f"npz:{tmp_path}/single.npy", "not a zip file")
-    refused("npz:~nobody-of-this-name/a.npz", "no such user")
+    refused("npz:~nobody-of-this-name/a.npz", "there is no file")
 
 
 # Folders
