@@ -1,8 +1,7 @@
-"""Data prepared before: sets once decoded, and shares of the silos once drawn.
+"""Decoded public sets and drawn partitions in the cache.
 
-A public set's files are compressed and their readers slow to import; a decoded set lies in the
-cache as plain arrays, mapped into memory and read only as far as it is used. So it is with the
-indices that a partition scheme drew.
+The files of a public set are compressed, and their readers are slow to import. In the cache a set
+lies as plain arrays that are mapped into memory and read only as far as they are used.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _SOURCES, _PARTITIONS = "sources", "partitions"
 _META, _INDICES = "source.json", "indices.npz"
 
 
-def load_kept_source(
+def load_cached_source(
     name: str,
     *,
     image_size: int | None,
     cache: Path | None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Read a data source, a public one from the cache where the same files were decoded before.
+    """Read a data source; a public one from the cache, if the same files were decoded before.
 
     Args:
         name: see :func:`fedkd.data.sources.load_source`.
@@ -55,9 +54,9 @@ def load_kept_source(
     if cache is None or name not in SOURCES:
         return load_source(name, image_size=image_size, options=options)
     entry = _entry(cache, name, image_size)
-    kept = _read_source(entry)
-    if kept is not None:
-        return kept
+    cached = _read_source(entry)
+    if cached is not None:
+        return cached
     with noting_files() as seen:
         source = load_source(name, image_size=image_size)
     # check_cache_root refuses a cache that cannot be written, in a sentence.
@@ -66,21 +65,21 @@ def load_kept_source(
     return source
 
 
-def share_out(
+def cached_partition(
     labels: np.ndarray[Any, np.dtype[np.int64]], scheme: Scheme, seed: int, cache: Path | None
 ) -> list[Indices]:
-    """Return which images each silo gets, as drawn before where labels and scheme are the same.
+    """Return the indices of each silo's images, from the cache if they were drawn before.
 
     Args:
         labels: int64 ``[N]``.
-        scheme: says how.
+        scheme: the partition scheme.
         seed: of the draw.
         cache: root of the cache, or None to draw anew.
 
     Raises:
-        UserError: the images cannot be shared so.
+        UserError: the scheme cannot partition these images.
     """
-    # A function of the user's own may read what no key knows.
+    # A function of the user's own may depend on what is not in the key.
     if cache is None or scheme.scheme not in PARTITIONS:
         return list(partition(labels, scheme, seed))
     key = cache_key(

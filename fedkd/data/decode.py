@@ -39,7 +39,7 @@ ENDINGS = frozenset(ending for endings in _BY_FORMAT.values() for ending in endi
 _MAX_PIXELS = 50_000_000
 """Most pixels of one picture: a small file can declare any number of them."""
 _NAMED = 5
-"""So many damaged pictures are named; of more it is told how many there are."""
+"""At most so many damaged pictures are named; the others are counted."""
 _MOST_FLATTENED = 0.1
 """Pictures of more than 8 bits that may come out almost without contrast, as a share."""
 

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds: its parts, its classes, their files, and what is left out."""
+"""Listing of a folder of pictures: its parts, its classes, their files, and what is left out."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Listing:
 
 
 def find_parts(path: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Tell a folder of classes from one of parts such as ``train`` and ``test``.
+    """Distinguish a folder of classes from one of parts such as ``train`` and ``test``.
 
-    Part names are told in any case and spelling; a folder of such a name that holds pictures
-    itself, beside others, is a class.
+    Part names may have any case and spelling. A folder of such a name that directly holds pictures
+    is a class, if there are folders of other names.
 
     Returns:
         The folders of the training and of the test part, or only the former: ``path`` itself; and
@@ -94,8 +94,7 @@ def find_parts(path: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
         f"{_names(left_out)} beside {parts[TRAIN][0]} and {parts[TEST][0]} in {path} is left out; "
         "validation images are drawn from the training images"
     )
-    found = {part: path / parts[part][0] for part in (TRAIN, TEST)}
-    return found, (note,) if left_out else ()
+    return {part: path / parts[part][0] for part in (TRAIN, TEST)}, (note,) if left_out else ()
 
 
 def list_pictures(path: Path) -> Listing:
@@ -143,14 +142,14 @@ def _files(folder: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    found, seen = [], set()
+    visited, seen = [], set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(root)
-        # A link to a folder above would lead round for ever.
+        # A link to a folder above would never end.
         folders[:] = [] if real in seen else [name for name in folders if not is_hidden(name)]
-        found += [] if real in seen else [(root, sorted(n for n in files if not is_hidden(n)))]
+        visited += [] if real in seen else [(root, sorted(n for n in files if not is_hidden(n)))]
         seen.add(real)
-    for root, files in sorted(found):
+    for root, files in sorted(visited):
         for name in files:
             yield os.path.join(root, name)  # noqa: PTH118 -- a path for each of very many files
 

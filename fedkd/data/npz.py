@@ -1,4 +1,4 @@
-"""Images and labels from an ``.npz`` archive of NumPy arrays, judged before they are decoded."""
+"""Images and labels from an ``.npz`` archive of NumPy arrays, checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def source_of(
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    """Read the arrays once all their headers have been judged."""
+    """Read the arrays once all their headers have been checked."""
     with zipfile.ZipFile(path) as archive:
         # Only what numpy.savez writes counts: another member may have the name without ending.
         held = [member for member in archive.namelist() if member.endswith(".npy")]
@@ -146,8 +146,8 @@ def _renaming(names: list[str]) -> str:
     for others in _OTHER_NAMES:
         if set(others[:2]) <= set(names):
             pairs = zip(NAMES, others, strict=False)
-            told = ", ".join(f"{ours}=a['{other}']" for ours, other in pairs if other in names)
-            return f"; save it with numpy.savez(path, {told})"
+            arguments = ", ".join(f"{ours}=a['{other}']" for ours, other in pairs if other in names)
+            return f"; save it with numpy.savez(path, {arguments})"
     return ""
 
 
@@ -193,7 +193,7 @@ def _find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str 
     if len(shape) == 4 and _channel_axis(shape) is None:
         last_first = f"{key}.transpose(0, 3, 1, 2)"
         return (
-            f"{given} [N, C, H, W] with at most {_MAX_CHANNELS} channels, and it cannot be told "
+            f"{given} [N, C, H, W] with at most {_MAX_CHANNELS} channels, and it is not clear "
             f"which of its dimensions are channels; if they come last, save {last_first}, which "
             "moves them and keeps the pixels in place (reshape would not)"
         )
@@ -223,7 +223,7 @@ def _mend_images(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Return which axis of ``[N, ., ., .]`` counts channels: 1 or 3; None if it cannot be told.
+    """Return which axis of ``[N, ., ., .]`` counts channels: 1 or 3; None if that is not clear.
 
     Channels are 1, 3 or 4 mostly. Where both or neither of the axes fits, the images are taken to
     be square.

@@ -1,7 +1,7 @@
 """Pixels of one opened picture: upright, on white, of 8 bits.
 
 Pictures of more than 8 bits are scaled by their true depth. Few files declare it: a 12-bit scan
-mostly lies in a 16-bit file. So it follows from the largest value of all such pictures of a source.
+usually is a 16-bit file. The depth therefore follows from the largest value of all such pictures.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Depth:
             tops = [1.0, *(top for top in tops if top >= 255)]
         if self.least < 0 or self.most > tops[-1]:
             raise UserError(
-                f"the values of its pictures run from {self.least:g} to {self.most:g}, which is no "
-                "scale from black to white that fedkd knows; save them as 8-bit or 16-bit pictures "
-                "of values from 0"
+                f"the values of its pictures run from {self.least:g} to {self.most:g}, which is "
+                "not a known scale from black to white; save them as 8-bit or 16-bit pictures of "
+                "values from 0"
             )
         return 255.0 if self.most == 0 else next(top for top in tops if self.most <= top)
 

@@ -1,7 +1,7 @@
 """Public data sets by name, read from files that hold numbers and nothing that runs.
 
-torchvision knows where each set is published. Its own readers are used only where they unpickle
-nothing; CIFAR, which it unpickles, is read from the binary version of the set.
+torchvision has the addresses of the sets. Its readers are used only if they unpickle nothing;
+CIFAR, which it unpickles, is read from the binary version of the set.
 """
 
 from __future__ import annotations

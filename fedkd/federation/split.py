@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedkd.config.data import Deployed
-from fedkd.data.cached import load_kept_source, share_out
+from fedkd.data.cached import cached_partition, load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
@@ -69,7 +69,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             "partition.scheme: deployed: these silos and their images are on hosts of their own; "
             "use fedkd compare with --engine CONNECTION, a connection to their SuperLink"
         )
-    source = load_kept_source(
+    source = load_cached_source(
         study.data.source,
         image_size=study.data.image_size,
         cache=cache,
@@ -77,7 +77,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
     )
     if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
         return split(source, study, seed, None, cache)
-    transfer_source = load_kept_source(
+    transfer_source = load_cached_source(
         study.data.transfer.source,
         image_size=source.image_size,
         cache=cache,
@@ -140,7 +140,7 @@ def split(
         parts = []
     else:
         labels = source.train.labels.numpy()[remaining]
-        parts = share_out(labels, study.partition, derive_seed(seed, "partition"), cache)
+        parts = cached_partition(labels, study.partition, derive_seed(seed, "partition"), cache)
     return Split(
         test=test,
         validation=validation,

@@ -19,7 +19,7 @@ from fedkd.util.random_ops import DrawFrom
 _NAME = "_fedkd_architecture"
 """Where a model keeps the name of an architecture that is not built in; copies of it do too."""
 _AUXILIARY = ("googlenet", "inception_v3")
-"""Models of torchvision that give further logits in training mode unless told not to."""
+"""Models of torchvision that return auxiliary logits in training mode by default."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _widen_first_convolution(model: nn.Module, in_channels: int) -> None:
             )
             setattr(parent, name.rpartition(".")[2], new)
             return
-    raise ValueError("no convolution over three channels was found to adapt")
+    raise ValueError("it has no convolution over three channels to adapt")
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:

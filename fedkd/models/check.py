@@ -1,4 +1,4 @@
-"""What a model must be capable of, tried before a study runs: predict, learn, be exchanged."""
+"""Checks of a model before a study runs: prediction, training, and the exchange of its state."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _EXCHANGED = frozenset(
 
 
 def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
-    """Build ``arch`` and try whatever will be asked of it, on images of noise.
+    """Build ``arch`` and check predictions, training and state, on images of noise.
 
     Args:
         arch: the architecture.
         shape: what it is built for.
-        trained: whether it must learn too; a teacher need not.
+        trained: whether it will be trained; most teachers are not.
 
     Raises:
         UserError: it does not turn images into one logit for each class, cannot be trained on a

@@ -125,12 +125,12 @@ def _rename(state: State, like: State) -> tuple[State, str]:
             return candidate, note.removesuffix("; ")
         prefix = _find_prefix(candidate, like)
         if prefix and candidate.keys() == {prefix + key for key in like}:
-            found = {key: candidate[prefix + key] for key in like}
-            return found, f"{note}the prefix {prefix} was removed from all names"
+            renamed = {key: candidate[prefix + key] for key in like}
+            return renamed, f"{note}the prefix {prefix} was removed from all names"
         prefix = _find_prefix(like, candidate)
         if prefix and like.keys() == {prefix + key for key in candidate}:
-            found = {prefix + key: tensor for key, tensor in candidate.items()}
-            return found, f"{note}the prefix {prefix} was added to all names"
+            renamed = {prefix + key: tensor for key, tensor in candidate.items()}
+            return renamed, f"{note}the prefix {prefix} was added to all names"
     return state, ""
 
 
@@ -175,7 +175,7 @@ def mismatch(state: State, like: State) -> str:
         for key in both
         if state[key].dtype != like[key].dtype
     ]
-    found = [
+    differences = [
         _count(missing, f"of {len(like)} tensors are missing"),
         _count(extra, "tensors are not the model's"),
         _count(shapes, "have another shape"),
@@ -185,7 +185,7 @@ def mismatch(state: State, like: State) -> str:
     if extra and (prefix := _find_prefix(state, like)):
         rest = sum(not key.startswith(prefix) for key in state)
         hint = f"; without the prefix {prefix!r} of the others, {rest} would be left over"
-    return "; ".join(filter(None, found)) + hint
+    return "; ".join(filter(None, differences)) + hint
 
 
 def _count(differences: list[str], what: str) -> str:

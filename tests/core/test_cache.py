@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fedkd.data import download as fetch
-from fedkd.data.cached import load_kept_source, share_out
+from fedkd.data.cached import cached_partition, load_cached_source
 from fedkd.data.sources import load_source
 from fedkd.distillation import teachers as teachers_module
 from fedkd.distillation.predictions import Predictions
@@ -267,19 +267,19 @@ def test_a_run_is_charged_for_its_own_predictions(
 def test_a_decoded_source_is_read_from_the_cache_and_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load_kept_source("digits", image_size=12, cache=tmp_path)
+    first = load_cached_source("digits", image_size=12, cache=tmp_path)
     monkeypatch.setattr("fedkd.data.cached.load_source", None)
-    again = load_kept_source("digits", image_size=12, cache=tmp_path)
+    again = load_cached_source("digits", image_size=12, cache=tmp_path)
     plain = load_source("digits", image_size=12)
     for source in (first, again):
         assert torch.equal(source.train.images, plain.train.images)
         assert torch.equal(source.train.labels, plain.train.labels)
         assert (source.name, source.classes, source.test) == ("digits", plain.classes, None)
     again.train.images[0] = 7
-    third = load_kept_source("digits", image_size=12, cache=tmp_path)
+    third = load_cached_source("digits", image_size=12, cache=tmp_path)
     assert torch.equal(third.train.images, plain.train.images), "the entry was written to"
     with pytest.raises(TypeError):
-        load_kept_source("digits", image_size=None, cache=tmp_path)
+        load_cached_source("digits", image_size=None, cache=tmp_path)
 
 
 def write_fashion(folder: Path, shade: int) -> None:
@@ -303,7 +303,7 @@ def test_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytest.Mon
     cache = tmp_path / "cache"
 
     def shade() -> int:
-        found = load_kept_source("fashion-mnist", image_size=None, cache=cache)
+        found = load_cached_source("fashion-mnist", image_size=None, cache=cache)
         return int(found.train.images.float().mean())
 
     assert shade() == 1
@@ -325,7 +325,7 @@ def test_a_users_own_files_are_read_every_time(tmp_path: Path) -> None:
         images = np.full((6, 4, 4), shade, dtype=np.uint8)
         np.savez(path, images=images, labels=np.arange(6) % 2)
         os.utime(path, (1, 1))
-        found = load_kept_source(f"npz:{path}", image_size=None, cache=tmp_path / "cache")
+        found = load_cached_source(f"npz:{path}", image_size=None, cache=tmp_path / "cache")
         assert int(found.train.images.float().mean()) == shade
     assert not (tmp_path / "cache").exists()
 
@@ -344,16 +344,16 @@ def test_shares_are_drawn_once_for_the_same_labels_scheme_and_seed(
 ) -> None:
     scheme = make_study().partition
     labels = np.arange(90) % 3
-    drawn = share_out(labels, scheme, 5, tmp_path)
-    plain = share_out(labels, scheme, 5, None)
+    drawn = cached_partition(labels, scheme, 5, tmp_path)
+    plain = cached_partition(labels, scheme, 5, None)
     assert all(np.array_equal(a, b) for a, b in zip(drawn, plain, strict=True))
     monkeypatch.setattr("fedkd.data.cached.partition", None)
-    kept = share_out(labels, scheme, 5, tmp_path)
+    kept = cached_partition(labels, scheme, 5, tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(kept, plain, strict=True))
     other = make_study({"partition/alpha": 0.7}).partition
     for changed in ((labels[::-1], scheme, 5), (labels, other, 5), (labels, scheme, 6)):
         with pytest.raises(TypeError):
-            share_out(*changed, tmp_path)
+            cached_partition(*changed, tmp_path)
 
 
 def test_a_cut_is_the_same_with_and_without_a_cache(make_study: Any, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_one_three_or_four_channels_may_come_last(tmp_path: Path, shape: tuple[i
 @pytest.mark.parametrize("shape", [(3, 3, 3), (4, 4, 4), (3, 20, 3), (1, 28, 1), (1, 9, 4)])
 def test_channels_that_could_be_first_or_last_are_refused(tmp_path: Path, shape):
     text = refuse(write(tmp_path / "a.npz", images=noise(12, *shape), labels=LABELS))
-    assert "it cannot be told which of its dimensions are channels" in text
+    assert "it is not clear which of its dimensions are channels" in text
     assert "images.transpose(0, 3, 1, 2)" in text
 
 

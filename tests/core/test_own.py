@@ -14,7 +14,7 @@ import torch
 from fedkd.config import OwnPartition, Rounds
 from fedkd.config.own import function_keys
 from fedkd.config.study_file import check_files, dump_study, parse_study
-from fedkd.data.cached import load_kept_source, share_out
+from fedkd.data.cached import cached_partition, load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.partition import partition
 from fedkd.data.sources import load_source
@@ -121,9 +121,9 @@ def test_an_own_partition_is_drawn_anew_whatever_is_cached(
     file.write_text("1.0")
     name = module(EVEN.replace("keep=1.0", "path").replace("keep *", "float(open(path).read()) *"))
     spec = own_partition(name, options={"path": str(file)})
-    assert len(np.concatenate(share_out(LABELS, spec, 0, tmp_path))) == 20
+    assert len(np.concatenate(cached_partition(LABELS, spec, 0, tmp_path))) == 20
     file.write_text("0.5")
-    assert len(np.concatenate(share_out(LABELS, spec, 0, tmp_path))) == 10
+    assert len(np.concatenate(cached_partition(LABELS, spec, 0, tmp_path))) == 10
 
 
 # --- Sources
@@ -206,7 +206,7 @@ def test_its_content_is_in_every_cache_key(
     assert fingerprint() == fingerprint()
     assert fingerprint() != fingerprint(brightness=2)
     assert not (tmp_path / "sources").exists()
-    assert load_kept_source(name, image_size=None, cache=tmp_path).num_classes == 3
+    assert load_cached_source(name, image_size=None, cache=tmp_path).num_classes == 3
 
 
 def test_a_transfer_set_may_come_from_a_function(

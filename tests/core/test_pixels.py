@@ -126,9 +126,9 @@ def test_floats_are_scaled_by_the_least_range_that_holds_them(tmp_path, top):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (SCAN.astype(np.int32) * 16 - 1024, "run from -1024 to 3056, which is no scale"),
-        (SCAN.astype(np.int32) * 1000, "run from 0 to 255000, which is no scale"),
-        (SCAN / 127.5 - 1, "run from -1 to 1, which is no scale"),
+        (SCAN.astype(np.int32) * 16 - 1024, "run from -1024 to 3056, which is not a known scale"),
+        (SCAN.astype(np.int32) * 1000, "run from 0 to 255000, which is not a known scale"),
+        (SCAN / 127.5 - 1, "run from -1 to 1, which is not a known scale"),
         (np.where(SCAN > 9, SCAN, np.nan), r"1.tif cannot be read .*not finite"),
         (np.where(SCAN > 9, SCAN, np.inf), r"1.tif cannot be read .*not finite"),
     ],
