@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,98 @@ def _own_cache(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def golden() -> Path:
     """Return the folder of golden files."""
     return GOLDEN
+
+
+START_COMMAND = """
+import os, sys
+os.environ.update(FEDKD_CACHE_DIR=cache, FLWR_TELEMETRY_ENABLED="0")
+os.chdir(folder)
+for number, end in ((1, out), (2, err)):
+    os.dup2(end.fileno(), number)
+    end.close()
+sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+sys.argv = ["fedkd", *arguments]
+from fedkd.cli import main
+main()
+"""
+
+
+class Command:
+    """A ``fedkd`` command in a process of its own, which can be killed.
+
+    The process is forked from one that has imported PyTorch, which takes seconds, once for all.
+    """
+
+    forks = multiprocessing.get_context("forkserver")
+
+    def __init__(self, folder: Path, *arguments: object, cache: Path) -> None:
+        self._ends, given = {}, {}
+        for name in ("out", "err"):
+            self._ends[name], given[name] = self.forks.Pipe(duplex=False)
+        values = {
+            "arguments": [str(each) for each in arguments],
+            "folder": str(folder),
+            "cache": str(cache),
+        }
+        self._process = self.forks.Process(target=exec, args=(START_COMMAND, {**values, **given}))
+        self._process.start()
+        for end in given.values():
+            end.close()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, or None while it runs; that of a signal is negative."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        if self.returncode is None:
+            self._process.kill()
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Wait until it has ended; return what it printed on stdout and on stderr."""
+        printed = dict.fromkeys(self._ends, b"")
+        names = {end: name for name, end in self._ends.items()}
+        deadline = time.monotonic() + timeout
+        while names:
+            ready = wait(list(names), timeout=max(0, deadline - time.monotonic()))
+            assert ready, f"it runs on after {timeout} s"
+            for end in ready:
+                assert isinstance(end, Connection)
+                some = os.read(end.fileno(), 1 << 16)
+                printed[names[end]] += some
+                if not some:
+                    del names[end]
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"it runs on after {timeout} s"
+        return printed["out"].decode(), printed["err"].decode()
+
+
+PRELOADED = [
+    *("fedkd.cli.run", "fedkd.runner.run", "fedkd.tuning.command", "strategies.server_app"),
+    *("clients.client_app", "sklearn.datasets", "torch._dynamo", "optuna"),
+]
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., Command]]:
+    """Return a function that starts a :class:`Command` in a folder, with a cache."""
+    Command.forks.set_forkserver_preload(PRELOADED)
+    started: list[Command] = []
+
+    def start(folder: Path, *arguments: object, cache: Path) -> Command:
+        started.append(Command(folder, *arguments, cache=cache))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.kill()
 
 
 def tiny_data() -> dict[str, Any]:

@@ -14,9 +14,10 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
@@ -27,6 +28,9 @@ from fedkd.results.folder import REPORT_FILE, Results, find_run
 from fedkd.util.files import write_text
 from fedkd.util.yaml_loader import dump_yaml
 from fedkd.version import VERSION
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DASH_ARRAYS = {"solid": "", "dash": "9 4", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "13 4"}
 GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", strict=True))
@@ -46,8 +50,6 @@ def write_run_report(folder: Path) -> Path:
 
 def render_page(results: Sequence[Results]) -> str:
     """Return the page on one or more studies, as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     verdicts = [judge(each) for each in results]
     sections = [
         _section(f"s{index}", each, verdict)
@@ -61,15 +63,8 @@ def render_page(results: Sequence[Results]) -> str:
             ("Verdicts", tables.studies_table(results, sentences)),
             ("Exchanges saved to the highest target", tables.arms_table(results)),
         ]
-    environment = Environment(
-        loader=PackageLoader("fedkd.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = [each.summary["study"] for each in results]
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         title=", ".join(dict.fromkeys(names)),
         sections=sections,
         overview=overview,
@@ -85,6 +80,21 @@ def render_page(results: Sequence[Results]) -> str:
         glyphs=GLYPHS,
         colours=OKABE_ITO,
     )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    """Compile the page's template; that takes longer than to fill it in."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedkd.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def all_figures(results: Results, verdict: Verdict) -> list[Figure]:

@@ -366,37 +366,27 @@ def test_a_cut_is_the_same_with_and_without_a_cache(make_study: Any, tmp_path: P
             assert torch.equal(one.labels, other.labels)
 
 
-def test_two_processes_share_a_cache(tmp_path: Path, make_data: Any) -> None:
+def test_two_processes_share_a_cache(start: Any, tmp_path: Path, make_data: Any) -> None:
     """Both begin at once, on an empty cache, and end with the same curves and a whole cache."""
     study = tmp_path / "study.json"
     study.write_text(json.dumps(make_data()))
-    environment = {**os.environ, "FEDKD_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "fedkd.cli", "compare", str(study), "--json", "--out"]
-    running = [
-        subprocess.Popen(
-            [*command, str(tmp_path / name)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "two")
-    ]
-    ended = [process.communicate(timeout=600) for process in running]
+
+    def begin(name: str) -> Any:
+        out = tmp_path / name
+        return start(tmp_path, "compare", study, "--json", "--out", out, cache=tmp_path / "cache")
+
+    running = [begin(name) for name in ("one", "two")]
+    ended = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0], ended
     curves = [
         [[p["accuracy"] for p in run["curve"]] for run in json.loads(out)["runs"]]
         for out, _ in ended
     ]
     assert curves[0] == curves[1]
-    again = subprocess.run(
-        [*command, str(tmp_path / "three")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    runs = json.loads(again.stdout)["runs"]
+    again = begin("three")
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    runs = json.loads(out)["runs"]
     assert all(run["cached"] for run in runs)
     assert [[p["accuracy"] for p in run["curve"]] for run in runs] == curves[0]
     left = [path for path in (tmp_path / "cache").rglob("*") if path.name.endswith(".part")]

@@ -7,15 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fedkd
 from fedkd.config.study_file import check_files, load_study
 from fedkd.engines.flower_app import write_app
 from fedkd.errors import UserError
 from fedkd.user_code import fingerprint
+from fedkd.util import cache
 from fedkd.util.cache import CODE, code_files
 
 ROOT = Path(__file__).parents[2]
@@ -76,25 +79,18 @@ STUDY: dict[str, Any] = {
 }
 
 
-def run(folder: Path, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root), "FEDKD_CACHE_DIR": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def first_run(start: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs a study in a process of its own and gives its first run."""
 
+    def first_run(*arguments: object) -> dict[str, Any]:
+        command = start(tmp_path, "compare", *arguments, "--json", cache=tmp_path / "cache")
+        out, err = command.communicate()
+        assert command.returncode == 0, err
+        found: dict[str, Any] = json.loads(out)["runs"][0]
+        return found
 
-def compare(folder: Path, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return run(folder, "-m", "fedkd.cli", "compare", *arguments, "--json", root=root)
-
-
-def first_run(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["runs"][0]
-    return found
+    return first_run
 
 
 def test_every_entry_of_the_list_exists() -> None:
@@ -116,7 +112,14 @@ def test_an_app_for_flower_holds_the_same_code(tmp_path: Path) -> None:
 
 def test_every_module_that_a_run_imports_is_in_the_list_or_decides_nothing(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(STUDY))
-    done = run(tmp_path, "-c", MODULES, "study.json", str(tmp_path / "out"))
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES, "study.json", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FEDKD_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     modules = done.stdout.splitlines()[-1].split()
     assert len(modules) > 60, "it ran no study"
@@ -132,23 +135,50 @@ def test_every_module_that_a_run_imports_is_in_the_list_or_decides_nothing(tmp_p
     assert not forgotten
 
 
-def test_an_edit_of_what_decides_results_is_seen_and_a_help_text_is_not(tmp_path: Path) -> None:
-    root = tmp_path / "tree"
+def test_the_fingerprint_is_of_the_code_that_runs() -> None:
+    assert Path(cache.__file__) == ROOT / "fedkd" / "util" / "cache.py"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Let the fingerprint of the code be that of a copy, which may be edited."""
+    tree = tmp_path / "tree"
     for room in ("fedkd", "strategies", "clients", "experiments"):
-        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "__file__", str(tree / "fedkd" / "util" / "cache.py"))
+    yield tree
+    forget_fingerprint()
+
+
+def forget_fingerprint() -> None:
+    """Make the next study read the code again, as a new process does."""
+    cache.environment.cache_clear()
+    cache.code_fingerprint.cache_clear()
+
+
+def test_an_edit_of_what_decides_results_is_seen_and_a_help_text_is_not(
+    tree: Path, tmp_path: Path
+) -> None:
     study = {**STUDY, "arms": {"fedavg": {"start": "random"}}}
-    (tmp_path / "study.json").write_text(json.dumps(study))
-    assert not first_run(compare(tmp_path, "study.json", "--out", "one", root=root))["cached"]
-    help_text = root / "fedkd" / "cli" / "run.py"
-    help_text.write_text(help_text.read_text().replace("Run every arm of STUDY", "Run STUDY"))
-    assert first_run(compare(tmp_path, "study.json", "--out", "two", root=root))["cached"]
-    assert first_run(compare(tmp_path, "--resume", "one/tiny", root=root))["curve"]
-    with (root / "clients" / "client_app.py").open("a") as file:
+
+    def run(**options: Any) -> dict[str, Any]:
+        forget_fingerprint()
+        found: dict[str, Any] = fedkd.compare(**options).summary["runs"][0]
+        return found
+
+    assert not run(study=study, out=tmp_path / "one")["cached"]
+    help_text = tree / "fedkd" / "cli" / "run.py"
+    text = help_text.read_text()
+    help_text.write_text(text.replace("Run every arm of STUDY", "Run STUDY"))
+    assert help_text.read_text() != text
+    assert run(study=study, out=tmp_path / "two")["cached"]
+    assert run(resume=tmp_path / "one" / "tiny")["curve"]
+    with (tree / "clients" / "client_app.py").open("a") as file:
         file.write("# an edit\n")
-    assert not first_run(compare(tmp_path, "study.json", "--out", "three", root=root))["cached"]
-    refused = compare(tmp_path, "--resume", "one/tiny", root=root)
-    assert refused.returncode == 2
-    assert "another version of fedkd's code" in refused.stderr
+    assert not run(study=study, out=tmp_path / "three")["cached"]
+    with pytest.raises(UserError, match="another version of fedkd's code"):
+        run(resume=tmp_path / "one" / "tiny")
 
 
 NET = """
@@ -166,7 +196,9 @@ def net(num_classes, in_channels, image_size):
 """
 
 
-def test_an_edit_of_what_a_users_model_imports_or_reads_is_seen(tmp_path: Path) -> None:
+def test_an_edit_of_what_a_users_model_imports_or_reads_is_seen(
+    first_run: Any, tmp_path: Path
+) -> None:
     (tmp_path / "mynet.py").write_text(NET)
     (tmp_path / "widths.py").write_text("UNITS = 64\n")
     (tmp_path / "more.json").write_text("0")
@@ -176,13 +208,13 @@ def test_an_edit_of_what_a_users_model_imports_or_reads_is_seen(tmp_path: Path) 
         "arms": {"fedavg": {"start": "average"}},
     }
     (tmp_path / "study.json").write_text(json.dumps(study))
-    runs = [first_run(compare(tmp_path, "study.json", "--out", "out"))]
-    again = first_run(compare(tmp_path, "study.json", "--out", "out"))
+    runs = [first_run("study.json", "--out", "out")]
+    again = first_run("study.json", "--out", "out")
     assert again["cached"]
     (tmp_path / "widths.py").write_text("UNITS = 8\n")
-    runs.append(first_run(compare(tmp_path, "study.json", "--out", "out")))
+    runs.append(first_run("study.json", "--out", "out"))
     (tmp_path / "more.json").write_text("2")
-    runs.append(first_run(compare(tmp_path, "study.json", "--out", "out")))
+    runs.append(first_run("study.json", "--out", "out"))
     assert not any(each["cached"] for each in runs)
     sizes = [each["curve"][1]["bytes_up"] for each in runs]
     assert sizes[0] > sizes[2] > sizes[1]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-TOP = Path(__file__).parents[2]
-EXAMPLES = TOP / "experiments" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 
 
-def compare(folder: Path, study: str, *options: str) -> dict[str, Any]:
-    """Run a study in a folder and return its summary."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fedkd.cli", "compare", study, "--json", *options],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(TOP), "FEDKD_CACHE_DIR": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout)
-    return summary
+@pytest.fixture(scope="module")
+def compare(start: Any) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs a study in a folder and gives its summary."""
+
+    def compare(folder: Path, study: str, *options: str) -> dict[str, Any]:
+        command = start(folder, "compare", study, "--json", *options, cache=folder / "cache")
+        out, err = command.communicate()
+        assert command.returncode == 0, err
+        summary: dict[str, Any] = json.loads(out)
+        return summary
+
+    return compare
 
 
 def run_of(summary: dict[str, Any], arm: str) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(folder: Path) -> dict[str, Any]:
+def summary(folder: Path, compare: Any) -> dict[str, Any]:
     return compare(folder, "examples.yaml", *SHORT, "--set", NO_PENALTY)
 
 
@@ -98,7 +94,7 @@ def test_the_method_distils_the_student(summary: dict[str, Any]) -> None:
 
 
 def test_an_edit_of_an_example_makes_new_runs_of_the_arms_that_use_it(
-    folder: Path, summary: dict[str, Any]
+    folder: Path, compare: Any, summary: dict[str, Any]
 ) -> None:
     assert not any(run["cached"] for run in summary["runs"])
     file = folder / "prox_entropy.py"
@@ -136,7 +132,7 @@ AVERAGE = "arms.average={start: average}"
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> dict[str, Any]:
+def server(folder: Path, compare: Any) -> dict[str, Any]:
     few = ["--set", "rounds.max=3", "--set", "pretraining.epochs=4"]
     return compare(folder, "server.yaml", *few, "--set", SLOW, "--set", AVERAGE)
 

@@ -20,9 +20,11 @@ LABELLED = {"data/transfer": {"size": 60, "labelled": True}}
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_study: Any) -> Any:
-    """Return a function that runs the test study with one more arm, ``fedkd-new``."""
-    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+def run(tmp_path: Path, make_study: Any) -> Any:
+    """Return a function that runs the test study with one more arm, ``fedkd-new``.
+
+    Tests share a cache: the silos' models and the two other arms are computed once.
+    """
 
     def run(
         consolidation: dict[str, Any],
@@ -133,8 +135,10 @@ def test_a_student_in_closed_form_needs_no_distillation_and_rounds_train_it_on(
 
 
 def test_a_silo_whose_labels_are_wrong_is_left_out_by_validation_labels(
-    run: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))  # what liars give stays here
+
     def lying(data: Images, basis: Basis, **settings: Any) -> Moments | None:
         labels = (data.labels + 1) % 10 if len(data) == most else data.labels
         return moments_of(Images(data.images, labels), basis, **settings)
@@ -304,7 +308,7 @@ def test_a_student_learns_on_its_own_silo(run: Any) -> None:
 def test_starts_of_two_exchanges_are_the_same_to_the_bit(
     consolidation: dict[str, Any], changes: dict[str, Any], run: Any
 ) -> None:
-    """With one worker and two, and in studies of different names, so that no cache helps."""
+    """With one worker and two, and without the cache."""
     outcomes = [
         run(
             consolidation,
@@ -323,7 +327,11 @@ def test_starts_of_two_exchanges_are_the_same_to_the_bit(
 
 
 def test_the_same_study_gives_the_same_curve(run: Any) -> None:
-    first = new(run({"method": "dml"}, {"seeds": [3]}))
-    second = new(run({"method": "dml"}, {"seeds": [3], "name": "again"}))
+    first, second = (
+        new(run({"method": "dml"}, {"seeds": [3], "name": name}, fresh=True))
+        for name in ("once", "again")
+    )
+    assert not first["cached"]
+    assert not second["cached"]
     strip = [{**point, "seconds": 0} for point in first["curve"]]
     assert strip == [{**point, "seconds": 0} for point in second["curve"]]

@@ -11,7 +11,6 @@ import resource
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,9 +34,8 @@ from fedkd.runner.run import Outcome, resume_study, run_study
 from fedkd.util.lock import LOCK_FILE, lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
 
-FEDKD = Path(sys.executable).parent / "fedkd"
 ROUNDS = 20
-PATIENCE = 120
+PATIENCE = 400
 
 LONG = {
     "rounds/max": ROUNDS,
@@ -81,25 +79,20 @@ def assert_all_readable(folder: Path) -> None:
 class Victim:
     """A study in a process of its own, which can be killed and resumed."""
 
+    begin: Callable[..., Any]
     place: Path
     study: dict[str, Any]
     engine: str = "inline"
     kills: int = 0
     printed: list[str] = field(default_factory=list)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> Any:
         if self.folder is None:
             (self.place / "study.yaml").write_text(yaml.safe_dump(self.study, sort_keys=False))
             what = ["study.yaml", "--fresh", "--engine", self.engine, "--out", "out"]
         else:
             what = ["--resume", str(self.folder)]
-        return subprocess.Popen(
-            [FEDKD, "compare", *what],
-            cwd=self.place,
-            env={**os.environ, "FEDKD_CACHE_DIR": str(self.place / "cache")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        return self.begin(self.place, "compare", *what, cache=self.place / "cache")
 
     @property
     def folder(self) -> Path | None:
@@ -110,12 +103,12 @@ class Victim:
         found = self.place.glob("out/*/[0-9]*/*/seed-*/rounds.jsonl")
         return sum(path.read_bytes().count(b"\n") for path in found)
 
-    def start_and_wait(self, points: int) -> subprocess.Popen[bytes]:
+    def start_and_wait(self, points: int) -> Any:
         """Start or resume the study, and wait until the folder holds so many points."""
         process = self.start()
         deadline = time.monotonic() + PATIENCE
         while self.folder is None or self.num_points() < points:
-            assert process.poll() is None, process.communicate()[0]
+            assert process.returncode is None, process.communicate()
             assert time.monotonic() < deadline, "the study does not get on"
             time.sleep(0.002)
         return process
@@ -132,8 +125,8 @@ class Victim:
 
     def finish(self) -> dict[str, Any]:
         process = self.start()
-        printed, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, printed.decode()
+        printed = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, printed
         assert self.folder is not None
         left = {path.name for path in self.folder.rglob("*") if path.is_file()}
         assert left == {
@@ -216,9 +209,9 @@ def kill_often(victim: Victim, kills: int, seed: int) -> None:
 
 
 def test_a_study_that_is_killed_again_and_again_ends_as_if_undisturbed(
-    tmp_path: Path, make_data: Any, undisturbed: Any
+    start: Any, tmp_path: Path, make_data: Any, undisturbed: Any
 ) -> None:
-    victim = Victim(tmp_path / "victim", make_data(LONG))
+    victim = Victim(start, tmp_path / "victim", make_data(LONG))
     victim.place.mkdir()
     victim.kill_after(0, 0.0)
     kill_often(victim, 2, seed=7)
@@ -229,8 +222,8 @@ def test_a_study_that_is_killed_again_and_again_ends_as_if_undisturbed(
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path: Path, make_data: Any, undisturbed: Any) -> None:
-    victim = Victim(tmp_path / "victim", make_data(LONG))
+def test_twenty_kills(start: Any, tmp_path: Path, make_data: Any, undisturbed: Any) -> None:
+    victim = Victim(start, tmp_path / "victim", make_data(LONG))
     victim.place.mkdir()
     kill_often(victim, 20, seed=11)
     summary = victim.finish()
@@ -430,14 +423,14 @@ def test_a_folder_has_one_writer(make_data: Any, disturbed: Any) -> None:
 
 
 def test_a_file_that_may_not_grow_ends_the_study_in_words(
-    tmp_path: Path, make_data: Any, undisturbed: Any
+    start: Any, tmp_path: Path, make_data: Any, undisturbed: Any
 ) -> None:
     """A limit on the size of files fails a write in its midst, as a full disk does."""
-    victim = Victim(tmp_path / "victim", make_data(LONG))
+    victim = Victim(start, tmp_path / "victim", make_data(LONG))
     victim.place.mkdir()
     process = victim.start_and_wait(ROUNDS + 3)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
-    printed = process.communicate()[0].decode()
+    printed = "".join(process.communicate())
     assert process.returncode == 1, printed
     assert "File too large" in printed
     assert "Traceback" not in printed
@@ -498,13 +491,13 @@ def test_a_read_only_disk_is_told_and_left_alone(
 
 
 def test_ctrl_c_names_the_command_that_goes_on(
-    tmp_path: Path, make_data: Any, undisturbed: Any
+    start: Any, tmp_path: Path, make_data: Any, undisturbed: Any
 ) -> None:
-    victim = Victim(tmp_path / "victim of a space", make_data(LONG))
+    victim = Victim(start, tmp_path / "victim of a space", make_data(LONG))
     victim.place.mkdir()
     process = victim.start_and_wait(3)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate()[0].decode()
+    os.kill(process.pid, signal.SIGINT)
+    printed = "".join(process.communicate())
     assert process.returncode == 130, printed
     (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted.")]
     command = shlex.split(line.removeprefix("Interrupted. Resume with: "))

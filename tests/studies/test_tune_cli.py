@@ -77,28 +77,26 @@ def ended(path: Path) -> dict[int, str]:
 
 
 def test_killed_in_the_middle_it_repeats_no_finished_trial(
-    write_study: Any, tmp_path: Path
+    start: Any, write_study: Any, tmp_path: Path, cache_dir: Path
 ) -> None:
     study = write_study({"arms/fedkd/consolidation/epochs": 20})
-    command = [sys.executable, "-m", "fedkd.cli", "tune", study, "--search", "grid", "--json"]
+    command = ["tune", study, "--search", "grid", "--json"]
     database = tmp_path / "runs" / "tiny" / "tune-fedkd.db"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + PATIENCE
-        while len(ended(database)) < 3 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    process = start(tmp_path, *command, cache=cache_dir)
+    deadline = time.monotonic() + PATIENCE
+    while len(ended(database)) < 3 and process.returncode is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     before = ended(database)
     assert 3 <= len(before) < 25
-    again = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    again = start(tmp_path, *command, cache=cache_dir)
+    printed, err = again.communicate()
+    assert again.returncode == 0, err
     after = ended(database)
     assert {number: after[number] for number in before} == before, "a finished trial began anew"
-    results = json.loads(again.stdout)
+    results = json.loads(printed)
     states = Counter(trial["state"] for trial in results["trials"])
     assert states["finished"] == 25
     assert states["killed"] <= 1
