@@ -159,7 +159,7 @@ def test_a_silo_whose_labels_are_wrong_is_left_out_by_validation_labels(
     honest = new(outcome)
     held = {row["silo"]: row["num_examples"] for row in outcome.summary["silos"]}
     most = max(held.values())
-    monkeypatch.setattr("clients.silo.moments_of", lying)
+    monkeypatch.setattr("fedkd.federation.local_silo.moments_of", lying)
     spoilt = new(run(settings, changes, fresh=True))
     mended = new(run({**settings, "trust": "validation"}, changes, fresh=True))
     liar = next(silo for silo in held if held[silo] == most)
