@@ -26,7 +26,7 @@ class PreparationProgress(Protocol):
 
 
 def load_federations(
-    study: Study, load: Callable[[Study, int, Path], Federation] = Federation.load
+    study: Study, load: Callable[[Study, int, Path], Federation]
 ) -> tuple[list[Federation], tuple[str, ...]]:
     """Return a checked federation for each seed, and warnings about the study.
 
@@ -50,7 +50,7 @@ def load_for_students(study: Study, progress: PreparationProgress) -> list[Feder
     Raises:
         UserError: as in :func:`load_federations`, or there is no transfer set.
     """
-    federations, warnings = load_federations(study)
+    federations, warnings = load_federations(study, Federation.load)
     for sentence in warnings:
         progress.warn(sentence)
     federations[0].require_transfer()

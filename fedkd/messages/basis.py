@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from fedkd.distillation.density.basis import Basis, FeatureBasis, PatchBasis, PixelBasis
 from fedkd.distillation.density.filters import FilterBank
 from fedkd.messages import keys
+from fedkd.messages.arrays import decode, decode_state
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
 
@@ -25,14 +26,14 @@ def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: 
         ValueError: the basis model is of another architecture.
     """
     record = content.array_records[keys.BASIS]
-    mean = torch.from_numpy(record[keys.BASIS_MEAN].numpy())
-    components = torch.from_numpy(record[keys.BASIS_COMPONENTS].numpy())
-    side = int(record[keys.BASIS_SIDE].numpy())
+    mean = torch.from_numpy(decode(record[keys.BASIS_MEAN]))
+    components = torch.from_numpy(decode(record[keys.BASIS_COMPONENTS]))
+    side = int(decode(record[keys.BASIS_SIDE]))
     if side:
         return PixelBasis(mean, components, side)
     if keys.BASIS_FILTERS in record:
         kernels, offset = (
-            torch.from_numpy(record[key].numpy()) for key in (keys.BASIS_FILTERS, keys.BASIS_OFFSET)
+            torch.from_numpy(decode(record[key])) for key in (keys.BASIS_FILTERS, keys.BASIS_OFFSET)
         )
         return PatchBasis(mean, components, FilterBank(kernels, offset))
     # An architecture may be a user's own code: a silo builds what its study names and nothing else.
@@ -40,7 +41,7 @@ def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: 
     if arch != global_arch:
         raise ValueError(f"the basis is of {arch!r}, but the study's model is {global_arch!r}")
     model = build_model(global_arch, shape, seed=0)
-    model.load_state_dict(content.array_records[keys.BASIS_MODEL].to_torch_state_dict())
+    model.load_state_dict(decode_state(content.array_records[keys.BASIS_MODEL]))
     return FeatureBasis(mean, components, model.to(compute.device), compute)
 
 

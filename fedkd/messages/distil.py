@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from fedkd.distillation.selection import Choice
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.messages import keys
+from fedkd.messages.arrays import decode_state
 from fedkd.messages.envelope import Question, read_config
 from fedkd.models.build import Shape
 from fedkd.models.state import State
@@ -75,7 +76,7 @@ def read_teachers(
         if arch not in architectures:
             raise ValueError(f"a teacher is of the architecture {arch!r}, which the study has not")
         record = keys.teacher_record(m)
-        state = own if m == student else content.array_records[record].to_torch_state_dict()
+        state = own if m == student else decode_state(content.array_records[record])
         members.append(
             Teacher(
                 record,

@@ -7,6 +7,7 @@ import sys
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedkd.messages import keys
+from fedkd.messages.arrays import decode_state
 from fedkd.messages.envelope import Question
 from fedkd.messages.validate import RefusedError, read_num_examples
 from fedkd.models.state import State
@@ -20,7 +21,7 @@ def write_question(number: int, arrays: ArrayRecord) -> Question:
 
 def read_question(content: RecordDict) -> State:
     """Return the global model, at the silo."""
-    return dict(content.array_records[keys.ARRAYS].to_torch_state_dict())
+    return decode_state(content.array_records[keys.ARRAYS])
 
 
 def write_reply(metrics: Metrics, num_examples: int) -> RecordDict:

@@ -14,6 +14,7 @@ from fedkd.distillation.density.basis import Basis, FeatureBasis
 from fedkd.distillation.density.estimators import density_bound
 from fedkd.distillation.teachers import Teacher
 from fedkd.messages import keys
+from fedkd.messages.arrays import decode
 from fedkd.messages.basis import write_basis
 from fedkd.messages.envelope import Question, read_config, read_info, read_whole_number
 from fedkd.messages.moments import read_moments, write_moments
@@ -113,7 +114,7 @@ def read_wanted(content: RecordDict) -> Wanted:
 def read_images(content: RecordDict) -> Tensor | None:
     """Return the transfer images that were sent, uint8 ``[N, C, H, W]``; None if none were."""
     record = content.array_records.get(keys.TRANSFER)
-    return None if record is None else torch.from_numpy(record[keys.IMAGES].numpy())
+    return None if record is None else torch.from_numpy(decode(record[keys.IMAGES]))
 
 
 def write_reply(teacher: Teacher, *, transfer_hash: str | None) -> RecordDict:
@@ -270,5 +271,5 @@ def least_moment_count(reply: RecordDict) -> int | None:
     record = reply.array_records.get(keys.FAMILIARITY)
     if record is None or keys.MOMENT_COUNTS not in record:
         return None
-    counts = record[keys.MOMENT_COUNTS].numpy()
+    counts = decode(record[keys.MOMENT_COUNTS])
     return int(counts[counts > 0].min(initial=2**62))

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedkd.messages import keys
+from fedkd.messages.arrays import decode_state
 from fedkd.messages.envelope import Question, read_config, read_whole_number
 from fedkd.messages.validate import read_num_examples, read_state
 from fedkd.models.state import State
@@ -44,7 +45,7 @@ def write_question(number: int, arrays: ArrayRecord, config: Mapping[str, Any]) 
 def read_question(content: RecordDict) -> tuple[State, int]:
     """Return the global model and the round, at the silo."""
     number = read_whole_number(read_config(content), keys.ROUND)
-    return dict(content.array_records[keys.ARRAYS].to_torch_state_dict()), number
+    return decode_state(content.array_records[keys.ARRAYS]), number
 
 
 def write_reply(trained: TrainedModel) -> RecordDict:

@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedkd.messages import keys
+from fedkd.messages.arrays import PARSING
 from fedkd.models.state import State
 
 MAX_EXAMPLES = 10**9
@@ -142,7 +143,8 @@ def _read_header(array: Array, key: str) -> tuple[tuple[int, ...], bool, np.dtyp
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
+        with PARSING:
+            shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
     except Exception as error:  # NumPy's parser may raise TokenError, MemoryError and many more
         raise RefusedError(f"{key!r} has no readable header") from error
     return shape, fortran, dtype, stream.tell()

@@ -44,6 +44,7 @@ BESIDE = (
         "fedkd.util.safetensors_header",
         "fedkd.errors",
         "fedkd.util.files",
+        "fedkd.util.places",
         "fedkd.util.requirements",
         "fedkd.util.lock",
         "fedkd.util.interrupt",

@@ -245,7 +245,9 @@ def setup() -> DistillationSetup:
     )
 
 
-def test_who_is_doubted_neither_teaches_nor_is_in_the_average(setup: DistillationSetup) -> None:
+def test_an_excluded_teacher_neither_teaches_nor_is_in_the_average(
+    setup: DistillationSetup,
+) -> None:
     members = make_teachers(torch.arange(60) % 3, setup.shape)
     teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)

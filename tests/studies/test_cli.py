@@ -196,7 +196,7 @@ def test_a_full_disk_is_told_in_words(
     monkeypatch.setattr("strategies.server_app.append_point", full)
     code, _, err = fedkd("compare", "study.yaml")
     assert code == 1
-    assert err.startswith("fedkd: rounds.jsonl: No space left on device; all rounds that had ended")
+    assert err.startswith("fedkd: rounds.jsonl: No space left on device. All rounds that had ended")
     assert "fedkd compare --resume runs/tiny/" in err
     assert err.count("\n") == 1
 

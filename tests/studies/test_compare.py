@@ -230,7 +230,14 @@ def test_the_summary_has_exactly_the_contracts_keys(run: Any, make_study: Any) -
     summary = json.loads((outcome.folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(outcome.summary))
     contract = ["schema", "study", "resolved", "versions", "machine", "runs", "comparison"]
-    assert list(summary) == [*contract, "failures", "classes", "silos"]
+    assert list(summary) == [
+        *contract,
+        "failures",
+        "warnings",
+        "constant_accuracy",
+        "classes",
+        "silos",
+    ]
     assert summary["schema"] == 1
     for entry in summary["runs"]:
         assert set(entry) == {*RUN_KEYS, "max_rounds", "notes", "instruments"}

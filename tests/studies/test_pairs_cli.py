@@ -121,9 +121,9 @@ def test_an_interrupted_table_goes_on(
                 raise KeyboardInterrupt
 
         patched.setattr(PairsProgress, "on_row", tired)
-        code, out, _ = fedkd(make_data())
+        code, _, err = fedkd(make_data())
     assert code == 130
-    assert "the same command resumes" in out
+    assert "Interrupted. Run the same command again" in err
     partial = read()
     kept = len(partial["rows"])
     assert 2 <= kept < 24

@@ -168,9 +168,9 @@ def test_ctrl_c_keeps_what_was_found(
 
     monkeypatch.setattr(SimulatedTeachers, "consolidate", impatient)
     study = write_study({"arms/fedkd/consolidation/epochs": 2})
-    code, out, _ = fedkd("tune", study, "--trials", "4")
+    code, _, err = fedkd("tune", study, "--trials", "4")
     assert code == 130
-    assert "the same command resumes" in out
+    assert "Interrupted. Run the same command again" in err
     code, out, _ = fedkd("tune", study, "--trials", "4", "--json")
     assert code == 0
     states = [trial["state"] for trial in json.loads(out)["trials"]]

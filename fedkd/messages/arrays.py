@@ -1,0 +1,31 @@
+"""Decoding Flower's arrays where several threads do so at once, as simulated silos.
+
+NumPy parses the header of an array by ``ast.literal_eval``. CPython 3.11 counts the depth of that
+parser for the whole process, not for each thread (python/cpython#106905): two threads that parse at
+once may fail with "SystemError: AST constructor recursion depth mismatch".
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedkd.models.state import State
+
+PARSING = threading.Lock()
+"""Held while NumPy parses a header."""
+
+
+def decode(array: Array) -> np.ndarray[Any, Any]:
+    """Return the values of an array."""
+    with PARSING:
+        return array.numpy()
+
+
+def decode_state(record: ArrayRecord) -> State:
+    """Return a record as a state dict."""
+    return {name: torch.from_numpy(decode(array)) for name, array in record.items()}
