@@ -123,7 +123,7 @@ def test_an_interrupted_table_goes_on(
         patched.setattr(PairsProgress, "on_row", tired)
         code, _, err = fedkd(make_data())
     assert code == 130
-    assert "Interrupted. Run the same command again" in err
+    assert "Interrupted. The same command resumes" in err
     partial = read()
     kept = len(partial["rows"])
     assert 2 <= kept < 24

@@ -170,7 +170,7 @@ def test_ctrl_c_keeps_what_was_found(
     study = write_study({"arms/fedkd/consolidation/epochs": 2})
     code, _, err = fedkd("tune", study, "--trials", "4")
     assert code == 130
-    assert "Interrupted. Run the same command again" in err
+    assert "Interrupted. The same command resumes" in err
     code, out, _ = fedkd("tune", study, "--trials", "4", "--json")
     assert code == 0
     states = [trial["state"] for trial in json.loads(out)["trials"]]
