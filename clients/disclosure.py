@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from clients.guard import UnsharedError
-from clients.silo import Silo
 from fedkd.config import Consolidation, Study
 from fedkd.data.images import Images, content_hash
 from fedkd.deploy.answers import Answer, SpentError, answer_once
@@ -22,6 +21,7 @@ from fedkd.deploy.silo_file import SiloFile
 from fedkd.distillation.density.basis import REACH, Basis, PatchBasis, PixelBasis, fit_basis
 from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.teachers import Teacher
+from fedkd.federation.local_silo import LocalSilo
 from fedkd.messages import keys
 from fedkd.messages.teacher import Wanted
 
@@ -39,7 +39,7 @@ class Disclosure:
     seed: int
 
     def add_densities(
-        self, teacher: Teacher, silo: Silo, wanted: Wanted, basis: Basis, images: Tensor | None
+        self, teacher: Teacher, silo: LocalSilo, wanted: Wanted, basis: Basis, images: Tensor | None
     ) -> Teacher:
         """Return the teacher with what is wanted, computed on the silo's terms.
 
@@ -100,7 +100,7 @@ class Disclosure:
             raise UnsharedError("the densities asked for are not those of the study's arm")
         return settings
 
-    def _approved(self, images: Tensor | None, silo: Silo) -> Tensor:
+    def _approved(self, images: Tensor | None, silo: LocalSilo) -> Tensor:
         if images is None:
             raise UnsharedError("it has not seen the transfer set of the densities or moments")
         shape = (silo.shape.in_channels, silo.shape.image_size, silo.shape.image_size)
@@ -116,7 +116,7 @@ class Disclosure:
         return images
 
 
-def _large_classes(silo: Silo) -> Images:
+def _large_classes(silo: LocalSilo) -> Images:
     """Return the images of classes with enough different images."""
     data, kept = silo.data, torch.zeros(len(silo.data), dtype=torch.bool)
     for label in torch.unique(data.labels):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clients.disclosure import Disclosure
 from fedkd.config import Consolidation, Rounds
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import distil
@@ -21,9 +21,6 @@ from fedkd.models.state import State, copy_state
 from fedkd.training.evaluate import Metrics, evaluate
 from fedkd.training.local import LocalTask, train_locally
 from fedkd.util.seeding import torch_generator
-
-if TYPE_CHECKING:
-    from clients.disclosure import Disclosure
 
 
 @dataclass(frozen=True, kw_only=True)

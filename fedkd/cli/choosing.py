@@ -179,6 +179,7 @@ def recommend(
 
 def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     from fedkd.config.study_file import check_files
+    from fedkd.federation.check import check_study
     from fedkd.federation.describe import describe
     from fedkd.federation.federation import Federation
     from fedkd.federation.recommend import recommend
@@ -188,7 +189,7 @@ def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
     check_files(study)
     check_cache_root()
     federation = Federation.load(study, study.seeds[0], cache_root())
-    for sentence in federation.check():
+    for sentence in check_study([federation]):
         typer.echo(f"note: {sentence}", err=True)
     federation.require_transfer()
     with silo_pool(study) as pool:

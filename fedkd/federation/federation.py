@@ -18,7 +18,6 @@ import torch
 from fedkd.config import Study
 from fedkd.data.images import Images
 from fedkd.errors import UserCodeError, UserError
-from fedkd.federation.check import check_study
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
 from fedkd.models.build import Shape, arch_fingerprint, build_model
@@ -183,14 +182,6 @@ class Federation:
 
     def _arch_key(self, arch: str) -> str:
         return arch_fingerprint(arch, self.study.model.files)
-
-    def check(self) -> tuple[str, ...]:
-        """Check this seed by :func:`fedkd.federation.check.check_study`, and return its warnings.
-
-        Raises:
-            UserError: something does not fit.
-        """
-        return check_study([self])
 
     def require_transfer(self) -> None:
         """Check that there is a transfer set; it is left out if no arm of the study needs one.

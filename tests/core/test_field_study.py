@@ -14,6 +14,7 @@ from fedkd.config import Study
 from fedkd.config.study_file import load_study, parse_study
 from fedkd.engines import check_engine
 from fedkd.errors import UserError
+from fedkd.federation.check import check_study
 from fedkd.federation.deployed_data import draw_transfer, load_server_split
 from fedkd.federation.federation import Federation
 from fedkd.federation.split import load_split
@@ -98,7 +99,7 @@ def test_engines_that_simulate_refuse_silos_in_the_field(engine: str) -> None:
 def test_files_of_the_server_need_not_be_on_the_callers_host(tmp_path: Path) -> None:
     study = make({"data": {**DATA, "source": "npz:/nowhere/at-all.npz"}})
     federation = Federation.for_caller(study, 0, tmp_path)
-    federation.check()
+    assert check_study([federation]) == ()
     assert federation.holdings() == []
     with pytest.raises(UserError, match=r"there is no file /nowhere/at-all\.npz"):
         Federation.on_server(study, 0, tmp_path)
