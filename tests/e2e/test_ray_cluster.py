@@ -86,7 +86,10 @@ class Cluster:
             if "ray::ClientAppActor" in title:
                 status = Path(f"/proc/{pid}/stat")
                 try:
-                    parents.add(int(status.read_text().rpartition(")")[2].split()[1]))
+                    parent = int(status.read_text().rpartition(")")[2].split()[1])
+                    # A worker that is just being started may be the child of another process.
+                    if "raylet" in Path(f"/proc/{parent}/comm").read_text():
+                        parents.add(parent)
                 except OSError:
                     continue
         return parents

@@ -38,7 +38,7 @@ class Raises(nn.Module):
         self.layer = nn.Linear(width, classes)
 
     def forward(self, x):
-        if self.training and x.any():  # what is tried before a study runs is black
+        if self.training and len(x) > 2:  # what is tried before a study has two images
             raise ArithmeticError("not today")
         return self.layer(x.flatten(1))
 
