@@ -19,7 +19,7 @@ from fedkd.engines.processes import MARK, end_marked, start, start_cleaner
 class AppFolder:
     """A temporary folder that holds the app and marks what is started from it.
 
-    However this process ends, what it started ends with it: a keeper sees to that.
+    However this process ends, a second process ends what it started.
 
     Attributes:
         folder: temporary; removed by :meth:`close`.

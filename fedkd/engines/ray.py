@@ -229,7 +229,7 @@ def write_connection(home: Path, port: int) -> None:
 
 
 def ray_environment(folder: Path) -> dict[str, str]:
-    """Return what Flower's and Ray's processes get to know beside what a workplace tells."""
+    """Return the environment of Flower's and Ray's processes, beyond that of the app folder."""
     environment = {
         "FLWR_HOME": str(folder / "home"),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

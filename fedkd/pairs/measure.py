@@ -228,7 +228,7 @@ def _tune(
 
 
 def _learn(pair: Pair, settings: Consolidation) -> nn.Module | None:
-    """Return the student after its lesson, None where it diverged."""
+    """Return the distilled student, or None if it diverged."""
     teacher, images = pair.teacher, pair.transfer.images
     model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)
     logits = predict(model, images, compute=pair.compute)

@@ -1,6 +1,6 @@
 """Tuning: search the settings of one consolidating arm, never on test data.
 
-``classroom`` makes students without a message, ``exams`` marks them, ``space`` says what may be
-searched, ``search`` searches, ``store`` keeps the trials, ``outcome`` says what came of them, and
-``command`` is all of it in one call.
+``simulated_teachers`` (in ``fedkd.federation``) makes students without messages, ``objective``
+scores them, ``space`` defines what is searched, ``search`` searches, ``store`` stores the trials,
+``outcome`` summarises them, and ``command`` runs all of it in one call.
 """

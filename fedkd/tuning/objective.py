@@ -64,7 +64,7 @@ def choose_judge(study: Study, *, proxy: bool) -> Judge:
 
 
 def make_objective(room: SimulatedTeachers, judge: Judge) -> Objective:
-    """Prepare one seed's exam.
+    """Prepare the objective of one seed.
 
     Raises:
         UserError: the transfer set is too small to hold a part of it out.

@@ -34,7 +34,7 @@ LOOKS = 4
 """How often in each seed the pruner sees how a trial does: after each quarter of its epochs."""
 POINT, SCORES, ACCURACIES, PROBLEM = "point", "scores", "validation", "problem"
 """Attributes of a trial: its parameters as used, its mark by seed, the accuracy by seed of the same
-students on validation data where another exam decides, and why it has no result."""
+students on validation data where another objective decides, and why it has no result."""
 
 
 class Progress(Protocol):
@@ -54,7 +54,7 @@ class SeedObjective:
     Attributes:
         room: teachers and transfer set.
         objective: what decides.
-        check: the exam with validation labels, where another decides and labels are to be had.
+        check: the objective with validation labels, where another decides and labels are to be had.
     """
 
     room: SimulatedTeachers
@@ -87,7 +87,7 @@ def run(
         seed_objectives: one a seed.
         arm: name of the arm.
         kind: ``grid`` or ``tpe``.
-        judge: which exam decides.
+        judge: which objective decides.
         trials: how many in all; by default the whole grid, or :data:`TRIALS`.
         progress: told of every step.
 
@@ -202,7 +202,7 @@ def _teach(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of one student: the exam's, and accuracy on validation data where another exam decides."""
+    """Of one student: its objective, and validation accuracy where another objective decides."""
 
     score: float
     accuracy: float | None
