@@ -1,4 +1,4 @@
-"""Engines by name: where an arm runs."""
+"""Engines by name; an engine decides where an arm runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INLINE, RAY = "inline", "ray"
 
 
 def check_engine(study: Study) -> None:
-    """Refuse an engine that there is not, or that cannot reach the study's silos.
+    """Refuse an engine that does not exist or cannot reach the study's silos.
 
     Raises:
-        UserError: says which engines there are.
+        UserError: names the engines that exist.
     """
     name = study.engine.name
     if name not in (INLINE, RAY):
@@ -34,10 +34,10 @@ def check_engine(study: Study) -> None:
 
 
 def make_engine(study: Study, pool: ThreadPoolExecutor) -> Engine:
-    """Return the engine that the study names: one of ours, or a SuperLink connection of Flower's.
+    """Return the engine that the study names: a built-in one or a Flower SuperLink connection.
 
     Raises:
-        UserError: there is no such engine or connection.
+        UserError: no engine or connection has this name.
     """
     name = study.engine.name
     if name == INLINE:

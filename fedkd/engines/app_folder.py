@@ -1,4 +1,4 @@
-"""Where the engines that run Flower's programs work: a folder with the app, swept up afterwards."""
+"""The working folder of engines that run Flower's programs: it holds the app, and is removed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fedkd.engines.processes import MARK, end_marked, start, start_cleaner
 class AppFolder:
     """A temporary folder that holds the app and marks what is started from it.
 
-    However this process ends, a second process ends what it started.
+    However this process ends, a second process ends everything that it started.
 
     Attributes:
         folder: temporary; removed by :meth:`close`.
         app: the Flower app folder.
-        environment: of what is started here; an engine may add to it.
+        environment: environment of the started programs; an engine may add to it.
     """
 
     def __init__(self) -> None:
@@ -47,24 +47,24 @@ class AppFolder:
             raise
 
     def start(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-        """Start a program that :meth:`end_all` ends."""
+        """Start a program; :meth:`end_all` ends it."""
         process = start(command, self.environment, log)
         self._started.append(process)
         return process
 
     def write_config(self, name: str, values: Mapping[str, str | int]) -> Path:
-        """Write a run config as a file: on the command line an apostrophe would cut it."""
+        """Write a run config as a file; on the command line an apostrophe would truncate it."""
         path = self.folder / f"{name}.toml"
         path.write_text(tomli_w.dumps(dict(values)), encoding="utf-8")
         return path
 
     def end_all(self) -> None:
-        """End all that was started here, and what that started."""
+        """End all programs started here, and their descendants."""
         end_marked(self.folder, started=self._started)
         self._started.clear()
 
     def close(self) -> None:
-        """End all, and remove the folder."""
+        """End all programs and remove the folder."""
         self.end_all()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._cleaner.stdin is not None:

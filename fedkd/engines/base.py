@@ -1,4 +1,4 @@
-"""What an engine is: it runs one arm of one seed and leaves the record in a folder."""
+"""The engine interface: run one arm of one seed and write its record to a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Task:
         federation: data and models of the seed.
         arm: the arm's name.
         targets: accuracies, in the order of the study's targets.
-        folder: where the record goes.
+        folder: where the record is written.
     """
 
     federation: Federation
@@ -43,18 +43,18 @@ class Task:
 
 
 class Engine(AbstractContextManager[Any], Protocol):
-    """Runs tasks; entered once for a study, so that it may keep processes or threads.
+    """Runs tasks; entered once per study, so that it can keep processes or threads.
 
     Attributes:
-        remote: whether arms run on hosts of others, so that silos keep their models and nothing
-            that this host holds may stand for a run there.
+        remote: whether arms run on other hosts. Silos then keep their models there, and nothing
+            cached on this host can replace a run.
     """
 
     remote: bool
 
     def run(self, task: Task, observer: Observer) -> None:
-        """Run ``task`` to its end, telling ``observer`` of every round.
+        """Run ``task`` to its end and report every round to ``observer``.
 
         Raises:
-            FedKDError: the run failed for a reason that was foreseen.
+            FedKDError: the run failed for a known reason.
         """

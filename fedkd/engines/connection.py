@@ -1,8 +1,8 @@
-"""The engine of real hosts: every arm is a run on a SuperLink that others started.
+"""The engine for real hosts: every arm is a run on a SuperLink that is already running.
 
-What comes back is the run's log, whose lines are checked (:mod:`fedkd.messages.run_log`). The run
-continues whether or not its log is read, so a broken stream is opened again; model and state stay
-on the SuperLink's host.
+Results come back in the run's log, whose lines are validated
+(:mod:`fedkd.messages.run_log`). The run continues whether or not its log is read, so a broken
+stream is reopened. Model and state stay on the SuperLink's host.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RUN_NAME, RUN_ID = "run-name", "run-id"
 
 
 class ConnectionEngine:
-    """Runs every arm by ``flwr run`` on a SuperLink, and follows its log.
+    """Runs every arm by ``flwr run`` on a SuperLink and follows its log.
 
     Args:
         name: of the connection.
 
     Raises:
-        UserError: Flower knows no such connection.
+        UserError: Flower has no connection of this name.
     """
 
     remote = True
@@ -47,14 +47,14 @@ class ConnectionEngine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End what listens still, and remove the folder; the runs are not ours to end."""
+        """End the log readers and remove the folder; the runs on the SuperLink continue."""
         self._place.close()
 
     def run(self, task: Task, observer: Observer) -> None:
         """Run one arm; see :class:`fedkd.engines.base.Engine`.
 
-        Interrupted, it stops the run on the SuperLink too. A run that was left alone meanwhile is
-        taken up where it is; one that was cut short goes on from what its host has kept.
+        An interrupt also stops the run on the SuperLink. A run that is still running is followed
+        from where it is; an interrupted one resumes from the state kept on the SuperLink's host.
         """
         told = OnlyNew(observer)
         note = _read_note(task.folder)
@@ -74,10 +74,10 @@ class ConnectionEngine:
         write_record(task.folder, record)
 
     def _follow(self, run_id: str, task: Task, told: OnlyNew) -> RunRecord | None:
-        """Return the run's record; None if its server was killed after it had got further.
+        """Return the run's record; None if its server was killed after making progress.
 
         Raises:
-            FedKDError: the run failed, and another that goes on from it would too.
+            FedKDError: the run failed, and resuming it would fail too.
         """
         (task.folder / ROUNDS_FILE).unlink(missing_ok=True)  # the log begins with round 0
         before = told.points
@@ -92,26 +92,26 @@ class ConnectionEngine:
             raise
 
     def _still_tells(self, run_id: str) -> bool:
-        """Whether a run that was begun before is under way, or has come to a good end."""
+        """Whether an earlier run is still running or has finished successfully."""
         state = self._superlink.state_of(run_id)
         return state is not None and (
             not state[0].startswith("finished") or state[0] == "finished:completed"
         )
 
     def _submit(self, task: Task, name: str) -> str:
-        """Start the run under a name of ours; folders of this host mean nothing there."""
+        """Start the run under a name set here; folders of this host do not exist there."""
         elsewhere = {keys.CONFIG_RUN_DIR: "", keys.CONFIG_CACHE_DIR: "", keys.CONFIG_RUN_NAME: name}
         return self._superlink.submit(task.run_config() | elsewhere)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Write a record as a local engine would have left it, but for the model."""
+    """Write a record as a local engine does, without the model."""
     write_points(folder, record.curve)
     write_state(folder, record)
 
 
 def _read_note(folder: Path) -> dict[str, str]:
-    """Return what was noted of a run before it was cut short, or nothing."""
+    """Return the note on an interrupted run, or nothing."""
     try:
         noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

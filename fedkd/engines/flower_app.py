@@ -1,4 +1,4 @@
-"""What all engines share that run fedkd by Flower's own programs: app folder, logs, programs."""
+"""What the engines that run Flower's own programs share: app folder, logs, programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_LINES = 6
 
 
 def write_app(folder: Path) -> Path:
-    """Write a Flower app folder with this very code; an installed package is none.
+    """Write a Flower app folder with the code of this process; an installed package is not an app.
 
     Flower allows letters, digits and hyphens in the folder's name.
     """
@@ -51,7 +51,7 @@ def write_app(folder: Path) -> Path:
 
 
 def find_program(name: str) -> Path:
-    """Return a program of this very environment; another one's Flower may be another version."""
+    """Return a program of this environment; another environment may have another Flower version."""
     beside = Path(sys.executable).parent / name
     found = beside if beside.is_file() else shutil.which(name)
     if found is None:
@@ -60,9 +60,9 @@ def find_program(name: str) -> Path:
 
 
 def user_paths() -> list[str]:
-    """Return where this process finds modules beside Python and its packages, the user's first.
+    """Return the module search path beyond Python and its packages, the user's folders first.
 
-    A model named ``package.module:function`` must be found by Ray's workers too.
+    Ray's workers must find a model named ``package.module:function`` too.
     """
     places = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
     own = {Path(sysconfig.get_path(place)).absolute() for place in places}
@@ -81,5 +81,5 @@ def read_log(log: Path) -> list[str]:
 
 
 def last_lines(log: Path) -> str:
-    """Return the end of a log, to be quoted."""
+    """Return the end of a log, for an error message."""
     return "\n".join(read_log(log)[-LOG_LINES:]) or "(nothing)"

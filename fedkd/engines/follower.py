@@ -1,4 +1,4 @@
-"""Follow a run on a SuperLink by its log, however often the stream breaks."""
+"""Follow a run on a SuperLink through its log, reopening the stream whenever it breaks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MOST_REREADS = 5
 
 
 class KilledRunError(FedKDError):
-    """A run ended without a record, and without a reason that it told itself."""
+    """A run ended without a record and without reporting a reason."""
 
 
 class OnlyNew:
-    """Passes on to an observer what it has not been told before, however often a curve begins."""
+    """Passes on to an observer only points it has not received, however often a curve restarts."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -47,13 +47,13 @@ class OnlyNew:
 
 
 class Follower:
-    """Reads one run's log to its end, opening it again as often as it breaks.
+    """Reads one run's log to its end, reopening the stream as often as it breaks.
 
     Args:
-        superlink: where the run is.
+        superlink: where the run is running.
         run_id: Flower's.
-        task: what it was asked to do.
-        observer: told of every round.
+        task: the arm and seed that the run executes.
+        observer: receives every round.
     """
 
     def __init__(self, superlink: SuperLink, run_id: str, task: Task, observer: Observer) -> None:
@@ -70,8 +70,8 @@ class Follower:
         """Return the run's record.
 
         Raises:
-            KilledRunError: the run ended without a word.
-            FedKDError: the run failed, or the SuperLink is out of reach for long.
+            KilledRunError: the run ended without a record or a reason.
+            FedKDError: the run failed, or the SuperLink has not answered for too long.
         """
         rereads, shown = 0, False
         while True:
@@ -88,13 +88,13 @@ class Follower:
                 continue
             self._lost_since = None
             if status[0].startswith("finished"):
-                # The stream may miss what was said last; what is shown now is all there is.
+                # The stream may miss the last lines; the log shown now is complete.
                 if shown and not problem:
                     raise KilledRunError(self._why_ended(status))
                 shown = True
 
     def _listen(self, *, stream: bool) -> str:
-        """Take in the log until its end, and return what is wrong with it, if anything."""
+        """Read the log to its end and return a description of its first problem, if any."""
         log = self._superlink.log_of(self._run_id)
         process = self._superlink.open_log(self._run_id, log, stream=stream)
         spoke = time.monotonic()
@@ -159,10 +159,10 @@ class Follower:
 
 
 def read_record(value: Any, task: Task) -> RunRecord:
-    """Build the record that a SuperLink's host sent; what it says is checked, not believed.
+    """Build the record that a SuperLink's host sent, and validate its contents.
 
     Raises:
-        FedKDError: it is not the record of this very run.
+        FedKDError: it is not the record of this run.
     """
     record: RunRecord = _build(RunRecord, value)
     asked = (task.arm, task.federation.seed, task.targets)
@@ -174,13 +174,13 @@ def read_record(value: Any, task: Task) -> RunRecord:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """Build what a type says from plain values, each of them checked.
+    """Build an instance of a type from plain values, each of them validated.
 
     Raises:
-        FedKDError: they are something else.
+        FedKDError: a value has another type.
     """
     try:
         return build(kind, value)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise FedKDError(f"the run's record cannot be understood: {reason}") from error
+        raise FedKDError(f"the run's record is not valid: {reason}") from error

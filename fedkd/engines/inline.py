@@ -31,9 +31,9 @@ SERVER_NODE = 1
 class InlineGrid(Grid):
     """A grid whose nodes are threads: pushing a message runs the ClientApp on the pool.
 
-    What the ClientApp raises ends the run here, as anything that the server raises does.
-    Messages go by reference; neither side changes what it received. The largest silos are
-    started first, so that the pool does not wait for one of them at the end.
+    An exception in the ClientApp ends the run, as an exception in the server does.
+    Messages are passed by reference; neither side changes what it received. The largest silos
+    start first, so that the pool does not wait for one of them at the end.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class InlineGrid(Grid):
         TaskIdentity.node_id = SERVER_NODE
 
     def set_run(self, run: Run) -> None:
-        """Do nothing: there is one run."""
+        """Do nothing: a grid has one run."""
 
     @property
     def run(self) -> Run:
@@ -114,7 +114,7 @@ def make_grid(
     pool: ThreadPoolExecutor,
     kind: type[GridType],
 ) -> GridType:
-    """Return a grid of one node for each silo, with ids in this order, after the server's.
+    """Return a grid of one node per silo; ids follow the order of ``silos``, after the server's id.
 
     Args:
         silos: the silos of the study.
@@ -144,13 +144,13 @@ class InlineEngine:
         self._pool = pool
 
     def __enter__(self) -> InlineEngine:
-        """Quieten Flower's narration of every step."""
+        """Silence Flower's log of every step."""
         self._level = logging.getLogger("flwr").level
         logging.getLogger("flwr").setLevel(logging.ERROR)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Let Flower speak again."""
+        """Restore Flower's log."""
         logging.getLogger("flwr").setLevel(self._level)
 
     def run(self, task: Task, observer: Observer) -> None:

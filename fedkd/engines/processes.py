@@ -1,9 +1,9 @@
-"""Processes that end with this one: started in sessions of their own, found by a mark.
+"""Processes that end with this one: started in their own sessions, found by a variable.
 
-Flower and Ray start processes in sessions of their own, which no process group holds together.
-All inherit the environment, so a variable in it marks them. Run as a program, this module waits
-until the process that started it has ended, even by SIGKILL, and ends the marked ones. It imports
-nothing but the standard library and psutil, so that it starts fast and stays small.
+Flower and Ray start processes in their own sessions, so no process group contains them all. All
+inherit the environment, so a variable in it marks them. Run as a program, this module waits until
+the process that started it has ended, even by SIGKILL, and then ends the marked processes. It
+imports only the standard library and psutil, so that it starts fast and stays small.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def start(
 
 
 def start_cleaner(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends all that ``folder`` marks, and removes it, after this one's end.
+    """Start a process that outlives this one, ends what ``folder`` marks, and removes the folder.
 
     Its standard input closes with this process, even when that is killed.
     """
@@ -82,7 +82,7 @@ def find_marked(folder: Path, variable: str = MARK) -> list[psutil.Process]:
 
     processes: list[psutil.Process] = []
     for process in psutil.process_iter():
-        # Processes end meanwhile, and those of other users cannot be read.
+        # Processes may end in between, and those of other users cannot be read.
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(variable) == str(folder) and process.pid != os.getpid():
                 processes.append(process)
@@ -92,13 +92,13 @@ def find_marked(folder: Path, variable: str = MARK) -> list[psutil.Process]:
 def end_marked(
     folder: Path, variable: str = MARK, started: Iterable[subprocess.Popen[bytes]] = ()
 ) -> None:
-    """End all processes that ``folder`` marks, and those ``started`` with their descendants."""
+    """End all processes that ``folder`` marks, and ``started`` with their descendants."""
     import psutil
 
     children = list(started)
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for _ in range(_ATTEMPTS):
-            # Sought again each time: a process that is being ended may start another.
+            # Searched again each time: a process that is ending may start another.
             processes = {*_find_all(folder, variable, children)}
             if not processes:
                 return
@@ -128,7 +128,7 @@ def _find_all(
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it has not ended; unlike psutil's own waiting, this leaves its exit code to Popen."""
+    """Whether it is still running; unlike psutil's wait, this leaves the exit code to Popen."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):

@@ -1,7 +1,7 @@
 """The ray engine: Flower's Simulation Runtime, silos in processes of a Ray cluster.
 
-Flower's own managed SuperLink is one shared daemon that keeps its first caller's environment, so
-this engine starts a private one for the study and ends it, with all that it started.
+Flower's managed SuperLink is one shared daemon that keeps its first caller's environment, so this
+engine starts a private SuperLink for the study and ends it with all its descendants.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RayEngine:
     ``RAY_ADDRESS`` in the environment makes Flower join that Ray cluster instead of starting one.
 
     Args:
-        study: whose silos and workers the simulation gets.
+        study: its number of silos and workers size the simulation.
     """
 
     remote = False
@@ -70,7 +70,7 @@ class RayEngine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the SuperLink and whatever it started, and remove the folder."""
+        """End the SuperLink and its descendants, and remove the folder."""
         self._place.close()
 
     def run(self, task: Task, observer: Observer) -> None:
@@ -83,7 +83,7 @@ class RayEngine:
         try:
             self._follow(_Tail(task, observer), process)
         except BaseException:
-            # No ServerApp may go on writing to a folder that the caller takes for finished.
+            # No ServerApp may keep writing to a folder that the caller considers finished.
             self._place.end_all()
             raise
         if not (task.folder / STATE_FILE).is_file():
@@ -103,17 +103,17 @@ class RayEngine:
         workers = min(workers, silos)
         config: dict[str, int | float] = {"num-supernodes": silos, "client-resources-num-cpus": 1}
         if engine.device != "cpu":
-            # Ray hides GPUs from those who ask for none; rounded down, the shares fit into one.
+            # Ray hides GPUs from actors that request none; rounded down, the shares fit into one.
             config["client-resources-num-gpus"] = int(1000 / workers) / 1000
         if "RAY_ADDRESS" not in os.environ:
-            # Ray refuses to size a cluster that it only joins.
+            # Ray does not accept sizes for a cluster that it joins.
             config["init-args-num-cpus"] = workers
         return config
 
     def _follow(self, tail: _Tail, process: subprocess.Popen[bytes]) -> None:
         """Report rounds until the run has ended.
 
-        The log stream ends with the run, unless it broke or hangs: then the SuperLink is asked.
+        The log stream ends with the run. If it breaks or hangs, the SuperLink is queried.
         """
         asked = written = None
         while True:
@@ -125,7 +125,7 @@ class RayEngine:
                 written = now if written is None else written
                 if not streaming or now - written > LINGER_SECONDS:
                     if streaming:
-                        # It hangs. The next run gets a SuperLink and a machine of its own.
+                        # The SuperLink hangs. The next run gets a new SuperLink and Ray instance.
                         self._place.end_all()
                     return
             elif superlink_ended:
@@ -141,7 +141,7 @@ class RayEngine:
             time.sleep(POLL_SECONDS)
 
     def _runs_on(self) -> bool:
-        """Ask the SuperLink whether a run has not finished yet."""
+        """Query the SuperLink: whether a run has not finished yet."""
         command: list[str | Path] = [find_program("flwr"), "ls", CONNECTION, "--format", "json"]
         for _ in range(ASK_ATTEMPTS):
             with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
@@ -156,7 +156,7 @@ class RayEngine:
                 runs = json.loads(answer.stdout)["runs"]
                 return not all(str(run["status"]).startswith("finished") for run in runs)
         raise FedKDError(
-            "Flower's SuperLink does not say how the run goes; its log ends with:\n"
+            "Flower's SuperLink does not report the run's status; its log ends with:\n"
             + last_lines(self._superlink_log)
         )
 
@@ -167,7 +167,7 @@ class RayEngine:
     def _start_superlink(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink on a free port and wait until it answers.
 
-        Another program may take the port in between: then again with another port.
+        Another program may take the port in between; the start is then repeated with another port.
         """
         for _ in range(START_ATTEMPTS):
             port = free_port()
@@ -193,7 +193,7 @@ class RayEngine:
 
 
 class _Tail:
-    """Tells an observer of every round that the ServerApp has written to disk."""
+    """Reports to an observer every round that the ServerApp has written to disk."""
 
     def __init__(self, task: Task, observer: Observer) -> None:
         self._folder = task.folder
@@ -203,11 +203,11 @@ class _Tail:
 
     @property
     def ended(self) -> bool:
-        """Whether the ServerApp has written its last word."""
+        """Whether the ServerApp has written its final record."""
         return any((self._folder / name).is_file() for name in (STATE_FILE, ERROR_FILE, FAULT_FILE))
 
     def report(self) -> None:
-        """Report the rounds that are new and whole."""
+        """Report the rounds that are new and completely written."""
         try:
             size = (self._folder / ROUNDS_FILE).stat().st_size
         except OSError:
@@ -221,7 +221,7 @@ class _Tail:
 
 
 def write_connection(home: Path, port: int) -> None:
-    """Name the SuperLink by its address, so that Flower starts none of its own."""
+    """Write a connection with the SuperLink's address, so that Flower does not start its own."""
     home.mkdir(exist_ok=True)
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
@@ -250,7 +250,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
 def why_failed(folder: Path, log: Path) -> Exception:
     """Keep the log of a failed run beside its record, and return what is known as an error.
 
-    It is a :class:`RemoteError`, which ends the study, where our own code failed.
+    The error is a :class:`RemoteError`, which ends the study, if fedkd's own code failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / LOG_FILE
@@ -260,7 +260,7 @@ def why_failed(folder: Path, log: Path) -> Exception:
         return RemoteError(f"{text}\n(Flower's log is {kept})")
     if (folder / ERROR_FILE).is_file():
         return FedKDError((folder / ERROR_FILE).read_text(encoding="utf-8").strip())
-    # The last line of a traceback says most; Flower prints its own advice after it.
+    # The last line of a traceback says most; Flower prints advice of its own after it.
     raised = [line for line in read_log(log) if re.match(r"[\w.]+(Error|Exception)\b", line)]
     if raised:
         foreseen = raised[-1].startswith("fedkd.errors.")
@@ -271,7 +271,7 @@ def why_failed(folder: Path, log: Path) -> Exception:
 
 
 def _answers(superlink: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the SuperLink says that it is well; False if it ended or never does."""
+    """Wait until the SuperLink reports that it is healthy; False if it ended or never does."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and superlink.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)

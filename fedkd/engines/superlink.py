@@ -1,4 +1,4 @@
-"""A SuperLink that others started, spoken to by Flower's own commands."""
+"""A SuperLink that is already running, controlled by Flower's commands."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def flower_home() -> Path:
 
 
 def read_connection(name: str) -> Connection:
-    """Find a SuperLink connection in Flower's ``config.toml``.
+    """Return a SuperLink connection from Flower's ``config.toml``.
 
     Raises:
-        UserError: there is none of that name, or it is no SuperLink on a host.
+        UserError: no connection has that name, or it is a simulation.
     """
     path = flower_home() / "config.toml"
     try:
@@ -66,11 +66,11 @@ def read_connection(name: str) -> Connection:
 
 
 class SuperLink:
-    """Submits runs to a SuperLink and asks how they go.
+    """Submits runs to a SuperLink and queries their status.
 
     Args:
-        connection: where it is.
-        place: where Flower's commands work.
+        connection: its address.
+        place: working folder of Flower's commands.
     """
 
     def __init__(self, connection: Connection, place: AppFolder) -> None:
@@ -82,7 +82,7 @@ class SuperLink:
         """Start a run with this run config, and return Flower's id of it.
 
         Raises:
-            FedKDError: the SuperLink does not take it.
+            FedKDError: the SuperLink refuses it.
         """
         self._runs += 1
         config = self._place.write_config(f"run-{self._runs}", values)
@@ -90,7 +90,7 @@ class SuperLink:
         answer = self._flwr(*command, "--format", "json", timeout=SUBMIT_TIMEOUT)
         run_id = _read_json(answer.stdout).get("run-id")
         if not isinstance(run_id, str) or not run_id.isdecimal():
-            raise FedKDError(f"the SuperLink {self.address} does not take the run: {_said(answer)}")
+            raise FedKDError(f"the SuperLink {self.address} refuses the run: {_said(answer)}")
         return run_id
 
     def stop(self, run_id: str) -> None:
@@ -113,18 +113,18 @@ class SuperLink:
         return None
 
     def open_log(self, run_id: str, log: Path, *, stream: bool) -> subprocess.Popen[bytes]:
-        """Let the log of a run flow into a file, from its beginning."""
+        """Stream the log of a run to a file, from its beginning."""
         log.unlink(missing_ok=True)
         how = "--stream" if stream else "--show"
         command: list[str | Path] = [find_program("flwr"), "log", run_id, self.name, how]
         return start(command, self._place.environment, log)
 
     def log_of(self, run_id: str) -> Path:
-        """Return where a run's log flows to."""
+        """Return the file that a run's log is streamed to."""
         return self._place.folder / f"log-{run_id}.txt"
 
     def _flwr(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Run one command of Flower's own to its end; one that hangs counts as failed."""
+        """Run one Flower command to its end; one that hangs counts as failed."""
         command = [str(find_program("flwr")), *arguments]
         try:
             return subprocess.run(  # noqa: S603 -- our own command
@@ -135,7 +135,7 @@ class SuperLink:
                 text=True,
                 timeout=timeout,
                 check=False,
-                start_new_session=True,  # the terminal's Ctrl-C is ours to answer
+                start_new_session=True,  # Ctrl-C in the terminal is handled here
             )
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 1, "", f"no answer in {timeout:g} s")

@@ -1,4 +1,4 @@
-"""Folders that come to be whole or not at all."""
+"""Results folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedkd.util.files import temporary_beside, write_text
 
 
 def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
-    """Make ``<out>/<study>/<timestamp>`` with the resolved study in it, both at once.
+    """Make ``<out>/<study>/<timestamp>`` with the resolved study in it, in one step.
 
-    A folder that bears such a name can be resumed, whenever its process is killed.
+    Any folder with such a name can be resumed, whenever its process was killed.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     place = out / study.name
@@ -33,7 +33,7 @@ def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
                     continue
                 try:
                     scratch.rename(folder)
-                except OSError as error:  # another process was a moment faster
+                except OSError as error:  # another process made it first
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                         raise
                     continue
@@ -42,12 +42,12 @@ def make_results_folder(out: Path, study: Study, *, fresh: bool) -> Path:
         raise FedKDError(
             f"{place} cannot be written to: {error.strerror}; choose another place by --out"
         ) from error
-    raise FedKDError(f"{place} is full of results of this very second")
+    raise FedKDError(f"{place} already has too many results folders of this second")
 
 
 @contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """Give a folder beside one that is to be; what is left of it afterwards goes."""
+    """Yield a temporary folder beside ``place``; what remains of it is removed at the end."""
     with temporary_beside(beside) as folder:
         folder.mkdir()
         yield folder

@@ -1,4 +1,4 @@
-"""Going on with a study in its own results folder: what is in it, and whether that can be used."""
+"""Resuming a study in its results folder: what the folder contains, and whether it is usable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST = 1 << 16
 
 
 def write_beginning(folder: Path, *, fresh: bool) -> None:
-    """Note what ``study.yaml`` does not say and a resumed study must do alike."""
+    """Record what ``study.yaml`` does not contain and a resumed study must repeat."""
     write_json(folder / BEGINNING_FILE, {"fresh": fresh, "environment": environment()})
 
 
@@ -33,7 +33,7 @@ def read_beginning(folder: Path) -> tuple[Study, bool]:
     """Return the study of a results folder, and whether it runs without the cache.
 
     Raises:
-        UserError: the folder was not begun by this version of fedkd on this kind of machine.
+        UserError: the folder was written by another version of fedkd or on another kind of machine.
     """
     path = folder / BEGINNING_FILE
     try:
@@ -44,7 +44,7 @@ def read_beginning(folder: Path) -> tuple[Study, bool]:
             raise TypeError("fresh is neither true nor false")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}), so that {folder} cannot be gone on with; run the "
+            f"{path} cannot be read ({error}), so {folder} cannot be resumed; run the "
             f"study anew: fedkd compare {shlex.quote(str(folder / STUDY_FILE))}"
         ) from error
     now = environment()
@@ -53,17 +53,17 @@ def read_beginning(folder: Path) -> tuple[Study, bool]:
         what = "fedkd's code" if name == "code" else f"{name} ({begun.get(name)!s:.60})"
         raise UserError(
             f"{folder} was begun with another version of {what}, whose rounds must not be mixed "
-            f"with today's; run the study anew: fedkd compare "
+            f"with this version's; run the study anew: fedkd compare "
             f"{shlex.quote(str(folder / STUDY_FILE))}"
         )
     return load_study(folder / STUDY_FILE), fresh
 
 
 def check_runs(folder: Path, study: Study) -> None:
-    """Look at the files of every run before anything is done with them.
+    """Check the files of every run before any of them is used.
 
     Raises:
-        UserError: one is damaged, or is not what a run of this study would have written.
+        UserError: a file is damaged or does not belong to a run of this study.
     """
     for arm in study.arms:
         for seed in study.seeds:
@@ -98,7 +98,7 @@ def _check_run(run: Path, arm: str, seed: int) -> None:
 
 
 def read_ended(folder: Path) -> RunRecord | None:
-    """Return the record of a run that has ended for good; None where it may yet go on."""
+    """Return the record of a run that has finished; None if the run can continue."""
     if not (folder / STATE_FILE).is_file():
         return None
     record = RunRecord.read(folder)
@@ -106,8 +106,8 @@ def read_ended(folder: Path) -> RunRecord | None:
 
 
 def clear(folder: Path) -> None:
-    """Leave of a run that was cut short no more than it needs to go on."""
-    # Its server may yet be alive for a moment, where an engine was killed that had started it.
+    """Remove from an interrupted run all files that resuming does not need."""
+    # If the engine was killed, the server that it started may live for a moment longer.
     with lock_folder(folder, wait=LOCK_WAIT_SECONDS):
         if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
             for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
@@ -117,7 +117,7 @@ def clear(folder: Path) -> None:
 
 
 def command(folder: Path, track: Sequence[str] = ()) -> str:
-    """Return the command that goes on with a study."""
+    """Return the command that resumes a study."""
     words = ["fedkd", "compare", "--resume", str(folder)]
     for name in track:
         words += ["--track", name]

@@ -1,4 +1,4 @@
-"""From one study to its results: check, cut, pre-train, run every arm and seed, compare."""
+"""From one study to its results: check, split, pre-train, run every arm and seed, compare."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Progress(Protocol):
     """Shows how far a study is; see :mod:`fedkd.report.progress`."""
 
     def pretraining(self, seed: int, total: int) -> Any:
-        """Return a context that yields a function to call for every silo."""
+        """Return a context manager that yields a function to call for every silo."""
 
     def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Any:
-        """Return a context that yields an Observer of the run."""
+        """Return a context manager that yields an Observer of the run."""
 
     def reused(self, arm: str, seed: int) -> None:
         """A run was taken from the cache."""
@@ -50,7 +50,7 @@ class Progress(Protocol):
         """A run ended; some replies in it may have been refused."""
 
     def warn(self, sentence: str) -> None:
-        """Something beside the study failed, or may not be as the user thinks."""
+        """Something other than a run failed, or a result may be misleading."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ def run_study(
 ) -> Outcome:
     """Run a study and write its results folder.
 
-    Nothing is written before the study has been checked against data, models and files.
+    Nothing is written before the study is checked against data, models and files.
 
     Args:
         study: what to run.
         out: root of all results.
         fresh: ignore and rewrite what the cache holds.
-        progress: told of every step.
-        track: names of trackers that are told of every round; they change no result.
+        progress: receives every step.
+        track: names of trackers that receive every round; they change no result.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give, or a tracker's
+        UserError: the data or files do not contain what the study needs, or a tracker's
             package is not installed.
     """
     trackers = make_trackers(track)
@@ -90,18 +90,18 @@ def run_study(
 
 
 def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
-    """Go on with a study that was cut short, in its own results folder.
+    """Resume an interrupted study in its results folder.
 
-    Runs that had ended are kept, the one under way goes on from its last whole round, and the
-    others run as they would have: the results are those of a study that nothing had disturbed.
+    Finished runs are kept, the interrupted one continues after its last complete round, and the
+    others run as usual. The results equal those of an uninterrupted study.
 
     Args:
         folder: a results folder, or that of a study: then the newest one in it.
-        progress: told of every step.
+        progress: receives every step.
         track: names of trackers, as in :func:`run_study`.
 
     Raises:
-        UserError: there are no results, they are damaged or of another version of fedkd, or
+        UserError: the results are missing, damaged or of another version of fedkd, or
             another process writes to them.
     """
     trackers = make_trackers(track)
@@ -112,7 +112,7 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
         resumption.check_runs(folder, study)
         remove_unfinished(folder)
         with silo_pool(study) as pool, make_engine(study, pool) as engine:
-            # Whoever looks at the folder meanwhile shall not take it for ended.
+            # A reader of the folder must not take the study for finished.
             for name in (SUMMARY_FILE, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             with Tracking(trackers, study, folder, progress.warn) as tracking:
@@ -121,10 +121,10 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
 
 
 def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
-    """Return a federation for each seed, and warnings, once all that the study names is checked.
+    """Check everything that the study names; return a federation per seed, and warnings.
 
     Raises:
-        UserError: the study asks for what the data or the files do not give.
+        UserError: the data or files do not contain what the study needs.
     """
     check_engine(study)
     return load_federations(study, Federation.for_caller)
@@ -180,7 +180,7 @@ class _Runner:
         return Outcome(self._folder, summary, interrupted)
 
     def _run_all(self, federations: Sequence[Federation], pool: Executor) -> bool:
-        """Run all arms of all seeds; return whether Ctrl-C or another signal ended it."""
+        """Run all arms of all seeds; return whether a signal such as Ctrl-C interrupted them."""
         try:
             for federation in federations:
                 self._pretrain(federation, pool)
@@ -246,7 +246,7 @@ class _Runner:
         self._progress.failed(arm, seed, reason)
 
     def _keep(self, task: Task) -> RunRecord | None:
-        """Return the record of a run that had ended in this folder; else make room for one."""
+        """Return the record of a run that finished in this folder; otherwise clear its folder."""
         if not task.folder.exists():
             return None
         record = resumption.read_ended(task.folder)
@@ -269,12 +269,12 @@ class _Runner:
         if record.stopped not in CUT_SHORT and not self._engine.remote:
             try:
                 run_cache.store(task)
-            except OSError as error:  # the results are there; a full cache must not end a study
+            except OSError as error:  # the results are written; a full cache must not end a study
                 self._progress.warn(f"{task.arm}, seed {seed} is not kept in the cache: {error}")
         return record
 
     def _keep_interrupted(self, task: Task) -> None:
-        """Keep what an interrupted run had measured."""
+        """Keep the measurements of an interrupted run."""
         curve = read_points(task.folder)
         if not curve:
             return
@@ -296,7 +296,7 @@ class _Runner:
         self._tracking.finish(record)
 
     def _reuse(self, task: Task) -> RunRecord | None:
-        """Take a finished run from the cache; hosts of others have theirs, which we cannot see."""
+        """Take a finished run from the cache; other hosts have their own caches."""
         if self._engine.remote or self._fresh:
             return None
         record = run_cache.take(task)

@@ -1,4 +1,4 @@
-"""Finished runs in the cache: kept under all that determines them, and taken from there."""
+"""Finished runs in the cache, keyed by everything that determines them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedkd.util.lock import LOCK_FILE
 
 
 def cached_run(task: Task) -> Path:
-    """Return where the cache keeps this run, if it does."""
+    """Return the cache entry of this run, if the cache can hold one."""
     study = task.federation.study
     key = cache_key(
         {
@@ -38,7 +38,7 @@ def cached_run(task: Task) -> Path:
 
 
 def take(task: Task) -> RunRecord | None:
-    """Copy the run into its folder, if the cache holds one that is whole."""
+    """Copy the run into its folder, if the cache holds a complete one."""
     cached = cached_run(task)
     if task.folder.exists() or not has_entry(cached):
         return None
@@ -58,14 +58,14 @@ def take(task: Task) -> RunRecord | None:
 
 
 def store(task: Task) -> None:
-    """Put a finished run into the cache, in place of one that is there."""
+    """Store a finished run in the cache, replacing an earlier entry."""
     with new_entry(cached_run(task)) as entry:
         ignored = shutil.ignore_patterns(f"{LOCK_FILE}*")
         shutil.copytree(task.folder, entry, ignore=ignored, dirs_exist_ok=True)
 
 
 def _federation(task: Task) -> dict[str, object]:
-    """Identify the data and models that the run knows; a random start asks for no silo's model."""
+    """Identify the data and models that the run uses; a random start uses no silo's model."""
     known = task.federation.fingerprint()
     if task.federation.study.arms[task.arm].needs_pretrained:
         return known

@@ -1,4 +1,4 @@
-"""``summary.json``: a study's runs, what they are compared to, and on what they ran."""
+"""``summary.json``: a study's runs, their comparison and the machine they ran on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def summarise(
 
 
 def run_entry(record: RunRecord) -> dict[str, Any]:
-    """Return a run as ``summary.json`` tells it."""
+    """Return a run as ``summary.json`` holds it."""
     accuracies = [point.accuracy for point in record.curve]
     return {
         "arm": record.arm,

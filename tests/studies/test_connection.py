@@ -81,9 +81,9 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         ({"targets": [0.6]}, "targets"),
         ({"curve": []}, "every round"),
         ({"curve": [asdict(RECORD.curve[1])]}, "every round"),
-        ({"curve": [{"round": 0}]}, "cannot be understood"),
-        ({"surprise": 1}, "cannot be understood"),
-        ({"quarantined": [1]}, "cannot be understood"),
+        ({"curve": [{"round": 0}]}, "is not valid"),
+        ({"surprise": 1}, "is not valid"),
+        ({"quarantined": [1]}, "is not valid"),
     ],
 )
 def test_a_record_is_checked_and_not_believed(
