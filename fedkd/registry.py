@@ -1,4 +1,4 @@
-"""Every name that a study may use, known without importing what it stands for."""
+"""Every name that a study may use; the module behind a name is imported when it is used."""
 
 from __future__ import annotations
 

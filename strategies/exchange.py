@@ -124,7 +124,7 @@ def exchange(
             an error from there says whose fault it is.
 
     Raises:
-        FedKDError: a simulated silo foresaw that it cannot go on, or the user's code failed there.
+        FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
         RemoteError: our code failed at a simulated silo, or its process was lost.
     """
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)

@@ -48,10 +48,10 @@ class SiloFedAvg(FedAvg):
 
     Args:
         context: the arm, its seed and the server's data.
-        observer: told of every round.
+        observer: receives every round.
         run_id: what replies must echo.
         checkpoint_writer: writes the run's state after every round, before ``observer`` is called.
-        state: the state from which to go on; None begins anew.
+        state: the state to resume from; None starts a new run.
         update: takes the place of the update that the arm's ``strategy`` names.
     """
 
@@ -258,7 +258,7 @@ class SiloFedAvg(FedAvg):
         state.curve.append(point)
         state.members = tuple(session.members)
         if self._checkpoint_writer is not None:
-            # First of all: what anyone has been told of is never computed a second time.
+            # Saved first, so that a round that anyone has seen is never computed again.
             state.update = self.update.state_dict()
             self._checkpoint_writer.write(state)
         self.observer.on_point(point)

@@ -57,7 +57,7 @@ class Roster(dict[str, Member]):
         """Bind a silo's name to its node; return whether the name is free.
 
         A claim to a name that is taken is kept until the other node is gone. In a run that was
-        taken up, silos that it did not begin with are left out.
+        resumed, silos that it did not start with are left out.
         """
         if self._closed and member.name not in self:
             return True

@@ -52,7 +52,7 @@ LOCK_WAIT_SECONDS = 30.0
 class Serving:
     """One run to serve: its context, the folder for its record, and an observer.
 
-    ``log`` tells the record to a caller on another host; None where the caller sees the folder.
+    ``log`` sends the record to a caller on another host; None if the caller can read the folder.
     """
 
     context: RunContext
@@ -62,7 +62,7 @@ class Serving:
 
 
 class _Recorder:
-    """Writes every point to disk before the observer is told of it."""
+    """Writes every point to disk before the observer receives it."""
 
     def __init__(self, folder: Path, observer: Observer) -> None:
         self._folder = folder
@@ -110,7 +110,7 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 
     Raises:
         UserError: another process writes to the folder.
-        FedKDError: the folder holds another run, or the run cannot go on.
+        FedKDError: the folder holds another run, or the run cannot continue.
     """
     # An engine that was killed takes a moment to end the server that it had started.
     with lock_folder(serving.folder, wait=LOCK_WAIT_SECONDS):

@@ -30,7 +30,7 @@ class Session:
     Attributes:
         grid: the way to the nodes.
         context: the arm, its seed and the server's data.
-        observer: is told of every epoch of distillation.
+        observer: receives every epoch of distillation.
         run_id: what replies must echo.
         timeout: seconds to wait for replies.
         ledger: traffic of the round, and refused replies.

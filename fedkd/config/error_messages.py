@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_LINES = 20
 _MAX_SHOWN = 60
 _DISCRIMINATOR = "scheme"
-"""The key by which pydantic tells the members of a union apart; only partitions have one."""
+"""The key that selects a member of a union for pydantic; only partitions have one."""
 _PLAIN_KEY = re.compile(r"[\w.:-]+")
 _PATTERNS = {
     "device": "is not cpu, cuda or cuda:N",

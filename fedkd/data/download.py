@@ -107,7 +107,7 @@ def find_file(
         unpacked: whether a file without the ending ``.gz`` does as well.
 
     Raises:
-        UserError: the file is neither found nor to be had, or is another one.
+        UserError: the file is neither here nor downloadable, or has another hash.
     """
     names = [file.name, file.name.removesuffix(".gz")] if unpacked else [file.name]
     for path in (folder / name for folder in folders for name in names):

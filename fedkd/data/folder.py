@@ -53,7 +53,7 @@ def read_folder(name: str, path: Path, image_size: int | None) -> Source:
 def read_hugging_face(name: str, repository: str, image_size: int | None) -> Source:
     """Read the splits ``train`` and ``test`` of an image classification set from Hugging Face.
 
-    The types of the columns tell images from labels; of several label columns, such as
+    The types of the columns distinguish images from labels; of several label columns, such as
     coarse and fine ones, the one with the most classes counts.
 
     Raises:

@@ -99,7 +99,7 @@ class SiloCheck:
         if held.warnings:
             return Finding("data", "note", value, "; ".join(held.warnings))
         if held.test is None:
-            advice = "a test set of its own would tell accuracy on images that no round trains on"
+            advice = "a test set of its own measures accuracy on images that no round trains on"
             return Finding("data", "note", f"{value}, none to test on", advice)
         return Finding("data", "ok", value)
 

@@ -49,7 +49,7 @@ def check_link(address: Address, root: Path | None, *, insecure: bool) -> Iterat
     Args:
         address: of the SuperLink.
         root: the certificate of the authority that it is certified by; None for the system's.
-        insecure: whether it speaks plain HTTP.
+        insecure: whether it uses plain HTTP.
     """
     context = None
     if not insecure:
@@ -100,7 +100,7 @@ def judge_clock(date: str | None, now: float) -> Finding:
     try:
         theirs = parsedate_to_datetime(date or "").timestamp()
     except ValueError:
-        return Finding("clock", "note", "cannot be compared: the SuperLink tells no time")
+        return Finding("clock", "note", "cannot be compared: the SuperLink's response has no date")
     ahead = now - theirs
     off = max(0.0, ahead - 1) if ahead > 0 else ahead  # their second may be all but over
     value = "agrees with the SuperLink's to the second"
@@ -131,12 +131,12 @@ def _explain(where: str, error: Exception, *, insecure: bool) -> Finding:
         return Finding("certificate", "broken", f"of {where}: {error.verify_message}", advice)
     if isinstance(error, ssl.SSLError):
         return Finding(
-            "superlink", "broken", f"{where} speaks no TLS: {error.reason}", "is it --insecure?"
+            "superlink", "broken", f"{where} does not use TLS: {error.reason}", "is it --insecure?"
         )
     if isinstance(error, socket.gaierror):
         return Finding("superlink", "broken", f"{where}: no such host is known", "check the name")
     advice = "is it running, and may this host open connections to that port?"
     if isinstance(error, http.client.HTTPException) and insecure:
-        advice = "does it speak TLS? then leave out --insecure"
+        advice = "if it uses TLS, leave out --insecure"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return Finding("superlink", "broken", f"{where} cannot be reached: {reason}", advice)

@@ -148,7 +148,7 @@ class Follower:
 
     def _remedy(self) -> str:
         return (
-            f"the run may go on there: `flwr log {self._run_id} {self._superlink.name}` shows it, "
+            f"it may still be running: `flwr log {self._run_id} {self._superlink.name}` shows it, "
             f"`flwr stop {self._run_id} {self._superlink.name}` ends it"
         )
 

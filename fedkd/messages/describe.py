@@ -112,7 +112,7 @@ def withhold_class_counts(content: RecordDict, *, least: int, share: bool) -> No
 
     Args:
         content: the answer, which is changed.
-        least: fewest images of a class whose number may be told.
+        least: fewest images of a class whose count may be sent.
         share: whether class counts are shared at all.
     """
     info = content.config_records.get(keys.INFO)

@@ -1,6 +1,6 @@
 """The message contract between server and silos: message types, records and keys.
 
-Programs outside the project speak it too. Keys are kebab-case on the wire.
+Programs outside the project use it too. Keys are kebab-case on the wire.
 
 =================  ==========================================  =================================
 message type       sent                                        answered

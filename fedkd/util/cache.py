@@ -1,4 +1,4 @@
-"""What need not be computed twice, kept by a hash of all that determines it."""
+"""The cache: results keyed by a hash of everything that determines them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def cache_key(parts: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, str]:
-    """Name all beside the study that decides the bits of a result."""
+    """Return the code hash and versions that results depend on."""
     return {
         "code": code_fingerprint(),
         "torch": version("torch"),

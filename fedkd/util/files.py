@@ -39,7 +39,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary() -> None:
-    """Remove what this process has not finished writing; it ends."""
+    """Remove the temporary files of this process, which is ending."""
     for path in list(_TEMPORARY):
         _remove(path)
 

@@ -1,4 +1,4 @@
-"""What a check of a machine or a silo found."""
+"""The result of one check of a machine or a silo."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Level = Literal["ok", "note", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
-        level: ``ok``; ``note``, for what may be missed; ``broken``, for what every study needs.
-        value: what is there, in a phrase.
+        name: what was checked.
+        level: ``ok``; ``note``, for something optional; ``broken``, if every study fails.
+        value: the result, in a phrase.
         advice: what to do, or empty.
         details: the same for programs.
     """

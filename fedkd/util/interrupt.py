@@ -40,7 +40,7 @@ _ENDING = _Ending()
 
 
 def advise(sentence: str) -> None:
-    """Store what an interrupted command tells its user to do next."""
+    """Store the advice that an interrupted command prints."""
     _ENDING.advice = sentence
 
 

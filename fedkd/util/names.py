@@ -1,4 +1,4 @@
-"""Names of silos: what one may be, and their order."""
+"""Names of silos: valid characters and natural order."""
 
 from __future__ import annotations
 

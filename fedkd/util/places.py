@@ -1,4 +1,4 @@
-"""Where a user's files are."""
+"""The user's folders: home and cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random layers and initialisers that draw from a generator of one's own.
+"""Random layers and initialisers that draw from a given generator.
 
 PyTorch's Dropout and initialisers draw from one global generator, which silos that train in
 parallel threads would share: curves would then depend on the number of workers.

@@ -1,4 +1,4 @@
-"""What fedkd and its extras require, by the metadata of the installed package."""
+"""The requirements of fedkd and its extras, from the installed package's metadata."""
 
 from __future__ import annotations
 

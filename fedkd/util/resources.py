@@ -1,4 +1,4 @@
-"""What ran out: disk, memory, open files, threads, told in a phrase."""
+"""Shortages of disk, memory, open files and threads, described in a phrase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the first bytes of a checkpoint tell, before anything of it is loaded.
+"""The header of a safetensors file, checked before any tensor is loaded.
 
 A safetensors file begins with the length of its header (eight bytes, little-endian) and the header
 itself, JSON that gives for each tensor where its data begin and end.
@@ -51,7 +51,7 @@ def find_checkpoint_problem(path: Path) -> str | None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what the header says besides its tensors; empty where it says nothing.
+    """Return the header's metadata; empty if it has none.
 
     The file must be one in which :func:`find_checkpoint_problem` finds nothing wrong.
     """
@@ -64,7 +64,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _find_foreign_format(path: Path, start: bytes, length: int) -> str | None:
-    """Tell safetensors from what it is often mistaken for.
+    """Return the format of a file that is not safetensors, if it is a common one.
 
     The byte after the length decides first: a length may well begin with the bytes of a pickle.
     """
@@ -82,7 +82,7 @@ def _find_foreign_format(path: Path, start: bytes, length: int) -> str | None:
 
 
 def _find_size_problem(path: Path, header: bytes, size: int) -> str | None:
-    """Compare the file's size with where the header says that the tensors' data end."""
+    """Compare the file's size with the end of data that the header gives."""
     try:
         end = _end_of_data(json.loads(header))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -91,9 +91,9 @@ def _find_size_problem(path: Path, header: bytes, size: int) -> str | None:
         return f"{path} holds no tensors"
     expected = _LENGTH_BYTES + len(header) + end
     if size < expected:
-        return f"{path} is truncated: it has {size} bytes but its header tells of {expected}"
+        return f"{path} is truncated: it has {size} bytes but its header describes {expected}"
     if size > expected:
-        return f"{path} is damaged: it has {size} bytes but its header tells of only {expected}"
+        return f"{path} is damaged: it has {size} bytes but its header describes only {expected}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Every random choice, derived from what it is for and never from global state.
+"""Seeds derived from the purpose of a random choice, never from global state.
 
 A seed is the SHA-256 of (study seed, purpose, silo name, round), so that no choice depends on how
 many choices were made before it, on which thread or process makes it, or on Python's ``hash``.

@@ -1,7 +1,7 @@
 """YAML read defensively: plain values only, bounded, no key twice, numbers as YAML 1.2 has them.
 
-A study may come from a stranger. So no tags are honoured, and what aliases expand to is counted
-before anything is built from them.
+A study is untrusted input. Tags are refused, and the size to which aliases expand is counted before
+anything is built from them.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def load_yaml(text: str, *, origin: str) -> Any:
         origin: what to call it in error messages.
 
     Raises:
-        UserError: if it is no YAML, too large, or holds a key twice, a tag or a key that is no
-            text; names line and column.
+        UserError: it is not valid YAML, is too large, or contains a duplicate key, a tag or a
+            key that is not text; the error names line and column.
     """
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"{origin}: longer than {MAX_CHARACTERS} characters, too long for a study")

@@ -471,7 +471,7 @@ CHECKPOINTS = {
     "ends in its header": (make_checkpoint(one_tensor())[:40], "is truncated: it ends inside"),
     "ends in its data": (
         make_checkpoint(one_tensor(100), b"123"),
-        "is truncated: it has 111 bytes but its header tells of 112",
+        "is truncated: it has 111 bytes but its header describes 112",
     ),
     "goes on after its data": (
         make_checkpoint(one_tensor(100), b"12345"),
