@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from fedkd import user_code
 from fedkd.errors import UserError
+from fedkd.suggestions import suggest
 from fedkd.user_code import MethodSpec
 
 OWN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
@@ -142,18 +142,6 @@ class Registry(Mapping[str, str]):
     def fingerprint(self, name: str) -> str:
         """Return what a name stands for, for cache keys; an edit of a user's code changes it."""
         return f"{name}@{user_code.fingerprint(self.load(name))}" if self.is_own(name) else name
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the nearest valid name, or an empty string.
-
-    A name of an earlier version is answered with the name that replaced it.
-    """
-    names = list(valid)
-    if RENAMED.get(name) in names:
-        return f"; it was renamed to {RENAMED[name]!r}"
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _functions(module: str, *names: str) -> dict[str, str]:
@@ -291,12 +279,3 @@ NUM_PATCH_FILTERS = 200
 
 LEAST_TRANSFER_IMAGES = 20
 """With fewer transfer images there is no basis for densities."""
-
-RENAMED = {
-    "blends": "mixed_inputs",
-    "refine": "finetune_epochs",
-    "filterbank": PATCH_FEATURES,
-    "discriminant": "lda-head",
-    "field": "deployed",
-}
-"""Keys and names of study files before version 0.2.0, to what they are called since."""

@@ -241,7 +241,7 @@ def export(
 
 
 def _choose_format(out: Path, name: str | None) -> str:
-    from fedkd.registry import suggest
+    from fedkd.suggestions import suggest
 
     formats = {"safetensors": _SAFETENSORS, "torch-export": ".pt2"}
     if name is None:

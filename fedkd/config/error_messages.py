@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.registry import suggest
+from fedkd.suggestions import suggest
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

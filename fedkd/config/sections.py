@@ -15,7 +15,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedkd.registry import ARCHITECTURES, OWN, SOURCES, Registry, suggest
+from fedkd.registry import ARCHITECTURES, OWN, SOURCES, Registry
+from fedkd.suggestions import suggest
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedkd.errors import UserError
-from fedkd.registry import ARCHITECTURES, suggest
+from fedkd.registry import ARCHITECTURES
+from fedkd.suggestions import suggest
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 

@@ -13,7 +13,8 @@ from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model, count_bytes
 from fedkd.models.check import check_model
 from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint, save_state
-from fedkd.registry import ARCHITECTURES, RENAMED
+from fedkd.registry import ARCHITECTURES
+from fedkd.suggestions import RENAMED
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from fedkd.version import VERSION
 

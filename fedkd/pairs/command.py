@@ -18,7 +18,8 @@ from fedkd.federation.thread_pool import silo_threads
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
-from fedkd.registry import METHODS, suggest
+from fedkd.registry import METHODS
+from fedkd.suggestions import suggest
 from fedkd.util import interrupt
 from fedkd.util.cache import cache_key
 from fedkd.util.files import write_json, write_text

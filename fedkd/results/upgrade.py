@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from fedkd.registry import RENAMED
+from fedkd.suggestions import RENAMED
 
 
 def upgrade(study: dict[str, Any]) -> dict[str, Any]:

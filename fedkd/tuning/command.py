@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from fedkd.config import Study
 from fedkd.errors import UserError
 from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
-from fedkd.registry import suggest
+from fedkd.suggestions import suggest
 from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge

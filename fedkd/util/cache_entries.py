@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedkd.errors import UserError
-from fedkd.registry import suggest
+from fedkd.suggestions import suggest
 from fedkd.util.files import temporary_beside
 
 KINDS: Mapping[str, str] = {

@@ -43,6 +43,7 @@ BESIDE = (
         "fedkd.util.resources",
         "fedkd.util.safetensors_header",
         "fedkd.errors",
+        "fedkd.suggestions",
         "fedkd.util.files",
         "fedkd.util.places",
         "fedkd.util.requirements",
