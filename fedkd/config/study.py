@@ -21,8 +21,8 @@ from fedkd.registry import (
     METHODS,
     PATCH_FEATURES,
     STARTS,
-    suggest,
 )
+from fedkd.suggestions import suggest
 from fedkd.util.names import natural_key
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
