@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clients.guard import UnsharedError
 from fedkd.config import Consolidation, Study
-from fedkd.data.images import Images, content_hash
+from fedkd.data.images import Images, content_hash, image_hashes
 from fedkd.deploy.answers import Answer, SpentError, answer_once
 from fedkd.deploy.approvals import is_approved
 from fedkd.deploy.silo_file import SiloFile
@@ -76,7 +76,7 @@ class Disclosure:
             "transfer": content_hash(seen),
             "density": wanted.density,
             "familiarity": _basis_settings(settings),
-            "images": content_hash(silo.data.images),
+            "images": content_hash(silo.data),
             "labels": silo.data.labels.tolist(),
             "classes": list(self.study.data.classes or ()),
             "least": silo.least_of_class,
@@ -121,7 +121,7 @@ def _large_classes(silo: LocalSilo) -> Images:
     data, kept = silo.data, torch.zeros(len(silo.data), dtype=torch.bool)
     for label in torch.unique(data.labels):
         members = data.labels == label
-        different = {image.numpy().tobytes() for image in data.images[members]}
+        different = set(image_hashes(data.take(members.nonzero()[:, 0])))
         if len(different) >= silo.least_of_class:
             kept |= members
     return data.take(kept.nonzero().flatten())

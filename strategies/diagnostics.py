@@ -100,7 +100,7 @@ def _predict(state: State, context: RunContext, data: Images) -> Tensor:
     """Return the classes that a model predicts, int32 ``[N]``."""
     model = context.model("examination")
     model.load_state_dict(state)
-    return predict(model, data.images, compute=context.compute).argmax(1).int()
+    return predict(model, data, compute=context.compute).argmax(1).int()
 
 
 def _own_flips(

@@ -7,15 +7,18 @@ import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from fedkd.data import pixels
 from fedkd.data.images import resize
+from fedkd.data.mapped import new_pixels
 from fedkd.data.source import MAX_BYTES
 from fedkd.errors import UserError
+from fedkd.util.parallel import available_cores, run_each
+from fedkd.util.progress import SlowProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +45,11 @@ _NAMED = 5
 """At most so many damaged pictures are named; the others are counted."""
 _MOST_FLATTENED = 0.1
 """Pictures of more than 8 bits that may come out almost without contrast, as a share."""
+_OPENED_AT_ONCE = 32
+"""Pictures that a thread opens one after the other before it takes the next ones."""
+_MAX_THREADS = 32
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,14 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class _Outcome(Generic[Result]):
+    """What came of one picture: a result, or a problem."""
+
+    result: Result | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class _Header:
     """What the header of one picture says, its size already turned upright."""
 
@@ -91,7 +107,7 @@ class _Header:
 
 
 class _Reader:
-    """Opens pictures one by one and collects what is wrong with them.
+    """Opens pictures, on several threads, and collects what is wrong with them.
 
     Args:
         pictures: N of them.
@@ -100,37 +116,52 @@ class _Reader:
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self._pictures = pictures
 
-    def each(self, work: Callable[[int, Image.Image], object]) -> None:
+    def each(self, doing: str, work: Callable[[int, Image.Image], Result]) -> list[Result]:
         """Call ``work`` with the index of every picture and the picture, opened.
+
+        Args:
+            doing: what is done, for the display of progress.
+            work: called by several threads at once.
+
+        Returns:
+            The results, in the order of the pictures.
 
         Raises:
             UserError: some raised an error; names the first few and says how many there are.
         """
-        problems = []
-        with warnings.catch_warnings():
+        outcomes: dict[int, list[_Outcome[Result]]] = {}
+        starts = range(0, len(self._pictures), _OPENED_AT_ONCE)
+
+        def open_some(start: int) -> list[_Outcome[Result]]:
+            end = min(start + _OPENED_AT_ONCE, len(self._pictures))
+            return [self._open(index, work) for index in range(start, end)]
+
+        threads = max(1, min(available_cores(), _MAX_THREADS, len(starts)))
+        with warnings.catch_warnings(), SlowProgress(doing, len(self._pictures)) as progress:
             warnings.simplefilter("ignore")  # Pillow's, of metadata and sizes
-            for index, picture in enumerate(self._pictures):
-                try:
-                    with picture.open() as stream, Image.open(stream, formats=_formats()) as image:
-                        _check_pixels(image)
-                        work(index, image)
-                except UserError as error:
-                    problems.append(f"{picture.place} {error}")
-                except UnidentifiedImageError:
-                    known = ", ".join(_BY_FORMAT)
-                    problems.append(
-                        f"{picture.place} cannot be read as an image: it is none of {known}"
-                    )
-                except Exception as error:  # Pillow's decoders raise all kinds for damaged files
-                    reason = " ".join(str(error).split())
-                    problems.append(f"{picture.place} cannot be read as an image ({reason})")
-        if problems:
-            more = len(problems) - _NAMED
-            rest = f"; and {more} more" if more > 0 else ""
-            them = "it" if len(problems) == 1 else "them"
-            raise UserError(
-                f"{'; '.join(problems[:_NAMED])}{rest}; replace {them} or remove {them}"
-            )
+            for start, some in run_each(starts, open_some, threads=threads):
+                outcomes[start] = some
+                progress.add(len(some))
+        in_order = [outcome for start in starts for outcome in outcomes[start]]
+        if problems := [each.problem for each in in_order if each.problem]:
+            raise UserError(_join(problems))
+        return [cast("Result", each.result) for each in in_order]
+
+    def _open(self, index: int, work: Callable[[int, Image.Image], Result]) -> _Outcome[Result]:
+        picture = self._pictures[index]
+        try:
+            with picture.open() as stream, Image.open(stream, formats=_formats()) as image:
+                _check_pixels(image)
+                return _Outcome(work(index, image))
+        except UserError as error:
+            problem = f"{picture.place} {error}"
+        except UnidentifiedImageError:
+            known = ", ".join(_BY_FORMAT)
+            problem = f"{picture.place} cannot be read as an image: it is none of {known}"
+        except Exception as error:  # Pillow's decoders raise all kinds for damaged files
+            reason = " ".join(str(error).split())
+            problem = f"{picture.place} cannot be read as an image ({reason})"
+        return _Outcome(None, problem)
 
     def headers(self) -> list[_Header]:
         """Return what every header says.
@@ -138,13 +169,18 @@ class _Reader:
         Raises:
             UserError: pictures are damaged, those among them of which only the pixels show it.
         """
-        headers: list[_Header] = []
         try:
-            self.each(lambda _, image: headers.append(_Header.of(image)))
+            return self.each("looking at pictures", lambda _, image: _Header.of(image))
         except UserError:
-            self.each(lambda _, image: image.load())
+            self.each("looking for damaged pictures", lambda _, image: image.load())
             raise
-        return headers
+
+
+def _join(problems: Sequence[str]) -> str:
+    more = len(problems) - _NAMED
+    rest = f"; and {more} more" if more > 0 else ""
+    them = "it" if len(problems) == 1 else "them"
+    return f"{'; '.join(problems[:_NAMED])}{rest}; replace {them} or remove {them}"
 
 
 def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decoded:
@@ -172,16 +208,18 @@ def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decode
         )
     depths = _measure_depths(reader, headers)
     tops = {kind: depth.top(kind) for kind, depth in depths.items()}
-    images = torch.empty(shape, dtype=torch.uint8)
+    images = new_pixels(shape)
 
-    def decode(index: int, image: Image.Image) -> None:
+    def decode(index: int, image: Image.Image) -> bool:
+        """Put a picture in its place; return whether it comes out almost without contrast."""
         kind, top = headers[index].kind, headers[index].top
         decoded = pixels.to_pixels(image, shape[1], top or tops.get(kind or "", 255.0))
-        if top is None and kind in depths and pixels.loses_contrast(image, decoded):
-            depths[kind].flattened.append(pictures[index].place)
         images[index] = _fit(torch.from_numpy(decoded), (height, width), image_size)
+        return top is None and kind in depths and pixels.loses_contrast(image, decoded)
 
-    reader.each(decode)
+    for index, flattened in enumerate(reader.each("decoding pictures", decode)):
+        if flattened:
+            depths[headers[index].kind or ""].flattened.append(pictures[index].place)
     return Decoded(images, (*_of_depths(depths, tops), *_of_frames(headers)))
 
 
@@ -217,13 +255,16 @@ def _measure_depths(reader: _Reader, headers: Sequence[_Header]) -> dict[str, pi
     """Return the range of values of all deep pictures whose header does not declare it."""
     depths: dict[str, pixels.Depth] = defaultdict(pixels.Depth)
 
-    def measure(index: int, image: Image.Image) -> None:
-        kind, top = headers[index].kind, headers[index].top
-        if kind is not None and top is None:
-            depths[kind].add(*pixels.value_range(image))
+    def measure(index: int, image: Image.Image) -> tuple[float, float] | None:
+        header = headers[index]
+        measured = header.kind is not None and header.top is None
+        return pixels.value_range(image) if measured else None
 
     if any(header.kind for header in headers):
-        reader.each(measure)
+        ranges = reader.each("measuring the depth of pictures", measure)
+        for header, values in zip(headers, ranges, strict=True):
+            if header.kind is not None and values is not None:
+                depths[header.kind].add(*values)
     if (colour := depths.pop(pixels.HIGH_BYTE, None)) is not None and colour.most < 128:
         raise UserError(
             f"its {colour.count} colour pictures of 16 bits a channel use only the lower half of "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -61,17 +61,7 @@ def read_hugging_face(name: str, repository: str, image_size: int | None) -> Sou
     """
     import datasets
 
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
-        raise UserError("write hf:OWNER/NAME, as in the address of the data set's page")
-    try:
-        loaded = datasets.load_dataset(repository)
-    except Exception as error:  # by network, repository and format, it raises all kinds
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{repository} could not be loaded from the Hugging Face Hub or its local cache "
-            f"({type(error).__name__}: {reason}); check its name and the network, or download it "
-            "and use folder:PATH"
-        ) from error
+    loaded = load_hugging_face(repository)
     if "train" not in loaded:
         raise UserError(f"it has no split named train, only {', '.join(map(str, loaded))}")
     features = loaded["train"].features
@@ -98,6 +88,28 @@ def read_hugging_face(name: str, repository: str, image_size: int | None) -> Sou
         tuple(features[label].names),
         decoded.warnings,
     )
+
+
+@lru_cache(maxsize=4)
+def load_hugging_face(repository: str) -> Any:
+    """Return a set from the Hugging Face Hub or its local cache: splits by their names.
+
+    Raises:
+        UserError: the set cannot be had.
+    """
+    import datasets
+
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise UserError("write hf:OWNER/NAME, as in the address of the data set's page")
+    try:
+        return datasets.load_dataset(repository)
+    except Exception as error:  # by network, repository and format, it raises all kinds
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{repository} could not be loaded from the Hugging Face Hub or its local cache "
+            f"({type(error).__name__}: {reason}); check its name and the network, or download it "
+            "and use folder:PATH"
+        ) from error
 
 
 def _open_file(path: str) -> IO[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -30,43 +31,84 @@ _NARROW_RANGE = 32
 _SAMPLED = 1000
 
 
+COPIED_BYTES = 256 << 20
+"""Largest set of images of which a part is copied: it is faster to read than a view."""
+
+_HASHED_AT_ONCE = 64 << 20
+"""Bytes of a view that are in memory at a time while it is hashed."""
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images and their labels, in one order.
+    """Images and their labels, in one order: whole tensors, or some rows of a large one.
 
     Attributes:
-        images: uint8 ``[N, C, H, W]``.
+        stored: uint8 ``[M, C, H, W]``, in memory or mapped to a file.
         labels: int64 ``[N]``; -1 where a label is withheld.
+        rows: int64 ``[N]``, positions in ``stored``; None where the images are all of it.
 
     Raises:
         ValueError: a tensor has another type or shape.
     """
 
-    images: torch.Tensor
+    stored: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.stored.dtype != torch.uint8 or self.stored.ndim != 4:
             raise ValueError(
-                f"images must be uint8 [N, C, H, W], not {self.images.dtype} "
-                f"{list(self.images.shape)}"
+                f"images must be uint8 [N, C, H, W], not {self.stored.dtype} "
+                f"{list(self.stored.shape)}"
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        expected = self.stored.shape[:1] if self.rows is None else self.rows.shape
+        if self.labels.dtype != torch.int64 or self.labels.shape != expected:
             raise ValueError(
-                f"labels of {len(self.images)} images must be int64 [N], not {self.labels.dtype} "
+                f"labels of {expected[0]} images must be int64 [N], not {self.labels.dtype} "
                 f"{list(self.labels.shape)}"
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images, uint8 ``[N, C, H, W]``; those of a view are copied at each call."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(N, C, H, W)``."""
+        channels, height, width = self.stored.shape[1:]
+        return len(self), channels, height, width
+
+    def pick(self, chosen: torch.Tensor | slice) -> torch.Tensor:
+        """Return the images at positions ``[B]``, uint8 ``[B, C, H, W]``."""
+        return self.stored[chosen] if self.rows is None else self.stored[self.rows[chosen]]
 
     def take(self, indices: np.ndarray | torch.Tensor | Sequence[int]) -> Images:
-        """Return the images at ``indices`` ``[M]``, in that order, copied."""
+        """Return the images at ``indices`` ``[M]``, in that order: copied, or as a view."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return Images(self.images[chosen], self.labels[chosen])
+        if self.stored.nbytes <= COPIED_BYTES:
+            return Images(self.pick(chosen), self.labels[chosen])
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return Images(self.stored, self.labels[chosen], rows)
+
+    def blocks(self, size: int) -> Iterator[torch.Tensor]:
+        """Yield the images in order, uint8 ``[B, C, H, W]``, at most ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.pick(slice(start, start + size))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of shape, pixels and labels, in hexadecimal; computed once."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        _hash_pixels(digest, self)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
-def content_hash(images: torch.Tensor) -> str:
+def content_hash(images: torch.Tensor | Images) -> str:
     """Return the SHA-256 of a transfer set's images, in hexadecimal.
 
     Hashed are, one after the other without a separator, in UTF-8 the name of the type and the
@@ -80,11 +122,29 @@ def content_hash(images: torch.Tensor) -> str:
     Raises:
         ValueError: the images are not uint8.
     """
-    if images.dtype != torch.uint8:
+    if isinstance(images, torch.Tensor) and images.dtype != torch.uint8:
         raise ValueError(f"a transfer set must be uint8 images, not {images.dtype}")
     digest = hashlib.sha256(f"uint8{tuple(images.shape)}".encode())
-    digest.update(images.contiguous().cpu().numpy().data)
+    _hash_pixels(digest, images)
     return digest.hexdigest()
+
+
+def image_hashes(images: Images) -> Iterator[bytes]:
+    """Yield a hash of the pixels of every image, in order: equal for equal images of one shape."""
+    for block in images.blocks(_RESIZED_AT_ONCE):
+        for image in block.contiguous().numpy():
+            yield hashlib.blake2b(image.data, digest_size=16).digest()
+
+
+def _hash_pixels(digest: hashlib._Hash, images: torch.Tensor | Images) -> None:
+    """Hash pixels in C order; of a view a part at a time."""
+    if isinstance(images, Images) and images.rows is not None:
+        size = max(1, _HASHED_AT_ONCE // max(1, images.stored[:1].nbytes))
+        for block in images.blocks(size):
+            digest.update(block.contiguous().cpu().numpy().data)
+        return
+    whole = images.stored if isinstance(images, Images) else images
+    digest.update(whole.contiguous().cpu().numpy().data)
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
@@ -158,9 +218,9 @@ def describe_few_values(images: torch.Tensor) -> str | None:
         images: uint8 ``[N, C, H, W]``, none of the sizes 0.
     """
     step = max(1, len(images) // _SAMPLED)
-    if not _has_few(_histogram(images[::step])):
+    if not _has_few(count_values(images[::step])):
         return None
-    counts = _histogram(images)
+    counts = count_values(images)
     if not _has_few(counts):
         return None
     values = counts.nonzero()[:, 0]
@@ -170,8 +230,8 @@ def describe_few_values(images: torch.Tensor) -> str | None:
     )
 
 
-def _histogram(images: torch.Tensor) -> torch.Tensor:
-    """Count the values of pixels, int64 ``[256]``."""
+def count_values(images: torch.Tensor) -> torch.Tensor:
+    """Return how many pixels have each value, int64 ``[256]``."""
     counts = torch.zeros(256, dtype=torch.int64)
     for chunk in torch.split(images, _RESIZED_AT_ONCE):
         counts += torch.bincount(chunk.reshape(-1), minlength=256)

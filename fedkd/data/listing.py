@@ -136,8 +136,24 @@ def _sort_in(listing: Listing, file: str, label: int) -> None:
         listing.skipped[_ending(file)] += 1
 
 
+def walk(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder and the folders that hold none, hidden ones left out."""
+    for root, files in _walk(folder):
+        for name in files:
+            yield os.path.join(root, name)  # noqa: PTH118 -- a path for each of very many files
+        if not files:
+            yield root
+
+
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files below a folder, folder by folder, both in the order of their names."""
+    for root, files in _walk(folder):
+        for name in files:
+            yield os.path.join(root, name)  # noqa: PTH118 -- likewise
+
+
+def _walk(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return every folder below one, with the names of its files, both in order."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -149,9 +165,7 @@ def _files(folder: Path) -> Iterator[str]:
         folders[:] = [] if real in seen else [name for name in folders if not is_hidden(name)]
         visited += [] if real in seen else [(root, sorted(n for n in files if not is_hidden(n)))]
         seen.add(real)
-    for root, files in sorted(visited):
-        for name in files:
-            yield os.path.join(root, name)  # noqa: PTH118 -- a path for each of very many files
+    return sorted(visited)
 
 
 def _folders(path: Path) -> list[str]:

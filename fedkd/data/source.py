@@ -39,7 +39,7 @@ class Source:
     @property
     def in_channels(self) -> int:
         """Number of channels: 1 for greyscale, 3 for RGB."""
-        return int(self.train.images.shape[1])
+        return self.train.shape[1]
 
     @property
     def image_size(self) -> int:
@@ -48,10 +48,10 @@ class Source:
         Raises:
             UserError: the images are not square.
         """
-        height, width = self.train.images.shape[2:]
+        height, width = self.train.shape[2:]
         if height != width:
             raise UserError(
                 f"data source {self.name!r}: its images are {height} pixels high and {width} wide, "
                 "but must be square; set data.image_size to resize and crop them"
             )
-        return int(height)
+        return height

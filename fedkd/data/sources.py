@@ -58,6 +58,8 @@ def convert_like(images: Images, *, channels: int, size: int) -> Images:
     Raises:
         UserError: the channels cannot be converted.
     """
+    if images.shape[1:] == (channels, size, size):
+        return images
     return Images(resize(to_channels(images.images, channels), size), images.labels)
 
 
@@ -74,10 +76,11 @@ def _read(name: str, image_size: int | None, options: Mapping[str, Any]) -> Sour
 
 
 def _resize_all(source: Source, size: int) -> Source:
-    train = Images(resize(source.train.images, size), source.train.labels)
+    channels = source.in_channels
+    train = convert_like(source.train, channels=channels, size=size)
     test = source.test
     if test is not None:
-        test = Images(resize(test.images, size), test.labels)
+        test = convert_like(test, channels=int(test.shape[1]), size=size)
     return dataclasses.replace(source, train=train, test=test)
 
 
@@ -91,7 +94,7 @@ def _warn_of_values(source: Source) -> Source:
 
 def _check_filled(source: Source) -> None:
     for what, part in (("training", source.train), ("test", source.test)):
-        if part is not None and 0 in part.images.shape:
+        if part is not None and 0 in part.shape:
             raise UserError(f"its {what} set has no images, or images without pixels")
 
 
@@ -110,7 +113,7 @@ def _check(source: Source) -> None:
                 f"the labels of its {what} set run from {least} to {most}, but must lie within 0 "
                 f"to {source.num_classes - 1}"
             )
-        if part.images.shape[1:] != source.train.images.shape[1:]:
+        if part.shape[1:] != source.train.shape[1:]:
             raise UserError(
                 f"its test images are {_dimensions(part)} but its training images are "
                 f"{_dimensions(source.train)}; set data.image_size, or make their channels equal"
@@ -118,5 +121,5 @@ def _check(source: Source) -> None:
 
 
 def _dimensions(part: Images) -> str:
-    channels, height, width = part.images.shape[1:]
+    channels, height, width = part.shape[1:]
     return f"{channels} x {height} x {width} (channels, height, width)"

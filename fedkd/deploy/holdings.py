@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fedkd.data.cached import load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.data.sources import convert_like, load_source
+from fedkd.data.sources import convert_like
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.state import Checkpoint
+from fedkd.util.cache import cache_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ def read_holdings(
     Raises:
         UserError: they cannot be read, or a label has no place among the study's classes.
     """
-    source = load_source(file.data, image_size=image_size)
+    source = load_cached_source(file.data, image_size=image_size, cache=cache_root())
     known = set(source.classes)
     if strange := [name for name in file.labels if name not in known]:
         raise UserError(
@@ -67,7 +70,7 @@ def read_holdings(
     test = source.test
     if test is not None:
         test = _convert(test, names, wanted, source, channels, image_size)
-    shape = Shape(len(wanted), int(train.images.shape[1]), int(train.images.shape[2]))
+    shape = Shape(len(wanted), train.shape[1], train.shape[2])
     return Holdings(train, test, wanted, shape, source.warnings)
 
 
@@ -120,8 +123,8 @@ def _convert(
             f"({', '.join(wanted[:20])}); map it under labels, or take these images out"
         )
     return convert_like(
-        Images(images.images, labels),
-        channels=channels or int(images.images.shape[1]),
+        dataclasses.replace(images, labels=labels),
+        channels=channels or images.shape[1],
         size=image_size or source.image_size,
     )
 

@@ -66,7 +66,7 @@ def choose(
     if settings.select.needs_validation:
         model = build_model(arch, teachers.shape, seed=0).to(teachers.compute.device)
         model.load_state_dict(start)
-        student_logits = predict(model, validation.images, compute=teachers.compute)
+        student_logits = predict(model, validation, compute=teachers.compute)
     selected = teachers.select(settings.select, validation, student_logits)
     if len(selected) < len(teachers):
         notes["teachers"] = [teachers.members[index].silo for index in selected]

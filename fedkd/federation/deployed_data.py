@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedkd.data.cached import load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.data.sources import convert_like, load_source
+from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
 from fedkd.federation.split import Split, split
 from fedkd.registry import NO_SOURCE, NOISE, SOURCES, STUDENT_SILO
+from fedkd.util.cache import cache_root
 
 if TYPE_CHECKING:
     from fedkd.config import Study
@@ -64,7 +66,9 @@ def _server_source(study: Study) -> Source:
     if study.data.source == NO_SOURCE:
         return _empty_source(study)
     data = study.data
-    source = load_source(data.source, image_size=data.image_size, options=data.options)
+    source = load_cached_source(
+        data.source, image_size=data.image_size, cache=cache_root(), options=data.options
+    )
     classes = tuple(study.data.classes or ())
     if source.num_classes != len(classes):
         raise UserError(
@@ -93,7 +97,9 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
     if source in (None, NOISE, STUDENT_SILO):
         return None
     options = study.data.transfer.options if source == study.data.transfer.source else None
-    return load_source(source, image_size=study.data.image_size, options=options)
+    return load_cached_source(
+        source, image_size=study.data.image_size, cache=cache_root(), options=options
+    )
 
 
 def _shape(study: Study) -> tuple[int, int, int]:

@@ -172,7 +172,7 @@ class Federation:
         }
         return {
             "seed": self.seed,
-            "images": [_digest(part) for part in parts],
+            "images": [part.digest for part in parts],
             "classes": self.shape.num_classes,
             "archs": [self._arch_key(self.study.arch_of(silo)) for silo in self._silos],
             "arch": self._arch_key(self.study.model.arch),
@@ -239,7 +239,7 @@ class Federation:
         key = cache_key(
             {
                 "kind": "pre-trained model",
-                "images": _digest(data),
+                "images": data.digest,
                 "arch": self._arch_key(self.study.arch_of(silo)),
                 "classes": self.shape.num_classes,
                 "settings": settings,
@@ -250,10 +250,3 @@ class Federation:
             }
         )
         return self.cache / "pretrained" / key
-
-
-def _digest(data: Images) -> str:
-    digest = hashlib.sha256(str(tuple(data.images.shape)).encode())
-    digest.update(data.images.contiguous().numpy().data)
-    digest.update(data.labels.contiguous().numpy().data)
-    return digest.hexdigest()

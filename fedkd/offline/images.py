@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedkd.data.cached import load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.data.sources import convert_like, load_source
+from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard
+from fedkd.util.cache import cache_root
 from fedkd.util.seeding import numpy_generator
 
 Indices = npt.NDArray[np.int64]
@@ -147,7 +149,7 @@ def _open_validation(name: str, transfer_name: str, transfer: Source) -> tuple[S
 
 def _load(option: str, name: str, size: int | None) -> Source:
     try:
-        return load_source(name, image_size=size)
+        return load_cached_source(name, image_size=size, cache=cache_root())
     except UserError as error:
         sentence = str(error).replace("data.image_size", "--image-size")
         raise UserError(f"{option}: {sentence}") from error

@@ -138,7 +138,7 @@ def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
         learn = _tune if method == KD_TUNED else _learn_plainly
         model, chosen = learn(pair, method, settings)
         seconds = round(time.perf_counter() - began, 3)
-        after = None if model is None else predict(model, pair.test.images, compute=pair.compute)
+        after = None if model is None else predict(model, pair.test, compute=pair.compute)
     return {
         "seed": pair.seed,
         "teacher": pair.teacher.silo,
@@ -194,7 +194,7 @@ def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member
     arch = federation.study.arch_of(silo)
     model = _build(arch, state, federation.shape, federation.compute)
     with intra_op_threads(1):
-        logits = predict(model, federation.split.test.images, compute=federation.compute)
+        logits = predict(model, federation.split.test, compute=federation.compute)
     labels = federation.data_of(silo).labels
     counts = torch.bincount(labels, minlength=federation.shape.num_classes)
     return Member(silo, arch, state, counts, logits)
@@ -220,7 +220,7 @@ def _tune(
         model = _learn(pair, own)
         if model is None:
             continue
-        logits = predict(model, pair.validation.images, compute=pair.compute)
+        logits = predict(model, pair.validation, compute=pair.compute)
         score = _accuracy(logits, pair.validation.labels)
         if score > best[2]:
             best = (model, own, score)

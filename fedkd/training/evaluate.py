@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
 from fedkd.models.build import running
+from fedkd.training.batches import uint8_batches
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
@@ -34,7 +35,11 @@ half the processor time of 1,024. The size is fixed, because another size gives 
 
 
 def predict(
-    model: nn.Module, images: Tensor, *, compute: Compute, batch_size: int | None = None
+    model: nn.Module,
+    images: Tensor | Images,
+    *,
+    compute: Compute,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``.
 
@@ -44,18 +49,18 @@ def predict(
     """
     model.eval()
     kind = compute.device.partition(":")[0]
-    batches = torch.split(images, batch_size or PREDICTION_BATCH[kind])
+    batches = uint8_batches(images, batch_size or PREDICTION_BATCH[kind])
     threads = min(torch.get_num_threads(), len(batches)) if kind == "cpu" else 1
     if draws_at_random(model):
         # A user's model may be random in evaluation mode too; a fixed seed makes it reproducible.
         with DrawFrom(torch.Generator().manual_seed(0)), intra_op_threads(1):
-            return torch.cat([_predict(model, batch, compute) for batch in batches])
+            return torch.cat([_predict(model, batch(), compute) for batch in batches])
     if threads == 1 or model._forward_hooks:
         # Forward hooks expect the batches in order.
         with intra_op_threads(1):
-            return torch.cat([_predict(model, batch, compute) for batch in batches])
+            return torch.cat([_predict(model, batch(), compute) for batch in batches])
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return torch.cat(list(pool.map(lambda batch: _predict(model, batch, compute), batches)))
+        return torch.cat(list(pool.map(lambda batch: _predict(model, batch(), compute), batches)))
 
 
 @torch.no_grad()
@@ -69,7 +74,7 @@ def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
 
 def evaluate(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
     """Evaluate ``model`` on labelled images."""
-    return metrics(predict(model, data.images, compute=compute), data.labels)
+    return metrics(predict(model, data, compute=compute), data.labels)
 
 
 def metrics(logits: Tensor, labels: Tensor) -> Metrics:

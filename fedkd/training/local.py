@@ -76,7 +76,7 @@ def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
         objective = _checked(objective, name, len(task.data))
     return fit(
         task.model,
-        task.data.images,
+        task.data,
         (task.data.labels, *objective.extras),
         objective.loss,
         sgd=Sgd(
@@ -155,7 +155,7 @@ def not_true(task: LocalTask) -> Objective:
     FedNTD, Lee et al. 2106.03097, equations 3 and 4, times tau^2 as in the authors' code. The
     received model predicts once, before the first step.
     """
-    received = predict(task.model, task.data.images, compute=task.compute)
+    received = predict(task.model, task.data, compute=task.compute)
 
     def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
         labels, old_logits = batch

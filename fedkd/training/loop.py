@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from fedkd.data.images import Images, as_float, content_hash
+from fedkd.data.images import Images, content_hash
 from fedkd.models.build import running
 from fedkd.models.state import copy_state, state_hash
+from fedkd.training.batches import float_batches, whole_or_view
 from fedkd.training.compute import Compute, batch_bounds, is_channels_last
 from fedkd.training.evaluate import predict
 from fedkd.util.parallel import check_stopped
@@ -55,7 +56,7 @@ class Sgd:
 
 def fit(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | Images,
     others: Sequence[Tensor],
     loss: Loss,
     *,
@@ -72,8 +73,8 @@ def fit(
 
     Args:
         model: the model, on ``compute.device``.
-        images: uint8 ``[N, C, H, W]``, converted to floats epoch by epoch; or floats. The output of
-            the model's fixed part, if it has one, is computed once for uint8 images; see
+        images: uint8 ``[N, C, H, W]``, converted to floats when they are needed; or floats. The
+            output of the model's fixed part, if it has one, is computed once for uint8 images; see
             :class:`HasFixedPart`.
         others: tensors ``[N, ...]`` in the order of the images, such as labels or targets.
         loss: maps logits and the batch of ``others`` to the loss.
@@ -92,19 +93,16 @@ def fit(
     anneal = make_schedule(optimiser, sgd.schedule, sgd.epochs * len(bounds))
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
     layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
-    images = images.contiguous(memory_format=layout)
+    images = whole_or_view(images, layout)
     mean = float("nan")
     for _ in range(sgd.epochs):
         order = torch.randperm(len(images), generator=generator)
-        mixed = images[order] if images.is_floating_point() else as_float(images[order])
-        shuffled = [
-            mixed.to(compute.device),
-            *(other[order].to(compute.device) for other in others),
-        ]
         total = torch.zeros((), device=compute.device)
-        for start, end in bounds:
+        for batch, *rest in float_batches(
+            images, others, order, bounds, layout=layout, device=compute.device
+        ):
             check_stopped()
-            batch, *rest = (tensor[start:end] for tensor in shuffled)
+            size = len(batch)
             if mix:
                 batch, *rest = mix([batch, *rest])
             optimiser.zero_grad()
@@ -115,7 +113,7 @@ def fit(
                 batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
             optimiser.step()
             anneal()
-            total += batch_loss.detach() * (end - start)
+            total += batch_loss.detach() * size
         mean = float(total) / len(images)
         if on_epoch:
             on_epoch()
@@ -131,19 +129,23 @@ FEATURE_CACHE_BYTES = 1 << 30
 
 
 def _precompute_fixed_part(
-    model: nn.Module, images: Tensor, compute: Compute
-) -> tuple[nn.Module, Tensor]:
+    model: nn.Module, images: Tensor | Images, compute: Compute
+) -> tuple[nn.Module, Tensor | Images]:
     """Return the trainable part of a model, and its input: the fixed part's output, or images."""
-    if not isinstance(model, HasFixedPart) or images.is_floating_point():
+    is_float = isinstance(images, Tensor) and images.is_floating_point()
+    if not isinstance(model, HasFixedPart) or is_float:
         return model, images
     fixed, trainable = model.split_fixed()
-    width = predict(fixed, images[:1], compute=compute).numel()
+    first = images[:1] if isinstance(images, Tensor) else images.pick(slice(0, 1))
+    width = predict(fixed, first, compute=compute).numel()
     if len(images) * width * 4 > MAX_FEATURE_BYTES:
         return model, images
     return trainable, _fixed_features(fixed, images, compute)
 
 
-def _feature_key(fixed: nn.Module, images: Tensor, compute: Compute) -> tuple[str, str, Compute]:
+def _feature_key(
+    fixed: nn.Module, images: Tensor | Images, compute: Compute
+) -> tuple[str, str, Compute]:
     return state_hash(copy_state(fixed)), content_hash(images), compute
 
 
@@ -152,7 +154,7 @@ def _feature_key(fixed: nn.Module, images: Tensor, compute: Compute) -> tuple[st
     key=_feature_key,
     lock=Lock(),
 )
-def _fixed_features(fixed: nn.Module, images: Tensor, compute: Compute) -> Tensor:
+def _fixed_features(fixed: nn.Module, images: Tensor | Images, compute: Compute) -> Tensor:
     return predict(fixed, images, compute=compute)
 
 
@@ -186,7 +188,7 @@ def train_supervised(
     """Train ``model`` in place on labelled images with cross-entropy; see :func:`fit`."""
     return fit(
         model,
-        data.images,
+        data,
         (data.labels,),
         lambda logits, rest: functional.cross_entropy(logits, rest[0]),
         sgd=sgd,

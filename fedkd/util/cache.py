@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -47,6 +48,10 @@ real hosts. A test holds this list against all that a run imports.
 """
 
 
+_DEFAULT_GIGABYTES = 50
+_MOST_GIGABYTES = 1e9
+
+
 def cache_root() -> Path:
     """Return ``$FEDKD_CACHE_DIR``, or ``fedkd`` in the user's cache folder.
 
@@ -55,6 +60,25 @@ def cache_root() -> Path:
     """
     chosen = os.environ.get("FEDKD_CACHE_DIR")
     return expand(chosen).absolute() if chosen else user_cache()
+
+
+def disk_budget() -> int:
+    """Return the most bytes of decoded data sources in the cache: ``$FEDKD_CACHE_GB``, else 50 GB.
+
+    Raises:
+        UserError: the variable is not a number of gigabytes.
+    """
+    text = os.environ.get("FEDKD_CACHE_GB", "").strip()
+    try:
+        gigabytes = float(text or _DEFAULT_GIGABYTES)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 <= gigabytes < _MOST_GIGABYTES:
+        raise UserError(
+            f"FEDKD_CACHE_GB: {text!r} is not a valid number of gigabytes; set it to one such as "
+            f"{_DEFAULT_GIGABYTES}, or to 0 to keep no decoded data"
+        )
+    return int(gigabytes * 1e9)
 
 
 def check_cache_root() -> None:

@@ -23,7 +23,7 @@ KINDS: Mapping[str, str] = {
     "pretrained": "silos' own models",
     "predictions": "teachers' logits on image sets",
     "arms": "finished runs of an arm and seed",
-    "sources": "decoded public data sets",
+    "sources": "decoded data sources",
     "partitions": "which silo holds which images",
 }
 """Folders of the cache, and what their entries are."""
@@ -49,7 +49,7 @@ class Entry:
         kind: of :data:`KINDS`.
         path: its folder, or a file of an earlier version.
         size: in bytes.
-        age: seconds since it was written.
+        age: seconds since it was written, or since a decoded source was last used.
     """
 
     kind: str
@@ -59,19 +59,25 @@ class Entry:
 
 
 @contextmanager
-def new_entry(path: Path) -> Iterator[Path]:
+def new_entry(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a folder that becomes the entry ``path`` when the block succeeds.
 
     An entry is whole or absent. It replaces one that is there, to which its key says it is equal.
+
+    Args:
+        path: the entry.
+        private: whether the user alone may read it.
     """
     with temporary_beside(path) as scratch:
-        scratch.mkdir()
+        scratch.mkdir(mode=0o700 if private else 0o777)
         yield scratch
         sums = {str(file.relative_to(scratch)): _sum(file) for file in _files(scratch)}
         (scratch / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         for file in _files(scratch):
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
+            if private:
+                file.chmod(0o600)
         drop_entry(path)
         try:
             scratch.rename(path)
@@ -126,6 +132,37 @@ def _compare(folder: Path, _: tuple[tuple[str, int, int, int], ...]) -> str | No
         return f"{different[0]} is {'missing' if different[0] in sums else 'not of it'}"
     wrong = next((name for name in sorted(names) if _sum(folder / name) != sums[name]), None)
     return None if wrong is None else f"{wrong} has changed"
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether there is an entry ``path`` with all its files, whatever these hold.
+
+    For entries so large that to read them for their checksums takes longer than to use them.
+    """
+    try:
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return {str(file.relative_to(path)) for file in _files(path)} == {*sums, MANIFEST}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def keep_within(root: Path, kind: str, budget: int, *, latest: Path) -> None:
+    """Remove the entries of a kind that were not used for longest, until the others fit.
+
+    Args:
+        root: of the cache.
+        kind: of :data:`KINDS`.
+        budget: in bytes, of all entries of the kind.
+        latest: an entry that is not removed.
+    """
+    entries = [each for each in find_entries(root) if each.kind == kind]
+    total = sum(each.size for each in entries)
+    for entry in sorted(entries, key=lambda each: -each.age):
+        if total <= budget:
+            return
+        if entry.path != latest:
+            drop_entry(entry.path)
+            total -= entry.size
 
 
 def drop_entry(path: Path) -> None:

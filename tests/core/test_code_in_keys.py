@@ -28,6 +28,7 @@ BESIDE = (
         "fedkd.api",
         "fedkd.cli",
         "fedkd.report.progress",
+        "fedkd.util.progress",
         "fedkd.federation.recommend",
         "fedkd.report",
     ),

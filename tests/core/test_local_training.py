@@ -297,7 +297,7 @@ def test_the_received_model_predicts_once_and_stays_with_its_image(
     expected = real_predict(model, UNEVEN.images, compute=Compute())
     train("not-true", local_epochs=3)
     assert len(calls) == 1
-    assert torch.equal(calls[0], UNEVEN.images)
+    assert torch.equal(calls[0].images, UNEVEN.images)
     seen = [
         (int(label), row) for labels, old in met for label, row in zip(labels, old, strict=True)
     ]

@@ -202,10 +202,17 @@ def _fit(points: Tensor, dims: int, *, fine: bool = False) -> tuple[Tensor, Tens
     return mean.float(), components.float()
 
 
+POOLED_AT_ONCE = 256
+"""Images that are floats at a time while they are pooled, each by itself."""
+
+
 def _pool(images: Tensor, side: int) -> Tensor:
     """Area-pool to ``side`` and flatten, float64 ``[N, C * side * side]``."""
-    pooled = functional.adaptive_avg_pool2d(as_float(images), side)
-    return pooled.flatten(1).double()
+    pooled = [
+        functional.adaptive_avg_pool2d(as_float(some), side)
+        for some in torch.split(images, POOLED_AT_ONCE)
+    ]
+    return torch.cat(pooled).flatten(1).double()
 
 
 # The log-density of a class without images: finite, so that checks for NaN and Inf pass.

@@ -63,13 +63,10 @@ def moments_of(
     dims = len(basis.components)
     sums = torch.zeros(num_classes, dims, dtype=torch.float64)
     second = torch.zeros(dims, dims, dtype=torch.float64)
-    for images, labels in zip(
-        torch.split(data.images[kept], PROJECTION_BATCH),
-        torch.split(data.labels[kept], PROJECTION_BATCH),
-        strict=True,
-    ):
-        points = clip_points(basis.project(images)) if clipped else basis.project(images)
-        sums.index_add_(0, labels, points)
+    for rows in torch.split(kept.nonzero()[:, 0], PROJECTION_BATCH):
+        points = basis.project(data.pick(rows))
+        points = clip_points(points) if clipped else points
+        sums.index_add_(0, data.labels[rows], points)
         second += points.T @ points
     means = sums / counts.clamp_min(1)[:, None]
     return Moments(counts, means.float(), (second / counts.sum()).float())
