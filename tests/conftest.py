@@ -14,6 +14,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# Before PyTorch is loaded: threads of tiny models would spin for longer than they compute.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import pytest
 import torch
 import yaml

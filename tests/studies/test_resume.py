@@ -112,7 +112,7 @@ class Victim:
         while self.folder is None or self.num_points() < points:
             assert process.returncode is None, process.communicate()
             assert time.monotonic() < deadline, "the study does not get on"
-            time.sleep(0.002)
+            time.sleep(0.005)
         return process
 
     def kill_after(self, points: int, pause: float) -> None:
