@@ -127,9 +127,7 @@ def _find_sources(first: str) -> dict[str, Path]:
         if top in seen:
             continue
         seen.add(top)
-        files = _files_of(top)
-        if top != first:
-            files = {key: path for key, path in files.items() if _is_users(str(path))}
+        files = _files_of(top, installed=top == first)
         found |= files
         for path in files.values():
             if path.suffix == ".py" and _is_users(str(path)):
@@ -137,16 +135,22 @@ def _find_sources(first: str) -> dict[str, Path]:
     return found
 
 
-def _files_of(top: str) -> dict[str, Path]:
-    """Return the file of a top-level module, or every Python file of a package."""
+def _files_of(top: str, *, installed: bool) -> dict[str, Path]:
+    """Return the file of a top-level module, or every Python file of a package.
+
+    Of what is installed there are none unless that is asked for: PyTorch has thousands.
+    """
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # __main__ has none
         spec = None
     if spec is not None and spec.submodule_search_locations:
-        return dict(_walk(top, [Path(place) for place in spec.submodule_search_locations]))
+        places = spec.submodule_search_locations
+        return dict(_walk(top, [Path(each) for each in places if installed or _is_users(each)]))
     origin = spec.origin if spec else getattr(sys.modules.get(top), "__file__", None)
-    return {top: Path(origin)} if origin and Path(origin).is_file() else {}
+    if not origin or not Path(origin).is_file() or not (installed or _is_users(origin)):
+        return {}
+    return {top: Path(origin)}
 
 
 def _walk(top: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# Before PyTorch is loaded: threads of tiny models would spin for longer than they compute.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import pytest
 import torch
 import yaml
@@ -24,6 +27,7 @@ from fedkd.config.study_file import parse_study
 from fedkd.results.comparison import compare_arms
 from fedkd.results.record import Point, RunRecord
 from fedkd.runner.summary import run_entry
+from fedkd.util.cache_entries import KINDS
 
 settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("fedkd")
@@ -50,19 +54,49 @@ def _ctrl_c_is_heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_sync() -> Iterator[None]:
+    """Wait for no disk: what tests write need not outlive a power failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the cache of this test session."""
-    return tmp_path_factory.mktemp("cache")
+    """Return the cache of this test session, which the workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDKD_CACHE_DIR", str(cache_dir))
-    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache_dir: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDKD_CACHE_DIR", str(cache_dir))
+        patch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def make_cache(cache_dir: Path) -> Callable[[Path], Path]:
+    """Return a function that makes a cache in a folder, without the runs of other tests.
+
+    What runs begin from, as silos' models, is the session's, which must not be changed there.
+    """
+
+    def make_cache(folder: Path) -> Path:
+        folder.mkdir()
+        for kind in KINDS.keys() - {"arms"}:
+            (cache_dir / kind).mkdir(exist_ok=True)
+            (folder / kind).symlink_to(cache_dir / kind)
+        return folder
+
+    return make_cache
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Return the folder of golden files."""
     return GOLDEN
@@ -195,13 +229,13 @@ def change(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data() -> Callable[..., dict[str, Any]]:
     """Return a function that gives the tiny study as plain data, with changes."""
     return lambda changes=None: change(tiny_data(), changes or {})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> Callable[..., Study]:
     """Return a function that gives the tiny study, with changes."""
     return lambda changes=None: parse_study(
@@ -209,7 +243,7 @@ def make_study() -> Callable[..., Study]:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_summary() -> Callable[..., dict[str, Any]]:
     """Return a function that gives the summary of a study whose curves are made up.
 
@@ -324,7 +358,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     """Return a function that runs one arm with Flower's real apps on an in-process grid.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
+from fedkd.models.state import State
 
 HOSTILE = "silo-1"
 STUDY = {
@@ -58,18 +61,29 @@ def away(silo: str, question: Message, reply: Message) -> Message | None:
     return None if gone else reply
 
 
+@pytest.fixture(scope="module")
+def start_without(run_arm: Any, make_study: Any) -> Callable[[str], State]:
+    """Return a function that gives an arm's start where the hostile silo answers nothing."""
+
+    @cache
+    def start_without(arm: str) -> State:
+        study = make_study({**STUDY, "rounds/timeout": 0.5})
+        state: State = run_arm(study, arm, tamper=away).start.state
+        return state
+
+    return start_without
+
+
 @pytest.mark.parametrize("value", [1e4, -1e4, 0.0, 1e17])
 @pytest.mark.parametrize("arm", ["average", "best", "fedkd", "fedkd-features"])
 def test_the_start_is_as_if_the_silo_had_sent_no_model(
-    arm: str, value: float, run_arm: Any, make_study: Any
+    arm: str, value: float, run_arm: Any, make_study: Any, start_without: Any
 ) -> None:
-    study = make_study({**STUDY, "rounds/timeout": 0.5})
-    ran = run_arm(study, arm, tamper=sending(filled(value)))
+    ran = run_arm(make_study(STUDY), arm, tamper=sending(filled(value)))
     assert list(ran.run.notes["implausible"]) == [HOSTILE]
     assert HOSTILE in ran.run.notes["warning"]
     assert ran.refused == []
-    without = run_arm(study, arm, tamper=away)
-    for key, tensor in without.start.state.items():
+    for key, tensor in start_without(arm).items():
         assert torch.equal(ran.start.state[key], tensor), key
     if "mean_weights" in ran.run.notes:
         assert list(ran.run.notes["mean_weights"]) == ["silo-0", "silo-2"]

@@ -209,12 +209,23 @@ def tamper_with(
     return tamper
 
 
-def average_without(ran: Any, hostile: str = HOSTILE) -> State:
-    """Return one round of FedAvg over all silos but one, worked out without the server."""
-    start = ran.context.model("initial-model").state_dict()
-    honest = [silo for silo in ran.silos if silo.name != hostile]
-    states = [silo.train(start, 1, ran.context.rounds)[0] for silo in honest]
-    return average_states(states, [float(len(silo.data)) for silo in honest])
+@pytest.fixture(scope="module")
+def average_without() -> Callable[..., State]:
+    """Return a function that works out one round of FedAvg over all silos but one.
+
+    It does so without the server, and once: all runs here begin from the same model.
+    """
+    found: dict[str, State] = {}
+
+    def average_without(ran: Any, hostile: str = HOSTILE) -> State:
+        if hostile not in found:
+            start = ran.context.model("initial-model").state_dict()
+            honest = [silo for silo in ran.silos if silo.name != hostile]
+            states = [silo.train(start, 1, ran.context.rounds)[0] for silo in honest]
+            found[hostile] = average_states(states, [float(len(silo.data)) for silo in honest])
+        return found[hostile]
+
+    return average_without
 
 
 def assert_same(found: State, expected: State) -> None:
@@ -224,7 +235,9 @@ def assert_same(found: State, expected: State) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_REPLIES)
-def test_a_hostile_update_is_as_if_not_asked(name: str, run_arm: Any, make_study: Any) -> None:
+def test_a_hostile_update_is_as_if_not_asked(
+    name: str, run_arm: Any, make_study: Any, average_without: Any
+) -> None:
     study = make_study({"rounds/max": 1})
     ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_REPLIES[name]))
     assert ran.refused == [(HOSTILE, 1)]
@@ -234,13 +247,17 @@ def test_a_hostile_update_is_as_if_not_asked(name: str, run_arm: Any, make_study
     assert len(ran.reasons) < 400
 
 
-def test_an_honest_round_is_the_average_of_all(run_arm: Any, make_study: Any) -> None:
+def test_an_honest_round_is_the_average_of_all(
+    run_arm: Any, make_study: Any, average_without: Any
+) -> None:
     ran = run_arm(make_study({"rounds/max": 1}), "fedavg", tamper=tamper_with(lambda c: c))
     assert ran.refused == []
     assert_same(ran.state, average_without(ran, hostile=""))
 
 
-def test_error_replies_and_silence_are_as_if_not_asked(run_arm: Any, make_study: Any) -> None:
+def test_error_replies_and_silence_are_as_if_not_asked(
+    run_arm: Any, make_study: Any, average_without: Any
+) -> None:
     study = make_study({"rounds/max": 1, "rounds/timeout": 0.3})
 
     def fail(silo: str, question: Message, reply: Message) -> Message | None:
@@ -259,7 +276,7 @@ def test_error_replies_and_silence_are_as_if_not_asked(run_arm: Any, make_study:
         assert_same(ran.state, average_without(ran))
 
 
-def test_a_loss_of_nan_harms_no_model(run_arm: Any, make_study: Any) -> None:
+def test_a_loss_of_nan_harms_no_model(run_arm: Any, make_study: Any, average_without: Any) -> None:
     """The training loss is told to no one who decides by it."""
 
     def lie(content: RecordDict) -> RecordDict:
@@ -271,7 +288,9 @@ def test_a_loss_of_nan_harms_no_model(run_arm: Any, make_study: Any) -> None:
     assert_same(ran.state, average_without(ran, hostile=""))
 
 
-def test_of_two_replies_the_first_counts(run_arm: Any, make_study: Any) -> None:
+def test_of_two_replies_the_first_counts(
+    run_arm: Any, make_study: Any, average_without: Any
+) -> None:
     """And a second can neither mend nor spoil it, nor stand for a silo that has not answered."""
     study = make_study({"rounds/max": 1})
 
@@ -297,7 +316,7 @@ def test_of_two_replies_the_first_counts(run_arm: Any, make_study: Any) -> None:
 
 
 def test_a_reply_in_another_silos_place_is_that_silos_failure(
-    run_arm: Any, make_study: Any
+    run_arm: Any, make_study: Any, average_without: Any
 ) -> None:
     """What is sent from one node is judged as that node's, whatever it says of itself."""
 
@@ -417,17 +436,22 @@ BAD_MOMENTS: dict[str, Callable[[RecordDict], RecordDict]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_MOMENTS)
-def test_hostile_moments_are_as_if_not_asked(name: str, run_arm: Any, make_study: Any) -> None:
-    def fail(content: RecordDict) -> RecordDict:
-        return change_info(problem="away")(content)
+@pytest.fixture(scope="module")
+def without_moments_of_the_silo(run_arm: Any, make_study: Any) -> Any:
+    """The run in which the hostile silo had no moments to tell."""
+    tamper = tamper_with(change_info(problem="away"), keys.TEACHER)
+    return run_arm(make_study(MOMENTS_ARM), "fedkd", tamper=tamper)
 
+
+@pytest.mark.parametrize("name", BAD_MOMENTS)
+def test_hostile_moments_are_as_if_not_asked(
+    name: str, run_arm: Any, make_study: Any, without_moments_of_the_silo: Any
+) -> None:
     study = make_study(MOMENTS_ARM)
     ran = run_arm(study, "fedkd", tamper=tamper_with(BAD_MOMENTS[name], keys.TEACHER))
     assert ran.refused == [(HOSTILE, 0)]
     assert list(ran.run.notes["mean_weights"]) == ["silo-0", "silo-2"]
-    away = run_arm(study, "fedkd", tamper=tamper_with(fail, keys.TEACHER))
-    assert_same(ran.state, away.state)
+    assert_same(ran.state, without_moments_of_the_silo.state)
 
 
 def test_honest_moments_pass(run_arm: Any, make_study: Any) -> None:
@@ -471,7 +495,7 @@ BAD_TEACHERS: dict[str, Callable[[RecordDict], RecordDict]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def without_the_silo(run_arm: Any, make_study: Any) -> Any:
     """The run in which the hostile silo fails to answer the server's question at all."""
 
@@ -506,7 +530,7 @@ def test_a_hostile_model_is_no_teacher(run_arm: Any, make_study: Any) -> None:
     assert all(bool(torch.isfinite(tensor).all()) for tensor in ran.state.values())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def without_the_model(run_arm: Any, make_study: Any) -> Any:
     """The run in which the hostile silo's model was not to be had."""
     tamper = tamper_with(change_info(problem="away"), keys.TEACHER)
@@ -555,7 +579,9 @@ BAD_INTRODUCTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_INTRODUCTIONS)
-def test_a_hostile_introduction_keeps_a_node_out(name: str, run_arm: Any, make_study: Any) -> None:
+def test_a_hostile_introduction_keeps_a_node_out(
+    name: str, run_arm: Any, make_study: Any, average_without: Any
+) -> None:
     study = make_study({"rounds/max": 1})
     ran = run_arm(study, "fedavg", tamper=tamper_with(BAD_INTRODUCTIONS[name], keys.DESCRIBE))
     assert ran.members == ["silo-0", "silo-2"]

@@ -109,7 +109,7 @@ class Ear:
 # Densities in features.
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def features(make_study: Any) -> Any:
     return make_study({"rounds/max": 1, "arms/fedkd": FEATURES})
 
@@ -175,7 +175,7 @@ BAD_DENSITIES: dict[str, Change] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def silent(run_arm: Any, features: Any) -> Any:
     """The run in which the hostile silo does not answer the second question."""
 
@@ -427,7 +427,7 @@ def test_a_distillation_that_diverges_on_the_silo_is_told(run_arm: Any, make_stu
 # What a silo refuses.
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def silo_and_study(run_arm: Any, make_study: Any) -> Any:
     study = make_study(at_silo())
     return run_arm(study, "fedavg").silos[0], study

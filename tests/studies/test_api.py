@@ -51,21 +51,8 @@ def test_a_study_may_be_a_path_a_dictionary_or_a_study(
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> fedkd.Comparison:
-    folder = tmp_path_factory.mktemp("api")
-    study = {
-        "name": "tiny",
-        "data": {"source": "digits", "transfer": {"size": 60}, "train_size": 150},
-        "partition": {"scheme": "label-dirichlet", "silos": 3, "alpha": 0.5, "min_size": 12},
-        "model": {"arch": "mlp"},
-        "rounds": {"max": 2, "stop": "budget"},
-        "targets": [0.3],
-        "arms": {"fedavg": {"start": "random"}, "fedkd": {"start": "consolidated"}},
-        "seeds": [0],
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDKD_CACHE_DIR", str(cache_dir))
-        return fedkd.compare(study, out=folder)
+def results(tmp_path_factory: pytest.TempPathFactory, make_data: Any) -> fedkd.Comparison:
+    return fedkd.compare(make_data({"targets": [0.3]}), out=tmp_path_factory.mktemp("api"))
 
 
 def test_curves_are_those_of_the_rounds_files(results: fedkd.Comparison) -> None:

@@ -51,9 +51,9 @@ def quiet(study: Study) -> StudyProgress:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that runs a study with a cache of the test's own."""
-    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: Any) -> Any:
+    """Return a function that runs a study, and finds no runs of other tests in the cache."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(make_cache(tmp_path / "cache")))
 
     def run(study: Study, *, fresh: bool = False, progress: Any = None) -> Outcome:
         out = tmp_path / "runs"
@@ -153,6 +153,19 @@ def test_the_cache_is_hit_missed_and_rewritten(run: Any, make_study: Any) -> Non
     assert curves(fresh) == curves(first)
 
 
+SMALL = {"rounds/max": 1, "pretraining/epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, make_study: Any) -> tuple[Outcome, Path]:
+    """Return what a small study gave, and the cache that it filled, which is its own."""
+    folder, study = tmp_path_factory.mktemp("small"), make_study(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDKD_CACHE_DIR", str(folder / "cache"))
+        outcome = run_study(study, out=folder / "runs", fresh=False, progress=quiet(study))
+    return outcome, folder / "cache"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -167,20 +180,30 @@ def test_the_cache_is_hit_missed_and_rewritten(run: Any, make_study: Any) -> Non
     ],
 )
 def test_a_changed_key_misses_the_cache(
-    changes: dict[str, Any], expected: dict[str, bool], run: Any, make_study: Any
+    changes: dict[str, Any],
+    expected: dict[str, bool],
+    small: tuple[Outcome, Path],
+    run: Any,
+    make_study: Any,
+    tmp_path: Path,
 ) -> None:
-    small = {"rounds/max": 1, "pretraining/epochs": 1}
-    run(make_study(small))
-    assert cached(run(make_study({**small, **changes}))) == expected
+    shutil.copytree(small[1] / "arms", tmp_path / "cache" / "arms")
+    assert cached(run(make_study({**SMALL, **changes}))) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_in_the_cache_changes_no_result(
-    kind: str, run: Any, make_study: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str,
+    small: tuple[Outcome, Path],
+    make_study: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    study = make_study({"rounds/max": 1})
-    first = run(study)
-    cache = tmp_path / "cache"
+    study = make_study(SMALL)
+    first, whole = small
+    cache = shutil.copytree(whole, tmp_path / "cache")
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(cache))
     if kind != "arms":
         shutil.rmtree(cache / "arms")
     entries = sorted((cache / kind).iterdir())
@@ -189,7 +212,7 @@ def test_a_flipped_bit_in_the_cache_changes_no_result(
         content = bytearray(largest.read_bytes())
         content[-1] ^= 1
         largest.write_bytes(content)
-    second = run(study)
+    second = run_study(study, out=tmp_path / "runs", fresh=False, progress=quiet(study))
     assert not any(cached(second).values())
     assert curves(first) == curves(second)
     assert not second.summary["failures"]

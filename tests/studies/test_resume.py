@@ -9,12 +9,14 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ class Victim:
         while self.folder is None or self.num_points() < points:
             assert process.returncode is None, process.communicate()
             assert time.monotonic() < deadline, "the study does not get on"
-            time.sleep(0.002)
+            time.sleep(0.005)
         return process
 
     def kill_after(self, points: int, pause: float) -> None:
@@ -165,31 +167,63 @@ class Disturbed(StudyProgress):
             yield bar
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Return a function that runs a study in this process, from its beginning to its end."""
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, make_cache: Any
+) -> Callable[[dict[str, Any]], Outcome]:
+    """Return a function that runs a study in this process, from its beginning to its end.
 
-    def run(data: dict[str, Any], name: str = "whole") -> Outcome:
-        monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / f"{name}-cache"))
-        study = parse_study(yaml.safe_dump(data, sort_keys=False))
-        return run_study(study, out=tmp_path / name, fresh=True, progress=quiet())
+    Each study runs once.
+    """
+    folder = tmp_path_factory.mktemp("undisturbed")
+    cache = make_cache(folder / "cache")
 
-    return run
+    @lru_cache
+    def run(text: str) -> Outcome:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDKD_CACHE_DIR", str(cache))
+            return run_study(parse_study(text), out=folder, fresh=True, progress=quiet())
+
+    return lambda data: run(yaml.safe_dump(data, sort_keys=False))
 
 
-@pytest.fixture
-def disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Return a function that interrupts a study in this process and returns its folder."""
+@pytest.fixture(scope="module")
+def interrupted(
+    tmp_path_factory: pytest.TempPathFactory, make_cache: Any
+) -> Callable[[str, str, int], Path]:
+    """Return a function that interrupts a study in this process, once.
 
-    def run(data: dict[str, Any], arm: str, after: int) -> Path:
-        monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "disturbed-cache"))
-        study = parse_study(yaml.safe_dump(data, sort_keys=False))
-        progress = Disturbed(arm, after)
-        outcome = run_study(study, out=tmp_path / "disturbed", fresh=True, progress=progress)
+    It returns a folder, which holds the results and a cache.
+    """
+
+    @lru_cache
+    def run(text: str, arm: str, after: int) -> Path:
+        folder = tmp_path_factory.mktemp("interrupted")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDKD_CACHE_DIR", str(make_cache(folder / "cache")))
+            progress = Disturbed(arm, after)
+            study = parse_study(text)
+            outcome = run_study(study, out=folder / "out", fresh=True, progress=progress)
         assert outcome.interrupted
-        return outcome.folder
+        return folder
 
     return run
+
+
+@pytest.fixture
+def disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Any
+) -> Callable[[dict[str, Any], str, int], Path]:
+    """Return a function that gives a copy of the folder of a study that was interrupted."""
+
+    def copy_of(data: dict[str, Any], arm: str, after: int) -> Path:
+        first = interrupted(yaml.safe_dump(data, sort_keys=False), arm, after)
+        own = shutil.copytree(first, tmp_path / "disturbed", symlinks=True)
+        monkeypatch.setenv("FEDKD_CACHE_DIR", str(own / "cache"))
+        (folder,) = own.glob("out/*/[0-9]*")
+        return folder
+
+    return copy_of
 
 
 def assert_same_results(folder: Path, summary: dict[str, Any], expected: Outcome) -> None:

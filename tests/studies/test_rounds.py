@@ -46,9 +46,9 @@ STUDY = {
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that runs a study with a cache of the test's own."""
-    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: Any) -> Any:
+    """Return a function that runs a study, and finds no runs of other tests in the cache."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(make_cache(tmp_path / "cache")))
 
     def run(study: Study, *, fresh: bool = False) -> Outcome:
         progress = StudyProgress(Console(quiet=True), len(study.arms) * len(study.seeds))
