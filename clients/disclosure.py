@@ -1,4 +1,4 @@
-"""What a deployed silo tells of its images by densities and moments, and on what terms.
+"""What a deployed silo shares by densities, moments and predictions, and on what terms.
 
 The server's message says what it wants. All that the answer depends on is the silo's own: the
 transfer set is one that its owner approved, the basis is made of it here, and a question that was
@@ -7,7 +7,9 @@ answered before gets the stored answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,18 +17,17 @@ from torch import Tensor
 from clients.guard import UnsharedError
 from fedkd.config import Consolidation, Study
 from fedkd.data.images import Images, content_hash, image_hashes
-from fedkd.deploy.answers import Answer, SpentError, answer_once
+from fedkd.deploy.answers import PREDICTIONS, STATISTICS, Answer, SpentError, answer_once
 from fedkd.deploy.approvals import is_approved
 from fedkd.deploy.silo_file import SiloFile
-from fedkd.distillation.density.basis import REACH, Basis, PatchBasis, PixelBasis, fit_basis
+from fedkd.distillation.density.agreement import find_rotation, rotate_moments
+from fedkd.distillation.density.basis import REACH, Basis, fit_basis
 from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.teachers import Teacher
 from fedkd.federation.local_silo import LocalSilo
 from fedkd.messages import keys
 from fedkd.messages.teacher import Wanted
-
-TOLERANCE = 1e-4
-"""Largest difference of the server's basis from the silo's, relative to its largest entry."""
+from fedkd.models.state import State, state_hash
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Disclosure:
         settings = self._settings(wanted)
         seen = self._approved(images, silo)
         own = fit_basis(seen, settings)
-        if own is None or not _agree(own, basis):
+        rotation = None if own is None else find_rotation(own, basis, seen)
+        if own is None or rotation is None:
             raise UnsharedError(
                 "the basis that was sent is not the one that it makes of the transfer set"
             )
@@ -83,13 +85,43 @@ class Disclosure:
             "reach": REACH,
             "share": self.file.share.model_dump(mode="json", exclude={"max_questions"}),
         }
+        answer = self._answer_once(question, compute)
+        if wanted.density == keys.DENSITY_MOMENTS:
+            # The answer is stored in the silo's basis, and only then turned into the server's.
+            moments = rotate_moments(Moments(**answer), rotation) if answer else None
+            return replace(teacher, moments=moments)
+        return replace(teacher, log_density=answer.get(keys.LOG_DENSITY))  # rotated or not
+
+    def predict(self, silo: LocalSilo, state: State, images: Tensor | None) -> Tensor:
+        """Return the own model's logits ``[N, K]`` on the silo's terms.
+
+        A silo that shares its weights predicts on any images, because the weights say as much.
+
+        Args:
+            silo: whose model it is.
+            state: of the model.
+            images: the transfer images uint8 ``[N, C, H, W]``, sent or the silo's own.
+
+        Raises:
+            UnsharedError: the silo does not answer this question.
+        """
+        if self.file.share.teacher == "weights" and images is not None:
+            return silo.predict(state, images)
+        seen = self._approved(images, silo)
+        question = {"transfer": content_hash(seen), "model": state_hash(state)}
+
+        def compute() -> Answer:
+            return {keys.LOGITS: silo.predict(state, seen)}
+
+        return self._answer_once(question, compute, kind=PREDICTIONS)[keys.LOGITS]
+
+    def _answer_once(
+        self, question: dict[str, Any], compute: Callable[[], Answer], *, kind: str = STATISTICS
+    ) -> Answer:
         try:
-            answer = answer_once(self.file, question, compute)
+            return answer_once(self.file, question, compute, kind=kind)
         except SpentError as error:
             raise UnsharedError(str(error)) from error
-        if wanted.density == keys.DENSITY_MOMENTS:
-            return replace(teacher, moments=Moments(**answer) if answer else None)
-        return replace(teacher, log_density=answer.get(keys.LOG_DENSITY))
 
     def _settings(self, wanted: Wanted) -> Consolidation:
         """Return the arm's settings if they ask for just what the message does."""
@@ -102,7 +134,7 @@ class Disclosure:
 
     def _approved(self, images: Tensor | None, silo: LocalSilo) -> Tensor:
         if images is None:
-            raise UnsharedError("it has not seen the transfer set of the densities or moments")
+            raise UnsharedError("it has not seen the transfer set")
         shape = (silo.shape.in_channels, silo.shape.image_size, silo.shape.image_size)
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
             raise UnsharedError(f"the transfer set is not of {' x '.join(map(str, shape))} bytes")
@@ -125,26 +157,6 @@ def _large_classes(silo: LocalSilo) -> Images:
         if len(different) >= silo.least_of_class:
             kept |= members
     return data.take(kept.nonzero().flatten())
-
-
-def _agree(own: Basis, sent: Basis) -> bool:
-    """Whether two bases are the same but for rounding; both of pixels or both of patches."""
-    if isinstance(own, PixelBasis):
-        if not isinstance(sent, PixelBasis) or sent.side != own.side:
-            return False
-    elif not isinstance(own, PatchBasis) or not isinstance(sent, PatchBasis):
-        return False
-    return all(
-        mine.shape == theirs.shape
-        # NaN compares as false.
-        and bool((mine - theirs).abs().max() <= TOLERANCE * mine.abs().max())
-        for mine, theirs in zip(_arrays(own), _arrays(sent), strict=True)
-    )
-
-
-def _arrays(basis: Basis) -> list[Tensor]:
-    filters = [basis.filters.kernels, basis.filters.offset] if isinstance(basis, PatchBasis) else []
-    return [basis.mean, basis.components, *filters]
 
 
 def _basis_settings(settings: Consolidation) -> dict[str, int | str | bool]:

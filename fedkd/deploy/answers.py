@@ -1,7 +1,7 @@
-"""The silo's ledger: its answers about densities and moments, kept over runs and restarts.
+"""The silo's ledger: its answers about densities, moments and predictions, over runs and restarts.
 
-Many answers together tell more of single images than one. So the same question gets the same
-answer, and there is a limit to different ones.
+Many answers together tell more of single images, or of the model, than one. So the same question
+gets the same answer, and there is a limit to different ones.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from fedkd.util.lock import lock_folder
 PATIENCE = 300.0
 """Seconds to wait for another answer of the same silo."""
 
+STATISTICS, PREDICTIONS = "densities and moments", "predictions"
+"""Kinds of answers; each is counted by itself."""
+_SUFFIX = {STATISTICS: ".npz", PREDICTIONS: ".predictions.npz"}
+
 Answer: TypeAlias = dict[str, Tensor]
 """Arrays by name; empty where the silo has too few images for any."""
 
@@ -39,7 +43,11 @@ def ledger_path(file: SiloFile) -> Path:
 
 
 def answer_once(
-    file: SiloFile, question: Mapping[str, Any], compute: Callable[[], Answer]
+    file: SiloFile,
+    question: Mapping[str, Any],
+    compute: Callable[[], Answer],
+    *,
+    kind: str = STATISTICS,
 ) -> Answer:
     """Return the stored answer to a question, or compute and store one.
 
@@ -50,22 +58,24 @@ def answer_once(
         file: the silo's.
         question: everything on which the answer depends, as JSON.
         compute: makes the answer.
+        kind: ``STATISTICS`` or ``PREDICTIONS``.
 
     Raises:
-        SpentError: the question is new, and ``share.max_questions`` have been answered.
+        SpentError: the question is new, and ``share.max_questions`` of its kind have been answered.
         UserError: the ledger cannot be written.
     """
     folder, most = ledger_path(file), file.share.max_questions
     text = json.dumps(question, sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX[kind]}"
     with lock_folder(folder, wait=PATIENCE):
         folder.chmod(0o700)
         if path.exists():
             return _read(path)
-        if len(list(folder.glob("*.npz"))) >= most:
+        stored = [p for p in folder.glob("*.npz") if "".join(p.suffixes) == _SUFFIX[kind]]
+        if len(stored) >= most:
             raise SpentError(
-                f"it has answered {most} different questions about densities and moments, as "
-                "many as share.max_questions allows"
+                f"it has answered {most} different questions about {kind}, as many as "
+                "share.max_questions allows"
             )
         answer = compute()
         buffer = io.BytesIO()

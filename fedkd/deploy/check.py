@@ -157,8 +157,9 @@ class SiloCheck:
 
     def _check_approval(self) -> Finding:
         study, share = self._study, self._file.share
-        if not (share.densities or share.moments):
-            return Finding("approval", "ok", "not needed: it shares no densities or moments")
+        if not (share.densities or share.moments or share.teacher == "logits"):
+            value = "not needed: it shares no densities, moments or mere predictions"
+            return Finding("approval", "ok", value)
         if study is None or not study.is_deployed:
             return Finding("approval", "note", "give --study to see its transfer sets")
         drawn = draw_seen(self._file, study)

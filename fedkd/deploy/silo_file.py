@@ -34,7 +34,7 @@ class Share(Section):
     """What may leave the silo. The number of its images always does, for averages need it."""
 
     teacher: Literal["weights", "logits", "none"] = Field(
-        description="of its own model: the weights, or only predictions on the transfer set"
+        description="of its own model: the weights, or only predictions on approved transfer sets"
     )
     rounds: bool = Field(
         default=True, description="global models trained on its images, once a round"
@@ -64,7 +64,8 @@ class Share(Section):
     max_questions: Count = Field(
         6,
         description="different questions about densities and moments that it ever answers, over "
-        "all runs; the answer to a question that was asked before is the same and does not count",
+        "all runs, and as many transfer sets on which it predicts; the answer to a question that "
+        "was asked before is the same and does not count",
     )
 
 
@@ -74,7 +75,8 @@ class Approve(Section):
     transfer: list[TransferHash] = Field(
         default=[],
         max_length=1000,
-        description="hashes of transfer sets on which densities and moments may be computed",
+        description="hashes of transfer sets on which densities, moments and predictions may be "
+        "computed",
     )
 
 

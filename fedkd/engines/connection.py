@@ -18,6 +18,7 @@ from fedkd.engines.superlink import SuperLink, read_connection
 from fedkd.messages import keys
 from fedkd.results.observer import Observer
 from fedkd.results.record import CUT_SHORT, ROUNDS_FILE, RunRecord, write_points, write_state
+from fedkd.util import interrupt
 from fedkd.util.files import write_json
 
 RUN_FILE = "flower-run.json"
@@ -88,8 +89,15 @@ class ConnectionEngine:
                 raise
             return None
         except KeyboardInterrupt:
-            self._superlink.stop(run_id)
+            self._stop(run_id)
             raise
+
+    def _stop(self, run_id: str) -> None:
+        """Stop the run, or let the user know how; few seconds are left for that."""
+        command = f"`flwr stop {run_id} {self._superlink.name}` stops it."
+        interrupt.remark(f"The run may continue on the SuperLink; {command}")
+        if self._superlink.stop(run_id):
+            interrupt.remark("")
 
     def _still_tells(self, run_id: str) -> bool:
         """Whether an earlier run is still running or has finished successfully."""
@@ -101,7 +109,12 @@ class ConnectionEngine:
     def _submit(self, task: Task, name: str) -> str:
         """Start the run under a name set here; folders of this host do not exist there."""
         elsewhere = {keys.CONFIG_RUN_DIR: "", keys.CONFIG_CACHE_DIR: "", keys.CONFIG_RUN_NAME: name}
-        return self._superlink.submit(task.run_config() | elsewhere)
+        try:
+            return self._superlink.submit(task.run_config() | elsewhere)
+        except KeyboardInterrupt:
+            command = f"`flwr ls {self._superlink.name}` lists it, `flwr stop` stops it."
+            interrupt.remark(f"A run may have started on the SuperLink; {command}")
+            raise
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

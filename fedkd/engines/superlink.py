@@ -18,6 +18,8 @@ from fedkd.errors import FedKDError, UserError
 from fedkd.util.places import home
 
 ASK_TIMEOUT = 120.0
+STOP_TIMEOUT = 8.0
+"""For a command that is being interrupted, which has a few seconds left."""
 SUBMIT_TIMEOUT = 300.0
 FORGOTTEN = "finished:forgotten"
 """What stands for the status of a run of which the SuperLink knows nothing."""
@@ -93,9 +95,10 @@ class SuperLink:
             raise FedKDError(f"the SuperLink {self.address} refuses the run: {_said(answer)}")
         return run_id
 
-    def stop(self, run_id: str) -> None:
-        """Stop a run."""
-        self._flwr("stop", run_id, self.name, timeout=ASK_TIMEOUT)
+    def stop(self, run_id: str) -> bool:
+        """Stop a run, and return whether the SuperLink says within seconds that it has."""
+        answer = self._flwr("stop", run_id, self.name, timeout=STOP_TIMEOUT)
+        return answer.returncode == 0
 
     def state_of(self, run_id: str) -> tuple[str, str] | None:
         """Return a run's status and its details, or None while the SuperLink does not answer."""

@@ -33,6 +33,7 @@ class _Ending:
     """What is known of the end of this process."""
 
     advice = ""
+    remark = ""
     received: int | None = None
 
 
@@ -44,6 +45,11 @@ def advise(sentence: str) -> None:
     _ENDING.advice = sentence
 
 
+def remark(sentence: str) -> None:
+    """Store what an interrupted command tells its user before the advice; ``""`` is nothing."""
+    _ENDING.remark = sentence
+
+
 def exit_code() -> int:
     """Return the exit code of a process that a signal has ended, as shells give it."""
     return 128 + (_ENDING.received or signal.SIGINT)
@@ -51,7 +57,8 @@ def exit_code() -> int:
 
 def sentence() -> str:
     """Return that the command was interrupted, and what to do next."""
-    return f"Interrupted. {_ENDING.advice or 'Run the same command again.'}"
+    advice = _ENDING.advice or "Run the same command again."
+    return " ".join(filter(None, ("Interrupted.", _ENDING.remark, advice)))
 
 
 @contextmanager
@@ -60,7 +67,7 @@ def handle_signals() -> Iterator[None]:
 
     After a signal they are handled so until the process ends.
     """
-    _ENDING.advice, _ENDING.received = "", None
+    _ENDING.advice, _ENDING.remark, _ENDING.received = "", "", None
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread set handlers
         return

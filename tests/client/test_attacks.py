@@ -22,6 +22,7 @@ from torch import Tensor
 from clients.client_app import app
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
+from fedkd.deploy.answers import SpentError, answer_once, ledger_path
 from fedkd.deploy.check import SiloCheck
 from fedkd.deploy.silo_file import load_silo_file
 from fedkd.distillation.density.basis import (
@@ -36,10 +37,13 @@ from fedkd.federation.deployed_data import draw_transfer
 from fedkd.messages import keys, teacher
 from fedkd.messages.teacher import Wanted
 from fedkd.models.build import Shape, build_model
+from fedkd.models.card import ModelCard, save_model
+from fedkd.models.state import copy_state
 from fedkd.training.compute import Compute
 
 GAUSSIAN: dict[str, Any] = {"weighting": "familiarity", "teachers": "both"}
 POOLED = {**GAUSSIAN, "familiarity": {"density": "pooled", "dims": 5}}
+SHAPE = Shape(3, 1, 8)
 PATCHES = {**GAUSSIAN, "familiarity": {"density": "pooled", "basis": "patches", "filters": 4}}
 
 
@@ -129,7 +133,7 @@ def test_distances_to_neighbours_are_not_shared(curious: Any, kind: str) -> None
 def test_features_of_a_model_that_the_server_sends_are_not_used(curious: Any) -> None:
     server = curious()
     server.use(GAUSSIAN)
-    model = build_model("cnn", Shape(3, 1, 8), seed=0)
+    model = build_model("cnn", SHAPE, seed=0)
     basis = FeatureBasis(torch.zeros(4), torch.ones(2, 4), model, Compute())
     assert "features of a model" in server.refused(basis=basis)
 
@@ -197,19 +201,96 @@ def test_a_basis_of_the_servers_choice_is_refused(curious: Any, settings: dict[s
     assert all(np.array_equal(given[name], own[name]) for name in own)
 
 
-def test_many_questions_get_few_answers(curious: Any) -> None:
+def test_an_honest_basis_of_another_processor_is_recognized(curious: Any) -> None:
+    """Other rounding may turn components, those of nearly equal eigenvalues by any angle."""
+    for index, settings in enumerate((GAUSSIAN, POOLED, PATCHES)):
+        audit = f"{index}.jsonl"
+        server = curious({"audit": audit, "share": {"max_questions": 1}})
+        server.use(settings)
+        honest = fit_basis(server.transfer, server.settings)
+        assert honest is not None
+        own = server.told()
+        size = len(honest.components)
+        assert size >= 5
+        rotation = torch.linalg.qr(torch.randn(size, size)).Q
+        turned = replace(honest, components=rotation @ honest.components)
+        flipped = replace(honest, components=-honest.components)
+        for basis, matrix in ((turned, rotation), (flipped, -torch.eye(size))):
+            given = server.told(basis=basis)
+            if keys.LOG_DENSITY in own:
+                assert np.array_equal(given[keys.LOG_DENSITY], own[keys.LOG_DENSITY])
+                continue
+            # The moments are those of the server's basis, which all silos then have in common.
+            turn, rows = matrix.numpy(), np.triu_indices(size)
+            second = np.zeros((size, size), np.float32)
+            second[rows] = own[keys.MOMENT_SECOND]
+            second = turn @ (second + np.triu(second, 1).T) @ turn.T
+            means = own[keys.MOMENT_MEANS] @ turn.T
+            np.testing.assert_allclose(given[keys.MOMENT_SECOND], second[rows], atol=1e-3)
+            np.testing.assert_allclose(given[keys.MOMENT_MEANS], means, atol=1e-3)
+            assert given[keys.MOMENT_COUNTS].tolist() == own[keys.MOMENT_COUNTS].tolist()
+        assert len(list((server.field.root / "north").glob(f"{audit}.answers/*.npz"))) == 1
+
+
+def test_a_thousand_questions_get_three_answers(curious: Any) -> None:
     """Other settings of the basis, on the approved set: each is a view of the same images."""
     server = curious({"share": {"max_questions": 3}})
-    answers = {}
-    for dims in range(1, 31):
+    folder = server.field.root / "north" / "audit.jsonl.answers"
+    for dims in range(1, 4):
         server.use({**GAUSSIAN, "familiarity": {"dims": dims}})
-        if dims <= 3:
-            answers[dims] = server.told()
-        else:
-            assert "share.max_questions" in server.refused()
+        assert server.told()
+    for dims in range(4, 31):
+        server.use({**GAUSSIAN, "familiarity": {"dims": dims}})
+        assert "share.max_questions" in server.refused()
+    # A thousand in all, each new by one number. The ledger alone is asked, without messages.
+    file = load_silo_file(server.field.root / "north" / "silo.yaml")
+    for number in range(1000 - 30):
+        with pytest.raises(SpentError, match=r"share\.max_questions"):
+            answer_once(file, {"dims": number}, lambda: pytest.fail("computed"))
+    assert len(list(folder.iterdir())) == 3 + 1  # and the lock
     server.save(draw(40, 7), [n % 3 for n in range(40)])  # does not begin the count anew
     server.use({**GAUSSIAN, "familiarity": {"dims": 3}})
     assert "share.max_questions" in server.refused()
+
+
+LOGITS: dict[str, Any] = {"mode": "logits", "student": "fresh", "weighting": "equal"}
+
+
+def test_a_model_is_not_copied_by_predictions_on_chosen_images(curious: Any) -> None:
+    """Predictions on many images make a copy, and tell members; approved sets are few."""
+    server = curious({"share": {"teacher": "logits", "max_questions": 2}})
+    server.use(LOGITS)
+    wanted = Wanted(keys.MODE_LOGITS)
+
+    def predictions() -> np.ndarray[Any, Any]:
+        reply = server.ask(wanted=wanted)
+        assert not reply.has_error(), reply.error.reason
+        return reply.content.array_records[keys.TEACHER_RECORD][keys.LOGITS].numpy()
+
+    chosen = torch.from_numpy(draw(40, 3))[:, None]
+    assert content_hash(chosen) in server.refused(wanted=wanted, images=chosen)
+    first = predictions()
+    file = load_silo_file(server.field.root / "north" / "silo.yaml")
+    own = server.field.root / "north" / "own.safetensors"
+    save_model(own, copy_state(build_model("cnn", SHAPE, seed=77)), ModelCard("cnn", SHAPE))
+    second = predictions()  # of another model: the second question
+    assert not np.array_equal(first, second)
+    save_model(own, copy_state(build_model("cnn", SHAPE, seed=78)), ModelCard("cnn", SHAPE))
+    assert "2 different questions about predictions" in server.refused(wanted=wanted)
+    save_model(own, copy_state(build_model("cnn", SHAPE, seed=77)), ModelCard("cnn", SHAPE))
+    assert np.array_equal(predictions(), second)
+    # Densities are counted by themselves.
+    server.use(GAUSSIAN)
+    assert server.told()
+    assert len(list(ledger_path(file).glob("*.npz"))) == 3
+
+
+def test_who_shares_the_weights_predicts_on_any_images(curious: Any) -> None:
+    server = curious({"share": {"teacher": "weights", "max_questions": 1}})
+    server.use(LOGITS)
+    for seed in range(3):
+        images = torch.from_numpy(draw(40, seed))[:, None]
+        assert not server.ask(wanted=Wanted(keys.MODE_LOGITS), images=images).has_error()
 
 
 def test_the_same_question_gets_the_same_answer(curious: Any) -> None:

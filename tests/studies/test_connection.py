@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from fedkd.engines import superlink
 from fedkd.engines.base import Task
-from fedkd.engines.connection import write_record
+from fedkd.engines.connection import ConnectionEngine, write_record
 from fedkd.engines.follower import read_record
 from fedkd.engines.superlink import read_connection
 from fedkd.errors import FedKDError, UserError
 from fedkd.results.record import Point, RunRecord, read_points
+from fedkd.util import interrupt
 from strategies.run_log import RunLog
 
 
@@ -116,3 +122,66 @@ def test_what_a_server_prints_is_what_a_caller_reads(
     kind, value = said[-1]
     assert kind == "record"
     assert read_record(value, make_task(tmp_path)) == RECORD
+
+
+FLWR = """#!{python}
+import json, pathlib, sys, time
+command = sys.argv[1]
+with open({calls!r}, "a") as calls:
+    calls.write(" ".join(sys.argv[1:3]) + "\\n")
+if command == {hangs!r}:
+    time.sleep(600)
+elif command == "run":
+    print(json.dumps({{"run-id": "77"}}))
+elif command == "stop":
+    sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "hangs", "said"),
+    [
+        (0, "log", "Interrupted. Resume with: it"),
+        (1, "log", "Interrupted. The run may continue on the SuperLink; `flwr stop 77 field` "),
+        (0, "run", "Interrupted. A run may have started on the SuperLink; `flwr ls field` lists"),
+    ],
+)
+def test_an_interrupted_run_is_stopped_or_the_user_knows_how(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, hangs: str, said: str
+) -> None:
+    """The command line has some seconds between Ctrl-C and its end."""
+    calls, program = tmp_path / "calls", tmp_path / "flwr"
+    values = {"python": sys.executable, "calls": str(calls), "hangs": hangs, "code": code}
+    program.write_text(FLWR.format(**values))
+    program.chmod(0o755)
+    monkeypatch.setattr(superlink, "find_program", lambda _: program)
+    home.write_text('[superlink.field]\naddress = "fl.org:8000"\n')
+    task: Any = SimpleNamespace(folder=tmp_path / "s/1/fedkd/seed-0", run_config=dict)
+    task.folder.mkdir(parents=True)
+
+    def interrupt_when_called() -> None:
+        while not calls.exists() or hangs not in calls.read_text():
+            ended.wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ended = threading.Event()
+    monkeypatch.setattr(interrupt, "_ENDING", interrupt._Ending())
+    with ConnectionEngine("field") as engine:
+        interrupt.advise("Resume with: it")
+        threading.Thread(target=interrupt_when_called, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(task, Silent())
+        assert interrupt.sentence().startswith(said)
+    assert ("stop 77" in calls.read_text()) == (hangs == "log")
+
+
+class Silent:
+    def on_point(self, point: Any) -> None:
+        pass
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        pass
+
+
+def test_stopping_leaves_time_to_end() -> None:
+    assert superlink.STOP_TIMEOUT < interrupt.LIMIT_SECONDS

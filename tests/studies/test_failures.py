@@ -187,6 +187,23 @@ def test_what_a_silo_of_the_users_own_class_raises_is_a_failed_reply(
     assert run["curve"][1]["silos_failed"] == 1
 
 
+def test_a_silo_of_one_image_costs_no_other_silo_its_rounds(
+    own: str, make_data: Any, tmp_path: Path
+) -> None:
+    """Batch normalization cannot train on one image; the check has warned of it."""
+    data = make_data({"data/train_size": 13, "data/validation": 0, "model/arch": f"{own}:narrow"})
+    data["partition"] = {"scheme": "quantity", "silos": 4, "min_size": 1, "alpha": 0.1}
+    data |= {"arms": {"fedavg": {"start": "random"}}, "targets": [0.9]}
+    summary = fedkd.compare(data, out=tmp_path / "out", fresh=True).summary
+    assert summary["failures"] == []
+    (run,) = summary["runs"]
+    single = [silo["silo"] for silo in summary["silos"] if silo["num_examples"] == 1]
+    assert 0 < len(single) < 4
+    assert {entry["silo"] for entry in run["quarantined"]} == set(single)
+    assert "Expected more than 1 value per channel" in run["quarantined"][0]["reason"]
+    assert [point["silos_ok"] for point in run["curve"][1:]] == [4 - len(single)] * 2
+
+
 def test_an_exception_without_a_line_of_the_users_is_the_users_model_still(own: str) -> None:
     model = build_model(f"{own}:narrow", Shape(3, 1, 4), seed=0)
     data = Images(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
