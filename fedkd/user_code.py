@@ -83,7 +83,7 @@ def describe(error: Exception) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)
     foreign = [frame for frame in frames if not _is_ours(Path(frame.filename))]
-    users = [frame for frame in foreign if _is_users(frame.filename)]
+    users = [frame for frame in foreign if is_users(frame.filename)]
     place = ""
     if foreign:
         last = (users or foreign)[-1]
@@ -129,10 +129,10 @@ def _find_sources(first: str) -> dict[str, Path]:
         seen.add(top)
         files = _files_of(top)
         if top != first:
-            files = {key: path for key, path in files.items() if _is_users(str(path))}
+            files = {key: path for key, path in files.items() if is_users(str(path))}
         found |= files
         for path in files.values():
-            if path.suffix == ".py" and _is_users(str(path)):
+            if path.suffix == ".py" and is_users(str(path)):
                 waiting += _imports(*_version(path))
     return found
 
@@ -159,7 +159,7 @@ def _walk(top: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                     yield f"{top}/{path.relative_to(folder)}", path
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
     """Whether a file is neither installed nor of Python or fedkd."""
     path = Path(filename)
     if not path.is_absolute() or {"site-packages", "dist-packages"} & set(path.parts):
