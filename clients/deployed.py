@@ -9,21 +9,29 @@ from torch import Tensor
 
 from clients.disclosure import Disclosure
 from clients.guard import UnsharedError
+from clients.reuse import Latest
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
-from fedkd.deploy.holdings import read_holdings, read_own_model
+from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
+from fedkd.deploy.stamp import stamp_path, stamp_source
 from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES
 from fedkd.errors import NotAllowedError, UserError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
 from fedkd.messages import keys
+from fedkd.models.pool import ModelPool
+from fedkd.models.state import Checkpoint
 from fedkd.training.compute import Compute
 from fedkd.user_code import check_allowed
 
 LONGEST_REASON = 500
+
+_holdings: Latest[Holdings] = Latest()
+_own_model: Latest[tuple[str, Checkpoint]] = Latest()
+_model_pool: Latest[ModelPool] = Latest()
 
 
 def is_deployed(context: Context) -> bool:
@@ -57,16 +65,13 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         raise UnsharedError(f"its name, {file.name}, is not in the study's partition.names")
     for _, registry, name in names_at_silo(study, file.name):
         check_allowed(registry.kind, name)
-    data = study.data
-    holdings = read_holdings(
-        file, classes=data.classes, channels=data.channels, image_size=data.image_size
-    )
+    holdings = _read_holdings(file, study)
     if len(holdings.train) < file.share.min_samples:
         raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
     if file.model is not None:
-        arch, checkpoint = read_own_model(file, holdings.shape, holdings.classes)
+        arch, checkpoint = _read_own_model(file, holdings)
         own = Pretrained(checkpoint.state)
 
     def transfer() -> Tensor | None:
@@ -82,6 +87,7 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         own_model=lambda: own,
         seed=seed,
         compute=Compute(file.device, study.engine.precision),
+        model_pool=_model_pool.get(study.model_dump_json(), ModelPool),
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=holdings.test,
         transfer=transfer,
@@ -90,3 +96,28 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         uses_model=study.arms[arm].starts_from_models,
     )
     return silo, study
+
+
+def _read_holdings(file: SiloFile, study: Study) -> Holdings:
+    """Return the silo's images; they are read anew once a file of them has changed."""
+    data, stamp = study.data, stamp_source(file.data)
+    terms = (tuple(data.classes or ()), data.channels, data.image_size)
+    key = None if stamp is None else (stamp, file.data, tuple(file.labels.items()), *terms)
+    return _holdings.get(
+        key,
+        lambda: read_holdings(
+            file, classes=data.classes, channels=data.channels, image_size=data.image_size
+        ),
+    )
+
+
+def _read_own_model(file: SiloFile, holdings: Holdings) -> tuple[str, Checkpoint]:
+    """Return the silo's own model; it is read anew once its file has changed."""
+    if file.model is None:
+        raise UserError("model: the silo has none")
+    path, arch = file.model.checkpoint, file.model.arch
+    labels = tuple(file.labels.items())
+    return _own_model.get(
+        (stamp_path(Path(path)), path, arch, labels, holdings.shape, holdings.classes),
+        lambda: read_own_model(file, holdings.shape, holdings.classes),
+    )

@@ -6,17 +6,14 @@ replies before they are sent, and no message is sent before its line is in the s
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from flwr.app import Array, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import ClientAppCallable
 
+from clients.audit_entry import describe_reply
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError, NotAllowedError
@@ -26,6 +23,8 @@ from fedkd.user_code import importing_only
 
 REFUSED = 2
 """Flower's error code for an exception in a ClientApp, the only one that is for apps."""
+
+NOT_READY = "it is not ready; its own log says why, and so does `fedkd silo check` there"
 
 _logger = logging.getLogger("flwr")
 
@@ -122,34 +121,6 @@ def withhold(share: Share, message: Message, content: RecordDict) -> None:
         evaluate.withhold_loss(content)
 
 
-def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
-    """Return the audit log's entry for a reply: what it holds, its size and its hash."""
-    config = _config(message)
-    entry: dict[str, Any] = {
-        "run": str(message.metadata.run_id),
-        "round": config.get(keys.ROUND),
-        "type": message.metadata.message_type,
-    }
-    if reply.has_error():
-        reason = str(reply.error.reason)
-        return {**entry, "refused": reason, "bytes": len(reason.encode()), "sent": {}}
-    digest = hashlib.sha256()
-    sent: dict[str, Any] = {}
-    total = 0
-    for name, record in reply.content.items():
-        total += record.count_bytes()
-        arrays = reply.content.array_records.get(name)
-        for key, value in record.items():
-            digest.update(f"{name}\0{key}\0".encode())
-            digest.update(value.data if isinstance(value, Array) else repr(value).encode())
-        sent[name] = (
-            {"arrays": len(arrays), "values": sum(int(np.prod(a.shape)) for a in arrays.values())}
-            if arrays is not None
-            else dict(record)
-        )
-    return {**entry, "sent": sent, "bytes": total, "sha256": digest.hexdigest()}
-
-
 def _answer(
     file: SiloFile, message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
@@ -167,9 +138,4 @@ def _answer(
 def _fail(message: Message, error: Exception) -> Message:
     """Tell the server no more than that the silo failed; the rest is in the silo's own log."""
     _logger.error("the silo cannot answer: %s", error, exc_info=error)
-    reason = "it is not ready; its own log says why, and so does `fedkd silo check` there"
-    return Message(Error(REFUSED, reason), reply_to=message)
-
-
-def _config(message: Message) -> Mapping[str, Any]:
-    return message.content.config_records.get(keys.CONFIG) or {}
+    return Message(Error(REFUSED, NOT_READY), reply_to=message)

@@ -83,7 +83,7 @@ def describe(error: Exception) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)
     foreign = [frame for frame in frames if not _is_ours(Path(frame.filename))]
-    users = [frame for frame in foreign if _is_users(frame.filename)]
+    users = [frame for frame in foreign if is_users(frame.filename)]
     place = ""
     if foreign:
         last = (users or foreign)[-1]
@@ -130,7 +130,7 @@ def _find_sources(first: str) -> dict[str, Path]:
         files = _files_of(top, installed=top == first)
         found |= files
         for path in files.values():
-            if path.suffix == ".py" and _is_users(str(path)):
+            if path.suffix == ".py" and is_users(str(path)):
                 waiting += _imports(*_version(path))
     return found
 
@@ -146,9 +146,9 @@ def _files_of(top: str, *, installed: bool) -> dict[str, Path]:
         spec = None
     if spec is not None and spec.submodule_search_locations:
         places = spec.submodule_search_locations
-        return dict(_walk(top, [Path(each) for each in places if installed or _is_users(each)]))
+        return dict(_walk(top, [Path(each) for each in places if installed or is_users(each)]))
     origin = spec.origin if spec else getattr(sys.modules.get(top), "__file__", None)
-    if not origin or not Path(origin).is_file() or not (installed or _is_users(origin)):
+    if not origin or not Path(origin).is_file() or not (installed or is_users(origin)):
         return {}
     return {top: Path(origin)}
 
@@ -163,7 +163,7 @@ def _walk(top: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                     yield f"{top}/{path.relative_to(folder)}", path
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
     """Whether a file is neither installed nor of Python or fedkd."""
     path = Path(filename)
     if not path.is_absolute() or {"site-packages", "dist-packages"} & set(path.parts):

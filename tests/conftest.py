@@ -175,7 +175,7 @@ class Command:
 
 PRELOADED = [
     *("fedkd.cli.run", "fedkd.runner.run", "fedkd.tuning.command", "strategies.server_app"),
-    *("clients.client_app", "sklearn.datasets", "torch._dynamo", "optuna"),
+    *("clients.handlers", "sklearn.datasets", "torch._dynamo", "optuna"),
 ]
 
 

@@ -162,7 +162,7 @@ def silo_check(
     file = load_silo_file(path)
     with importing_only(file.importable):
         loaded = None if study is None else load_study(study)
-        check = SiloCheck(file, loaded, accept=accept)
+        check = SiloCheck(file, loaded, accept=accept, path=path)
         findings = _show(check.findings(), as_json=as_json)
     if address is not None:
         findings += _show(

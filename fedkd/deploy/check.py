@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from fedkd.config import Study
@@ -15,6 +16,7 @@ from fedkd.deploy.approvals import approve, draw_seen, is_approved
 from fedkd.deploy.audit import check_log
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile
+from fedkd.deploy.worker_folder import WorkerFolder
 from fedkd.errors import FedKDError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.models.build import build_model
@@ -32,9 +34,18 @@ class SiloCheck:
         file: the silo's.
         study: in which it will take part, or None.
         accept: whether its owner approves the study's transfer sets.
+        path: of its ``silo.yaml``; None leaves out its worker process.
     """
 
-    def __init__(self, file: SiloFile, study: Study | None, *, accept: bool = False) -> None:
+    def __init__(
+        self,
+        file: SiloFile,
+        study: Study | None,
+        *,
+        accept: bool = False,
+        path: Path | None = None,
+    ) -> None:
+        self._path = path
         self._file = file
         self._accept = accept
         self._study = study
@@ -54,6 +65,7 @@ class SiloCheck:
             "device": self._check_device,
             "audit log": self._check_audit,
             "disk": self._check_disk,
+            "worker": self._check_worker,
         }
         for name, check in checks.items():
             try:
@@ -202,6 +214,19 @@ class SiloCheck:
         if free < LITTLE_DISK:
             return Finding("disk", "note", value, "make room for the log and Flower's files")
         return Finding("disk", "ok", value)
+
+    def _check_worker(self) -> Finding:
+        """Report the process that answers the silo's messages, and its memory."""
+        running = None if self._path is None else WorkerFolder.of(self._path).worker()
+        if running is None:
+            return Finding("worker", "ok", "does not run; the next message starts it")
+        process, _ = running
+        try:
+            memory = process.memory_info().rss / (1 << 20)
+        except psutil.Error:  # it ended meanwhile, or is another user's
+            return Finding("worker", "ok", f"process {process.pid}")
+        value = f"process {process.pid} with {memory:.0f} MiB of memory"
+        return Finding("worker", "ok", f"{value}; ends after {self._file.idle} s without a message")
 
     def _holdings(self) -> Holdings:
         """Read the images once, in the study's terms where there is one to go by."""

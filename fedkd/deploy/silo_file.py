@@ -120,6 +120,13 @@ class SiloFile(Section):
         description="functions (package.module:function) that a study may make this host import",
     )
     local_dp: LocalDp | None = None
+    idle: int = Field(
+        900,
+        ge=0,
+        le=10**9,
+        description="seconds without a message after which its worker process ends and frees its "
+        "memory",
+    )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
     @property

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.client_app import FAILED, make_client_app
+from clients.handlers import FAILED, make_client_app
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.engines.base import Task

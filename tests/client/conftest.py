@@ -16,7 +16,7 @@ import pytest
 import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from clients.client_app import app
+from clients.handlers import app
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
 from fedkd.engines.inline import RUN_ID, SERVER_NODE, InlineGrid
@@ -150,10 +150,14 @@ class Field:
         arm: str = "fedkd",
         records: RecordDict | None = None,
     ) -> Message:
+        return app(self.question(kind, config, records), self.context(2, name, arm))
+
+    @staticmethod
+    def question(kind: str, config: dict[str, Any], records: RecordDict | None = None) -> Message:
         record = ConfigRecord({keys.RUN_ID: "r", keys.ROUND: 0, **config})
         message = Message(RecordDict({keys.CONFIG: record, **(records or {})}), 2, kind)
         message.metadata.__dict__["_message_id"] = "m"
-        return app(message, self.context(2, name, arm))
+        return message
 
 
 @pytest.fixture

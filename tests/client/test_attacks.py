@@ -19,7 +19,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
-from clients.client_app import app
+from clients.handlers import app
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import content_hash
 from fedkd.deploy.answers import SpentError, answer_once, ledger_path

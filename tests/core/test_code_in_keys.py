@@ -63,7 +63,7 @@ BESIDE = (
 MODULES = """
 import sys, fedkd
 fedkd.compare(sys.argv[1], out=sys.argv[2])
-import clients.client_app, strategies.server_app
+import clients.client_app, clients.handlers, clients.worker, strategies.server_app
 print(*[name for name, module in sys.modules.items()
         if name.startswith(("fedkd.", "strategies.", "clients.", "experiments."))
         and not hasattr(module, "__path__")])
@@ -177,7 +177,7 @@ def test_an_edit_of_what_decides_results_is_seen_and_a_help_text_is_not(
     assert help_text.read_text() != text
     assert run(study=study, out=tmp_path / "two")["cached"]
     assert run(resume=tmp_path / "one" / "tiny")["curve"]
-    with (tree / "clients" / "client_app.py").open("a") as file:
+    with (tree / "clients" / "handlers.py").open("a") as file:
         file.write("# an edit\n")
     assert not run(study=study, out=tmp_path / "three")["cached"]
     with pytest.raises(UserError, match="another version of fedkd's code"):

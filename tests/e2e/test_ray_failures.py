@@ -55,8 +55,8 @@ def plain(num_classes, in_channels, image_size):
 
 def of_silos(change):
     def build(num_classes, in_channels, image_size):
-        if "clients.client_app" in sys.modules:
-            import clients.client_app
+        if "clients.handlers" in sys.modules:
+            import clients.handlers
             import clients.silo
             change(clients)
         return plain(num_classes, in_channels, image_size)
@@ -71,8 +71,8 @@ def make_ill(clients):
                 raise ValueError("ill")
             return honest.train(self, *arguments)
 
-    if clients.client_app.Silo is honest:
-        clients.client_app.Silo = Ill
+    if clients.handlers.Silo is honest:
+        clients.handlers.Silo = Ill
 
 def break_ours(clients):
     def broken(*_, **__):

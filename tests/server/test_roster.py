@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from clients.client_app import make_client_app
+from clients.handlers import make_client_app
 from clients.silo import Silo
 from fedkd.engines.inline import InlineGrid
 from fedkd.federation.federation import Federation

@@ -448,7 +448,7 @@ def question_for(silo: Any, **changes: Any) -> RecordDict:
 
 def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_study: Any) -> None:
     """An architecture may be any function: the server must not choose what a silo imports."""
-    from clients.client_app import answer_distil
+    from clients.handlers import answer_distil
     from fedkd.messages.basis import read_basis
 
     silo, study = silo_and_study
@@ -469,7 +469,7 @@ def test_a_silo_builds_no_architecture_that_its_study_does_not_name(silo_and_stu
 
 
 def test_a_silo_whose_own_model_diverged_says_so(silo_and_study: Any) -> None:
-    from clients.client_app import answer_distil
+    from clients.handlers import answer_distil
     from fedkd.federation.federation import Pretrained
 
     silo, study = silo_and_study

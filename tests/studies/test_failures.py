@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from torch import nn
 
 import fedkd
-from clients.client_app import tell_failures
+from clients.handlers import tell_failures
 from clients.silo import Silo
 from fedkd.data.images import Images
 from fedkd.engines import inline

@@ -1,0 +1,198 @@
+"""Hand a message to a deployed silo's worker, which is started if it does not run.
+
+Nothing here imports PyTorch. Messages cross the socket as Flower's own protocol buffers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from flwr.app import Context, Error, Message
+from flwr.common.serde import context_to_proto, message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from clients.audit_entry import describe_reply
+from fedkd.deploy.audit import append_entry
+from fedkd.deploy.bundle_hash import bundle_hash
+from fedkd.deploy.frames import ClosedError, receive_frame, send_frame
+from fedkd.deploy.worker_folder import WorkerFolder, find_process
+from fedkd.errors import FedKDError
+
+FAILED = 2
+"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
+MAX_BYTES = (1 << 31) - 1
+"""A protocol buffer is never longer."""
+READY = b"ready"
+ATTEMPTS = 3
+"""How often a worker is started for one message: one may end just before it is asked."""
+POLL_SECONDS = 0.05
+SUPERNODE = "flower-supernode"
+START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from clients.worker import main
+main(int(sys.argv[2]), sys.argv[3])
+"""
+
+_logger = logging.getLogger("flwr")
+
+
+class NoWorkerError(FedKDError):
+    """This host, or this message, does not allow a worker."""
+
+
+def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Message:
+    """Return the worker's reply to a message.
+
+    If the worker ends meanwhile, even by SIGKILL, the reply is an error, at once.
+
+    Args:
+        message: the server's.
+        context: of the node.
+        silo_file: the silo's ``silo.yaml``.
+
+    Raises:
+        NoWorkerError: the message must be answered in this process instead.
+    """
+    try:
+        folder = WorkerFolder.of(silo_file)
+        folder.make()
+        request = [
+            message_to_proto(message).SerializeToString(),
+            context_to_proto(context).SerializeToString(),
+        ]
+    except (OSError, ValueError, AttributeError) as error:  # no os.getuid on Windows
+        raise NoWorkerError(str(error)) from error
+    for _ in range(ATTEMPTS):
+        with _connect(folder, silo_file) as connection:
+            try:
+                _await_turn(connection)
+            except OSError:
+                continue  # it ended before it took the message
+            try:
+                for part in request:
+                    send_frame(connection, part)
+                reply = receive_frame(connection, limit=MAX_BYTES)
+            except (OSError, ValueError):
+                return _lost(message, silo_file, folder, "ended while it answered")
+            return _as_reply(reply, message, folder)
+    return _lost(message, silo_file, folder, "does not start")
+
+
+def worker_version() -> str:
+    """Return a hash of the code that a worker started from here would run."""
+    where = json.dumps([bundle_hash(), sys.executable, *sys.path])
+    return hashlib.sha256(where.encode()).hexdigest()
+
+
+def find_supernode() -> tuple[int, float]:
+    """Return number and time of creation of the SuperNode that this process works for.
+
+    Where something else starts ClientApps, that stands for it.
+    """
+    parents = psutil.Process().parents()
+    for process in parents:
+        with contextlib.suppress(psutil.Error):
+            if any(Path(part).name == SUPERNODE for part in process.cmdline()[:3]):
+                return process.pid, process.create_time()
+    return parents[0].pid, parents[0].create_time()
+
+
+def _connect(folder: WorkerFolder, silo_file: Path) -> socket.socket:
+    """Connect to the silo's worker of this code's version; start it first if there is none.
+
+    Raises:
+        NoWorkerError: this host does not allow one.
+    """
+    version = worker_version()
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with FileLock(folder.lock, mode=0o600):
+            current = folder.worker()
+            if current is not None and current[1] == version:
+                with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+                    connection.connect(str(folder.socket))
+                    return connection
+            if current is not None:
+                _end(current[0])
+            _start(folder, silo_file, version)
+            connection.connect(str(folder.socket))
+            return connection
+    except (OSError, psutil.Error) as error:
+        connection.close()
+        raise NoWorkerError(str(error)) from error
+
+
+def _end(worker: psutil.Process) -> None:
+    """Let a worker finish the message that it answers, and end."""
+    created = worker.create_time()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        worker.terminate()
+    while find_process(worker.pid, created) is not None:
+        time.sleep(POLL_SECONDS)
+
+
+def _start(folder: WorkerFolder, silo_file: Path, version: str) -> None:
+    """Start a worker that listens from its first moment on, and outlives this process."""
+    folder.socket.unlink(missing_ok=True)
+    folder.rotate_log()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(folder.socket))
+        folder.socket.chmod(0o600)
+        listener.listen()
+        log = os.open(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            worker = subprocess.Popen(  # noqa: S603 -- our own code
+                [
+                    *(sys.executable, "-P", "-c", START, json.dumps(sys.path)),
+                    *(str(listener.fileno()), str(silo_file.absolute())),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+    folder.note(psutil.Process(worker.pid), version)
+    worker.returncode = 0  # it is not waited for: it ends with the SuperNode
+
+
+def _await_turn(connection: socket.socket) -> None:
+    """Wait until the worker takes the message; it answers one at a time."""
+    send_frame(connection, json.dumps(find_supernode()).encode())
+    if receive_frame(connection, limit=len(READY)) != READY:
+        raise ClosedError("what listens there is not a silo's worker")
+
+
+def _as_reply(content: bytes, message: Message, folder: WorkerFolder) -> Message:
+    """Return the worker's reply as one of this process, which Flower gave the task to."""
+    reply = message_from_proto(ProtoMessage.FromString(content))
+    if reply.has_error():
+        _logger.warning("the silo answers: %s (log: %s)", reply.error.reason, folder.log)
+        return Message(reply.error, reply_to=message)
+    return Message(reply.content, reply_to=message)
+
+
+def _lost(message: Message, silo_file: Path, folder: WorkerFolder, what: str) -> Message:
+    """Return the error reply for a worker that is gone; the audit log has it too, if it can."""
+    _logger.error("the silo's worker process %s; its log: %s", what, folder.log)
+    reason = f"its worker process {what}: killed, or out of memory; its own log may say why"
+    reply = Message(Error(FAILED, reason), reply_to=message)
+    with contextlib.suppress(FedKDError):
+        from fedkd.deploy.silo_file import load_silo_file
+
+        append_entry(Path(load_silo_file(silo_file).audit), describe_reply(message, reply))
+    return reply

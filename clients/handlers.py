@@ -1,0 +1,234 @@
+"""The Flower ClientApp: reads a message, lets the silo answer, writes the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
+
+from clients.deployed import deployed_silo, is_deployed
+from clients.guard import guard
+from clients.silo import Silo
+from fedkd.config import Study
+from fedkd.config.study_file import parse_study
+from fedkd.data.images import content_hash
+from fedkd.distillation.teachers import Teacher
+from fedkd.errors import UserCodeError
+from fedkd.federation.federation import Federation
+from fedkd.messages import describe, distil, evaluate, failures, keys, teacher, train
+from fedkd.messages.basis import read_basis
+from fedkd.messages.describe import Description
+from fedkd.messages.envelope import seal_reply
+from fedkd.messages.teacher import Wanted
+from fedkd.messages.train import TrainedModel
+from fedkd.models.state import state_hash
+from fedkd.training.compute import intra_op_threads
+from fedkd.util.cache import cache_root
+
+FindSilo = Callable[[Context], tuple[Silo, Study]]
+Answer = Callable[[Silo, Study, str, RecordDict], RecordDict]
+"""Takes a silo, its study, the arm's name and a question to the reply."""
+FAILED = 2
+"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
+
+
+def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
+    """Return a ClientApp whose silo is found from the node's context by ``find_silo``.
+
+    Args:
+        find_silo: returns the node's silo and the study that it takes part in.
+        mods: what every message passes on its way in and out, in this order.
+    """
+
+    def handler(answer: Answer) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            silo, study = find_silo(context)
+            try:
+                with intra_op_threads(1):
+                    content = answer(silo, study, _arm(context), message.content)
+            except Exception as error:
+                foreseen = _has_one_image(silo, message)
+                if not foreseen and (isinstance(error, UserCodeError) or not silo.is_own):
+                    raise
+                return Message(Error(FAILED, failures.tell_silo(error)), reply_to=message)
+            return Message(seal_reply(content, message.content, silo.name), reply_to=message)
+
+        return handle
+
+    app, around = ClientApp(), list(mods)
+    app.query("describe", mods=around)(handler(answer_describe))
+    app.query("teacher", mods=around)(handler(answer_teacher))
+    app.query("distil", mods=around)(handler(answer_distil))
+    app.train(mods=around)(handler(answer_train))
+    app.evaluate(mods=around)(handler(answer_evaluate))
+    return app
+
+
+def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- one signature for all
+    """Answer ``query.describe``."""
+    own = silo.own_model().state if silo.uses_model else None
+    has_transfer = _own_transfer(silo, describe.read_transfer_hash(content)) is not None
+    return describe.write_reply(
+        Description(silo.arch, len(silo.data), tuple(silo.class_counts), has_transfer),
+        num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
+        checkpoint_hash=state_hash(own) if own else None,
+    )
+
+
+def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
+    """Answer ``query.teacher``: with the silo's model or predictions, and densities if asked."""
+    wanted = teacher.read_wanted(content)
+    images, transfer_hash = teacher.read_images(content), None
+    if images is not None:
+        transfer_hash = content_hash(images)
+    else:
+        asked_hash = describe.read_transfer_hash(content)
+        images = _own_transfer(silo, asked_hash)
+        transfer_hash = None if images is None else asked_hash
+    answer = silo.as_teacher
+    if wanted.density != keys.DENSITY_NONE:  # first, because a deployed silo may refuse
+        answer = _add_densities(answer, silo, wanted, content, images)
+    if wanted.mode != keys.MODE_NONE:
+        own = silo.own_model()
+        if own.state is None:
+            return teacher.write_problem(
+                own.problem, num_examples=len(silo.data), transfer_hash=transfer_hash
+            )
+        if wanted.mode == keys.MODE_WEIGHTS:
+            answer = replace(answer, state=own.state)
+        elif silo.disclosure is not None:
+            logits = silo.disclosure.predict(silo, own.state, images)
+            answer = replace(answer, logits=logits)
+        else:
+            answer = replace(answer, logits=silo.predict(own.state, _required(images)))
+    return teacher.write_reply(answer, transfer_hash=transfer_hash)
+
+
+def _add_densities(
+    answer: Teacher, silo: Silo, wanted: Wanted, content: RecordDict, images: Tensor | None
+) -> Teacher:
+    """Return the teacher with densities or moments, unless the silo is too small for any."""
+    basis = read_basis(
+        content, global_arch=silo.global_arch, shape=silo.shape, compute=silo.compute
+    )
+    if silo.disclosure is not None:
+        return silo.disclosure.add_densities(answer, silo, wanted, basis, images)
+    if wanted.density == keys.DENSITY_MOMENTS:
+        return replace(answer, moments=silo.moments(basis))
+    log_density = silo.log_density(
+        _required(images),
+        basis,
+        per_class=wanted.density == keys.DENSITY_CLASS,
+        kind=wanted.kind,
+        neighbours=wanted.neighbours,
+    )
+    return replace(answer, log_density=log_density)
+
+
+def answer_distil(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``query.distil``: with the silo's model after it learns from those that were sent.
+
+    Raises:
+        ValueError: the arm lets no silo distil.
+    """
+    settings = study.arms[arm].consolidation
+    if settings is None or not study.data.transfer.at_silo:
+        raise ValueError(f"the study has no silo distil in arm {arm}")
+    teachers, student = distil.read_teachers(
+        content,
+        own=silo.own_model().state,
+        architectures=study.architectures,
+        shape=silo.shape,
+        compute=silo.compute,
+    )
+    state, loss = silo.distil(teachers, student, settings)
+    return train.write_reply(TrainedModel(state, len(silo.data), loss))
+
+
+def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``train``: with the global model after a round of training."""
+    received, number = train.read_question(content)
+    state, loss = silo.train(received, number, study.rounds_of(arm))
+    return train.write_reply(TrainedModel(state, len(silo.data), loss))
+
+
+def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
+    """Answer ``evaluate``: with figures of the global model on the silo's images."""
+    metrics = silo.evaluate(evaluate.read_question(content))
+    return evaluate.write_reply(metrics, len(silo.evaluation_data))
+
+
+def _has_one_image(silo: Silo, message: Message) -> bool:
+    """Whether a simulated silo is to train on one image, which batch normalization does not take.
+
+    The check before the study warns of it. Other silos train on without this one.
+    """
+    is_training = message.metadata.message_type == keys.TRAIN
+    return is_training and len(silo.data) == 1 and silo.disclosure is None
+
+
+def _own_transfer(silo: Silo, wanted: str | None) -> Tensor | None:
+    """Return the transfer images of the hash ``wanted``, if the silo has just these."""
+    images = None if wanted is None else silo.transfer()
+    return images if images is not None and content_hash(images) == wanted else None
+
+
+def _required(images: Tensor | None) -> Tensor:
+    if images is None:
+        raise ValueError("the server asks for predictions on images that are neither sent nor here")
+    return images
+
+
+def _arm(context: Context) -> str:
+    return str(context.run_config[keys.CONFIG_ARM])
+
+
+@lru_cache(maxsize=2)
+def _federation(study: str, seed: int, cache: str) -> Federation:
+    folder = Path(cache) if cache else cache_root()
+    return Federation.load(parse_study(study, origin="run config: study"), seed, folder)
+
+
+def simulated_silo(context: Context) -> tuple[Silo, Study]:
+    """Find the silo of a simulated node by its partition id.
+
+    Raises:
+        ValueError: the node has no silo in this study.
+    """
+    config = context.run_config
+    if parse_study(str(config[keys.CONFIG_STUDY])).is_deployed:
+        raise ValueError("the study's silos are deployed, but this node has no silo.yaml")
+    federation = _federation(
+        str(config[keys.CONFIG_STUDY]),
+        int(str(config[keys.CONFIG_SEED])),
+        str(config[keys.CONFIG_CACHE_DIR]),
+    )
+    names = federation.study.silo_names
+    partition = int(str(context.node_config["partition-id"]))
+    if partition >= len(names):
+        raise ValueError(f"node {partition} has no silo: the study has {len(names)}")
+    return Silo.of(federation, names[partition], _arm(context)), federation.study
+
+
+def find_silo(context: Context) -> tuple[Silo, Study]:
+    """Find the node's silo: its own if it has one, else its part of a simulated federation."""
+    return deployed_silo(context) if is_deployed(context) else simulated_silo(context)
+
+
+def tell_failures(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Send what a simulated silo's process raises to the server, which ends the run by it."""
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if is_deployed(context):
+            raise
+        return Message(Error(FAILED, failures.tell(error)), reply_to=message)
+
+
+app = make_client_app(find_silo, [tell_failures, guard])

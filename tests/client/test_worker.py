@@ -1,0 +1,198 @@
+"""A deployed silo's worker: started by a message, kept for the next, replaced, ended, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flwr.app import Message
+
+from clients import forward, handlers
+from clients.client_app import app
+from fedkd.deploy.check import SiloCheck
+from fedkd.deploy.frames import ClosedError, peer_uid, receive_frame, send_frame
+from fedkd.deploy.silo_file import load_silo_file
+from fedkd.deploy.worker_folder import WorkerFolder
+from fedkd.messages import keys
+
+PATIENCE = 120.0
+GATE = """
+import time
+from pathlib import Path
+import numpy as np
+
+HERE = Path(__file__).parent
+
+def images():
+    (HERE / "reached").touch()
+    while not (HERE / "open").exists():
+        time.sleep(0.05)
+    return {"images": np.zeros((30, 8, 8), np.uint8), "labels": np.arange(30) % 3}
+"""
+
+
+def wait(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give workers a folder of their own with a short name, and end them."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # the name of a socket must be short
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    for note in folder.rglob("worker.json"):
+        running = WorkerFolder(note.parent).worker()
+        if running:
+            with contextlib.suppress(psutil.Error):
+                running[0].kill()
+    shutil.rmtree(folder)
+
+
+def ask(field: Any, name: str, kind: str = keys.DESCRIBE) -> Message:
+    """Ask through the app that hands messages on."""
+    question = field.question(kind, {keys.TRANSFER_HASH: keys.NO_HASH})
+    return app(question, field.context(2, name, "fedkd"))
+
+
+def worker_of(field: Any, name: str) -> psutil.Process:
+    running = WorkerFolder.of(field.root / name / "silo.yaml").worker()
+    assert running is not None
+    return running[0]
+
+
+def has_ended(worker: psutil.Process) -> bool:
+    return not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_one_worker_answers_message_after_message_as_this_process_would(
+    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = field()
+    first = ask(own, "north")
+    worker = worker_of(own, "north")
+    silo_file = own.root / "north" / "silo.yaml"
+    folder = WorkerFolder.of(silo_file)
+    assert stat.S_IMODE(folder.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.socket.stat().st_mode) == 0o600
+    assert "torch" in " ".join(each.path for each in worker.memory_maps())
+    check = SiloCheck(load_silo_file(silo_file), None, path=silo_file)
+    (finding,) = [each for each in check.findings() if each.name == "worker"]
+    assert finding.value.startswith(f"process {worker.pid} with ")
+    here = own.ask("north", keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH})
+    assert first.content == here.content
+    assert len({entry["sha256"] for entry in own.audit("north")}) == 1
+    # Refusals come through, and a changed silo.yaml counts from the next message on.
+    own.write("north", {"share": {"min_samples": 1000}})
+    assert "share.min_samples" in ask(own, "north").error.reason
+    assert worker_of(own, "north") == worker
+    # Another version of the code ends it once it is idle.
+    own.write("north", {})
+    monkeypatch.setattr(forward, "worker_version", lambda: "another version")
+    assert ask(own, "north").content == here.content
+    assert has_ended(worker)
+    # The worker ends with the SuperNode of the message before.
+    worker = worker_of(own, "north")
+    supernode = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        identity = (supernode.pid, psutil.Process(supernode.pid).create_time())
+        monkeypatch.setattr(forward, "find_supernode", lambda: identity)
+        assert ask(own, "north").content == here.content
+        assert worker_of(own, "north") == worker
+    finally:
+        supernode.kill()
+        supernode.wait()
+    wait(lambda: has_ended(worker))
+
+
+def test_a_killed_worker_costs_one_message(
+    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = field()
+    (own.root / "gatedimages.py").write_text(GATE)
+    monkeypatch.syspath_prepend(own.root)
+    own.write("north", {"data": "gatedimages:images", "idle": 0})
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(ask, own, "north")
+        wait((own.root / "reached").exists)
+        worker_of(own, "north").kill()
+        assert "worker process ended while it answered" in lost.result(PATIENCE).error.reason
+    assert "worker process" in own.audit("north")[-1]["refused"]
+    (own.root / "open").touch()
+    assert ask(own, "north").has_content()
+    # idle: 0 keeps no worker.
+    wait(lambda: WorkerFolder.of(own.root / "north" / "silo.yaml").worker() is None)
+
+
+def test_edited_code_of_the_owner_is_not_answered_by_the_old_worker(
+    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = field()
+    (own.root / "open").touch()
+    source = own.root / "editedimages.py"
+    source.write_text(GATE)
+    monkeypatch.syspath_prepend(own.root)
+    own.write("north", {"data": "editedimages:images"})
+    count = lambda reply: reply.content.config_records[keys.INFO][keys.NUM_EXAMPLES]  # noqa: E731
+    assert count(ask(own, "north")) == 30
+    source.write_text(GATE.replace("30", "42"))
+    assert count(ask(own, "north")) == 42
+
+
+def test_without_a_private_folder_the_message_is_answered_here(
+    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = field()
+    folder = place / f"fedkd-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    answered: list[Message] = []
+
+    def answer(message: Message, context: Any) -> Message:
+        answered.append(message)
+        return own.ask("north", keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH})
+
+    monkeypatch.setattr(handlers, "app", answer)
+    assert ask(own, "north").has_content()
+    assert len(answered) == 1
+    assert not list(folder.iterdir())
+
+
+def test_frames_are_bounded_and_whole() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        send_frame(one, b"abc")
+        assert receive_frame(other, limit=3) == b"abc"
+        send_frame(one, b"abcd")
+        with pytest.raises(ValueError, match="4 bytes was announced; 3 is the limit"):
+            receive_frame(other, limit=3)
+        assert peer_uid(one) in (os.getuid(), None)
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendall(b"\0" * 7 + b"\5" + b"ab")
+        one.close()
+        with pytest.raises(ClosedError):
+            receive_frame(other, limit=10)
+
+
+def test_the_app_of_the_bundle_imports_no_pytorch() -> None:
+    code = "import sys, clients.client_app; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
