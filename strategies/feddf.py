@@ -13,7 +13,7 @@ from fedkd.models.state import State, copy_state, is_finite
 from fedkd.training.aggregation import reduce
 from fedkd.training.evaluate import predict
 from fedkd.training.loop import Sgd, fit
-from fedkd.training.losses import kd_loss
+from fedkd.training.losses import kl_divergence
 from fedkd.util.seeding import torch_generator
 from strategies.context import RunContext
 from strategies.updates import RoundModels, ServerUpdate
@@ -23,7 +23,8 @@ class FedDF(ServerUpdate):
     """Ensemble distillation after averaging: Lin et al. 2006.07242, algorithm 1.
 
     The target is the softmax of the plain mean of the models' logits (AVGLOGITS), whatever their
-    silos' sizes. Labels are not used. The paper distils by Adam with
+    silos' sizes. The loss is KL(target || softmax(z / T)), without the factor T^2 of other
+    distillation, as in the paper's code. Labels are not used. The paper distils by Adam with
     annealing; here it is SGD with the settings of ``fusion``, our choice. Under a robust
     ``rounds.aggregation`` the same rule takes the place of the mean over logits.
 
@@ -54,7 +55,7 @@ class FedDF(ServerUpdate):
         target = self._target(models.trained)
 
         def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
-            return kd_loss(logits, batch[0], temperature=settings.temperature)
+            return kl_divergence(logits, batch[0], temperature=settings.temperature)
 
         self._model.load_state_dict(models.average)
         fit(

@@ -74,7 +74,17 @@ class _Momentum(FedAvgM, _GivenAverage):
 
 
 class _Adam(FedAdam, _GivenAverage):
-    """Reddi et al. 2003.00295, with the bias correction that Flower adds."""
+    """Reddi et al. 2003.00295, with the bias correction of Adam (Kingma and Ba 1412.6980).
+
+    Flower adds that correction, but with the exponent t + 1 in round t, counted from 1: its first
+    step is 0.74 of Adam's (beta_1 0.9, beta_2 0.99). Here the exponent is t, as Adam has it.
+    """
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step as in round ``server_round`` of Adam."""
+        return super().aggregate_train(server_round - 1, replies)
 
     def get_moments(self) -> dict[str, list[Any]]:
         return {"m": list((self.m_t or {}).values()), "v": list((self.v_t or {}).values())}

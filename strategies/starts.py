@@ -11,7 +11,12 @@ from typing import Any
 
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
-from fedkd.distillation.consolidate import Consolidated, consolidate, join_notes
+from fedkd.distillation.consolidate import (
+    Consolidated,
+    consolidate,
+    join_notes,
+    train_control,
+)
 from fedkd.distillation.density.basis import Basis, fit_basis, make_feature_basis
 from fedkd.distillation.selection import choose
 from fedkd.distillation.targets import DistillationSetup
@@ -53,7 +58,8 @@ def consolidated(session: Session, initial: State, distil: Distil | None = None)
     """Start from a student that learns from the silos' models: one or two exchanges.
 
     A second exchange is needed where densities are computed in features of the averaged model, or
-    where the student learns on its own silo. Alballa et al. 2402.14922.
+    where the student learns on its own silo. The control on validation labels alone asks silos for
+    nothing and costs no exchange. Alballa et al. 2402.14922.
 
     Args:
         session: with the silos.
@@ -61,6 +67,9 @@ def consolidated(session: Session, initial: State, distil: Distil | None = None)
         distil: makes the student; by default :func:`distil_on_server`.
     """
     context, settings = session.context, settings_of(session.context)
+    if not settings.asks_silos:
+        control = _train(context, lambda: train_control(settings, _setup(session, None)))
+        return Start(control.state, session.exchanges, control.notes, None, control.start)
     notes: dict[str, Any] = {}
     basis = None
     if settings.uses_densities and not settings.uses_features:
@@ -87,7 +96,13 @@ def consolidated(session: Session, initial: State, distil: Distil | None = None)
 def distil_on_server(session: Session, teachers: Teachers, basis: Basis | None) -> Consolidated:
     """Make one student of the teachers, on the server's transfer set."""
     context = session.context
-    setup = DistillationSetup(
+    setup = _setup(session, basis)
+    return _train(context, lambda: consolidate(teachers, settings_of(context), setup))
+
+
+def _setup(session: Session, basis: Basis | None) -> DistillationSetup:
+    context = session.context
+    return DistillationSetup(
         transfer=_transfer(context),
         labelled=context.study.data.transfer.labelled,
         validation=context.validation,
@@ -98,8 +113,12 @@ def distil_on_server(session: Session, teachers: Teachers, basis: Basis | None) 
         basis=basis,
         on_epoch=session.observer.on_distillation,
     )
+
+
+def _train(context: RunContext, train: Callable[[], Consolidated]) -> Consolidated:
+    """Return a trained student; an error names the arm."""
     try:
-        return consolidate(teachers, settings_of(context), setup)
+        return train()
     except FedKDError as error:
         raise type(error)(f"arms.{context.arm_name}: {error}") from error
 

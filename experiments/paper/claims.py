@@ -67,6 +67,7 @@ def write_results(path: Path) -> None:
             f"contain ours. Records that name a processor were made on {_list(records.processors())}; on another processor an "
             "accuracy may differ by a few images, and by more if training hardly converges."
         ),
+        *_outdated(records),
     ]
     for evaluate, studies in CLAIMS:
         if unrecorded := sorted(missing & set(studies)):
@@ -77,6 +78,22 @@ def write_results(path: Path) -> None:
             continue
         parts.append(render(evaluate(records)))
     write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _outdated(records: Records) -> list[str]:
+    """Return a paragraph on records that are not of this version of the studies, if any are."""
+    versions = records.outdated()
+    if not versions:
+        return []
+    paragraph = (
+        f"**Not of this version: {sum(versions.values())} records, made by fedkd {_list(versions)}.** In them every seed "
+        "drew test and validation images of its own, so that on digits 39 to 51 % of the validation images of the seeds on "
+        "which settings were chosen are test images of the seeds that are evaluated; `control-densities` starts from the student of "
+        "`fedkd`, often the average of the silos' models; `control-validation` is charged one exchange that it does not "
+        "need; and teachers in sequence (`fedkd-dp-sequential`) share the epochs out. `data.split_seed`, a fresh student of the "
+        "controls and whole epochs replace these; `make paper` records anew."
+    )
+    return [paragraph]
 
 
 def _list(processors: dict[str, int]) -> str:

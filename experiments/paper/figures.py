@@ -35,10 +35,19 @@ class Spread:
 
 
 class Records:
-    """The records of the plan that exist and are up to date."""
+    """The records of the plan that exist, up to date or not."""
 
     def __init__(self) -> None:
-        self._records = {(r.study, r.variant): load(r) for r in plan() if is_recorded(r)}
+        kept = [run for run in plan() if run.record.is_file()]
+        self._records = {(run.study, run.variant): load(run) for run in kept}
+        self._outdated = {(run.study, run.variant) for run in kept if not is_recorded(run)}
+
+    def outdated(self) -> dict[str, int]:
+        """Return the number of records of another study or split rule, by version of fedkd."""
+        versions = (
+            self._records[key].get("versions", {}).get("fedkd", "0.1.0") for key in self._outdated
+        )
+        return dict(Counter(versions).most_common())
 
     def processors(self) -> dict[str, int]:
         """Return the number of records by processor, for records that name one."""

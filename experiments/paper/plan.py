@@ -105,8 +105,8 @@ def recipes(study: str) -> dict[str, Any]:
 def recipe(study: str, name: str, init: str) -> list[str]:
     """Return the overrides chosen on validation data; none before ``recipe.py`` has run.
 
-    FedKD's controls have its settings of consolidation and rounds; ``fedavg-same-rounds`` has its
-    settings of rounds, with a random start.
+    FedKD's controls have its settings of consolidation and rounds, with a fresh student;
+    ``fedavg-same-rounds`` has its settings of rounds, with a random start.
     """
     cell = recipes(study).get(f"{name}.{init}", {})
     if "fedkd" not in cell or "fedavg-average" not in cell:
@@ -114,7 +114,9 @@ def recipe(study: str, name: str, init: str) -> list[str]:
     settings = cell["fedkd"]["chosen"]
     rounds = {key: value for key, value in settings.items() if key.startswith("rounds.")}
     teachers = "consolidation.teachers"
-    densities_only = settings | {teachers: "densities"} if teachers in settings else settings
+    densities_only = {key: settings[key] for key in settings if key != "consolidation.student"}
+    if teachers in settings:
+        densities_only[teachers] = "densities"
     return [
         *overrides("fedkd", settings),
         *overrides("control-densities", densities_only),

@@ -19,6 +19,7 @@ from fedkd.config.study_file import load_study
 from fedkd.errors import FedKDError
 from fedkd.federation.describe import describe
 from fedkd.federation.federation import Federation
+from fedkd.federation.split import SPLIT_RULE
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
 from fedkd.util.cache import cache_root
@@ -26,12 +27,12 @@ from fedkd.util.files import write_json
 
 
 def fingerprint(run: Run) -> str:
-    """Return a hash of the study file, without comments, and of its overrides.
+    """Return a hash of the study file, without comments, of its overrides and of the split rule.
 
     A record with another fingerprint is out of date.
     """
     study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
-    text = json.dumps([study, *run.overrides], sort_keys=True)
+    text = json.dumps([study, *run.overrides, {"split rule": SPLIT_RULE}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

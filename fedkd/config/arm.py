@@ -73,7 +73,8 @@ class Arm(Section):
     @property
     def starts_from_models(self) -> bool:
         """Whether the silos' own models may be used; a user's own start is not imported."""
-        return self.start != "random"
+        asked = self.consolidation is None or self.consolidation.asks_silos
+        return self.start != "random" and asked
 
     @property
     def needs_pretrained(self) -> bool:

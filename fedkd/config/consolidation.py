@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fedkd.config.consolidation_parts import Familiarity, Selection, Subset
+from fedkd.config.consolidation_parts import (
+    WITHOUT_MODELS,
+    Familiarity,
+    Selection,
+    Subset,
+    check_control,
+    fill_control,
+)
 from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section, names_of
 from fedkd.registry import METHODS, NUM_PATCH_FILTERS, WEIGHTINGS
 from fedkd.user_code import METHOD_SETTINGS, MethodSpec
@@ -47,16 +54,18 @@ class Consolidation(Section):
     teachers: Literal["models", "both", "densities", "validation"] = Field(
         "models",
         description="both: the target is the mean of the models' and of the densities' class "
-        "probabilities. Controls without models: densities alone, or, with method fine-tune, the "
-        "labels of the validation data alone",
+        "probabilities. Controls without the silos' models, whose student is fresh by default: "
+        "densities alone, or, with method fine-tune, the labels of the validation data alone, "
+        "for which silos send nothing",
     )
     mode: Literal["weights", "logits"] = Field(
         "weights", description="what a silo sends: its model, or its predictions only"
     )
     student: Literal["average", "best", "worst", "random", "fresh", "lda-head"] = Field(
         "average",
-        description="initial weights: the average of the silos' models, one of them, or random; "
-        "lda-head: patch-features whose last layer follows from class sums in closed form",
+        description="initial weights: the average of the silos' models, one of them, or fresh "
+        "(random weights); random: a random silo's model; lda-head: patch-features whose last "
+        "layer follows from class sums in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
@@ -113,8 +122,14 @@ class Consolidation(Section):
         """Number of epochs of distillation, fine-tuning included."""
         return self.epochs + self.finetune_epochs
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_control(cls, data: Any) -> Any:
+        return fill_control(data)
+
     @model_validator(mode="after")
     def _check(self) -> Consolidation:
+        check_control(self.teachers, self.student)
         if self.joint_densities and self.weighting != "familiarity":
             raise ValueError(f"teachers: {self.teachers} needs weighting: familiarity")
         if self.trust == "agreement" and not (
@@ -208,7 +223,7 @@ class Consolidation(Section):
 
     def _check_logits_suffice(self) -> None:
         remedy = "but mode: logits sends only predictions; use mode: weights"
-        if self.student not in ("fresh", "lda-head"):
+        if self.student not in WITHOUT_MODELS:
             raise ValueError(
                 f"student: {self.student} needs the silos' models, {remedy}, or student: fresh"
             )
@@ -219,32 +234,10 @@ class Consolidation(Section):
         if self.uses_densities and self.familiarity.basis == "features":
             raise ValueError(f"familiarity.basis: features averages models, {remedy}")
 
-    def check_at_silo(self) -> None:
-        """Refuse what cannot be done on a silo, whose model is the student.
-
-        Raises:
-            ValueError: with the key and what to do.
-        """
-        reason = "but data.transfer.source is student-silo"
-        if self.student not in ("best", "worst", "random"):
-            raise ValueError(
-                f"student: {self.student} is not the model of a silo, {reason}; use best, worst or "
-                "random"
-            )
-        if self.uses_densities:
-            raise ValueError(
-                f"weighting: familiarity needs the transfer images at all silos, {reason}"
-            )
-        if self.teachers == "validation":
-            raise ValueError(f"teachers: validation data is on the server, {reason}")
-        if self.mode == "logits":
-            raise ValueError(f"mode: logits leaves no model to send to the silo, {reason}")
-        if self.select.by == "complementary":
-            raise ValueError(
-                f"select.by: complementary needs the transfer images on the server, {reason}"
-            )
-        if self.subset:
-            raise ValueError(f"subset: needs the transfer images on the server, {reason}")
+    @property
+    def asks_silos(self) -> bool:
+        """Whether silos send anything: the control on validation labels asks them for nothing."""
+        return self.teachers != "validation" or self.student != "fresh"
 
     @property
     def needs_validation(self) -> bool:

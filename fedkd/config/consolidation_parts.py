@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,31 @@ from fedkd.config.sections import Count, Rate, Section
 
 _SCALES = {"gaussian": 5.0, "knn": 3.0, "pooled": 3.0}
 _DIMS = {"gaussian": 50, "knn": 50, "pooled": 500}
+
+_CONTROLS = ("densities", "validation")
+"""Values of ``teachers`` for which no model of a silo is a target."""
+WITHOUT_MODELS = ("fresh", "lda-head")
+"""Values of ``student`` that need no model of a silo."""
+
+
+def fill_control(data: Any) -> Any:
+    """Return a consolidation as its file holds it; a control's student is fresh by default."""
+    if isinstance(data, dict) and data.get("teachers") in _CONTROLS:
+        return {"student": "fresh", **data}
+    return data
+
+
+def check_control(teachers: str, student: str) -> None:
+    """Refuse a control whose student is made of the models that it is a control for.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
+    if teachers in _CONTROLS and student not in WITHOUT_MODELS:
+        raise ValueError(
+            f"student: {student} is made of the silos' models, but teachers: {teachers} is a "
+            "control without them; use student: fresh"
+        )
 
 
 class Selection(Section):

@@ -12,6 +12,7 @@ from fedkd.config.sections import (
     Options,
     Rate,
     Section,
+    Seed,
     Source,
     refuse_options,
 )
@@ -65,6 +66,11 @@ class Data(Section):
     )
     validation: float = Field(
         0.1, ge=0, lt=1, description="fraction of the images that are not test images"
+    )
+    split_seed: Seed = Field(
+        0,
+        description="draws the test and validation images, which are the same for all seeds of the "
+        "study; these draw the transfer set and the silos' images from the rest",
     )
     transfer: TransferSet = TransferSet()
     train_size: Count | None = Field(

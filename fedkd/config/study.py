@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from fedkd.config.arm import Arm
+from fedkd.config.at_silo import check_at_silo
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, Data, Deployed, Iid
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
@@ -135,6 +136,7 @@ class Study(Section):
     def exchanges_before_round_1(self, arm: str) -> int:
         """Exchanges of an arm's start: one collects models, a second sends some to silos.
 
+        A random start and the control on validation labels alone send silos nothing.
         If all transfer images turn out to be alike, the run leaves out the second.
         """
         if self.arms[arm].start == "random":
@@ -142,6 +144,8 @@ class Study(Section):
         settings, transfer = self.arms[arm].consolidation, self.data.transfer
         if settings is None:
             return 1
+        if not settings.asks_silos:
+            return 0
         by_features = settings.uses_features and transfer.size >= LEAST_TRANSFER_IMAGES
         return 2 if transfer.at_silo or by_features else 1
 
@@ -239,7 +243,7 @@ def _check_needs(study: Study) -> None:
             check_labels(study, settings, path)
         if study.data.transfer.at_silo:
             try:
-                settings.check_at_silo()
+                check_at_silo(settings)
             except ValueError as error:
                 raise ValueError(f"{path}.{error}") from None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Consolidation
 from fedkd.distillation.methods.base import DistillationData
-from fedkd.distillation.selection import choose
+from fedkd.distillation.selection import choose, fresh_student
 from fedkd.distillation.targets import (
     DistillationSetup,
     make_control_data,
@@ -35,7 +35,7 @@ class Consolidated:
     Attributes:
         state: the student's weights.
         start: its initial weights.
-        teachers: the teachers that were used.
+        teachers: the teachers that were used; empty where silos are not asked.
         notes: for the record: mean weight of each teacher, last loss, chosen student.
         loss: mean of the last epoch; NaN without epochs.
     """
@@ -116,19 +116,14 @@ def distil(
     Raises:
         FedKDError: distillation diverged, or there is no teacher to learn from.
     """
-    model = build_model(setup.arch, setup.shape, seed=0).to(setup.compute.device)
-    model.load_state_dict(start)
     ensemble = make_ensemble(teachers, settings, setup)
-    loss = math.nan
+    data = None
     if settings.all_epochs:
         if settings.teachers == "validation":
             data = make_control_data(setup)
         else:
             data = make_data(teachers, settings, setup, ensemble, student)
-        loss = _train(model, data, settings, setup)
-    state = copy_state(model)
-    if not is_finite(state, start):
-        raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
+    model, state, loss = _train(start, data, settings, setup)
     notes = _describe(teachers, ensemble, loss)
     predicted = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
     notes["student_agreement"] = _share_equal(predicted, ensemble.target.argmax(1))
@@ -138,10 +133,39 @@ def distil(
     return Consolidated(state, start, teachers, notes, loss)
 
 
+def train_control(settings: Consolidation, setup: DistillationSetup) -> Consolidated:
+    """Train a fresh student on the validation labels alone, without any teacher.
+
+    Raises:
+        FedKDError: training diverged.
+    """
+    start = fresh_student(setup.arch, setup.shape, setup.seed)
+    _, state, loss = _train(start, make_control_data(setup), settings, setup)
+    notes = {"distillation_loss": _rounded(loss)}
+    return Consolidated(state, start, Teachers((), setup.shape, setup.compute), notes, loss)
+
+
 def _train(
+    start: State, data: DistillationData | None, settings: Consolidation, setup: DistillationSetup
+) -> tuple[nn.Module, State, float]:
+    """Train from ``start``; return the model, its weights and the last epoch's mean loss.
+
+    Raises:
+        FedKDError: training diverged.
+    """
+    model = build_model(setup.arch, setup.shape, seed=0).to(setup.compute.device)
+    model.load_state_dict(start)
+    loss = math.nan if data is None else _fit(model, data, settings, setup)
+    state = copy_state(model)
+    if not is_finite(state, start):
+        raise FedKDError(f"distillation diverged; lower consolidation.lr (now {settings.lr:g})")
+    return model, state, loss
+
+
+def _fit(
     model: nn.Module, data: DistillationData, settings: Consolidation, setup: DistillationSetup
 ) -> float:
-    last = settings.all_epochs
+    last = settings.all_epochs * (len(data.order) if settings.sequence == "sequential" else 1)
     epochs = iter(range(1, last + 1))
 
     def on_epoch() -> None:
@@ -173,7 +197,7 @@ def _train(
 def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, Any]:
     names = [teacher.silo for teacher in teachers.members]
     notes: dict[str, Any] = {
-        "distillation_loss": round(loss, 6) if math.isfinite(loss) else None,
+        "distillation_loss": _rounded(loss),
         "mean_weights": _by_name(names, ensemble.weights.mean(1)),
         "agreement": _by_name(names, ensemble.agreement),
     }
@@ -229,6 +253,10 @@ def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) ->
     if gaussian and ensemble.foreign is not None and ensemble.foreign > MAX_FOREIGN_SHARE:
         warnings.append(_FOREIGN)
     return warnings
+
+
+def _rounded(loss: float) -> float | None:
+    return round(loss, 6) if math.isfinite(loss) else None
 
 
 def _by_name(names: list[str], values: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from fedkd.data.images import Images
 from fedkd.distillation.density.basis import Basis
 from fedkd.distillation.density.discriminant import lda_head_student
 from fedkd.distillation.teachers import Teachers
-from fedkd.models.build import build_model
+from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, copy_state
 from fedkd.training.evaluate import predict
 from fedkd.util.seeding import derive_seed
@@ -74,6 +74,11 @@ def choose(
     return Choice(start, teachers.subset(selected), student, silo, notes)
 
 
+def fresh_student(arch: str, shape: Shape, seed: int) -> State:
+    """Return the random initial weights of a student that is no silo's model."""
+    return copy_state(build_model(arch, shape, seed=derive_seed(seed, "fresh-student")))
+
+
 def _student(
     teachers: Teachers,
     settings: Consolidation,
@@ -84,8 +89,7 @@ def _student(
 ) -> tuple[State, int | None]:
     """Return the student's initial state, and the index of the teacher it copies, or None."""
     if settings.student == "fresh":
-        student_seed = derive_seed(seed, "fresh-student")
-        return copy_state(build_model(arch, teachers.shape, seed=student_seed)), None
+        return fresh_student(arch, teachers.shape, seed), None
     if settings.student == "lda-head":
         moments = [teacher.moments for teacher in teachers.members]
         scale = settings.familiarity.effective_scale

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from fedkd.config import Study
     from fedkd.data.partition import Indices
 
+SPLIT_RULE = 2
+"""Version of the rule by which images are drawn.
+
+1, in fedkd 0.1: all by the study's seed. 2: test and validation images by ``data.split_seed``, the
+same for every seed of a study.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -95,8 +102,11 @@ def split(
 ) -> Split:
     """Split a source: test, validation, transfer set, then the silos.
 
-    Each step has a random seed of its own: a different transfer set leaves the test and validation
-    images unchanged. The arms of the study have no influence.
+    Test and validation images are drawn by ``data.split_seed``, so that the seeds on which settings
+    are chosen and those on which they are judged have the same test images, and no validation image
+    of the one is a test image of the other. The transfer set and the silos' images are drawn from
+    the rest by ``seed``. Each step has a random stream of its own: a different transfer set leaves
+    the test and validation images unchanged. The arms of the study have no influence.
 
     Args:
         source: all images.
@@ -115,13 +125,13 @@ def split(
         test = source.test
     else:
         size = _count_of(len(remaining), data.test)
-        chosen, remaining = _draw(remaining, size, seed, "cut-test")
+        chosen, remaining = _draw(remaining, size, data.split_seed, "cut-test")
         test = source.train.take(chosen)
     if data.test_size is not None and data.test_size < len(test):
-        chosen, _ = _draw(np.arange(len(test)), data.test_size, seed, "cut-test-size")
+        chosen, _ = _draw(np.arange(len(test)), data.test_size, data.split_seed, "cut-test-size")
         test = test.take(chosen)
     size = _count_of(len(remaining), data.validation)
-    chosen, remaining = _draw(remaining, size, seed, "cut-validation")
+    chosen, remaining = _draw(remaining, size, data.split_seed, "cut-validation")
     validation = source.train.take(chosen)
 
     transfer = None

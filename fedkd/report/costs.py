@@ -7,9 +7,9 @@ from typing import Any
 
 from fedkd.report.curves import MAX_POINTS, Curve, band, thin
 from fedkd.report.figure import Figure, Variant, plain
+from fedkd.report.savings import Row, is_defined, saved
 from fedkd.report.tables import Table, curve_table, saving_rows
 from fedkd.report.theme import ArmStyle, arm_styles
-from fedkd.report.verdict import Row, is_defined, saved
 from fedkd.results.folder import Results, percent
 
 MIN_POINTS_OF_RUN = 8
@@ -185,7 +185,9 @@ def _target_lines(results: Results) -> dict[str, Any]:
     """Return a line for each target, or a band if targets differ between seeds."""
     shapes, notes = [], []
     for index, target in enumerate(results.targets):
-        seed_targets = [run["targets"][index]["target"] for run in results.summary["runs"]]
+        # A run that was cut short may have none, where targets depend on its end.
+        runs = [run for run in results.summary["runs"] if run["targets"]]
+        seed_targets = [run["targets"][index]["target"] for run in runs]
         levels = sorted(set(seed_targets)) or ([] if results.relative else [target])
         if not levels:
             continue

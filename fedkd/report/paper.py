@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
 from fedkd.report.curves import Curve, band, tidy_rows
+from fedkd.report.savings import is_defined
 from fedkd.report.tables import saving_rows
 from fedkd.report.theme import arm_styles
-from fedkd.report.verdict import is_defined
 from fedkd.results.folder import Results, percent
 from fedkd.util.files import replacing, write_text
 from fedkd.util.requirements import install_command
@@ -102,9 +102,9 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
     rows = []
     for row in results.summary["comparison"]:
         low, high = row["range"] or (None, None)
-        nested = ("reached", "exchanges", "range")
+        nested = ("reached", "failed", "exchanges", "range")
         flat = {key: value for key, value in row.items() if key not in nested}
-        for key in ("reached", "exchanges"):
+        for key in ("reached", "failed", "exchanges"):
             flat |= {f"{key}_{side}": row[key][side] for side in ("arm", "baseline")}
         rows.append({**flat, "range_low": low, "range_high": high})
     return rows

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.curves import MEGABYTE, Curve, band
-from fedkd.report.verdict import Row, count, interval, is_defined, saved
+from fedkd.report.savings import Row, count, interval, is_defined, saved
 from fedkd.results.folder import Results, percent
+from fedkd.results.record import CUT_SHORT
 
 MAX_ROWS = 200
 CURVE_ROWS = 40
@@ -84,7 +85,7 @@ def cost_table(results: Results, index: int) -> Table:
             [
                 run["arm"],
                 str(run["seed"]),
-                str(cost["exchanges"]) if cost and reached else f"not within {budget}",
+                str(cost["exchanges"]) if cost and reached else _unreached(run, budget),
                 f"{cost['bytes'] / MEGABYTE:.2f}" if cost and reached else NONE,
                 f"{cost['seconds']:.2f}" if cost and reached else NONE,
                 percent(run["curve"][0]["accuracy"]),
@@ -93,6 +94,13 @@ def cost_table(results: Results, index: int) -> Table:
             ]
         )
     return Table(head, rows, warn=warn)
+
+
+def _unreached(run: Mapping[str, Any], budget: int) -> str:
+    """Return within how many exchanges a run did not reach a target: those that it made."""
+    if run["stopped"] in CUT_SHORT:
+        return f"not within {run['curve'][-1]['round'] + run['exchanges_before_round_1']}"
+    return f"not within {budget}"
 
 
 def curve_table(curves: Mapping[str, Sequence[Curve]], axis: str) -> Table:

@@ -9,6 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.federation.recommend import Recommendation
+from fedkd.report.savings import failed
+from fedkd.results.interval import coverage_of
+from fedkd.results.record import CUT_SHORT
 from fedkd.util.yaml_loader import dump_yaml
 
 UNREACHED = "red"
@@ -93,30 +96,52 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
 
 
 def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list[RenderableType]:
-    runs = [run for run in summary["runs"] if run["arm"] == arm]
+    by_seed = {run["seed"]: run for run in summary["runs"] if run["arm"] == arm}
+    runs = list(by_seed.values())
     if not runs:
         return [arm, *["failed"] * 2]
     start = sum(run["curve"][0]["accuracy"] for run in runs) / len(runs)
     best = sum(run["best_accuracy"] for run in runs) / len(runs)
     per_seed, total, missed = Text(), 0, False
-    for run in runs:
-        budget = run["exchanges_before_round_1"] + run["max_rounds"]
-        spent = run["targets"][index]["exchanges"] if run["targets"] else None
-        missed |= spent is None
-        total += budget if spent is None else spent
-        style = UNREACHED if spent is None else ""
+    for seed in summary["resolved"]["seeds"]:
+        run = by_seed.get(seed)
+        spent = None if run is None or not run["targets"] else run["targets"][index]["exchanges"]
         per_seed.append(" " if per_seed else "")
-        per_seed.append(f">{budget}" if spent is None else str(spent), style=style)
-    sum_text = Text(f"{'>' if missed else ''}{total}", style=UNREACHED if missed else "")
+        failed_run = any((f["arm"], f["seed"]) == (arm, seed) for f in summary["failures"])
+        text = "failed" if failed_run else _exchanges(run, spent)
+        per_seed.append(text, style=UNREACHED if spent is None else "")
+        missed |= spent is None
+        total += _budget(run) if run and spent is None else spent or 0
+    complete = len(runs) == len(summary["resolved"]["seeds"])
+    complete &= all(run["stopped"] not in CUT_SHORT for run in runs)
+    sum_text = Text(
+        f"{'>' if missed else ''}{total}" if complete else "",
+        style=UNREACHED if missed else "",
+    )
     cells: list[RenderableType] = [arm, f"{start:.1%}", f"{best:.1%}", per_seed, sum_text]
     for baseline in summary["resolved"]["baselines"]:
         cells += _saving(summary, arm, baseline, target)
     return cells
 
 
+def _exchanges(run: dict[str, Any] | None, spent: int | None) -> str:
+    """Return the exchanges of a seed's run to a target, or why they are not known."""
+    if run is None:
+        return "\u2013"
+    if spent is not None:
+        return str(spent)
+    return "stopped" if run["stopped"] in CUT_SHORT else f">{_budget(run)}"
+
+
+def _budget(run: dict[str, Any]) -> int:
+    return int(run["exchanges_before_round_1"] + run["max_rounds"])
+
+
 def _saving(summary: dict[str, Any], arm: str, baseline: str, target: float) -> list[str]:
     for row in summary["comparison"]:
         if (row["arm"], row["baseline"], row["target"]) == (arm, baseline, target):
+            if failure := failed(row):
+                return [failure, "", ""]
             if row["exchanges_saved_pct"] is None or row["bound"] == "undefined":
                 return ["undefined", "", ""]
             sign = {"exact": "", "at_least": "≥ ", "at_most": "≤ "}[row["bound"]]
@@ -135,14 +160,17 @@ def _target_values(summary: dict[str, Any]) -> list[float]:
 
 def _legend(summary: dict[str, Any]) -> str:
     seeds = len(summary["resolved"]["seeds"])
-    spread = "a 95 % bootstrap interval" if seeds >= 5 else "minimum and maximum"
+    coverage = coverage_of(seeds)
+    spread = "minimum and maximum over seeds"
+    if coverage is not None:
+        spread = f"a 95 % interval, paired over seeds (in simulation {coverage:g} % are right)"
     lines = [
         (
             "An exchange is one round trip between server and silos that carries a model, logits "
             "or densities: each round is one, and so is an average or consolidated start."
         ),
         (
-            f"saved: summed over seeds. range: {spread} over seeds, in per cent. ceiling: the "
+            f"saved: summed over seeds. range: {spread}, in per cent. ceiling: the "
             "saving if the target is reached at the start."
         ),
         (
@@ -154,7 +182,7 @@ def _legend(summary: dict[str, Any]) -> str:
         lines.append("Some runs were taken from the cache (--fresh recomputes them).")
     lines += [
         f"too few silos replied: {run['arm']}, seed {run['seed']}, after round "
-        f"{run['curve'][-1]['round']}; excluded from comparisons"
+        f"{run['curve'][-1]['round']}; counts as failed"
         for run in summary["runs"]
         if run["stopped"] == "quorum"
     ]

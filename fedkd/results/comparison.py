@@ -1,16 +1,26 @@
-"""Savings of an arm against a baseline over seeds; unreached runs count with their budget."""
+"""Savings of an arm against a baseline over seeds.
+
+A run that did not reach the target counts with its budget, which bounds the saving. A run that
+failed leaves the saving undefined: seeds that failed are not those on which an arm does well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from fedkd.results.interval import LEAST_SEEDS, coverage_of, saving_interval
 from fedkd.results.record import RunRecord
 
-BOOTSTRAP_SEEDS = 5
-BOOTSTRAP_DRAWS = 10_000
+BOUNDS = {
+    (False, False): "exact",
+    (False, True): "at_least",
+    (True, False): "at_most",
+    (True, True): "undefined",
+}
+"""What a saving is, by whether the arm and the baseline missed the target on any seed."""
 
 
 def compare_arms(
@@ -18,15 +28,18 @@ def compare_arms(
     *,
     baselines: Sequence[str],
     targets: Sequence[float],
+    failed: Collection[tuple[str, int]] = (),
 ) -> list[dict[str, Any]]:
     """Compare every arm with every baseline at every target.
 
     Args:
-        runs: all runs of the study; an arm is compared on the seeds that it shares with the
-            baseline.
+        runs: all complete runs of the study; an arm is compared on the seeds that it shares with
+            the baseline.
         baselines: names of arms, in the order of the study.
         targets: as in the study file. A run's own ``targets`` are the corresponding accuracies, in
             the same order; relative targets differ between seeds.
+        failed: arm and seed of every run that failed or stopped without a quorum. A row counts
+            them, and its ``bound`` is ``undefined`` if there are any on either side.
 
     Returns:
         Rows of ``summary.json``'s ``comparison``.
@@ -41,15 +54,21 @@ def compare_arms(
                 continue
             seeds = [seed for seed in runs_of_arm if seed in by_arm[baseline]]
             pairs = [(runs_of_arm[seed], by_arm[baseline][seed]) for seed in seeds]
+            failures = {
+                side: sum(name == of for name, _ in failed)
+                for side, of in (("arm", arm), ("baseline", baseline))
+            }
             rows += [
-                {"arm": arm, "baseline": baseline, "target": target, **_row(pairs, index)}
+                {"arm": arm, "baseline": baseline, "target": target, **_row(pairs, index, failures)}
                 for index, target in enumerate(targets)
                 if pairs
             ]
     return rows
 
 
-def _row(pairs: Sequence[tuple[RunRecord, RunRecord]], index: int) -> dict[str, Any]:
+def _row(
+    pairs: Sequence[tuple[RunRecord, RunRecord]], index: int, failures: dict[str, int]
+) -> dict[str, Any]:
     exchanges = np.array([[_exchanges(run, index) for run in pair] for pair in pairs], float)
     reached = [[run.reached(run.targets[index]) is not None for run in pair] for pair in pairs]
     arm_reached, baseline_reached = (sum(column) for column in zip(*reached, strict=True))
@@ -57,19 +76,18 @@ def _row(pairs: Sequence[tuple[RunRecord, RunRecord]], index: int) -> dict[str, 
     ceiling_exchanges = sum(arm.exchanges_before_round_1 for arm, _ in pairs)
     all_timed = not any(run.cached for pair in pairs for run in pair)
     total = exchanges.sum(0)
+    spread, kind = _range(exchanges)
     return {
         "num_seeds": len(pairs),
+        "failed": failures,
         "reached": {"arm": arm_reached, "baseline": baseline_reached},
         "exchanges": {"arm": int(total[0]), "baseline": int(total[1])},
         "exchanges_saved_pct": _saved(*total),
         "ceiling_pct": _saved(ceiling_exchanges, total[1]),
-        "bound": {
-            (False, False): "exact",
-            (False, True): "at_least",
-            (True, False): "at_most",
-            (True, True): "undefined",
-        }[missed],
-        "range": _range(exchanges),
+        "bound": "undefined" if any(failures.values()) else BOUNDS[missed],
+        "range": spread,
+        "range_kind": kind,
+        "coverage": coverage_of(len(pairs)) if kind == "interval" else None,
         "bytes_saved_pct": _saved(*_totals(pairs, index, "bytes")),
         "seconds_saved_pct": _saved(*_totals(pairs, index, "seconds")) if all_timed else None,
     }
@@ -104,25 +122,17 @@ def _saved(arm: float, baseline: float) -> float | None:
     return round(100 * (1 - float(arm) / float(baseline)), 4) if baseline > 0 else None
 
 
-def _range(exchanges: np.ndarray[Any, Any]) -> list[float] | None:
-    """Return the range over seeds of the saving, in per cent.
+def _range(exchanges: np.ndarray[Any, Any]) -> tuple[list[float] | None, str | None]:
+    """Return the range of the saving over seeds, in per cent, and its kind.
 
-    Below five seeds this is minimum and maximum; from five on a 95 % interval by the paired
-    bootstrap over seeds (10,000 draws, fixed seed).
+    ``extremes``: minimum and maximum over one or two seeds. ``interval``: from three seeds on, the
+    95 % interval of :func:`fedkd.results.interval.saving_interval`.
     """
-    if not (exchanges[:, 1] > 0).all():
-        return None
-    if len(exchanges) < BOOTSTRAP_SEEDS:
-        each = 100 * (1 - exchanges[:, 0] / exchanges[:, 1])
-        return [round(float(each.min()), 4), round(float(each.max()), 4)]
-    from scipy.stats import bootstrap  # it takes longer to import than a small study to compare
-
-    interval = bootstrap(
-        (exchanges[:, 0], exchanges[:, 1]),
-        lambda arm, baseline, axis: 100 * (1 - arm.sum(axis) / baseline.sum(axis)),
-        paired=True,
-        n_resamples=BOOTSTRAP_DRAWS,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return [round(float(interval.low), 4), round(float(interval.high), 4)]
+    arm, baseline = exchanges.T
+    if len(exchanges) >= LEAST_SEEDS and baseline.sum() > 0:
+        low, high = saving_interval(arm, baseline)
+        return [round(float(low), 4), round(float(high), 4)], "interval"
+    if len(exchanges) < LEAST_SEEDS and (baseline > 0).all():
+        each = 100 * (1 - arm / baseline)
+        return [round(float(each.min()), 4), round(float(each.max()), 4)], "extremes"
+    return None, None

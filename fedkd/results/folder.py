@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.results.upgrade import upgrade
+from fedkd.results.upgrade import upgrade, upgrade_comparison
 from fedkd.util.yaml_loader import load_yaml
 
 SUMMARY_FILE = "summary.json"
@@ -54,6 +54,7 @@ class Results:
             raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
         if isinstance(summary["resolved"], dict):
             summary["resolved"] = upgrade(summary["resolved"])
+        summary["comparison"] = upgrade_comparison(summary)
         searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
         if tuning := [each for each in searches if each.get("study") == summary["study"]]:
             summary["tuning"] = tuning

@@ -1,4 +1,4 @@
-"""Resolved studies of fedkd 0.1.0, converted to the current names."""
+"""Results of fedkd 0.1.0, converted to the current names and rules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import copy
 from typing import Any
 
 from fedkd.suggestions import RENAMED
+
+BOOTSTRAP_SEEDS = 5
+"""Number of seeds from which version 0.1.0 computed an interval."""
 
 
 def upgrade(study: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +31,26 @@ def upgrade(study: dict[str, Any]) -> dict[str, Any]:
             if key in consolidation:
                 consolidation[RENAMED[key]] = consolidation.pop(key)
     return study
+
+
+def upgrade_comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a summary's comparison with the keys ``failed`` and ``range_kind`` in every row.
+
+    Version 0.1.0 left out seeds on which a run had failed, and said ``exact`` of the others. Its
+    interval, from five seeds on, is a bootstrap of percentiles.
+    """
+    failed = {(each["arm"], each["seed"]) for each in summary["failures"]}
+    failed |= {(run["arm"], run["seed"]) for run in summary["runs"] if run["stopped"] == "quorum"}
+    rows = []
+    for row in summary["comparison"]:
+        if "failed" in row:
+            rows.append(row)
+            continue
+        counts = {side: sum(arm == row[side] for arm, _ in failed) for side in ("arm", "baseline")}
+        kind = "bootstrap" if row["num_seeds"] >= BOOTSTRAP_SEEDS else "extremes"
+        bound = "undefined" if any(counts.values()) else row["bound"]
+        rows.append({**row, "failed": counts, "bound": bound, "range_kind": kind, "coverage": None})
+    return rows
 
 
 def _mapping(value: Any) -> dict[str, Any]:

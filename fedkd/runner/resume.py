@@ -113,6 +113,11 @@ def clear(folder: Path) -> None:
             for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
                 (folder / name).unlink(missing_ok=True)
             return
+    discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a run, so that it begins anew."""
     shutil.rmtree(folder)
 
 

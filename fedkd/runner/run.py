@@ -211,13 +211,17 @@ class _Runner:
     def _run_arm(self, federation: Federation, arm: str) -> None:
         targets = self._targets(federation.seed)
         if targets is None and arm != self._study.baselines[0]:
-            reason = f"its targets depend on {self._study.baselines[0]}, which failed"
+            reason = (
+                f"its targets depend on {self._study.baselines[0]}, which failed or stopped for "
+                "want of silos"
+            )
             self._fail(arm, federation.seed, reason)
             return
         folder = self._folder / arm / f"seed-{federation.seed}"
         task = Task(federation, arm, tuple(targets or ()), folder)
         try:
-            record = self._keep(task) or self._reuse(task) or self._compute(task)
+            kept = self._keep(task, anew=targets is not None)
+            record = kept or self._reuse(task) or self._compute(task)
         except FedKDError as error:
             self._fail(arm, federation.seed, str(error))
             return
@@ -230,12 +234,16 @@ class _Runner:
         self._tracking.finish(record)
 
     def _targets(self, seed: int) -> list[float] | None:
-        """Targets in accuracy, or None while the first baseline of the seed has not run."""
+        """Targets in accuracy, or None while they are not known.
+
+        Relative ones need the whole curve of the first baseline: the best accuracy of a run that
+        was cut short is too low a measure.
+        """
         targets = self._study.targets
         if not isinstance(targets, RelativeTargets):
             return targets
         baseline = self._records.get((self._study.baselines[0], seed))
-        if baseline is None:
+        if baseline is None or baseline.stopped in CUT_SHORT:
             return None
         best = max(point.accuracy for point in baseline.curve)
         return [fraction * best for fraction in targets.of_baseline_best]
@@ -245,13 +253,22 @@ class _Runner:
         self._tracking.fail(arm, seed)
         self._progress.failed(arm, seed, reason)
 
-    def _keep(self, task: Task) -> RunRecord | None:
-        """Return the record of a run that finished in this folder; otherwise clear its folder."""
+    def _keep(self, task: Task, *, anew: bool) -> RunRecord | None:
+        """Return the record of a run that finished in this folder; otherwise clear its folder.
+
+        Args:
+            task: the run.
+            anew: whether a run with other targets than the task's is discarded. It may have stopped
+                at one that is too low.
+        """
         if not task.folder.exists():
             return None
         record = resumption.read_ended(task.folder)
         if record is None:
             resumption.clear(task.folder)
+            return None
+        if anew and record.targets != task.targets:
+            resumption.discard(task.folder)
             return None
         self._progress.reused(task.arm, task.federation.seed)
         return record

@@ -48,6 +48,8 @@ def summarise(
     order = [(arm, seed) for arm in study.arms for seed in study.seeds]
     ended = [records[key] for key in order if key in records]
     complete = [record for record in ended if record.stopped not in CUT_SHORT]
+    failed = {(failure.arm, failure.seed) for failure in failures}
+    failed |= {(record.arm, record.seed) for record in ended if record.stopped == "quorum"}
     return {
         "schema": SCHEMA,
         "study": study.name,
@@ -56,7 +58,7 @@ def summarise(
         "machine": _machine(),
         "runs": [run_entry(record) for record in ended],
         "comparison": compare_arms(
-            complete, baselines=study.baselines, targets=study.target_values
+            complete, baselines=study.baselines, targets=study.target_values, failed=failed
         ),
         "failures": [vars(failure) for failure in failures],
         "warnings": list(warnings),

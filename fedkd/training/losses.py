@@ -7,6 +7,25 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def kl_divergence(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Mean over the batch of KL(target || softmax(z / T)), in nats, at least 0.
+
+    Near convergence the two sums that are subtracted agree to rounding, so that their difference
+    may be -1e-7, which T^2 makes -1e-3 at T = 100. Such a value is returned as 0. The gradient is
+    that of the unrounded formula: a clamp would stop training there.
+
+    Args:
+        logits: the student's z ``[B, C]``.
+        target: probabilities at temperature T ``[B, C]``.
+        temperature: T.
+    """
+    log_student = functional.log_softmax(logits.float() / temperature, dim=1)
+    # xlogy(0, 0) is 0; 0 * log(0) would be NaN, and so would its gradient.
+    negentropy = torch.special.xlogy(target, target).sum(1)
+    divergence: Tensor = (negentropy - (target * log_student).sum(1)).mean()
+    return divergence + (divergence.clamp_min(0) - divergence).detach()
+
+
 def kd_loss(
     logits: Tensor,
     target: Tensor,
@@ -26,10 +45,7 @@ def kd_loss(
         temperature: T.
         weight: a, the weight of the teachers.
     """
-    log_student = functional.log_softmax(logits.float() / temperature, dim=1)
-    # xlogy(0, 0) is 0; 0 * log(0) would be NaN, and so would its gradient.
-    negentropy = torch.special.xlogy(target, target).sum(1)
-    divergence: Tensor = (negentropy - (target * log_student).sum(1)).mean() * temperature**2
+    divergence = kl_divergence(logits, target, temperature=temperature) * temperature**2
     if labels is None:
         return divergence
     cross_entropy = functional.cross_entropy(logits.float(), labels)

@@ -11,6 +11,7 @@ import pytest
 
 from fedkd.errors import FedKDError
 from fedkd.results.comparison import compare_arms
+from fedkd.results.interval import coverage_of
 from fedkd.results.record import (
     Point,
     Quarantined,
@@ -44,8 +45,12 @@ def run(
     )
 
 
-def rows(*runs: RunRecord, baselines: tuple[str, ...] = ("base",)) -> list[dict[str, Any]]:
-    return compare_arms(runs, baselines=list(baselines), targets=[TARGET])
+def rows(
+    *runs: RunRecord,
+    baselines: tuple[str, ...] = ("base",),
+    failed: tuple[tuple[str, int], ...] = (),
+) -> list[dict[str, Any]]:
+    return compare_arms(runs, baselines=list(baselines), targets=[TARGET], failed=failed)
 
 
 def row(
@@ -92,12 +97,15 @@ def test_a_row_has_the_keys_of_the_contract() -> None:
         "baseline",
         "target",
         "num_seeds",
+        "failed",
         "reached",
         "exchanges",
         "exchanges_saved_pct",
         "ceiling_pct",
         "bound",
         "range",
+        "range_kind",
+        "coverage",
         "bytes_saved_pct",
         "seconds_saved_pct",
     ]
@@ -137,18 +145,27 @@ def test_a_cached_run_has_no_seconds(which: str) -> None:
     assert found["exchanges_saved_pct"] == pytest.approx(44.4444)
 
 
-def test_four_seeds_give_extremes_and_five_a_bootstrap_interval() -> None:
+def test_two_seeds_give_extremes_and_three_an_interval() -> None:
     arm, base = [0, 1, 2, 4, 9], [10, 10, 10, 10, 10]
-    assert row(arm[:4], base[:4])["range"] == [50.0, 90.0]
-    low, high = row(arm, base)["range"]
-    assert 0.0 < low < 100 * (1 - 21 / 50) < high < 90.0
-    assert row(arm, base)["range"] == [low, high]
+    two = row(arm[:2], base[:2])
+    assert (two["range"], two["range_kind"], two["coverage"]) == ([80.0, 90.0], "extremes", None)
+    for seeds in (3, 5):
+        found = row(arm[:seeds], base[:seeds])
+        low, high = found["range"]
+        assert low < found["exchanges_saved_pct"] < high < 100
+        assert (found["range_kind"], found["coverage"]) == ("interval", coverage_of(seeds))
     assert row([3] * 5, base)["range"] == [60.0, 60.0]
 
 
-def test_the_bootstrap_is_paired() -> None:
-    """Where every seed saves the same share, no resampling can move it."""
-    assert row([0, 1, 4, 9, 14], [2, 4, 10, 20, 30], budget=40)["range"] == [50.0, 50.0]
+@pytest.mark.parametrize(("side", "bad"), [("arm", "kd"), ("baseline", "base")])
+def test_a_failed_run_leaves_no_saving_of_the_seeds_that_did_not_fail(side: str, bad: str) -> None:
+    """One seed of three at 97.5 % is not a saving of 97.5 %."""
+    runs = [run("base", 0, 40, budget=40), run("kd", 0, 0, before=1)]
+    (alone,) = rows(*runs)
+    assert (alone["exchanges_saved_pct"], alone["bound"]) == (97.5, "exact")
+    (found,) = rows(*runs, failed=((bad, 1), (bad, 2), ("other", 0)))
+    assert found["bound"] == "undefined"
+    assert found["failed"] == {"arm": 0, "baseline": 0, side: 2}
 
 
 def test_every_arm_is_compared_with_every_baseline_on_shared_seeds() -> None:

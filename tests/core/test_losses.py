@@ -96,6 +96,25 @@ def test_zero_on_equal_logits_and_positive_elsewhere(seed: int, temperature: flo
     assert float(kd_loss(logits, other, temperature=temperature)) > 0.01
 
 
+def test_near_convergence_rounding_makes_no_loss_negative_and_hides_no_gradient() -> None:
+    """At T = 100 a rounding of 1e-7 is multiplied by 10,000."""
+    unrounded, losses = [], []
+    for seed in range(50):
+        logits = draw(seed, classes=10, scale=1.0)
+        target = torch.softmax(logits / 100, 1)
+        student = (logits + 1e-3 * draw(seed + 1, classes=10, scale=1.0)).requires_grad_()
+        log_student = torch.log_softmax(student.detach() / 100, 1)
+        formula = (torch.special.xlogy(target, target) - target * log_student).sum(1).mean()
+        unrounded.append(float(formula))
+        loss = kd_loss(student, target, temperature=100.0)
+        loss.backward()
+        losses.append(loss.item())
+        assert student.grad is not None
+        assert float(student.grad.abs().max()) > 0
+    assert min(unrounded) < 0  # else this test shows nothing
+    assert min(losses) == 0
+
+
 @given(
     st.integers(0, 10_000),
     st.sampled_from(TEMPERATURES),

@@ -67,9 +67,29 @@ def test_the_same_seed_gives_the_same_cut_and_another_seed_another():
     first, again, other = (split(make_source(), study, seed, None) for seed in (3, 3, 4))
     for part in ("test", "validation", "transfer"):
         assert same(getattr(first, part), getattr(again, part))
-        assert not same(getattr(first, part), getattr(other, part))
+    assert not same(first.transfer, other.transfer)
     assert all(map(same, first.silos, again.silos))
     assert not any(map(same, first.silos, other.silos))
+
+
+@pytest.mark.parametrize("test", [None, 100])
+def test_settings_are_not_chosen_on_images_that_judge_them(test):
+    """Seeds on which settings are chosen and seeds that are judged share test and validation."""
+    study = make_study(transfer={"size": 50}, test_size=60)
+    chosen, judged = (split(make_source(test=test), study, seed, None) for seed in (100, 0))
+    assert same(chosen.test, judged.test)
+    assert same(chosen.validation, judged.validation)
+    judging = set(numbers_of(judged.test))
+    learnt = (chosen.validation, chosen.transfer, *chosen.silos)
+    assert not judging & {number for part in learnt for number in numbers_of(part)}
+
+
+def test_another_split_seed_gives_other_test_and_validation_images():
+    first, other = (
+        split(make_source(), make_study(split_seed=seed, test_size=40), 0, None) for seed in (0, 1)
+    )
+    assert not same(first.test, other.test)
+    assert not same(first.validation, other.validation)
 
 
 def test_arms_have_no_influence():

@@ -289,16 +289,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "s.yaml: arms.fedkd.consolidation.weighting: familiarity needs the transfer images",
     ),
+    "control that starts from the silos' models": (
+        {
+            "arms/fedkd/consolidation": {
+                "teachers": "densities",
+                "weighting": "familiarity",
+                "student": "average",
+            },
+        },
+        "s.yaml: arms.fedkd.consolidation: student: average is made of the silos' models, but",
+    ),
     "validation labels on a silo": (
         {
             "data/transfer": {"source": "student-silo"},
             "arms/fedkd/consolidation": {
                 "teachers": "validation",
                 "method": "fine-tune",
-                "student": "best",
             },
         },
-        "s.yaml: arms.fedkd.consolidation.teachers: validation data is on the server",
+        "s.yaml: arms.fedkd.consolidation.student: fresh is not the model of a silo",
     ),
     "features of an architecture that no silo has": (
         {
@@ -505,6 +514,8 @@ FEATURES = {"weighting": "familiarity", "familiarity": {"basis": "features"}}
         ({"consolidation": FEATURES}, {"size": 19}, 1),
         ({"consolidation": {**FEATURES, "weighting": "equal"}}, {}, 1),
         ({"consolidation": {"student": "best"}}, {"source": "student-silo"}, 2),
+        ({"consolidation": {"teachers": "validation", "method": "fine-tune"}}, {}, 0),
+        ({"consolidation": {"teachers": "densities", "weighting": "familiarity"}}, {}, 1),
     ],
 )
 def test_what_a_start_costs(arm: dict[str, Any], transfer: dict[str, Any], exchanges: int) -> None:

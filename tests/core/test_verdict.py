@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 
+from fedkd.report.savings import saved
 from fedkd.report.verdict import judge
+from fedkd.results.comparison import compare_arms
 from fedkd.results.folder import Results, percent
+from fedkd.results.interval import coverage_of
+from fedkd.results.record import RunRecord, build
+from fedkd.runner.summary import run_entry
 
 SLOW = [0.1, 0.2, 0.3, 0.4, 0.6]
 """Reaches one half in round 4."""
+KEPT = ("arm", "seed", "engine", "curve", "stopped", "exchanges_before_round_1", "max_rounds")
 NEVER = [0.1, 0.2, 0.3, 0.4, 0.4]
 
 
@@ -33,10 +39,14 @@ def test_a_clear_saving_is_told_with_its_range_and_ceiling(make_summary: Any) ->
     assert any("a confidence interval needs" in remark for remark in found.remarks)
 
 
-def test_from_five_seeds_on_there_is_an_interval(make_summary: Any) -> None:
-    found = verdict(make_summary({"fedavg": [SLOW] * 5, "fedkd": [[0.6]] * 5}))
+def test_from_three_seeds_on_there_is_an_interval_with_its_measured_coverage(
+    make_summary: Any,
+) -> None:
+    found = verdict(make_summary({"fedavg": [SLOW] * 3, "fedkd": [[0.6]] * 3}))
     assert "(95 % interval 75 to 75 %" in plain(found.sentence)
     assert not any("a confidence interval needs" in remark for remark in found.remarks)
+    said = f"studies of 3 seeds {coverage_of(3)} % of such intervals contain the true saving"
+    assert any(said in plain(remark) for remark in found.remarks)
 
 
 def test_a_baseline_that_missed_the_target_bounds_from_below(make_summary: Any) -> None:
@@ -52,6 +62,57 @@ def test_an_arm_that_missed_the_target_is_no_clear_success(make_summary: Any) ->
     assert "at most 50 %" in plain(found.sentence)
     assert "on some seed it missed it" in found.sentence
     assert found.tone == "open"
+
+
+def test_what_is_certain_ranks_before_what_is_a_bound(make_summary: Any) -> None:
+    """At most 87.5 % of an arm that missed the target is not more than 75 % of one that reached."""
+    curves = {"fedavg": [SLOW] * 2, "fedkd-late": [[0.1], [0.1]], "fedkd-sure": [[0.6], [0.6]]}
+    summary = make_summary(curves)
+    late, sure = summary["comparison"]
+    late["exchanges_saved_pct"] = 87.5
+    assert (late["bound"], sure["bound"]) == ("at_most", "exact")
+    found = verdict(summary)
+    assert found.row["arm"] == "fedkd-sure"
+    assert plain(found.sentence).startswith("fedkd-sure saves 75 %")
+
+
+def test_an_arm_with_failed_runs_is_told_and_not_ranked(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW] * 3, "fedkd-a": [[0.6]] * 3, "fedkd-b": [SLOW[1:]] * 3}
+    summary = fail(make_summary(curves), "fedkd-a", seeds=(1, 2))
+    found = verdict(summary)
+    assert found.row["arm"] == "fedkd-b"
+    assert "Not ranked: 2 of 3 runs of fedkd-a failed." in found.remarks
+    assert saved(summary["comparison"][0]) == "2 runs failed"
+    assert "Not comparable" not in " ".join(found.remarks)
+    alone = verdict(fail(make_summary({"fedavg": [SLOW] * 3, "fedkd": [[0.6]] * 3}), "fedkd", (0,)))
+    assert alone.row is None
+    assert alone.sentence == "No verdict: 1 of 3 runs of fedkd failed."
+
+
+def test_a_baseline_with_failed_runs_is_not_the_one_to_beat(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW] * 2, "fedkd": [[0.6]] * 2, "fedkd-other": [[0.1, 0.6]] * 2}
+    baselines = {"resolved/baselines": ["fedavg", "fedkd-other"]}
+    summary = make_summary(curves, changes=baselines)
+    assert verdict(fail(summary, "fedkd-other", ())).row["baseline"] == "fedkd-other"
+    found = verdict(fail(summary, "fedkd-other", (1,)))
+    assert found.row["baseline"] == "fedavg"
+    assert "Not ranked: 1 of 2 runs of fedkd-other failed." in found.remarks
+
+
+def fail(summary: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Let an arm's runs of some seeds have failed."""
+    records = [
+        build(RunRecord, {**{key: run[key] for key in KEPT}, "targets": [0.5]})
+        for run in summary["runs"]
+        if not (run["arm"] == arm and run["seed"] in seeds)
+    ]
+    failed = [(arm, seed) for seed in seeds]
+    summary["runs"] = [run_entry(record) for record in records]
+    summary["failures"] = [{"arm": a, "seed": seed, "reason": "diverged"} for a, seed in failed]
+    summary["comparison"] = compare_arms(
+        records, baselines=summary["resolved"]["baselines"], targets=[0.5], failed=failed
+    )
+    return summary
 
 
 def test_a_loss_is_called_a_loss(make_summary: Any) -> None:
@@ -100,6 +161,16 @@ def test_a_control_never_wins_but_is_always_told(
     found = verdict(make_summary(curves))
     assert found.row["arm"] == "fedkd"
     assert any("control-densities" in r and words in r for r in found.remarks)
+
+
+def test_a_control_that_missed_the_target_decides_nothing(make_summary: Any) -> None:
+    curves = {"fedavg": [SLOW] * 2, "fedkd": [[0.6]] * 2, "control-densities": [[0.1]] * 2}
+    found = verdict(make_summary(curves))
+    told = next(remark for remark in found.remarks if "control-densities" in remark)
+    assert plain(told) == (
+        "The control control-densities, without teachers' models, saves at most 75 %: whether the "
+        "saving of fedkd is due to the teachers' models is open."
+    )
 
 
 def test_the_best_of_several_is_called_so(make_summary: Any) -> None:

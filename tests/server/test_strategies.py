@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
+from fedkd.distillation.selection import fresh_student
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
@@ -276,6 +277,36 @@ def test_densities_alone_can_teach_and_need_a_basis(run_arm: Any, make_study: An
     assert ran.run.curve[0].accuracy > 0.4
     with pytest.raises(FedKDError, match="too small for densities"):
         run_arm(make_study({**changes, "data/transfer/size": 19}), "control-densities")
+
+
+def test_the_control_on_densities_starts_from_no_model_of_a_silo(
+    run_arm: Any, make_study: Any
+) -> None:
+    consolidation = {"weighting": "familiarity", "teachers": "densities", "epochs": 1, "lr": 1e-9}
+    control = {"start": "consolidated", "consolidation": consolidation}
+    study = make_study({"arms/control-densities": control, "rounds/max": 1})
+    ran = run_arm(study, "control-densities")
+    fresh = fresh_student(ran.context.arch, ran.context.shape, ran.context.seed)
+    assert set(fresh) == set(ran.start.state)
+    for name, tensor in fresh.items():
+        torch.testing.assert_close(ran.start.state[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_the_control_on_validation_labels_sends_silos_nothing(
+    run_arm: Any, make_study: Any
+) -> None:
+    consolidation = {"method": "fine-tune", "teachers": "validation", "epochs": 20}
+    control = {"start": "consolidated", "consolidation": consolidation}
+    study = make_study({"arms/control-validation": control, "rounds/max": 1})
+    assert not study.arms["control-validation"].needs_pretrained
+    ran = run_arm(study, "control-validation")
+    start = ran.run.curve[0]
+    assert ran.run.exchanges_before_round_1 == 0
+    random = run_arm(study, "fedavg").run.curve[0]
+    # As with a random start, silos introduce themselves and send no more.
+    assert (start.bytes_up, start.bytes_down) == (random.bytes_up, random.bytes_down)
+    assert start.silos_ok == 0
+    assert start.accuracy > 0.3
 
 
 def test_a_distillation_that_diverges_is_an_error_in_words(run_arm: Any, make_study: Any) -> None:

@@ -7,12 +7,16 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from experiments.paper.__main__ import run_in_parallel
 from experiments.paper.claims import write_results
 from experiments.paper.plan import FOLDER, Run, plan
 from experiments.paper.recommendation import OUT, fit_and_evaluate
-from experiments.paper.record import is_recorded
+from experiments.paper.record import fingerprint, is_recorded
+from experiments.paper.rounds import _Cell, _saved
 from fedkd.config.study_file import load_study
+from fedkd.federation.split import SPLIT_RULE
 
 
 def test_the_page_is_rebuilt_from_the_records(tmp_path: Path) -> None:
@@ -30,9 +34,51 @@ def test_every_variant_of_the_plan_is_a_valid_study() -> None:
         load_study(run.path, run.overrides)
 
 
-def test_no_record_is_of_another_study_than_stands_here() -> None:
-    kept = set((FOLDER / "results").glob("*.json"))
-    assert kept == {run.record for run in plan() if is_recorded(run)}
+def test_every_record_is_of_a_run_of_the_plan() -> None:
+    assert set((FOLDER / "results").glob("*.json")) == {run.record for run in plan()}
+
+
+def test_a_record_of_another_split_rule_is_not_of_this_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "record", property(lambda self: tmp_path / f"{self.study}.json"))
+    run = next(iter(plan()))
+    run.record.write_text(json.dumps({"study": fingerprint(run)}))
+    assert is_recorded(run)
+    monkeypatch.setattr("experiments.paper.record.SPLIT_RULE", SPLIT_RULE - 1)
+    assert not is_recorded(run)
+
+
+def test_the_page_says_which_records_are_not_of_this_code() -> None:
+    outdated = sum(not is_recorded(run) for run in plan())
+    said = f"Not of this version: {outdated} records, made by fedkd 0.1.0"
+    assert (said in (FOLDER / "RESULTS.md").read_text(encoding="utf-8")) == (outdated > 0)
+
+
+@pytest.mark.parametrize(
+    ("arm_missed", "baseline_missed", "said"),
+    [
+        (False, False, "75.0 %"),
+        (True, False, "at most 75.0 %"),
+        (False, True, "at least 75.0 %"),
+        (True, True, "not known (both missed a target)"),
+    ],
+)
+def test_a_sum_with_a_run_that_missed_is_a_bound(
+    arm_missed: bool, baseline_missed: bool, said: str
+) -> None:
+    missed = {"fedkd": arm_missed, "fedavg": baseline_missed}
+    cells = [
+        _Cell(0, False, True, {"fedkd": 5, "fedavg": 20}, frozenset()),
+        _Cell(
+            0,
+            False,
+            not arm_missed,
+            {"fedkd": 5, "fedavg": 20},
+            frozenset(a for a in missed if missed[a]),
+        ),
+    ]
+    assert str(_saved("fedkd", "fedavg", cells)) == said
 
 
 def test_a_run_that_fails_is_told_and_ends_no_other() -> None:

@@ -35,6 +35,7 @@ from fedkd.results.record import Point
 from fedkd.runner.run import Outcome, resume_study, run_study
 from fedkd.util.lock import LOCK_FILE, lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
+from strategies.fedavg import SiloFedAvg
 
 ROUNDS = 20
 PATIENCE = 400
@@ -309,6 +310,44 @@ def test_relative_targets_go_on_with_those_of_the_baseline(
     # Killed between the end of the baseline's run and the naming of its targets.
     state = folder / "fedavg/seed-0/state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "targets": []}))
+    assert_same_results(folder, resume_study(folder, progress=quiet()).summary, expected)
+
+
+def test_relative_targets_are_those_of_the_whole_curve_of_the_baseline(
+    make_data: Any, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline lacks silos after a round; its best accuracy until then is no measure."""
+    changes = {"targets": {"of_baseline_best": [0.9, 1.0]}, "rounds/stop": "targets"}
+    data = make_data({**changes, "rounds/max": 4})
+    expected = undisturbed(data)
+    answer, rounds = SiloFedAvg._train, [1]
+
+    def lacking(self: SiloFedAvg, *arguments: Any) -> Any:
+        if self.context.arm_name == "fedavg" and len(self.state.curve) > rounds[0]:
+            return []
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(SiloFedAvg, "_train", lacking)
+    study = parse_study(yaml.safe_dump(data, sort_keys=False))
+    first = run_study(study, out=tmp_path / "out", fresh=True, progress=quiet())
+    assert [run["stopped"] for run in first.summary["runs"]] == ["quorum"]
+    (failure,) = first.summary["failures"]
+    assert "depend on fedavg, which failed or stopped for want of silos" in failure["reason"]
+    rounds[0] = 100
+    resumed = resume_study(first.folder, progress=quiet())
+    assert_same_results(first.folder, resumed.summary, expected)
+
+
+def test_a_run_that_stopped_at_other_targets_is_computed_anew(
+    make_data: Any, undisturbed: Any, disturbed: Any
+) -> None:
+    changes = {"targets": {"of_baseline_best": [0.5, 1.0]}, "rounds/stop": "targets"}
+    data = make_data({**changes, "rounds/max": 4})
+    expected = undisturbed(data)
+    folder = disturbed(data, "fedkd", 0)
+    resume_study(folder, progress=quiet())
+    state = folder / "fedkd/seed-0/state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "targets": [0.1, 0.2]}))
     assert_same_results(folder, resume_study(folder, progress=quiet()).summary, expected)
 
 

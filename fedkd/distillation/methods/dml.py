@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,11 @@ def dml(
                     logits = models[index](batch)
                 return functional.log_softmax(logits.float(), dim=1)
 
-            with torch.no_grad():
-                peers = [log_probabilities(index) for index in range(len(models))]
+            def as_peer(index: int) -> Tensor:
+                with torch.no_grad(), keep_buffers(models[index]):
+                    return log_probabilities(index)
+
+            peers = [as_peer(index) for index in range(len(models))]
             for index, optimiser in enumerate(optimisers):
                 optimiser.zero_grad()
                 own = log_probabilities(index)
@@ -80,8 +83,7 @@ def dml(
                     loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
                 optimiser.step()
                 schedules[index]()
-                with torch.no_grad():
-                    peers[index] = log_probabilities(index)
+                peers[index] = as_peer(index)
                 if models[index] is student:
                     total += loss.detach() * (end - start)
         mean = float(total) / len(images)
@@ -90,6 +92,22 @@ def dml(
         if not torch.isfinite(total):
             break
     return mean
+
+
+@contextlib.contextmanager
+def keep_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what the block does to a model's buffers.
+
+    A model in training mode predicts as a peer before and after its own step. Without this, batch
+    normalisation would count every batch three times in its running statistics.
+    """
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def mutual_loss(own: Tensor, models: list[Tensor], weights: Tensor, index: int) -> Tensor:

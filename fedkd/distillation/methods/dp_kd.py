@@ -6,7 +6,6 @@ all other samples from its own initial predictions.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,23 +33,19 @@ def dp_kd(
 
     With labels, confidence is the probability of the label; without, the greatest probability.
     Several teachers are compared all at once (``sequence: parallel``), or one after another in
-    ``data.order``, with the student frozen anew before each; the epochs are then divided among
-    them, so that both forms take the same time. That is our choice: the source has one teacher.
+    ``data.order``, with the student frozen anew before each. As in the source, every teacher of a
+    sequence has all the epochs, with a schedule and momentum of its own, so that M teachers take M
+    times as long as one.
     """
-    if settings.sequence == "parallel":
-        stages = [(data.logits, settings.epochs)]
-    else:
+    stages = [data.logits]
+    if settings.sequence == "sequential":
         order = data.order or tuple(range(len(data.logits)))
-        bounds = [settings.epochs * step // len(order) for step in range(len(order) + 1)]
-        epochs = [end - start for start, end in itertools.pairwise(bounds)]
-        stages = [(data.logits[m : m + 1], n) for m, n in zip(order, epochs, strict=True) if n]
+        stages = [data.logits[m : m + 1] for m in order]
     mean = float("nan")
-    for teachers, epochs_each in stages:
+    for teachers in stages:
         frozen = predict(student, data.images, compute=compute)
         logits = pick_most_confident(frozen, teachers, data.labels)
-        mean = _train(
-            student, data.images, logits, settings, epochs_each, generator, compute, on_epoch
-        )
+        mean = _train(student, data.images, logits, settings, generator, compute, on_epoch)
     return mean
 
 
@@ -79,7 +74,6 @@ def _train(
     images: Tensor,
     teacher_logits: Tensor,
     settings: Consolidation,
-    epochs: int,
     generator: torch.Generator,
     compute: Compute,
     on_epoch: Callable[[], None] | None,
@@ -94,7 +88,7 @@ def _train(
         as_float(images),
         (target,),
         loss,
-        sgd=optimizer_of(settings, epochs),
+        sgd=optimizer_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
