@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.report.chance import chance_remarks
-from fedkd.report.tuned import tuning_lines
 from fedkd.results.comparison import BOOTSTRAP_SEEDS
 from fedkd.results.folder import Results, percent
 
@@ -186,7 +185,6 @@ def _remarks(results: Results, headline: Row | None) -> list[str]:
     if headline is not None:
         remarks += _about_headline(results, headline)
         remarks += _worse_arms(results, headline)
-    remarks += tuning_lines(results.summary)
     remarks += chance_remarks(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.config import Arm, Study
 from fedkd.tuning.ranges import Range
-from fedkd.tuning.space import Value, numeric_point, start_ranges
+from fedkd.tuning.space import Value, numeric_point, start_ranges, uses_sgd
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 Point = Mapping[str, Value]
 
-_LR = {
-    "sgd": Range(0.01, 0.3, least=1e-5, most=10.0),
-    "adaptive": Range(3e-4, 0.01, least=1e-6, most=1.0),
-}
+_SGD_LR = Range(0.01, 0.3, least=1e-5, most=10.0)
+_ADAPTIVE_LR = Range(3e-4, 0.01, least=1e-6, most=1.0)
 _LOCAL_EPOCHS = Range(1, 10, least=1, most=40, kind="int")
 _BATCH_SIZE = Range(16, 64, least=4, most=512, kind="power")
 _SERVER_LR = {
@@ -109,14 +107,13 @@ def step_beyond(point: Point, ranges: Mapping[str, Range]) -> dict[str, Value] |
 def _numbers(study: Study, arm: str) -> tuple[dict[str, float | int], dict[str, Range]]:
     """Return the numeric settings of an arm, and their ranges."""
     settings, rounds = study.arms[arm], study.rounds_of(arm)
-    kind = "sgd" if _optimizer(rounds) == "sgd" else "adaptive"
     own: dict[str, float | int] = {
         "rounds.lr": rounds.lr,
         "rounds.local_epochs": rounds.local_epochs,
         "rounds.batch_size": rounds.batch_size,
     }
     ranges = {
-        "rounds.lr": _LR[kind],
+        "rounds.lr": _SGD_LR if uses_sgd(rounds) else _ADAPTIVE_LR,
         "rounds.local_epochs": _LOCAL_EPOCHS,
         "rounds.batch_size": _BATCH_SIZE,
     }
@@ -142,14 +139,10 @@ def _choices(study: Study, arm: str) -> dict[str, tuple[Value, ...]]:
     """Return the options of the settings that are not numeric, the arm's own first."""
     rounds = study.rounds_of(arm)
     choices: dict[str, tuple[Value, ...]] = {}
-    if _optimizer(rounds) == "sgd":
+    if uses_sgd(rounds):
         choices["rounds.momentum"] = tuple(dict.fromkeys((rounds.momentum, *_MOMENTA)))
     choices["rounds.schedule"] = tuple(dict.fromkeys((rounds.schedule, *_SCHEDULES)))
     return choices
-
-
-def _optimizer(rounds: object) -> str:
-    return str(getattr(rounds, "optimizer", "sgd"))
 
 
 def _number(value: Value) -> float | int:

@@ -35,6 +35,11 @@ def searched_keys(own: Consolidation, *, labelled: bool) -> set[str]:
     return keys if labelled else keys - {"weight"}
 
 
+def uses_sgd(settings: object) -> bool:
+    """Whether a section on training names SGD, whose learning rates are larger than Adam's."""
+    return getattr(settings, "optimizer", "sgd") == "sgd"
+
+
 def start_ranges(own: Consolidation, *, labelled: bool) -> dict[str, Range]:
     """Return the ranges of the numeric settings of a consolidation, its own values included.
 
@@ -45,8 +50,10 @@ def start_ranges(own: Consolidation, *, labelled: bool) -> dict[str, Range]:
     # Every interpolation makes an epoch longer by a pass over the transfer set.
     passes = 1 + own.mixed_inputs
     low, high = max(1, 10 // passes), max(1, 100 // passes)
+    sgd = Range(0.005, 0.5, least=1e-5, most=10.0)
+    adaptive = Range(1e-4, 0.01, least=1e-6, most=1.0)
     ranges = {
-        "lr": Range(0.005, 0.5, least=1e-5, most=10.0),
+        "lr": sgd if uses_sgd(own) else adaptive,
         "epochs": Range(low, high, least=1, most=max(high, 400 // passes), kind="int"),
         "temperature": Range(0.5, 20.0, least=0.1, most=100.0),
         "weight": Range.fixed(0.0, 1.0, "share"),
