@@ -28,7 +28,7 @@ COMPILE := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet -
   --fork-strategy fewest --generate-hashes $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock wheel demo test test-ray test-browser test-hosts test-notebooks test-docs test-slow schema docs lint format types borders check sweeps bench bench-scale paper bundle clean
+.PHONY: help setup setup-dev lock wheel demo test test-ray test-browser test-hosts test-notebooks test-docs test-slow schema docs lint format types borders check tune bench bench-scale paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -103,9 +103,9 @@ borders: $(STAMP_DEV) ## import-linter: who may import whom
 
 check: lint types borders test ## all of the above
 
-sweeps: $(STAMP) ## tune plain FedAvg for every study on validation data (about half an hour)
-	for study in experiments/*.yaml experiments/five-partitions/*.yaml; do \
-	  $(BIN)/python -m experiments.sweep $$study || exit 1; done
+tune: $(STAMP) ## tune every arm of every study on validation data (hours; resumes where it stopped)
+	for study in experiments/quickstart.yaml experiments/fashion-mnist.yaml experiments/five-partitions/*.yaml; do \
+	  $(BIN)/fedkd tune $$study --arms all --trials 16 || exit 1; done
 
 bench: $(STAMP_DEV) ## measure fedkd against other ways to do the same work (about half an hour, on a quiet machine)
 	$(BIN)/python -m experiments.bench

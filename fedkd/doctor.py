@@ -1,6 +1,6 @@
-"""What this machine can do, and what to do about what is missing.
+"""Checks of this machine, with advice on what is missing.
 
-Every check stands alone: one that raises becomes a finding of its own and hides no other.
+Every check is independent: one that raises becomes a finding and hides no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedkd.version import VERSION
 
 LITTLE_DISK = 2 << 30
 MOST_FILES = 100_000
-"""Files of the cache that are counted before the rest is left to guesswork."""
+"""Number of files of the cache after which counting stops."""
 
 OPTIONAL = ("tensorboard", "mlflow", "wandb")
 DEBIAN_DATA = Path("/usr/share/datasets")
@@ -34,7 +34,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what every check finds, in an order for reading."""
+    """Yield the finding of every check, most basic first."""
     for name, check in CHECKS.items():
         try:
             yield check()
@@ -44,42 +44,42 @@ def examine() -> Iterator[Finding]:
 
 
 def check_python() -> Finding:
-    """Python itself, and fedkd."""
-    found = platform.python_version()
-    details = {"python": found, "fedkd": VERSION, "executable": sys.executable}
-    return Finding("python", "ok", f"{found}, fedkd {VERSION}", details=details)
+    """The versions of Python and fedkd."""
+    running = platform.python_version()
+    details = {"python": running, "fedkd": VERSION, "executable": sys.executable}
+    return Finding("python", "ok", f"{running}, fedkd {VERSION}", details=details)
 
 
 def check_packages() -> Finding:
-    """The packages that fedkd says it needs, by its own metadata."""
-    found: dict[str, str | None] = {}
+    """The packages that fedkd requires, by its metadata."""
+    versions: dict[str, str | None] = {}
     wrong: list[str] = []
     for requirement in requirements():
         try:
-            found[requirement.name] = importlib.metadata.version(requirement.name)
+            versions[requirement.name] = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            found[requirement.name] = None
-        version = found[requirement.name]
+            versions[requirement.name] = None
+        version = versions[requirement.name]
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"'{requirement}'")
     shown = ("torch", "torchvision", "flwr", "ray")
-    value = ", ".join(f"{name} {found.get(name) or 'missing'}" for name in shown)
+    value = ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in shown)
     if wrong:
-        return Finding("packages", "broken", value, f"pip install {' '.join(wrong)}", found)
-    return Finding("packages", "ok", value, details=found)
+        return Finding("packages", "broken", value, f"pip install {' '.join(wrong)}", versions)
+    return Finding("packages", "ok", value, details=versions)
 
 
 def check_optional() -> Finding:
-    """Packages of which a study needs none."""
-    found = {name: find_spec(name) is not None for name in OPTIONAL}
-    there = ", ".join(name for name, is_there in found.items() if is_there) or "none"
-    missing = [name for name, is_there in found.items() if not is_there]
+    """Optional packages."""
+    installed = {name: find_spec(name) is not None for name in OPTIONAL}
+    present = ", ".join(name for name in OPTIONAL if installed[name]) or "none"
+    missing = [name for name in OPTIONAL if not installed[name]]
     advice = f"to track runs there too: {install_command(*missing)}" if missing else ""
-    return Finding("trackers", "note" if missing else "ok", there, advice, found)
+    return Finding("trackers", "note" if missing else "ok", present, advice, installed)
 
 
 def check_processor() -> Finding:
-    """Cores that this process may use, and the instructions that matter for training."""
+    """Cores that this process may use, and the instructions that speed up training."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _cpu_quota()
     flags = _cpu_flags()
@@ -96,7 +96,7 @@ def check_processor() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Devices that PyTorch sees, and whether bf16 is worth it."""
+    """Devices that PyTorch finds, and whether they support bf16."""
     try:
         import torch
     except Exception as error:
@@ -115,13 +115,13 @@ def check_torch() -> Finding:
     advice = ""
     if Path("/proc/driver/nvidia/version").exists() and not gpus:
         advice = (
-            "there is an NVIDIA driver but this PyTorch sees no GPU; install its CUDA build, or "
+            "there is an NVIDIA driver but this PyTorch finds no GPU; install its CUDA build, or "
             "a newer driver"
         )
     elif gpus:
         advice = "set engine.device: cuda to use the GPU"
     elif mps:
-        advice = "PyTorch could use Apple's GPU, but fedkd computes on cpu and cuda only"
+        advice = "PyTorch supports Apple's GPU here, but fedkd computes on cpu and cuda only"
     return Finding("devices", "note" if advice else "ok", value, advice, details)
 
 
@@ -139,7 +139,7 @@ def check_memory() -> Finding:
 
 
 def check_cache() -> Finding:
-    """The cache: where, how large, whether it can be written to."""
+    """The cache: its folder and size, and whether it can be written to."""
     try:
         root = cache_root()
         check_cache_root()
@@ -158,7 +158,7 @@ def check_cache() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Room for results, here, and for the cache."""
+    """Free space for results in this folder, and for the cache."""
     places = {"here": Path.cwd(), "cache": _existing(cache_root())}
     free = {name: shutil.disk_usage(place).free for name, place in places.items()}
     value = ", ".join(
@@ -166,41 +166,43 @@ def check_disk() -> Finding:
         for n, room in free.items()
     )
     if min(free.values()) < LITTLE_DISK:
-        advice = "make room, or set FEDKD_CACHE_DIR and --out to another disk"
+        advice = "free some space, or set FEDKD_CACHE_DIR and --out to another disk"
         return Finding("disk", "note", value, advice, free)
     return Finding("disk", "ok", value, details=free)
 
 
 def check_data() -> Finding:
-    """Public data sets that are on this machine already."""
+    """Public data sets that are on this machine."""
     here = data_directory()
-    found = ["digits"]
+    sources = ["digits"]
     for name, torchvision_name in TORCHVISION_SETS.items():
         folders = (here / name, here / torchvision_name / "raw", DEBIAN_DATA / name)
         if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
-            found.append(name)
+            sources.append(name)
     hub = Path(os.environ.get("HF_HOME") or home("HF_HOME") / ".cache" / "huggingface") / "datasets"
-    found += sorted(f"hf:{entry.name.replace('___', '/')}" for entry in hub.glob("*___*"))
+    sources += sorted(f"hf:{entry.name.replace('___', '/')}" for entry in hub.glob("*___*"))
     advice = (
         ""
-        if len(found) > 1
+        if len(sources) > 1
         else (
-            f"others are downloaded to {here} when a study asks for them; FEDKD_DATA_DIR names "
-            "another place"
+            f"others are downloaded to {here} when a study needs them; FEDKD_DATA_DIR names "
+            "another folder"
         )
     )
-    return Finding("data sets", "ok", ", ".join(found), advice, {"found": found, "path": str(here)})
+    return Finding(
+        "data sets", "ok", ", ".join(sources), advice, {"found": sources, "path": str(here)}
+    )
 
 
 def check_flower() -> Finding:
-    """Connections that Flower's own tools know."""
+    """Connections in Flower's configuration."""
     path = Path(os.environ.get("FLWR_HOME") or home("FLWR_HOME") / ".flwr") / "config.toml"
     if not path.is_file():
         return Finding(
             "flower",
             "ok",
             f"no connections: there is no {path}",
-            "flwr run makes it; local studies need none",
+            "flwr run writes it; local studies need none",
             {"path": str(path), "connections": {}},
         )
     links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
@@ -233,7 +235,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def _cpu_flags() -> list[str]:
-    """Instructions of the processor that matter here; none where there is no ``/proc``."""
+    """Instructions of the processor that speed up training; none without ``/proc``."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -243,7 +245,7 @@ def _cpu_flags() -> list[str]:
 
 
 def _cpu_quota() -> float | None:
-    """Processors that a container's limit allows, or None without a limit."""
+    """Return the number of processors that a container's limit allows; None without a limit."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
@@ -252,7 +254,7 @@ def _cpu_quota() -> float | None:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above that exists."""
+    """Return the nearest parent folder that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 

@@ -35,7 +35,6 @@ from experiments.paper.plan import (
     partition,
     recipes,
 )
-from experiments.sweep import NullObserver, evaluated_on_validation
 from fedkd.config import RelativeTargets
 from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
@@ -44,6 +43,7 @@ from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.results.record import RunRecord
+from fedkd.runner.trial import NullObserver, evaluated_on_validation
 from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json
 

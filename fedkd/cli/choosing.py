@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from fedkd.cli.options import (
     Seeds,
     StudyPath,
     load,
+    parse_numbers,
     progress_console,
     wide_console,
 )
@@ -29,44 +31,77 @@ def tune(
     study: StudyPath,
     arm: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The arm to tune; default: the first that distils."),
+        typer.Option(
+            metavar="NAME",
+            help="Tune the start of one arm; default: of the first that distils.",
+        ),
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Tune whole arms, baselines first; all stands for every arm."
+        ),
     ] = None,
     search: Annotated[
-        str, typer.Option(metavar="KIND", help="tpe, or grid: 5 x 5 over temperature and weight.")
+        str,
+        typer.Option(
+            metavar="KIND", help="For --arm: tpe, or grid: 5 x 5 over temperature and weight."
+        ),
     ] = "tpe",
     trials: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            help="Total number of trials, earlier ones included; default: 30, or the whole grid.",
+            help="Total number of trials of each arm, earlier ones included; default: 16 with "
+            "--arms, else 30 or the whole grid.",
         ),
     ] = None,
     proxy: Annotated[
         bool,
         typer.Option(
             "--proxy",
-            help="Select without validation data, and measure on validation data how well that "
-            "agrees.",
+            help="For --arm: select without validation data, and measure on validation data how "
+            "well that agrees.",
         ),
     ] = False,
     overrides: Overrides = None,
-    seeds: Seeds = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Seeds of the trials, none of them a seed of the study; default: 100,101.",
+        ),
+    ] = None,
     out: Out = RUNS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier trials.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search distillation settings of an arm of STUDY, on validation data only.
+    """Search settings of arms of STUDY, on validation data and on seeds of their own.
 
-    For example: fedkd tune experiments/quickstart.yaml --arm fedkd --trials 30
+    For example: fedkd tune experiments/quickstart.yaml --arms all --trials 16
 
-    Trials are stored in DIR/<study>/tune-<arm>.db; the same command resumes an interrupted search.
-    The best settings are written as a study, DIR/<study>/tuned.yaml, and all trials as
-    tune-<arm>.json.
+    With --arms every arm gets the same number of trials over the same kinds of settings: learning
+    rate, local epochs, batch size, momentum, schedule, the server's learning rate, and the numeric
+    settings of its start. A trial is judged by the exchanges to the highest target.
+
+    With --arm only the start of one arm is tuned, judged by its accuracy before any round.
+
+    Trials are stored in DIR/<study>; the same command resumes an interrupted search. The best
+    settings are written as a study, DIR/<study>/tuned.yaml, and all trials as tuning.json (--arms)
+    or tune-<arm>.json (--arm).
     """
     if search not in ("tpe", "grid"):
         raise UserError(f"--search: {search!r} is not a valid search: give tpe or grid")
-    loaded = load(study, overrides, seeds=seeds)
+    loaded = load(study, overrides)
+    from fedkd.tuning.seeds import SEEDS
+
+    trial_seeds = parse_numbers(seeds, "--seeds") or list(SEEDS)
+    if arms is not None:
+        if arm is not None or search != "tpe" or proxy:
+            raise UserError("--arms: tunes whole arms; leave out --arm, --search and --proxy")
+        _tune_arms(loaded, arms, trial_seeds, trials, out, fresh=fresh, as_json=as_json)
+        return
     from fedkd.federation.thread_pool import silo_pool
     from fedkd.report.progress import SearchProgress
     from fedkd.tuning.command import tune as run_search
@@ -80,6 +115,7 @@ def tune(
             out=out,
             pool=pool,
             progress=progress,
+            seeds=trial_seeds,
             kind="grid" if search == "grid" else "tpe",
             trials=trials,
             proxy=proxy,
@@ -93,6 +129,53 @@ def tune(
         console.print(
             f"Tuned study: {search_result.tuned}\nAll trials: {search_result.data}", soft_wrap=True
         )
+    if search_result.interrupted:
+        raise KeyboardInterrupt
+
+
+def _tune_arms(
+    study: Study,
+    arms: str,
+    seeds: list[int],
+    trials: int | None,
+    out: Path,
+    *,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    from fedkd.engines.inline import InlineEngine
+    from fedkd.federation.thread_pool import silo_pool
+    from fedkd.report.progress import ArmSearchProgress
+    from fedkd.runner.trial import TrialRunner
+    from fedkd.tuning.arm_search import TRIALS
+    from fedkd.tuning.arms_command import tune_arms
+    from fedkd.tuning.arms_outcome import print_arms
+
+    console = progress_console(quiet=as_json)
+    with (
+        ArmSearchProgress(console) as progress,
+        silo_pool(study) as pool,
+        InlineEngine(pool) as engine,
+    ):
+        search_result = tune_arms(
+            study,
+            None if arms == "all" else [name.strip() for name in arms.split(",")],
+            seeds=seeds,
+            trials=TRIALS if trials is None else trials,
+            out=out,
+            pool=pool,
+            make_runner=lambda federations: TrialRunner(federations, engine),
+            progress=progress,
+            fresh=fresh,
+        )
+    if as_json:
+        typer.echo(json.dumps(search_result.results, indent=1))
+    else:
+        console = wide_console()
+        print_arms(search_result.results, console)
+        if search_result.tuned is not None:
+            console.print(f"Tuned study: {search_result.tuned}", soft_wrap=True)
+        console.print(f"All trials: {search_result.data}", soft_wrap=True)
     if search_result.interrupted:
         raise KeyboardInterrupt
 

@@ -21,6 +21,7 @@ from fedkd.config.engine import Engine
 from fedkd.config.rounds import Model, Pretraining, RoundOverrides, Rounds
 from fedkd.config.study import Study
 from fedkd.config.targets import RelativeTargets
+from fedkd.config.tuned import Tuned
 
 __all__ = [
     "Arm",
@@ -46,4 +47,5 @@ __all__ = [
     "Study",
     "Subset",
     "TransferSet",
+    "Tuned",
 ]

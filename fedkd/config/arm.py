@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.rounds import RoundOverrides
 from fedkd.config.sections import Architecture, Count, Momentum, Options, Rate, Section, names_of
+from fedkd.config.tuned import Tuned
 from fedkd.registry import STARTS, STRATEGIES
 
 
@@ -49,6 +50,9 @@ class Arm(Section):
     )
     consolidation: Consolidation | None = None
     rounds: RoundOverrides = RoundOverrides()
+    tuned: Tuned | None = Field(
+        None, description="how these settings were tuned; written by fedkd tune, changes no result"
+    )
 
     @model_validator(mode="before")
     @classmethod

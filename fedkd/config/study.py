@@ -72,6 +72,7 @@ class Study(Section):
     def _check(self) -> Study:
         _check_arms(self)
         _check_baselines(self)
+        _check_tuning_seeds(self)
         if self.is_deployed:
             rounds = {name: self.rounds_of(name) for name in self.arms}
             check_deployed(self.data, self.pretraining, rounds, self.arms)
@@ -197,6 +198,16 @@ def _check_baselines(study: Study) -> None:
             )
     if isinstance(study.targets, RelativeTargets) and not study.baselines:
         raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
+
+
+def _check_tuning_seeds(study: Study) -> None:
+    for name, arm in study.arms.items():
+        shared = set(arm.tuned.seeds if arm.tuned else ()) & set(study.seeds)
+        if shared:
+            raise ValueError(
+                f"arms.{name}.tuned.seeds: the arm was tuned on seed {min(shared)}, so it cannot "
+                "be judged on it; take other seeds, or tune it anew"
+            )
 
 
 def _check_silo_names(study: Study) -> None:

@@ -29,15 +29,15 @@ _SETTINGS = ("epochs", "batch_size", "lr", "momentum")
 
 
 class Progress(PreparationProgress, Protocol):
-    """Shows how far the table is; see :class:`fedkd.report.progress.PairsProgress`."""
+    """Shows the progress of the table; see :class:`fedkd.report.progress.PairsProgress`."""
 
     def on_row(self, ended: int, total: int) -> None:
-        """So many rows of the table are there."""
+        """Called with the number of rows that are measured."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The table, and the files that hold it."""
+    """The table, and its files."""
 
     results: dict[str, Any]
     data: Path
@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C cut it short."""
+        """Whether Ctrl-C interrupted it."""
         return bool(self.results["interrupted"])
 
 
@@ -68,22 +68,22 @@ def measure_pairs(
 ) -> Measured:
     """Measure all ordered pairs of silos under all methods, on every seed.
 
-    Rows that an earlier call left in the log are used again as far as nothing that determines
-    them has changed. The order of the rows, and all of them but ``seconds``, are the same for any
+    Rows in the log of an earlier call are reused unless something that determines them has
+    changed. The order of the rows, and all of them but ``seconds``, are the same for any
     number of threads.
 
     Args:
-        study: the study; of its arms only the optimiser of the first that consolidates counts.
+        study: the study; of its arms only the optimiser of the first that consolidates is used.
         out: root of all results; files go to ``<out>/<study>/``.
         pool: threads on which models train, one intra-op thread each.
-        progress: told of every step.
-        methods: names of methods; by default all that can be measured here.
+        progress: shows the progress.
+        methods: names of methods; by default all that the study allows.
         epochs: used instead of the study's.
-        fresh: forget the rows of earlier calls, and pre-train anew.
+        fresh: discard the rows of earlier calls, and pre-train anew.
 
     Raises:
-        UserError: the study has no pairs, or a method is not to be had.
-        FedKDError: fewer than two silos of a seed have a model that can be used.
+        UserError: the study has no pairs, or a method is not available.
+        FedKDError: fewer than two silos of a seed have a usable model.
     """
     chosen = choose_methods(study, methods)
     settings = choose_settings(study, epochs)
@@ -118,7 +118,7 @@ def measure_pairs(
 
 
 def choose_methods(study: Study, wanted: Sequence[str] | None) -> list[str]:
-    """Return the methods to measure, by default all that can be.
+    """Return the methods to measure, by default all that the study allows.
 
     Raises:
         UserError: one is unknown, named twice, or needs what the study does not have.
@@ -138,17 +138,17 @@ def choose_methods(study: Study, wanted: Sequence[str] | None) -> list[str]:
             )
         if name == KD_TUNED and not study.data.validation:
             raise UserError(
-                f"--methods: {name} chooses by validation data, but data.validation is 0"
+                f"--methods: {name} selects by validation data, but data.validation is 0"
             )
     if not wanted or len(set(wanted)) < len(wanted):
-        raise UserError(f"--methods: {','.join(wanted)!r} names none, or one twice")
+        raise UserError(f"--methods: {','.join(wanted)!r} names no method, or one twice")
     return list(wanted)
 
 
 def choose_settings(study: Study, epochs: int | None) -> Consolidation:
     """Return the optimiser's settings: the first consolidating arm's, or the defaults."""
-    found = [arm.consolidation for arm in study.arms.values() if arm.consolidation is not None]
-    own = found[0] if found else Consolidation()
+    settings = [arm.consolidation for arm in study.arms.values() if arm.consolidation is not None]
+    own = settings[0] if settings else Consolidation()
     kept = {key: getattr(own, key) for key in _SETTINGS}
     return Consolidation(**kept | ({} if epochs is None else {"epochs": epochs}))
 
@@ -180,7 +180,7 @@ def _jobs(
             progress.warn(f"seed {federation.seed}: {silo} is left out: {problem}")
     pairs = make_pairs(federation)
     if not pairs:
-        raise FedKDError(f"seed {federation.seed}: fewer than two silos have a model of use")
+        raise FedKDError(f"seed {federation.seed}: fewer than two silos have a usable model")
     study = federation.study
     common = {
         "kind": "pair",
@@ -199,7 +199,7 @@ def _jobs(
 def _measure_all(
     jobs: Sequence[_Job], settings: Consolidation, threads: int, log: Log, progress: Progress
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return the rows that there are, in the order of the jobs, and whether Ctrl-C ended it."""
+    """Return the measured rows in the order of the jobs, and whether Ctrl-C interrupted them."""
     rows = {job.key: log.rows[job.key] for job in jobs if job.key in log.rows}
     missing = [job for job in jobs if job.key not in rows]
     interrupted = False

@@ -1,4 +1,4 @@
-"""The rows of the table as they come, so that an interruption loses none that is finished."""
+"""The log of the table's rows, so that an interruption loses no measured row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ LOG_FILE = "pairs.jsonl"
 
 
 class Log:
-    """One JSON line a row, with the hash of all that determines it.
+    """One JSON line for each row, with the hash of all that determines it.
 
-    A line cut short by a kill counts for nothing. Rows of other studies and settings stay in the
-    file: the same command finds them again.
+    An incomplete line, left by a kill, is ignored. Rows of other studies and settings stay in the
+    file, and are reused by the same command.
 
     Args:
         path: of the file.
-        fresh: forget what it holds.
+        fresh: discard its rows.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:

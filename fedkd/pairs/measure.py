@@ -1,4 +1,4 @@
-"""One pair of silos under one method: let the student learn, see what it gained and forgot."""
+"""One pair of silos under one method: distil the student, measure its gain and forgetting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedkd.training.evaluate import predict
 from fedkd.util.seeding import torch_generator
 
 KD_TUNED = "kd-tuned"
-"""Method kd with the temperature and weight that serve the pair best on validation data."""
+"""Method kd with the pair's best temperature and weight on validation data."""
 
 TEMPERATURES = (1.0, 4.0, 16.0)
 WEIGHTS = (0.1, 0.5, 0.9)
@@ -31,8 +31,8 @@ WEIGHTS = (0.1, 0.5, 0.9)
 
 COLUMNS = {
     "seed": "the repetition",
-    "teacher": "silo whose pre-trained model teaches",
-    "student": "silo whose pre-trained model learns",
+    "teacher": "silo whose pre-trained model is the teacher",
+    "student": "silo whose pre-trained model is the student",
     "method": "of distillation; kd-tuned: kd with the best of a grid on validation data",
     "temperature": "T; empty if the method uses none",
     "weight": "of the teacher against labels, 1 without labels; empty if the method uses none",
@@ -43,25 +43,25 @@ COLUMNS = {
     "gain": "share of the test images that the student got wrong before and right after",
     "forgetting": "share that it got right before and wrong after",
     "delta": "gain - forgetting, which is after - before",
-    "delta_own": "delta over the test images of classes that the student's silo holds",
-    "delta_others": "delta over those of all other classes; empty where it holds every class",
+    "delta_own": "delta over the test images of classes that the student's silo has",
+    "delta_others": "delta over those of all other classes; empty if it has every class",
     "complementary": "share of the test images that the student got wrong and the teacher right",
-    "label_distance": "Jensen-Shannon distance of the two silos' label mixes, base 2, in [0, 1]",
-    "seconds": "of wall-clock time for learning, the search included; other jobs run beside it",
-    "problem": "why there is no student; the figures that need one are then empty",
+    "label_distance": "Jensen-Shannon distance of their silos' labels, base 2, in [0, 1]",
+    "seconds": "wall-clock time of distillation, the search included; other jobs run beside it",
+    "problem": "why there is no student; its figures are then empty",
 }
-"""The table's columns and what they mean; only ``seconds`` is not the same in every run."""
+"""The table's columns and what they mean; only ``seconds`` differs between runs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A silo whose model takes part.
+    """A silo with a usable model.
 
     Attributes:
         silo: its name.
         arch: architecture of its model.
         state: the pre-trained model.
-        class_counts: its images of each class, ``[K]``.
+        class_counts: number of its images of each class, ``[K]``.
         on_test: the model's logits on the test images, ``[N, K]``.
     """
 
@@ -74,15 +74,15 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A teacher, a student, and what both may see.
+    """A teacher, a student, and the data on which they are distilled and evaluated.
 
     Attributes:
-        teacher: the silo that teaches.
-        student: the silo that learns.
-        transfer: images on which it learns.
+        teacher: the teacher's silo.
+        student: the student's silo.
+        transfer: images for distillation.
         labelled: whether their labels may be used.
-        validation: labelled images by which ``kd-tuned`` chooses.
-        test: images on which both are judged.
+        validation: labelled images by which ``kd-tuned`` selects.
+        test: images on which both are evaluated.
         shape: what models are built for.
         compute: device and precision.
         seed: of the study's repetition.
@@ -103,7 +103,7 @@ def make_pairs(federation: Federation) -> list[Pair]:
     """Return all ordered pairs of silos whose models can be used, by teacher, then student."""
     study, split = federation.study, federation.split
     teachers = simulated_teachers(federation).members
-    members = [_meet(federation, each.silo, each.state) for each in teachers if each.state]
+    members = [_member(federation, each.silo, each.state) for each in teachers if each.state]
     return [
         Pair(
             teacher=teacher,
@@ -123,20 +123,20 @@ def make_pairs(federation: Federation) -> list[Pair]:
 
 
 def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
-    """Let the pair's student learn by a method and return a row with the keys of ``COLUMNS``.
+    """Distil the pair's student by a method and return a row with the keys of ``COLUMNS``.
 
-    All methods of a pair draw the same order of samples, so that they differ in nothing else.
+    All methods of a pair have the same order of samples.
 
     Args:
-        pair: who learns from whom.
+        pair: teacher and student.
         method: of :data:`fedkd.registry.METHODS`, or :data:`KD_TUNED`.
         settings: epochs, batch size, learning rate and momentum; method, temperature and weight
-            are set here: 1 and 0.5 but for ``kd-tuned``.
+            are set here: 1 and 0.5 except for ``kd-tuned``.
     """
     with intra_op_threads(1):
         began = time.perf_counter()
-        learn = _tune if method == KD_TUNED else _learn_plainly
-        model, chosen = learn(pair, method, settings)
+        distil = _distil_tuned if method == KD_TUNED else _distil_plain
+        model, chosen = distil(pair, method, settings)
         seconds = round(time.perf_counter() - began, 3)
         after = None if model is None else predict(model, pair.test, compute=pair.compute)
     return {
@@ -152,7 +152,7 @@ def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
 
 
 def compare(pair: Pair, after: Tensor | None) -> dict[str, float | None]:
-    """Return the figures of a row, by the student's logits ``[N, K]`` after learning, if any."""
+    """Return the figures of a row, by the student's logits ``[N, K]`` afterwards, if any."""
     labels, before = pair.test.labels, pair.student.on_test
     accuracy, teacher = _accuracy(before, labels), _accuracy(pair.teacher.on_test, labels)
     figures: dict[str, float | None] = {
@@ -168,10 +168,10 @@ def compare(pair: Pair, after: Tensor | None) -> dict[str, float | None]:
     }
     if after is None:
         return figures
-    found = flips(before, after, labels, pair.shape.num_classes)
+    changes = flips(before, after, labels, pair.shape.num_classes)
     own = pair.student.class_counts[labels] > 0
     figures["after"] = _accuracy(after, labels)
-    figures |= {key: found[key] for key in ("gain", "forgetting", "delta")}
+    figures |= {key: changes[key] for key in ("gain", "forgetting", "delta")}
     for key, rows in (("delta_own", own), ("delta_others", ~own)):
         if rows.any():
             part = flips(before[rows], after[rows], labels[rows], pair.shape.num_classes)
@@ -190,7 +190,7 @@ def grid(*, labelled: bool) -> list[tuple[float, float]]:
     return [vanilla, *(point for point in points if point != vanilla)]
 
 
-def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member:
+def _member(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member:
     arch = federation.study.arch_of(silo)
     model = _build(arch, state, federation.shape, federation.compute)
     with intra_op_threads(1):
@@ -200,24 +200,24 @@ def _meet(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member
     return Member(silo, arch, state, counts, logits)
 
 
-def _learn_plainly(
+def _distil_plain(
     pair: Pair, method: str, settings: Consolidation
 ) -> tuple[nn.Module | None, Consolidation]:
     own = settings.model_copy(update={"method": method, "temperature": 1.0, "weight": 0.5})
-    return _learn(pair, own), own
+    return _distil(pair, own), own
 
 
-def _tune(
+def _distil_tuned(
     pair: Pair,
-    method: str,  # noqa: ARG001 -- of one form with _learn_plainly
+    method: str,  # noqa: ARG001 -- the signature of _distil_plain
     settings: Consolidation,
 ) -> tuple[nn.Module | None, Consolidation]:
-    """Return the student that is best on validation data; of equals the first of the grid."""
+    """Return the student that is best on validation data; of equals, the first of the grid."""
     best: tuple[nn.Module | None, Consolidation, float] = (None, settings, -1.0)
     for temperature, weight in grid(labelled=pair.labelled):
         point = {"method": "kd", "temperature": temperature, "weight": weight}
         own = settings.model_copy(update=point)
-        model = _learn(pair, own)
+        model = _distil(pair, own)
         if model is None:
             continue
         logits = predict(model, pair.validation, compute=pair.compute)
@@ -227,7 +227,7 @@ def _tune(
     return best[:2]
 
 
-def _learn(pair: Pair, settings: Consolidation) -> nn.Module | None:
+def _distil(pair: Pair, settings: Consolidation) -> nn.Module | None:
     """Return the distilled student, or None if it diverged."""
     teacher, images = pair.teacher, pair.transfer.images
     model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)

@@ -1,4 +1,4 @@
-"""What the pairs say: gain and forgetting by method, and what makes a good teacher."""
+"""Summary of the pairs: gain and forgetting by method, and what correlates with the gain."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ TRAITS = {
     "complementary": "complementary knowledge",
     "label_distance": "label distance",
 }
-"""What could make a good teacher, and how tables name it."""
+"""Properties of a pair that may correlate with the gain, and their names in tables."""
 
 MEANS = ("delta", "gain", "forgetting", "delta_own", "delta_others")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one entry a method, in the order in which the rows name them.
+    """Return one entry for each method, in the order of the rows.
 
     Returns:
         ``method``; ``pairs``: with a student, over all seeds; ``diverged``: without; the means over
         pairs of ``delta``, ``gain``, ``forgetting``, ``delta_own`` and ``delta_others``;
-        ``delta_range``: least and greatest of the seeds' mean deltas; ``improved``: share of pairs
-        with delta > 0; and under ``correlations``, for each of :data:`TRAITS`, ``pearson`` and
-        ``spearman`` of delta with it over the pairs, None where undefined.
+        ``delta_range``: minimum and maximum over seeds of the mean delta; ``improved``: share of
+        pairs with delta > 0; and under ``correlations``, for each of :data:`TRAITS`, ``pearson``
+        and ``spearman`` of delta with it over the pairs, None where undefined.
     """
     entries = []
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
-        good = [row for row in mine if row["delta"] is not None]
-        deltas = [row["delta"] for row in good]
-        seeds = dict.fromkeys(row["seed"] for row in good)
-        by_seed = [_of_seed(good, seed) for seed in seeds]
+        trained = [row for row in mine if row["delta"] is not None]
+        deltas = [row["delta"] for row in trained]
+        seeds = dict.fromkeys(row["seed"] for row in trained)
+        by_seed = [_of_seed(trained, seed) for seed in seeds]
         entries.append(
             {
                 "method": method,
-                "pairs": len(good),
-                "diverged": len(mine) - len(good),
-                **{key: _mean([r[key] for r in good if r[key] is not None]) for key in MEANS},
+                "pairs": len(trained),
+                "diverged": len(mine) - len(trained),
+                **{key: _mean([r[key] for r in trained if r[key] is not None]) for key in MEANS},
                 "delta_range": [min(by_seed), max(by_seed)] if by_seed else None,
                 "improved": _mean([float(delta > 0) for delta in deltas]),
                 "correlations": {
                     trait: {
-                        "pearson": pearson([row[trait] for row in good], deltas),
-                        "spearman": spearman([row[trait] for row in good], deltas),
+                        "pearson": pearson([row[trait] for row in trained], deltas),
+                        "spearman": spearman([row[trait] for row in trained], deltas),
                     }
                     for trait in TRAITS
                 },
@@ -64,7 +64,7 @@ def _of_seed(rows: Sequence[dict[str, Any]], seed: int) -> float:
 
 
 def print_outcome(results: dict[str, Any], console: Console) -> None:
-    """Print both tables, and how to read them."""
+    """Print both tables and a legend."""
     console.print(_means(results))
     console.print()
     console.print(_correlations(results))
@@ -85,10 +85,10 @@ def _means(results: dict[str, Any]) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for entry in results["summary"]:
-        lost = f" (+{entry['diverged']} diverged)" if entry["diverged"] else ""
+        diverged = f" (+{entry['diverged']} diverged)" if entry["diverged"] else ""
         table.add_row(
             entry["method"],
-            f"{entry['pairs']}{lost}",
+            f"{entry['pairs']}{diverged}",
             _points(entry["delta"], "+"),
             " to ".join(_points(end, "+") for end in entry["delta_range"] or ()),
             _points(entry["gain"]),
@@ -101,16 +101,16 @@ def _means(results: dict[str, Any]) -> Table:
 
 
 def _correlations(results: dict[str, Any]) -> Table:
-    title = "What makes a good teacher: correlation of delta over pairs, Spearman (Pearson)"
+    title = "Correlation of delta over pairs, Spearman (Pearson)"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
     for name in TRAITS.values():
         table.add_column(f"with {name}", justify="right")
     for entry in results["summary"]:
-        found = [entry["correlations"][trait] for trait in TRAITS]
+        correlations = [entry["correlations"][trait] for trait in TRAITS]
         table.add_row(
             entry["method"],
-            *(f"{_rank(each['spearman'])} ({_rank(each['pearson'])})" for each in found),
+            *(f"{_rank(each['spearman'])} ({_rank(each['pearson'])})" for each in correlations),
         )
     return table
 
@@ -118,8 +118,8 @@ def _correlations(results: dict[str, Any]) -> Table:
 def _legend(results: dict[str, Any]) -> list[str]:
     lines = [
         (
-            "delta = gain - forgetting = accuracy after - before; range: of the seeds' means; own, "
-            "others: delta over the classes that the student's silo holds, and over all others."
+            "delta = gain - forgetting = accuracy after - before; range: over the seeds' means; "
+            "own, others: delta over the classes that the student's silo has, and over all others."
         ),
         (
             "gap: accuracy of teacher - student; complementary knowledge: share of images that the "
@@ -127,19 +127,19 @@ def _legend(results: dict[str, Any]) -> list[str]:
             "silos."
         ),
         (
-            "Pairs share silos and a weak student has most to gain, so read the correlations as a "
-            "description, not a test."
+            "Pairs share silos, and a weak student gains most, so the correlations are a "
+            "description and not a test."
         ),
     ]
     if "fine-tune" in results["methods"]:
         lines.append(
-            "fine-tune hears no teacher: what correlates with its delta comes from the student."
+            "fine-tune uses no teacher: what correlates with its delta comes from the student."
         )
     if results["grid"]:
         lines.append(
             f"kd-tuned: the best of {len(results['grid'])} points (temperature, weight) on "
-            "validation data, for each pair. Elsewhere they are 1 and 0.5, and without labels the "
-            "weight counts for nothing."
+            "validation data, for each pair. For other methods they are 1 and 0.5; without labels "
+            "the weight has no effect."
         )
     if results["missing"]:
         lines.append(f"{results['missing']} rows are missing; all figures are of the others.")

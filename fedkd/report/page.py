@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import Figure
 from fedkd.report.theme import MARKERS, OKABE_ITO
+from fedkd.report.tuned import tuning_lines
 from fedkd.report.verdict import Verdict, judge
 from fedkd.results.folder import REPORT_FILE, Results, find_run
 from fedkd.util.files import write_text
@@ -129,7 +131,7 @@ def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
         "label": results.label,
         "study": results.summary["study"],
         "facts": {name: value for name, value in facts.items() if value is not None},
-        "verdict": verdict,
+        "verdict": replace(verdict, remarks=[*verdict.remarks, *tuning_lines(results.summary)]),
         "figures": all_figures(results, verdict),
         "savings": [
             (results.name_target(target), tables.savings_table(results, target))

@@ -129,6 +129,23 @@ class SearchProgress(StudyProgress):
         self._bars.update(self._study, detail=detail)
 
 
+class ArmSearchProgress(StudyProgress):
+    """Shows the trials of the search for whole arms.
+
+    Args:
+        console: where to draw; bars appear only on a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total_runs=1)
+        self._bars.update(self._study, description="trials")
+
+    def on_arm_trial(self, arm: str, ended: int, total: int, best: int | None) -> None:
+        """Show the number of ended trials of an arm, and the exchanges of the best."""
+        detail = "" if best is None else f"best {best} exchanges"
+        self._bars.update(self._study, description=arm, completed=ended, total=total, detail=detail)
+
+
 class PairsProgress(StudyProgress):
     """Shows how many rows of the table of pairs are finished.
 

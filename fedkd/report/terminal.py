@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedkd.federation.recommend import Recommendation
 from fedkd.report.savings import failed
+from fedkd.report.tuned import trial_cells, trial_heads, tuning_lines
 from fedkd.results.interval import coverage_of
 from fedkd.results.record import CUT_SHORT
 from fedkd.util.yaml_loader import dump_yaml
@@ -82,6 +83,8 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
     )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("arm", no_wrap=True)
+    for head in trial_heads(summary):
+        table.add_column(head, justify="right")
     table.add_column("start", justify="right")
     table.add_column("best", justify="right")
     table.add_column(f"seeds {', '.join(str(seed) for seed in seeds)}", justify="right")
@@ -91,7 +94,8 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
         table.add_column("range", justify="right")
         table.add_column("ceiling", justify="right")
     for arm in summary["resolved"]["arms"]:
-        table.add_row(*_cells(summary, arm, index, target))
+        name, *cells = _cells(summary, arm, index, target)
+        table.add_row(name, *trial_cells(summary, arm), *cells)
     return table
 
 
@@ -178,6 +182,7 @@ def _legend(summary: dict[str, Any]) -> str:
             "the resulting bounds."
         ),
     ]
+    lines += tuning_lines(summary)
     if any(run["cached"] for run in summary["runs"]):
         lines.append("Some runs were taken from the cache (--fresh recomputes them).")
     lines += [

@@ -26,7 +26,7 @@ def cached_run(task: Task) -> Path:
             "federation": _federation(task),
             "transfer": study.data.transfer.model_dump(),
             "name": task.arm,
-            "arm": study.arms[task.arm].model_dump(exclude={"rounds"}),
+            "arm": study.arms[task.arm].model_dump(exclude={"rounds", "tuned"}),
             "arch": arch_fingerprint(study.global_arch(task.arm), study.model.files),
             "own": function_keys(study, task.arm),
             "rounds": study.rounds_of(task.arm).model_dump(),

@@ -1,7 +1,8 @@
-"""One call from a study to its tuned study: what ``fedkd tune`` runs."""
+"""One call from a study to a study with a tuned start: ``fedkd tune --arm``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,19 @@ from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import summarise, write_outcome
+from fedkd.tuning.progress import Progress as SearchProgress
+from fedkd.tuning.seeds import SEEDS, tuning_study
+from fedkd.tuning.student import SeedObjective, make_space
 from fedkd.util import interrupt
 
 
-class Progress(search.Progress, PreparationProgress, Protocol):
-    """Shows how far a search is; see :class:`fedkd.report.progress.SearchProgress`."""
+class Progress(SearchProgress, PreparationProgress, Protocol):
+    """Shows the progress of a search; see :class:`fedkd.report.progress.SearchProgress`."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A search's results, and where they lie."""
+    """The results of a search, and their files."""
 
     results: dict[str, Any]
     tuned: Path
@@ -39,48 +43,55 @@ def tune(
     out: Path,
     pool: Executor,
     progress: Progress,
+    seeds: Sequence[int] = SEEDS,
     kind: store.Kind = "tpe",
     trials: int | None = None,
     proxy: bool = False,
     fresh: bool = False,
 ) -> Tuned:
-    """Search the settings of one consolidating arm and write the winner as a study.
+    """Search the settings of one consolidating arm's start and write the best as a study.
 
     Args:
         study: the study.
         arm: name of the arm; by default the first that consolidates.
         out: root of all results; files go to ``<out>/<study>/``.
         pool: threads on which silos pre-train, one intra-op thread each.
-        progress: told of every step.
+        progress: shows the progress.
+        seeds: of the trials; none of them a seed of the study.
         kind: ``grid`` or ``tpe``.
         trials: how many in all; by default the whole grid, or 30.
-        proxy: judge without validation data although there are some, and say how well that
+        proxy: score without validation data although there are some, and measure how well that
             agrees with them.
-        fresh: forget earlier trials.
+        fresh: discard earlier trials.
 
     Raises:
-        UserError: the study or the arm cannot be tuned, or the file holds another search.
+        UserError: the study or the arm cannot be tuned, or the file contains another search.
         FedKDError: no trial has a result.
     """
     name = choose_arm(study, arm)
     judge = choose_judge(study, proxy=proxy)
-    federations = load_for_students(study, progress)
+    tuning = tuning_study(study, seeds)
+    federations = load_for_students(tuning, progress)
     folder = out / study.name
     path = folder / f"tune-{name}.db"
-    key = store.search_key(study, name, federations, kind, judge)
+    key = store.search_key(tuning, name, federations, kind, judge)
     interrupted = False
-    with store.opened(path, f"{study.name}/{name}", kind, key, fresh=fresh) as found:
+    with store.opened(path, f"{study.name}/{name}", kind, key, fresh=fresh) as trials_file:
         interrupt.advise("The same command resumes from the trials that have ended.")
         pretrain_all(federations, pool, progress)
         with intra_op_threads(study.engine.server_threads):
             seed_objectives = [
-                search.SeedObjective.of(federation, name, judge) for federation in federations
+                SeedObjective.of(federation, name, judge) for federation in federations
             ]
-        space = search.make_space(seed_objectives[0].room, judge)
-        store.check_trials(path, found.get_trials(deepcopy=False), space)
+        space = make_space(seed_objectives[0].teachers, judge)
+        store.check_trials(
+            path,
+            trials_file.get_trials(deepcopy=False),
+            lambda trial: store.check_start_trial(trial, space),
+        )
         try:
             search.run(
-                found,
+                trials_file,
                 seed_objectives,
                 arm=name,
                 kind=kind,
@@ -89,10 +100,10 @@ def tune(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            if not found.get_trials(deepcopy=False, states=store.ENDED):
+            if not trials_file.get_trials(deepcopy=False, states=store.ENDED):
                 raise
             interrupted = True
-        results = summarise(study, name, found.get_trials(), space, kind=kind, judge=judge)
+        results = summarise(tuning, name, trials_file.get_trials(), space, kind=kind, judge=judge)
     results["interrupted"] = interrupted
     return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)
 
@@ -117,8 +128,9 @@ def choose_arm(study: Study, arm: str | None) -> str:
     settings = study.arms[arm].consolidation
     if settings is None:
         raise UserError(
-            f"--arm: {arm} does not consolidate (start: {study.arms[arm].start}), so there is "
-            f"nothing to tune; those that do: {', '.join(able) or 'none'}"
+            f"--arm: {arm} does not consolidate (start: {study.arms[arm].start}), so it has no "
+            f"start to tune; those that do: {', '.join(able) or 'none'}; --arms {arm} tunes its "
+            "rounds"
         )
     if study.data.transfer.at_silo:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Exams: how a student is marked while settings are searched, with labels and without.
+"""Objectives: how a student is scored while settings are searched, with labels and without.
 
-Test data have no place here.
+Test data are not used.
 """
 
 from __future__ import annotations
@@ -24,63 +24,62 @@ from fedkd.util.seeding import torch_generator
 Judge = Literal["validation", "transfer-labels", "committee"]
 
 HELD_OUT = 0.2
-"""Share of the transfer set that marks students where no validation data do. Ours."""
+"""Share of the transfer set that scores students without validation data. Ours."""
 LEAST_HELD_OUT = 10
 
 SAYS: dict[Judge, str] = {
     "validation": "mean accuracy on the labelled validation data",
     "transfer-labels": "mean accuracy on a labelled fifth of the transfer set that is held out",
     "committee": "expected accuracy on a fifth of the transfer set that is held out, if all "
-    "label-free weightings of the teachers together were right about it; no label is seen",
+    "label-free weightings of the teachers together were right about it; no label is used",
 }
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Images, and what each class is worth as an answer.
+    """Evaluation images, with a target distribution over classes for each.
 
     Attributes:
         images: uint8 ``[N, C, H, W]``.
-        worth: ``[N, K]``, rows summing to one: the label's class is worth 1, or each class as
-            much as it is probable.
+        target: ``[N, K]``, rows summing to one; with labels, one-hot.
         rows: which of the transfer images the student may learn from; None for all.
     """
 
     images: Tensor
-    worth: Tensor
+    target: Tensor
     rows: Tensor | None = None
 
-    def mark(self, student: nn.Module, compute: Compute) -> float:
-        """Return the mean worth of the student's answers, in [0, 1]; with labels, accuracy."""
-        answers = predict(student, self.images, compute=compute).argmax(1)
-        return float(self.worth.double().gather(1, answers[:, None]).mean())
+    def score(self, student: nn.Module, compute: Compute) -> float:
+        """Return the mean target of the predicted classes, in [0, 1]; with labels, accuracy."""
+        predicted = predict(student, self.images, compute=compute).argmax(1)
+        return float(self.target.double().gather(1, predicted[:, None]).mean())
 
 
 def choose_judge(study: Study, *, proxy: bool) -> Judge:
-    """Return the best judge that the study has, or without validation data if ``proxy``."""
+    """Return the best objective that the study has; if ``proxy``, one without validation data."""
     if study.data.validation > 0 and not proxy:
         return "validation"
     return "transfer-labels" if study.data.transfer.labelled else "committee"
 
 
-def make_objective(room: SimulatedTeachers, judge: Judge) -> Objective:
+def make_objective(teachers: SimulatedTeachers, judge: Judge) -> Objective:
     """Prepare the objective of one seed.
 
     Raises:
         UserError: the transfer set is too small to hold a part of it out.
     """
     if judge == "validation":
-        validation = room.federation.split.validation
-        return Objective(validation.images, _certain(validation.labels, room))
-    learnt, held_out = split_transfer(len(room.transfer), room.federation.seed)
-    images = room.transfer.images[held_out]
+        validation = teachers.federation.split.validation
+        return Objective(validation.images, _certain(validation.labels, teachers))
+    learnt, held_out = split_transfer(len(teachers.transfer), teachers.federation.seed)
+    images = teachers.transfer.images[held_out]
     if judge == "transfer-labels":
-        return Objective(images, _certain(room.transfer.labels[held_out], room), learnt)
-    return Objective(images, committee(room)[held_out], learnt)
+        return Objective(images, _certain(teachers.transfer.labels[held_out], teachers), learnt)
+    return Objective(images, committee(teachers)[held_out], learnt)
 
 
 def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return which transfer images a student learns from and which mark it, ascending.
+    """Return which transfer images a student learns from and which score it, ascending.
 
     Raises:
         UserError: there are too few images.
@@ -96,37 +95,37 @@ def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def committee(room: SimulatedTeachers) -> Tensor:
-    """Return the mean opinion of every label-free weighting on the transfer set, ``[N, K]``.
+def committee(teachers: SimulatedTeachers) -> Tensor:
+    """Return the mean prediction of all label-free weightings on the transfer set, ``[N, K]``.
 
-    A mark without labels must mean the same in every trial. Agreement with the trial's own
-    ensemble does not: a poor ensemble may be easier to copy. So all trials answer to one
-    committee: the mean over weightings of the teachers' pooled probabilities at temperature 1,
-    whatever the trial's own weighting, pooling and temperature. Only the student's most probable
-    class counts, so that a sharper student gains nothing. Where densities alone teach, they
-    alone are the committee.
+    A score without labels must mean the same in every trial. Agreement with the trial's own
+    ensemble does not: a poor ensemble may be easier to imitate. So all trials have one target: the
+    mean over weightings of the teachers' pooled probabilities at temperature 1, whatever the
+    trial's own weighting, pooling and temperature. Only the student's most probable class counts,
+    so that a sharper student gains nothing. With ``teachers: densities`` the target is that of the
+    densities.
     """
-    opinions = []
-    for weighting in label_free_weightings(room):
-        settings = room.own.model_copy(
+    predictions = []
+    for weighting in label_free_weightings(teachers):
+        settings = teachers.own.model_copy(
             update={"weighting": weighting, "pooling": "probs", "temperature": 1.0}
         )
-        opinions.append(room.ensemble(settings).target.double())
-    return torch.stack(opinions).mean(0)
+        predictions.append(teachers.ensemble(settings).target.double())
+    return torch.stack(predictions).mean(0)
 
 
-def label_free_weightings(room: SimulatedTeachers) -> list[str]:
+def label_free_weightings(teachers: SimulatedTeachers) -> list[str]:
     """Return the weightings that can be tried here and need no label."""
-    if room.own.rests_on_densities:
+    if teachers.own.rests_on_densities:
         return ["familiarity"]
     known = ["equal", "size", "confidence", "class-prior", "consensus"]
-    return [*known, "familiarity"] if room.has_basis() else known
+    return [*known, "familiarity"] if teachers.has_basis() else known
 
 
 def agreement(
     scores: Sequence[float], accuracies: Sequence[float]
 ) -> dict[str, float | int | None]:
-    """Say how well choosing by marks without validation labels does, over the same trials.
+    """Measure how well choosing by scores without validation labels does, over the same trials.
 
     Args:
         scores: of each trial's students.
@@ -134,8 +133,8 @@ def agreement(
 
     Returns:
         ``trials``; ``spearman``, the rank correlation, None where either is constant or there are
-        fewer than three trials; ``regret``, by how much the choice by marks falls short of the
-        best accuracy that any of the trials has.
+        fewer than three trials; ``regret``, by how much the accuracy of the choice by scores
+        falls short of the best of the trials.
     """
     if not scores:
         return {"trials": 0, "spearman": None, "regret": None}
@@ -147,5 +146,5 @@ def agreement(
     }
 
 
-def _certain(labels: Tensor, room: SimulatedTeachers) -> Tensor:
-    return functional.one_hot(labels, room.federation.shape.num_classes)
+def _certain(labels: Tensor, teachers: SimulatedTeachers) -> Tensor:
+    return functional.one_hot(labels, teachers.federation.shape.num_classes)

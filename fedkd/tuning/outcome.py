@@ -1,4 +1,4 @@
-"""What came of a search: a JSON of all trials, the winner as a study file, a table."""
+"""The results of the search for a start: a JSON of all trials, the tuned study, a table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.config import Consolidation, Study
+from fedkd.config import Consolidation, Study, Tuned
 from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import FedKDError
 from fedkd.tuning.objective import SAYS, Judge, agreement
-from fedkd.tuning.search import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
 from fedkd.tuning.space import Space
 from fedkd.tuning.store import Kind
+from fedkd.tuning.trials import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
 from fedkd.util.files import write_json, write_text
 
 SCHEMA = 1
@@ -68,14 +68,16 @@ def summarise(
 
 
 def tuned_study(study: Study, results: dict[str, Any]) -> str:
-    """Return the study with the winner in place of the arm's own settings, as YAML that runs."""
+    """Return the study with the best settings in place of the arm's own, as YAML that runs."""
     arm = results["arm"]
     settings = Consolidation.model_validate(results["consolidation"])
-    changed = study.arms[arm].model_copy(update={"consolidation": settings})
+    ended = [entry for entry in results["trials"] if entry["state"] != "killed"]
+    tuned_by = Tuned(trials=len(ended), seeds=results["seeds"])
+    changed = study.arms[arm].model_copy(update={"consolidation": settings, "tuned": tuned_by})
     tuned = study.model_copy(update={"arms": {**study.arms, arm: changed}})
     text = _header(results) + dump_study(tuned)
     if parse_study(text) != tuned:
-        raise RuntimeError("the tuned study does not survive being written")
+        raise RuntimeError("the tuned study changes when it is written and read")
     return text
 
 
@@ -88,9 +90,9 @@ def write_outcome(study: Study, results: dict[str, Any], folder: Path) -> tuple[
 
 
 def print_outcome(results: dict[str, Any], console: Console) -> None:
-    """Print the best trials, the arm's own settings, and what the figures are."""
+    """Print the best trials, the arm's own settings, and what the scores are."""
     table = Table(title=f"{results['arm']}: best settings", title_justify="left")
-    for column in ("trial", "mark", "range over seeds", "settings"):
+    for column in ("trial", "score", "range over seeds", "settings"):
         table.add_column(column, overflow="fold")
     own = results["own"]
     ranked = [t for t in results["trials"] if t["state"] == "finished"]
@@ -102,7 +104,7 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
             name or str(entry["number"]),
             f"{entry['value']:.1%}",
             _span(entry),
-            ", ".join(f"{key} {_plain(value)}" for key, value in entry["settings"].items()),
+            ", ".join(f"{key} {plain(value)}" for key, value in entry["settings"].items()),
         )
     console.print(table)
     console.print(f"Scores: {results['judged_by']}.", soft_wrap=True)
@@ -112,31 +114,31 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
 
 def _header(results: dict[str, Any]) -> str:
     best, own = results["best"], results["own"]
-    counts = [entry["state"] for entry in results["trials"]]
-    ends = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
+    states = [entry["state"] for entry in results["trials"]]
+    ends = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     seeds = ", ".join(str(seed) for seed in results["seeds"])
-    chosen = ", ".join(f"{key} {_plain(value)}" for key, value in best["settings"].items())
+    chosen = ", ".join(f"{key} {plain(value)}" for key, value in best["settings"].items())
     lines = [
         f"{results['study']}, its arm {results['arm']} tuned by fedkd tune.",
         f"Search {results['search']}, seeds {seeds}; trials: {ends}.",
-        f"Judged by: {results['judged_by']}. No test image was used.",
-        f"Winner, trial {best['number']}: {best['value']:.4f} ({_span(best)}): {chosen}.",
+        f"Score: {results['judged_by']}. No test image was used.",
+        f"Best, trial {best['number']}: {best['value']:.4f} ({_span(best)}): {chosen}.",
     ]
     if own:
         lines.append(f"The arm's own settings, trial {own['number']}: {own['value']:.4f}.")
-    lines.append("The winner's mark is the best of many, and so flatters it.")
+    lines.append("The score of the best of many trials is optimistic.")
     if results["agreement"]:
         lines.append(_agreement_sentence(results["agreement"]))
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _agreement_sentence(found: dict[str, Any]) -> str:
-    if found["regret"] is None:
-        return "No trial was measured on validation data too."
-    rank = "undefined" if found["spearman"] is None else f"{found['spearman']:.2f}"
+def _agreement_sentence(measured: dict[str, Any]) -> str:
+    if measured["regret"] is None:
+        return "No trial was also measured on validation data."
+    rank = "undefined" if measured["spearman"] is None else f"{measured['spearman']:.2f}"
     return (
-        f"Against validation accuracy over the same {found['trials']} trials: rank correlation "
-        f"(Spearman) {rank}; the choice is {100 * found['regret']:.1f} points short of the best."
+        f"Against validation accuracy over the same {measured['trials']} trials: rank correlation "
+        f"(Spearman) {rank}; the choice is {100 * measured['regret']:.1f} points below the best."
     )
 
 
@@ -173,5 +175,6 @@ def _span(entry: dict[str, Any]) -> str:
     return f"{min(scores):.1%} to {max(scores):.1%}"
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Return a setting as text."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a search may vary: which keys of a consolidation, over which values."""
+"""What the search for a start's settings may vary: which keys of a consolidation, over what."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedkd.config import Consolidation
 from fedkd.registry import METHODS
+from fedkd.tuning.ranges import Range
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -23,6 +24,61 @@ _SEARCHED = frozenset({"temperature", "weight", "weighting", "pooling"})
 """Keys that are searched if the method uses them, beside learning rate and epochs."""
 
 
+def searched_keys(own: Consolidation, *, labelled: bool) -> set[str]:
+    """Return the keys of a consolidation that have an effect, beside learning rate and epochs.
+
+    Args:
+        own: the settings.
+        labelled: whether the transfer set has labels; without, ``weight`` has no effect.
+    """
+    keys = set(_SEARCHED & set(METHODS.spec(own.method).uses))
+    return keys if labelled else keys - {"weight"}
+
+
+def uses_sgd(settings: object) -> bool:
+    """Whether a section on training names SGD, whose learning rates are larger than Adam's."""
+    return getattr(settings, "optimizer", "sgd") == "sgd"
+
+
+def start_ranges(own: Consolidation, *, labelled: bool) -> dict[str, Range]:
+    """Return the ranges of the numeric settings of a consolidation, its own values included.
+
+    Args:
+        own: the settings.
+        labelled: whether the transfer set has labels.
+    """
+    # Every interpolation makes an epoch longer by a pass over the transfer set.
+    passes = 1 + own.mixed_inputs
+    low, high = max(1, 10 // passes), max(1, 100 // passes)
+    sgd = Range(0.005, 0.5, least=1e-5, most=10.0)
+    adaptive = Range(1e-4, 0.01, least=1e-6, most=1.0)
+    ranges = {
+        "lr": sgd if uses_sgd(own) else adaptive,
+        "epochs": Range(low, high, least=1, most=max(high, 400 // passes), kind="int"),
+        "temperature": Range(0.5, 20.0, least=0.1, most=100.0),
+        "weight": Range.fixed(0.0, 1.0, "share"),
+        "familiarity.scale": Range.fixed(1.0, 10.0, "float"),
+        "familiarity.dims": Range.fixed(10, 100, "int"),
+    }
+    used = {"familiarity.scale", "familiarity.dims"}
+    if own.epochs:
+        used |= {"lr", "epochs"} | searched_keys(own, labelled=labelled)
+    point = numeric_point(own)
+    return {key: ranges[key].around(point[key]) for key in ranges if key in used}
+
+
+def numeric_point(own: Consolidation) -> dict[str, float | int]:
+    """Return the values of the keys of :func:`start_ranges`."""
+    return {
+        "lr": own.lr,
+        "epochs": own.epochs,
+        "temperature": own.temperature,
+        "weight": own.weight,
+        "familiarity.scale": own.familiarity.effective_scale,
+        "familiarity.dims": own.familiarity.effective_dims,
+    }
+
+
 class Space:
     """The keys of one arm's consolidation that a search varies.
 
@@ -34,21 +90,20 @@ class Space:
 
     def __init__(self, own: Consolidation, *, labelled: bool, weightings: list[str]) -> None:
         self._own = own
-        self._searched = _SEARCHED & set(METHODS.spec(own.method).uses)
-        if not labelled:
-            self._searched -= {"weight"}
+        self._searched = searched_keys(own, labelled=labelled)
+        self._ranges = start_ranges(own, labelled=labelled)
         self._weightings = [*weightings, *({own.weighting} - set(weightings))]
 
     def own_point(self) -> dict[str, Value]:
         """Return the arm's own settings as parameters."""
-        own, asked = self._own, self._own.familiarity
+        own = self._own
+        values = numeric_point(own)
         point: dict[str, Value] = {"lr": own.lr, "epochs": own.epochs}
         for key in sorted(self._searched):
             point[key] = getattr(own, key)
         if own.uses_densities and "weighting" in self._searched:
-            point["familiarity.density"] = asked.density
-            point["familiarity.scale"] = asked.effective_scale
-            point["familiarity.dims"] = asked.effective_dims
+            point["familiarity.density"] = own.familiarity.density
+            point |= {key: values[key] for key in ("familiarity.scale", "familiarity.dims")}
         return point
 
     def suggest(self, trial: Trial) -> dict[str, Value]:
@@ -57,34 +112,26 @@ class Space:
         Numbers keep three significant digits, which a study file shows; those of the arm itself
         stay what they are.
         """
-        own, asked = self._own, self._own.familiarity
-        # Every blend makes an epoch longer by a pass over the transfer set.
-        passes = 1 + own.mixed_inputs
-        least, most = max(1, 10 // passes), max(1, 100 // passes)
         point: dict[str, Value] = {
-            "lr": _between(trial, "lr", 0.005, 0.5, own.lr),
-            "epochs": _count(trial, "epochs", least, most, own.epochs),
+            key: each.suggest(trial, key)
+            for key, each in self._ranges.items()
+            if not key.startswith("familiarity.")
         }
-        if "temperature" in self._searched:
-            point["temperature"] = _between(trial, "temperature", 0.5, 20, own.temperature)
-        if "weight" in self._searched:
-            point["weight"] = _short(trial.suggest_float("weight", 0, 1), own.weight)
         if "pooling" in self._searched:
             point["pooling"] = trial.suggest_categorical(
-                "pooling", list(dict.fromkeys(["probs", "logits", own.pooling]))
+                "pooling", list(dict.fromkeys(["probs", "logits", self._own.pooling]))
             )
         if "weighting" not in self._searched:
             return point
         point["weighting"] = trial.suggest_categorical("weighting", self._weightings)
         if point["weighting"] == "familiarity":
-            # Pooled densities ask silos for another consent: they are tuned where the arm has them.
-            densities = ["pooled"] if own.uses_moments else ["gaussian", "knn"]
+            # Pooled densities need another consent of silos: they are tuned where the arm has them.
+            densities = ["pooled"] if self._own.uses_moments else ["gaussian", "knn"]
             point["familiarity.density"] = trial.suggest_categorical(
                 "familiarity.density", densities
             )
-            scale, dims = asked.effective_scale, asked.effective_dims
-            point["familiarity.scale"] = _between(trial, "familiarity.scale", 1, 10, scale)
-            point["familiarity.dims"] = _count(trial, "familiarity.dims", 10, 100, dims)
+            for key in ("familiarity.scale", "familiarity.dims"):
+                point[key] = self._ranges[key].suggest(trial, key)
         return point
 
     def suggest_grid(self, trial: Trial) -> dict[str, Value]:
@@ -97,9 +144,9 @@ class Space:
         return point
 
     def grid(self) -> dict[str, tuple[float, ...]]:
-        """Return the axes of the grid, 5 x 5: temperature and, where it counts, weight.
+        """Return the axes of the grid, 5 x 5: temperature and, where it has an effect, weight.
 
-        Where one of the two has no effect, multiples of the arm's learning rate stand for it.
+        Where one of the two has no effect, multiples of the arm's learning rate replace it.
         """
         axes: dict[str, tuple[float, ...]] = {}
         if "temperature" in self._searched:
@@ -126,21 +173,8 @@ class Space:
         return Consolidation.model_validate(data)
 
 
-def _between(trial: Trial, name: str, low: float, high: float, own: float) -> float:
-    value = trial.suggest_float(name, min(low, own), max(high, own), log=True)
-    return _short(value, own)
-
-
-def _count(trial: Trial, name: str, low: int, high: int, own: int) -> int:
-    return trial.suggest_int(name, min(low, own), max(high, own), log=True)
-
-
 def _number(value: object) -> float:
     """Narrow a choice's type: those of the grid are numbers."""
     if not isinstance(value, float):
-        raise TypeError(f"{value!r} is no number of the grid")
+        raise TypeError(f"{value!r} is not a number of the grid")
     return value
-
-
-def _short(value: float, own: float) -> float:
-    return value if value == own else float(f"{value:.3g}")

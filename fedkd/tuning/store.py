@@ -1,11 +1,11 @@
-"""Where a search is stored: one SQLite file for each study and arm, one writer at a time."""
+"""The file of a search: one SQLite file for each study and arm, one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,10 +26,11 @@ from fedkd.tuning.space import Space
 from fedkd.util.cache import cache_key
 from fedkd.util.lock import hold_lock
 
-Kind = Literal["grid", "tpe"]
+Kind = Literal["grid", "tpe", "arm"]
+"""Of a search: a start's settings on a grid, or by a sampler; or those of a whole arm."""
 
 STARTUP_TRIALS = 5
-"""Trials before the pruner begins."""
+"""Number of trials before the pruner begins."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that are not run again."""
@@ -50,7 +51,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrialAttributes(BaseModel, extra="forbid"):
-    """What a trial of the file holds beside Optuna's own values.
+    """What a trial of a start holds beside Optuna's own values.
 
     Attributes:
         point: the parameters as used.
@@ -70,15 +71,15 @@ class TrialAttributes(BaseModel, extra="forbid"):
 def opened(
     path: Path, name: str, kind: Kind, key: str, *, fresh: bool = False
 ) -> Iterator[optuna.Study]:
-    """Open the search in ``path``, or create it, and keep all other processes from writing to it.
+    """Open the search in ``path``, or create it; no other process can write to it meanwhile.
 
     Trials that an earlier process had not finished when it was killed are marked as failed.
 
     Args:
         path: the file.
         name: of the search.
-        kind: decides the pruner.
-        key: from :func:`search_key`.
+        kind: decides the direction and the pruner.
+        key: from :func:`search_key` or :func:`arm_search_key`.
         fresh: discard what the file contains.
 
     Raises:
@@ -104,23 +105,36 @@ def opened(
             raise FedKDError(f"{path} cannot be read or written any more: {reason}") from error
 
 
-def check_trials(path: Path, trials: Sequence[FrozenTrial], space: Space) -> None:
+def check_trials(
+    path: Path, trials: Sequence[FrozenTrial], check: Callable[[FrozenTrial], None]
+) -> None:
     """Check the trials that an earlier process has left.
 
+    Args:
+        path: the file, for error messages.
+        trials: all of it.
+        check: raises ValueError, LookupError or TypeError if an ended trial cannot be of this
+            search.
+
     Raises:
-        UserError: one of them cannot be of a search in ``space``.
+        UserError: one of them cannot be of this search.
     """
     for number, trial in enumerate(trials):
         try:
             if trial.number != number:
                 raise ValueError("its trials are not numbered")
             if trial.state in ENDED:
-                _check_trial(trial, space)
+                check(trial)
         except (ValueError, LookupError, TypeError) as error:
             raise _refusal(path, error, f"trial {number}: ") from error
 
 
-def _check_trial(trial: FrozenTrial, space: Space) -> None:
+def check_start_trial(trial: FrozenTrial, space: Space) -> None:
+    """Check an ended trial of a search for the settings of a start.
+
+    Raises:
+        ValueError: it cannot be of a search in ``space``.
+    """
     attributes = TrialAttributes.model_validate(trial.user_attrs)
     space.settings(attributes.point)
     if trial.params.keys() != attributes.point.keys():
@@ -132,7 +146,7 @@ def _check_trial(trial: FrozenTrial, space: Space) -> None:
 def search_key(
     study: Study, arm: str, federations: Sequence[Federation], kind: Kind, judge: Judge
 ) -> str:
-    """Hash all that a trial's result depends on, beside its parameters."""
+    """Hash all that the result of a start's trial depends on, beside its parameters."""
     return cache_key(
         {
             "kind": f"tuning by {kind} on {judge}",
@@ -142,6 +156,25 @@ def search_key(
             "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
             "own": function_keys(study, arm),
             "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
+        }
+    )
+
+
+def arm_search_key(
+    study: Study, arm: str, federations: Sequence[Federation], targets: Mapping[int, float]
+) -> str:
+    """Hash all that the result of an arm's trial depends on, beside its parameters."""
+    return cache_key(
+        {
+            "kind": "tuning of an arm",
+            "federations": [federation.fingerprint() for federation in federations],
+            "transfer": study.data.transfer.model_dump(),
+            "arm": study.arms[arm].model_dump(exclude={"tuned"}),
+            "rounds": study.rounds_of(arm).model_dump(),
+            "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
+            "own": function_keys(study, arm),
+            "engine": study.engine.model_dump(include={"precision", "device"}),
+            "targets": {str(seed): target for seed, target in targets.items()},
         }
     )
 
@@ -162,7 +195,7 @@ def _open(path: Path, name: str, kind: Kind, key: str, stack: contextlib.ExitSta
     search = optuna.create_study(
         storage=storage,
         study_name=name,
-        direction="maximize",
+        direction="minimize" if kind == "arm" else "maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS)
         if kind == "tpe"
@@ -170,9 +203,9 @@ def _open(path: Path, name: str, kind: Kind, key: str, stack: contextlib.ExitSta
     )
     trials = search.get_trials(deepcopy=False)
     if trials and "key" not in search.user_attrs:
-        raise ValueError("its trials belong to no search")
-    if search.direction != optuna.study.StudyDirection.MAXIMIZE:
-        raise ValueError("it is not maximised")
+        raise ValueError("its trials do not belong to a search")
+    if (search.direction == optuna.study.StudyDirection.MINIMIZE) != (kind == "arm"):
+        raise ValueError(f"its direction is {search.direction.name.lower()}")
     if search.user_attrs.get("key", key) != key:
         raise UserError(
             f"{path}: contains a search with other data, settings, judge or kind of search, or of "

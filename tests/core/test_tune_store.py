@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from fedkd.config import Consolidation
 from fedkd.errors import FedKDError, UserError
 from fedkd.tuning import store
-from fedkd.tuning.search import POINT, SCORES
 from fedkd.tuning.space import Space
+from fedkd.tuning.trials import POINT, SCORES
 
 SPACE = Space(Consolidation(), labelled=False, weightings=["equal", "confidence"])
 KEY = "key"
@@ -23,7 +23,11 @@ KEY = "key"
 def open_search(path: Path) -> None:
     """Open the file as ``fedkd tune`` does and look at what earlier processes have left."""
     with store.opened(path, "tiny/fedkd", "tpe", KEY) as search:
-        store.check_trials(path, search.get_trials(deepcopy=False), SPACE)
+        store.check_trials(
+            path,
+            search.get_trials(deepcopy=False),
+            lambda trial: store.check_start_trial(trial, SPACE),
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Tuning: the students that FedKD would make, marked without test data, each trial once."""
+"""Tuning of a start: the students that FedKD would make, scored without test data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from fedkd.config import Consolidation, Study
+from fedkd.config import Tuned as TunedBy
 from fedkd.config.study_file import load_study
 from fedkd.data.images import content_hash
 from fedkd.distillation.targets import make_ensemble
@@ -37,7 +38,10 @@ from fedkd.tuning.objective import (
     split_transfer,
 )
 from fedkd.tuning.space import Space
+from fedkd.tuning.student import SeedObjective, make_space
+from fedkd.tuning.trials import make_sampler
 
+TRIAL_SEED = 100
 WEIGHTINGS = ["equal", "confidence", "familiarity"]
 
 NETS = """
@@ -89,6 +93,7 @@ class PowerCutError(Exception):
 def run_tune(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Tuned]:
     def run(study: Study, arm: str | None = None, *, out: str = "out", **options: Any) -> Tuned:
         options.setdefault("progress", Watch())
+        options.setdefault("seeds", [TRIAL_SEED])
         return tune(study, arm, out=tmp_path / out, pool=pool, **options)
 
     return run
@@ -98,8 +103,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def simulated_teachers(study: Study, cache: Path, arm: str = "fedkd") -> SimulatedTeachers:
-    return SimulatedTeachers(Federation.load(study, study.seeds[0], cache), arm)
+def simulated_teachers(study: Study, cache: Path, seed: int = 0) -> SimulatedTeachers:
+    return SimulatedTeachers(Federation.load(study, seed, cache), "fedkd")
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -155,7 +160,7 @@ def test_a_student_in_closed_form_is_tuned_by_what_it_rests_on(
     room = simulated_teachers(study, cache_dir)
     mine, theirs = room.consolidate(room.own), run_arm(study, "fedkd").start
     assert same(mine.state, theirs.state)
-    found = search.make_space(room, "validation")
+    found = make_space(room, "validation")
     trial = optuna.trial.FixedTrial(found.own_point())
     assert found.settings(found.suggest(trial)).student == "lda-head"
     assert trial.distributions["weighting"].choices == ("familiarity",)
@@ -192,7 +197,7 @@ def test_whoever_looks_at_the_student_does_not_change_it(
 
     def look(student: torch.nn.Module, epoch: int, epochs: int) -> None:
         seen.append((epoch, epochs))
-        objective.mark(student, room.federation.compute)
+        objective.score(student, room.federation.compute)
         assert not student.training, "the look itself must be one that could do harm"
 
     watched = room.consolidate(room.own, on_student=look)
@@ -235,7 +240,7 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
 
     monkeypatch.setattr(Teachers, "_predict", counted)
     found = run_tune(study, kind="grid")
-    split = load_split(study, 0)
+    split = load_split(study, TRIAL_SEED)
     assert split.transfer is not None
     sets = [content_hash(split.transfer.images), content_hash(split.validation.images)]
     assert asked == {(silo, images): 1 for silo in study.silo_names for images in sets}
@@ -304,22 +309,18 @@ def test_the_first_trial_is_the_arm_as_it_is(
     study = make_study()
     found = run_tune(study, trials=1).results
     assert found["own"] == found["best"] == found["trials"][0]
-    room = simulated_teachers(study, cache_dir)
+    room = simulated_teachers(study, cache_dir, TRIAL_SEED)
     model = build_model("mlp", room.federation.shape, seed=0)
     model.load_state_dict(room.consolidate(room.own).state)
     accuracy = evaluate(model, room.federation.split.validation, compute=room.federation.compute)
     assert found["best"]["value"] == pytest.approx(accuracy.accuracy)
 
 
-def test_the_mark_is_the_mean_over_seeds_each_its_own_federation(
+def test_the_score_is_the_mean_over_seeds_each_its_own_federation(
     make_study: Any, run_tune: Any
 ) -> None:
-    study = make_study({"seeds": [0, 1]})
-    both = run_tune(study, trials=1).results["best"]
-    alone = [
-        run_tune(study.model_copy(update={"seeds": [seed]}), trials=1, out=str(seed))
-        for seed in (0, 1)
-    ]
+    both = run_tune(make_study(), trials=1, seeds=[100, 101]).results["best"]
+    alone = [run_tune(make_study(), trials=1, out=str(seed), seeds=[seed]) for seed in (100, 101)]
     assert list(both["scores"].values()) == [a.results["best"]["value"] for a in alone]
     assert both["value"] == pytest.approx(sum(both["scores"].values()) / 2)
 
@@ -346,12 +347,12 @@ def test_a_trial_that_falls_behind_is_given_up(make_study: Any, monkeypatch: Any
     class Objective:
         rows = None
 
-        def mark(self, student: Any, compute: Any) -> float:
+        def score(self, student: Any, compute: Any) -> float:
             return 0.1
 
-    seed_objective: Any = search.SeedObjective(Room(), Objective())  # type: ignore[arg-type]
+    seed_objective: Any = SeedObjective(Room(), Objective())  # type: ignore[arg-type]
     trial = study.ask()
-    search._try(study, trial, Consolidation(epochs=20), [seed_objective], Watch())
+    search.run_trial(study, trial, Consolidation(epochs=20), [seed_objective], Watch())
     assert looked == [1, 2, 3, 4, 5], "given up at the first look, after a quarter"
     assert study.trials[-1].state == optuna.trial.TrialState.PRUNED
 
@@ -382,6 +383,7 @@ def test_the_tuned_study_is_the_study_but_for_the_arm(make_study: Any, run_tune:
     tuned = load_study(found.tuned)
     winner = Consolidation.model_validate(found.results["consolidation"])
     assert tuned.arms["fedkd"].consolidation == winner
+    assert tuned.arms["fedkd"].tuned == TunedBy(trials=4, seeds=[TRIAL_SEED])
     own = study.arms["fedkd"]
     assert tuned.model_copy(update={"arms": {**tuned.arms, "fedkd": own}}) == study
     for key, value in found.results["best"]["settings"].items():
@@ -399,7 +401,7 @@ def test_without_validation_data_held_out_images_decide_and_it_is_said(
     found = run_tune(study, trials=2)
     assert found.results["judge"] == "committee"
     assert found.results["agreement"] is None
-    assert "no label is seen" in found.tuned.read_text()
+    assert "no label is used" in found.tuned.read_text()
     labelled = make_study({"data/validation": 0, "data/transfer": {"size": 60, "labelled": True}})
     assert choose_judge(labelled, proxy=False) == "transfer-labels"
     assert choose_judge(make_study(), proxy=False) == "validation"
@@ -435,7 +437,7 @@ def test_held_out_images_are_not_learnt_from(make_study: Any, cache_dir: Path) -
     assert objective.rows is not None
     images = {image.numpy().tobytes() for image in room.transfer.images[objective.rows]}
     assert not images & {image.numpy().tobytes() for image in objective.images}
-    assert torch.allclose(objective.worth.sum(1), torch.ones(12, dtype=torch.float64))
+    assert torch.allclose(objective.target.sum(1), torch.ones(12, dtype=torch.float64))
     with pytest.raises(UserError, match="too few to hold out"):
         split_transfer(40, seed=3)
 
@@ -498,7 +500,7 @@ def test_a_space_holds_the_arms_own_settings_and_studies_that_load() -> None:
     space = Space(own, labelled=True, weightings=WEIGHTINGS)
     for seed in range(20):
         fixed = space.own_point() if seed == 0 else None
-        study = optuna.create_study(sampler=search._sampler("fedkd", seed, fixed))
+        study = optuna.create_study(sampler=make_sampler("fedkd", seed, fixed))
         point = space.suggest(study.ask())
         settings = space.settings(point)
         assert settings.weighting in [*WEIGHTINGS, "my.module:function"]
@@ -524,7 +526,7 @@ def test_epochs_with_blends_are_as_much_work_as_without(
     own: dict[str, Any], least: int, most: int
 ) -> None:
     space = Space(Consolidation(**own), labelled=False, weightings=["equal"])
-    study = optuna.create_study(sampler=search._sampler("fedkd", 0, None))
+    study = optuna.create_study(sampler=make_sampler("fedkd", 0, None))
     trial = study.ask()
     space.suggest(trial)
     bounds = trial.distributions["epochs"]
@@ -568,7 +570,7 @@ def test_the_file_of_another_search_is_refused(
     run_tune(study, trials=1)
     folder = tmp_path / "out" / "tiny"
     with pytest.raises(UserError, match="other data, settings, judge or kind"):
-        run_tune(make_study({**quick, "seeds": [1]}), trials=1)
+        run_tune(study, trials=1, seeds=[101])
     with pytest.raises(UserError, match="other data, settings, judge or kind"):
         run_tune(study, trials=1, kind="grid")
     (folder / "tune-fedkd.db").rename(folder / "tune-fedkd-two.db")

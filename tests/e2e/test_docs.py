@@ -48,7 +48,6 @@ SHORTER = {
     "fedkd compare --resume ": "",
     "fedkd compare ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
-    "python -m experiments.sweep ": "--lr 0.1",
     "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
 }
 

@@ -1,0 +1,81 @@
+"""Runs on validation data for ``fedkd tune``: an arm is run until the caller has seen enough."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedkd.config import Study
+from fedkd.engines.base import Engine, Task
+from fedkd.federation.federation import Federation
+from fedkd.results.record import Point
+from strategies.savepoint import read_exchanges
+
+
+class TrialRunner:
+    """Runs arms on the validation images in place of the test images; nothing is kept.
+
+    Args:
+        federations: one for each seed.
+        engine: on this host; entered.
+    """
+
+    def __init__(self, federations: Sequence[Federation], engine: Engine) -> None:
+        self._federations = {each.seed: evaluated_on_validation(each) for each in federations}
+        self._engine = engine
+
+    def __call__(
+        self, study: Study, arm: str, seed: int, on_point: Callable[[int, float], bool]
+    ) -> None:
+        """Run one seed until ``on_point`` returns false; see :class:`fedkd.tuning` for it."""
+        federation = self._federations[seed]
+        own = Federation(study, seed, federation.split, federation.cache)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "run"
+            observer = _Watch(folder, study.exchanges_before_round_1(arm), on_point)
+            with contextlib.suppress(_SeenEnoughError):
+                self._engine.run(Task(own, arm, (), folder), observer)
+
+
+class _SeenEnoughError(Exception):
+    """Ends a run whose further rounds are not needed."""
+
+
+class _Watch:
+    """Passes points on and ends the run where the caller wants it."""
+
+    def __init__(
+        self, folder: Path, exchanges: int, on_point: Callable[[int, float], bool]
+    ) -> None:
+        self._folder = folder
+        self._exchanges = exchanges
+        self._on_point = on_point
+
+    def on_point(self, point: Point) -> None:
+        if point.round == 0:
+            measured = read_exchanges(self._folder)
+            self._exchanges = self._exchanges if measured is None else measured
+        if not self._on_point(self._exchanges, point.accuracy):
+            raise _SeenEnoughError
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        """Do nothing."""
+
+
+class NullObserver:
+    """An observer that does nothing."""
+
+    def on_point(self, point: Point) -> None:
+        """Do nothing."""
+
+    def on_distillation(self, epoch: int, epochs: int) -> None:
+        """Do nothing."""
+
+
+def evaluated_on_validation(federation: Federation) -> Federation:
+    """Return the federation with its validation images as test images."""
+    split = replace(federation.split, test=federation.split.validation)
+    return Federation(federation.study, federation.seed, split, federation.cache)
