@@ -94,7 +94,7 @@ def _train(
         as_float(images),
         (target,),
         loss,
-        sgd=optimizer_of(settings, epochs),
+        optimizer=optimizer_of(settings, epochs),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
