@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from fedkd.config import Study
     from fedkd.config.study_file import load_study
     from fedkd.errors import FedKDError, UserError
-    from fedkd.user_code import method
+    from fedkd.user_code import local_loss, method
 
 __version__ = VERSION
-__all__ = ["Comparison", "FedKDError", "Study", "UserError", "compare", "load_study", "method"]
+__all__ = [
+    "Comparison",
+    "FedKDError",
+    "Study",
+    "UserError",
+    "compare",
+    "load_study",
+    "local_loss",
+    "method",
+]
 
 # Imported on first use, so that importing fedkd stays quick.
 _MODULES = {
@@ -35,6 +44,7 @@ _MODULES = {
     "UserError": "fedkd.errors",
     "compare": "fedkd.api",
     "load_study": "fedkd.config.study_file",
+    "local_loss": "fedkd.user_code",
     "method": "fedkd.user_code",
 }
 

@@ -149,15 +149,15 @@ def _functions(module: str, *names: str) -> dict[str, str]:
     return {name: f"{module}:{name.replace('-', '_')}" for name in names}
 
 
-class Methods(Registry):
-    """Distillation methods: name to ``module:function`` and spec."""
+class SpecRegistry(Registry):
+    """A registry whose functions declare what they need and use: name to target and spec."""
 
-    def __init__(self, entries: Mapping[str, tuple[str, MethodSpec]]) -> None:
-        super().__init__("distillation method", {name: entries[name][0] for name in entries})
+    def __init__(self, kind: str, entries: Mapping[str, tuple[str, MethodSpec]]) -> None:
+        super().__init__(kind, {name: entries[name][0] for name in entries})
         self._specs = {name: spec for name, (_, spec) in entries.items()}
 
     def spec(self, name: str) -> MethodSpec:
-        """Return what a method needs and uses; nothing for a user's own that declares nothing."""
+        """Return what a name needs and uses; nothing for a user's own that declares nothing."""
         if name in self._specs:
             return self._specs[name]
         spec = getattr(self.load(name), "method_spec", None)
@@ -165,18 +165,20 @@ class Methods(Registry):
 
 
 _METHODS = "fedkd.distillation.methods"
+_OF_LABELS = {"label_smoothing", "class_weights"}
 _USED_BY_KD = {"temperature", "weight", "weighting", "pooling", "mixup", "mixed_inputs"}
 
-METHODS = Methods(
+METHODS = SpecRegistry(
+    "distillation method",
     {
-        "kd": (f"{_METHODS}.kd:kd", MethodSpec(uses=_USED_BY_KD)),
+        "kd": (f"{_METHODS}.kd:kd", MethodSpec(uses={*_USED_BY_KD, *_OF_LABELS, "augment"})),
         "dml": (f"{_METHODS}.dml:dml", MethodSpec(needs={"models"}, uses={"weighting"})),
         "dp-kd": (f"{_METHODS}.dp_kd:dp_kd", MethodSpec(uses={"temperature", "sequence"})),
         "fine-tune": (
             f"{_METHODS}.fine_tune:fine_tune",
-            MethodSpec(needs={"labels"}, uses={"mixup"}),
+            MethodSpec(needs={"labels"}, uses={"mixup", *_OF_LABELS, "augment"}),
         ),
-    }
+    },
 )
 
 WEIGHTINGS = Registry(
@@ -187,10 +189,24 @@ WEIGHTINGS = Registry(
     ),
 )
 
-LOCAL_LOSSES = Registry(
+_LOSSES = "fedkd.training.local"
+
+LOCAL_LOSSES = SpecRegistry(
     "local loss",
-    _functions("fedkd.training.local", "cross-entropy", "logit-adjusted", "proximal", "not-true"),
+    {
+        "cross-entropy": (f"{_LOSSES}:cross_entropy", MethodSpec(uses=_OF_LABELS)),
+        # The prior corrects for rare classes already.
+        "logit-adjusted": (f"{_LOSSES}:logit_adjusted", MethodSpec(uses={"label_smoothing"})),
+        "proximal": (f"{_LOSSES}:proximal", MethodSpec(uses=_OF_LABELS)),
+        "not-true": (f"{_LOSSES}:not_true", MethodSpec(uses=_OF_LABELS)),
+    },
 )
+
+AUGMENTATIONS = Registry(
+    "augmentation",
+    _functions("fedkd.training.augment", "none", "flip-crop", "randaugment", "trivialaugment"),
+)
+"""Functions of uint8 images ``[B, C, H, W]`` to as many changed ones."""
 
 ARCHITECTURES = Registry(
     "architecture",

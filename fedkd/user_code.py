@@ -217,17 +217,22 @@ METHOD_NEEDS = ("labels", "models")
 METHOD_SETTINGS = (
     *("temperature", "weight", "weighting", "pooling"),
     *("mixup", "mixed_inputs", "sequence"),
+    *("label_smoothing", "class_weights", "augment"),
 )
 """Keys of a study's consolidation that some methods use and others do not."""
+
+LOSS_SETTINGS = ("label_smoothing", "class_weights")
+"""Keys of a study's rounds that some local losses use and others do not."""
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a distillation method needs, and which settings of a consolidation it uses.
+    """What a distillation method or local loss needs, and which settings it uses.
 
     Attributes:
         needs: of :data:`METHOD_NEEDS`; a study that does not have them is refused.
-        uses: of :data:`METHOD_SETTINGS`; a study that changes another of them is refused.
+        uses: of :data:`METHOD_SETTINGS`, for a local loss of :data:`LOSS_SETTINGS`; a study that
+            changes another of them is refused.
 
     Raises:
         ValueError: one of the names is not known.
@@ -254,3 +259,17 @@ def method(
         return function
 
     return declare
+
+
+def local_loss(*, uses: Collection[str]) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that declares which of :data:`LOSS_SETTINGS` a user's local loss uses.
+
+    Raises:
+        ValueError: one of the names is not known.
+    """
+    for name in uses:
+        if name not in LOSS_SETTINGS:
+            raise ValueError(
+                f"a local loss declares {name!r}, not one of {', '.join(LOSS_SETTINGS)}"
+            )
+    return method(uses=uses)

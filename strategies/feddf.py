@@ -12,8 +12,9 @@ from fedkd.errors import FedKDError, UserError
 from fedkd.models.state import State, copy_state, is_finite
 from fedkd.training.aggregation import reduce
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import Sgd, fit
+from fedkd.training.loop import fit
 from fedkd.training.losses import kl_divergence
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.seeding import torch_generator
 from strategies.context import RunContext
 from strategies.updates import RoundModels, ServerUpdate
@@ -63,7 +64,9 @@ class FedDF(ServerUpdate):
             as_float(self._transfer.images),
             (target,),
             loss,
-            sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+            optimizer=OptimizerSettings(
+                settings.epochs, settings.batch_size, settings.lr, settings.momentum
+            ),
             generator=torch_generator(context.seed, "feddf", round_number=models.number),
             compute=context.compute,
         )

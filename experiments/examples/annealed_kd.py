@@ -50,7 +50,7 @@ def annealed_kd(
         as_float(data.images),
         (pooled,),
         loss,
-        sgd=optimizer_of(settings),
+        optimizer=optimizer_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=after_epoch,

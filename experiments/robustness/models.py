@@ -34,7 +34,8 @@ from fedkd.models.build import build_model
 from fedkd.models.state import State, copy_state
 from fedkd.training.compute import intra_op_threads
 from fedkd.training.evaluate import evaluate
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.cache import cache_root
 from fedkd.util.files import write_json
 from fedkd.util.seeding import torch_generator
@@ -132,7 +133,7 @@ class RobustnessCase:
             train_supervised(
                 model,
                 Images(data.images, labels(data.labels)),
-                sgd=Sgd(settings.epochs, settings.batch_size, settings.lr, settings.momentum),
+                optimizer=OptimizerSettings.of(settings, settings.epochs),
                 generator=torch_generator(federation.seed, "pre-training", silo),
                 compute=federation.compute,
             )

@@ -14,7 +14,8 @@ from fedkd.config.consolidation_parts import (
     check_control,
     fill_control,
 )
-from fedkd.config.sections import Count, Fraction, Momentum, Rate, Section, names_of
+from fedkd.config.optimizer import OptimizerKeys
+from fedkd.config.sections import Fraction, Rate, names_of
 from fedkd.registry import METHODS, NUM_PATCH_FILTERS, WEIGHTINGS
 from fedkd.user_code import METHOD_SETTINGS, MethodSpec
 
@@ -28,7 +29,7 @@ _SETTING_OF = {setting: setting for setting in METHOD_SETTINGS} | {
 """Keys that not every method uses, to the setting of a ``MethodSpec`` that they belong to."""
 
 
-class Consolidation(Section):
+class Consolidation(OptimizerKeys):
     """How the silos' models are distilled into one student."""
 
     method: Annotated[str, AfterValidator(METHODS.check), names_of(METHODS)] = "kd"
@@ -89,12 +90,6 @@ class Consolidation(Section):
     )
     epochs: int = Field(
         50, ge=0, le=1_000_000, description="0 keeps a student lda-head as computed"
-    )
-    batch_size: Count = 32
-    lr: Rate = 0.05
-    momentum: Momentum = 0.9
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="of the learning rate; cosine: down to zero over all epochs"
     )
     mixup: bool = Field(
         default=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TypeAlias
 
 from fedkd.config.error_messages import Problem
@@ -10,6 +10,7 @@ from fedkd.config.study import Study, check_labels
 from fedkd.errors import UserError
 from fedkd.registry import (
     ARCHITECTURES,
+    AUGMENTATIONS,
     LOCAL_LOSSES,
     METHODS,
     PARTITIONS,
@@ -38,6 +39,7 @@ def find_problems(study: Study) -> list[Problem]:
             registry.load(name)
         except UserError as error:
             problems[path] = Problem(path, str(error))
+    problems |= _find_loss_problems(study, problems)
     for arm, section in study.arms.items():
         settings, path = section.consolidation, f"arms.{arm}.consolidation"
         if settings is None or not METHODS.is_own(settings.method) or f"{path}.method" in problems:
@@ -51,6 +53,22 @@ def find_problems(study: Study) -> list[Problem]:
         except ValueError as error:
             problems[f"{path}.method"] = Problem("", str(error))
     return list(problems.values())
+
+
+def _find_loss_problems(study: Study, known: Container[str]) -> dict[str, Problem]:
+    """Return which settings the user's own local losses do not use, by path."""
+    problems: dict[str, Problem] = {}
+    for arm in study.arms:
+        rounds, path = study.rounds_of(arm), _rounds_path(study, arm)
+        own = LOCAL_LOSSES.is_own(rounds.local_loss)
+        # The loss of deployed silos is refused elsewhere, and not imported here.
+        if not own or study.is_deployed or f"{path}.local_loss" in known:
+            continue
+        try:
+            rounds.check_local_loss(LOCAL_LOSSES.spec(rounds.local_loss))
+        except ValueError as error:
+            problems[f"arms.{arm}.rounds"] = Problem(f"arms.{arm}.rounds", str(error))
+    return problems
 
 
 def function_keys(study: Study, arm: str) -> list[str]:
@@ -67,12 +85,12 @@ def names_at_silo(study: Study, silo: str) -> list[Named]:
     Methods, weightings and the other silos' architectures are needed where a silo distils.
     """
     distils = study.data.transfer.at_silo
-    asked = (LOCAL_LOSSES, METHODS, WEIGHTINGS) if distils else (LOCAL_LOSSES,)
+    sections = ("rounds", "consolidation") if distils else ("rounds",)
     others = {f"model.per_silo.{name}" for name in study.silo_names if name != silo}
     named = [each for each in _architectures(study) if distils or each[0] not in others]
     for arm in study.arms:
         functions = _functions(study, arm)
-        named += (each for each in functions if any(each[1] is registry for registry in asked))
+        named += (each for each in functions if each[0].split(".")[-2] in sections)
     return list(_own(iter(named)))
 
 
@@ -96,8 +114,17 @@ def _functions(study: Study, name: str) -> Iterator[Named]:
     yield "partition.scheme", PARTITIONS, study.partition.scheme
     yield f"arms.{name}.start", STARTS, arm.start
     yield f"arms.{name}.strategy", STRATEGIES, arm.strategy
-    rounds = f"arms.{name}.rounds" if arm.rounds.local_loss else "rounds"
-    yield f"{rounds}.local_loss", LOCAL_LOSSES, study.rounds_of(name).local_loss
+    settings_of_rounds = study.rounds_of(name)
+    yield f"{_rounds_path(study, name)}.local_loss", LOCAL_LOSSES, settings_of_rounds.local_loss
+    augmented = f"arms.{name}.rounds" if arm.rounds.augment else "rounds"
+    yield f"{augmented}.augment", AUGMENTATIONS, settings_of_rounds.augment
+    yield "pretraining.augment", AUGMENTATIONS, study.pretraining.augment
     if settings := arm.consolidation:
         yield f"arms.{name}.consolidation.method", METHODS, settings.method
         yield f"arms.{name}.consolidation.weighting", WEIGHTINGS, settings.weighting
+        yield f"arms.{name}.consolidation.augment", AUGMENTATIONS, settings.augment
+
+
+def _rounds_path(study: Study, arm: str) -> str:
+    """Return the section that names an arm's local loss."""
+    return f"arms.{arm}.rounds" if study.arms[arm].rounds.local_loss else "rounds"

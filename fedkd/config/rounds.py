@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fedkd.config.optimizer import (
+    Augmentation,
+    ClassWeights,
+    OptimizerKeys,
+    OptimizerName,
+    Schedule,
+    Share,
+    WeightDecay,
+    rate_factor,
+)
 from fedkd.config.sections import (
     Architecture,
     Count,
@@ -19,11 +28,11 @@ from fedkd.config.sections import (
     refuse_options,
 )
 from fedkd.registry import LOCAL_LOSSES
+from fedkd.user_code import LOSS_SETTINGS, MethodSpec
 
 LocalLoss = Annotated[str, AfterValidator(LOCAL_LOSSES.check), names_of(LOCAL_LOSSES)]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
-Schedule = Literal["constant", "cosine"]
 
 
 class Model(Section):
@@ -40,15 +49,22 @@ class Model(Section):
     )
 
 
-class Pretraining(Section):
+class Pretraining(OptimizerKeys):
     """How the silos' own models are trained, or where they are read."""
 
     epochs: Count = 20
-    lr: Rate = 0.02
-    momentum: Momentum = 0.9
-    batch_size: Count = 32
-    schedule: Schedule = Field(
-        "constant", description="of the learning rate; cosine: down to zero over all epochs"
+    lr: Rate = Field(0.02, description="learning rate; by default 0.001 for adam and adamw")
+    patience: Count | None = Field(
+        None,
+        description="epochs without a lower loss on the silo's own validation part after which "
+        "training ends; the best epoch's weights are kept. By default no early stop",
+    )
+    validation: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="share of a silo's images that it holds out for patience; silos too small to "
+        "hold out one train for all epochs",
     )
     init: Literal["shared", "per-silo"] = Field(
         "shared", description="one initialisation for all silos, or one for each"
@@ -57,9 +73,20 @@ class Pretraining(Section):
         default={}, description="silo name to a .safetensors file used instead of pre-training"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Pretraining:
+        default = type(self).model_fields["validation"].default
+        if self.patience is None and self.validation != default:
+            raise ValueError("validation: is held out for an early stop; set patience")
+        return self
 
-class Rounds(Section):
-    """The communication rounds."""
+    def num_held_out(self, count: int) -> int:
+        """Return how many of a silo's images its pre-training holds out."""
+        return 0 if self.patience is None else round(self.validation * count)
+
+
+class Rounds(OptimizerKeys):
+    """The communication rounds. Every silo begins every round with a fresh optimizer."""
 
     max: Count = 40
     stop: Literal["targets", "budget"] = Field(
@@ -67,13 +94,10 @@ class Rounds(Section):
     )
     fraction: Fraction = Field(1.0, description="of the silos that train in a round")
     local_epochs: Count = 1
-    batch_size: Count = 32
-    lr: Rate = 0.05
-    momentum: Momentum = 0.9
-    weight_decay: float = Field(0.0, ge=0, le=1)
     schedule: Schedule = Field(
         "constant",
-        description="of the learning rate over the rounds; cosine: down to zero after max rounds",
+        description="of the learning rate over the rounds; linear and cosine: down to zero after "
+        "max rounds",
     )
     local_loss: LocalLoss = "cross-entropy"
     options: Options = Field(
@@ -124,14 +148,27 @@ class Rounds(Section):
     def in_round(self, number: int) -> Rounds:
         """Return the settings of one round, counted from 1, with its learning rate.
 
-        ``cosine`` is lr (1 + cos(pi (r - 1) / max)) / 2: Loshchilov & Hutter 1608.03983, without
-        restarts. On heterogeneous data FedAvg converges only with a decaying rate (Li et al.
-        1907.02189).
+        On heterogeneous data FedAvg converges only with a decaying rate (Li et al. 1907.02189).
         """
-        if self.schedule == "constant":
-            return self
-        share = (1 + math.cos(math.pi * (number - 1) / self.max)) / 2
-        return self.model_copy(update={"lr": self.lr * share})
+        share = rate_factor(number - 1, self.max, schedule=self.schedule, warmup=self.warmup)
+        return self if share == 1 else self.model_copy(update={"lr": self.lr * share})
+
+    def check_local_loss(self, spec: MethodSpec) -> None:
+        """Refuse settings that the local loss does not use.
+
+        Args:
+            spec: of the local loss. That of a user's own is known only once it is imported.
+
+        Raises:
+            ValueError: with the key and what to do.
+        """
+        for key in LOSS_SETTINGS:
+            default = type(self).model_fields[key].default
+            if key not in spec.uses and getattr(self, key) != default:
+                remedy = "leave it out"
+                if LOCAL_LOSSES.is_own(self.local_loss):
+                    remedy = f"if it uses it, declare it: @fedkd.local_loss(uses={{{key!r}}})"
+                raise ValueError(f"{key}: is not used by local_loss {self.local_loss}; {remedy}")
 
 
 class RoundOverrides(Section):
@@ -141,11 +178,17 @@ class RoundOverrides(Section):
     stop: Literal["targets", "budget"] | None = None
     fraction: Fraction | None = None
     local_epochs: Count | None = None
-    batch_size: Count | None = None
+    optimizer: OptimizerName | None = None
     lr: Rate | None = None
     momentum: Momentum | None = None
-    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    weight_decay: WeightDecay | None = None
+    batch_size: Count | None = None
+    warmup: Share | None = None
     schedule: Schedule | None = None
+    clip_norm: Rate | None = None
+    label_smoothing: Share | None = None
+    class_weights: ClassWeights | None = None
+    augment: Augmentation | None = None
     local_loss: LocalLoss | None = None
     options: Options | None = None
     mu: Weight | None = None

@@ -13,6 +13,7 @@ from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, Data, Deployed, Iid
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
+from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed, refuse_options
 from fedkd.config.targets import RelativeTargets, Targets
@@ -24,6 +25,7 @@ from fedkd.registry import (
     STARTS,
 )
 from fedkd.suggestions import suggest
+from fedkd.user_code import LOSS_SETTINGS
 from fedkd.util.names import natural_key
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -125,9 +127,13 @@ class Study(Section):
         """The round settings of an arm: the study's, with those that the arm overrides.
 
         If targets are relative to the first baseline's best, that arm uses its whole budget.
-        Options of a local loss do not pass to an arm with another one.
+        Options of a local loss do not pass to an arm with another one, nor do learning rate and
+        weight decay to an arm with another optimizer.
         """
         overrides = self.arms[arm].rounds.model_dump(exclude_none=True)
+        optimizer = overrides.get("optimizer", self.rounds.optimizer)
+        if optimizer != self.rounds.optimizer:
+            overrides = optimizer_defaults(optimizer) | overrides
         if overrides.get("local_loss", self.rounds.local_loss) != self.rounds.local_loss:
             overrides.setdefault("options", {})
         if isinstance(self.targets, RelativeTargets) and arm == self.baselines[0]:
@@ -234,6 +240,8 @@ def _check_needs(study: Study) -> None:
         rounds = study.rounds_of(name)
         try:
             refuse_options(rounds.options, LOCAL_LOSSES, rounds.local_loss)
+            if not LOCAL_LOSSES.is_own(rounds.local_loss):
+                rounds.check_local_loss(LOCAL_LOSSES.spec(rounds.local_loss))
         except ValueError as error:
             raise ValueError(f"arms.{name}.rounds.{error}") from None
         if study.data.validation == 0 and (
@@ -260,7 +268,7 @@ def _check_needs(study: Study) -> None:
 
 
 def check_labels(study: Study, settings: Consolidation, path: str) -> None:
-    """Refuse a method that needs labels where there are none.
+    """Refuse a method that needs labels, and settings about labels, where there are none.
 
     Args:
         study: the study.
@@ -270,11 +278,18 @@ def check_labels(study: Study, settings: Consolidation, path: str) -> None:
     Raises:
         ValueError: with the key and what to do.
     """
-    if "labels" in METHODS.spec(settings.method).needs and not study.has_labels(settings):
+    if study.has_labels(settings):
+        return
+    if "labels" in METHODS.spec(settings.method).needs:
         raise ValueError(
             f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled is "
             "false"
         )
+    for key in LOSS_SETTINGS:
+        if getattr(settings, key) != type(settings).model_fields[key].default:
+            raise ValueError(
+                f"{path}.{key}: is about labels, but data.transfer.labelled is false; leave it out"
+            )
 
 
 def _check_architectures(study: Study, name: str, chosen: str) -> None:

@@ -12,7 +12,8 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.models.check import check_model, find_training_problem
 from fedkd.models.state import read_checkpoint
-from fedkd.registry import METHODS
+from fedkd.registry import AUGMENTATIONS, METHODS
+from fedkd.training.augment import check_augmentation
 from fedkd.training.compute import Compute, smallest_batch
 from fedkd.training.features import penultimate_features
 
@@ -54,6 +55,7 @@ def _check_models(federation: Federation) -> Iterator[str]:
         federation.compute.check()
     for arch in study.architectures:
         check_model(arch, federation.shape)
+    _check_augmentations(federation)
     for name, arm in study.arms.items():
         if arm.consolidation and arm.consolidation.uses_features:
             _check_features(federation, name)
@@ -66,6 +68,23 @@ def _check_models(federation: Federation) -> Iterator[str]:
                 f"pretraining.checkpoints.{silo}: {path} has values that are not finite, so "
                 f"{silo} is not used as a teacher"
             )
+
+
+def _check_augmentations(federation: Federation) -> None:
+    """Apply every augmentation of the study once; a deployed silo applies its own itself."""
+    study, shape = federation.study, federation.shape
+    named = {"pretraining": study.pretraining.augment}
+    for name, arm in study.arms.items():
+        named[f"arms.{name}.rounds"] = study.rounds_of(name).augment
+        if arm.consolidation is not None:
+            named[f"arms.{name}.consolidation"] = arm.consolidation.augment
+    for path, augmentation in named.items():
+        if study.is_deployed and AUGMENTATIONS.is_own(augmentation):
+            continue
+        try:
+            check_augmentation(augmentation, shape.in_channels, shape.image_size)
+        except UserError as error:
+            raise UserError(f"{path}.augment: {error}") from error
 
 
 def _check_features(federation: Federation, arm: str) -> None:
@@ -89,8 +108,9 @@ def _check_batches(federation: Federation) -> Iterator[str]:
     if study.needs_pretrained:
         size = study.pretraining.batch_size
         for silo in [each for each in silos if each not in study.pretraining.checkpoints]:
-            if reason := _single_image_problem(federation, study.arch_of(silo), silos[silo], size):
-                _refuse(silo, silos[silo], "pretraining.batch_size", reason)
+            count = silos[silo] - study.pretraining.num_held_out(silos[silo])
+            if reason := _single_image_problem(federation, study.arch_of(silo), count, size):
+                _refuse(silo, count, "pretraining.batch_size", reason)
     for name in study.arms:
         arch, size = study.global_arch(name), study.rounds_of(name).batch_size
         single = []

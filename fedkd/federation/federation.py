@@ -23,8 +23,9 @@ from fedkd.federation.split import Split, load_split
 from fedkd.models.build import Shape, arch_fingerprint, build_model
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import State, copy_state, is_finite, load_state, save_state
+from fedkd.registry import AUGMENTATIONS
 from fedkd.training.compute import Compute, intra_op_threads
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.pretrain import pretrain
 from fedkd.util.cache import cache_key
 from fedkd.util.cache_entries import drop_entry, has_entry, new_entry
 from fedkd.util.parallel import run_all
@@ -176,12 +177,19 @@ class Federation:
             "classes": self.shape.num_classes,
             "archs": [self._arch_key(self.study.arch_of(silo)) for silo in self._silos],
             "arch": self._arch_key(self.study.model.arch),
-            "pretraining": self.study.pretraining.model_dump(exclude={"checkpoints"}),
+            "pretraining": self._pretraining_key(),
             "checkpoints": checkpoints,
         }
 
     def _arch_key(self, arch: str) -> str:
         return arch_fingerprint(arch, self.study.model.files)
+
+    def _pretraining_key(self) -> dict[str, object]:
+        settings = self.study.pretraining
+        return {
+            **settings.model_dump(exclude={"checkpoints"}),
+            "augment": AUGMENTATIONS.fingerprint(settings.augment),
+        }
 
     def require_transfer(self) -> None:
         """Check that there is a transfer set; it is left out if no arm of the study needs one.
@@ -214,18 +222,14 @@ class Federation:
         model = build_model(self.study.arch_of(silo), self.shape, seed=0)
         model.load_state_dict(self.initial_model(silo))
         model.to(self.compute.device)
+        generator = torch_generator(self.seed, "pre-training", silo)
         with intra_op_threads(1):
-            train_supervised(
+            pretrain(
                 model,
                 self._silos[silo],
-                sgd=Sgd(
-                    settings.epochs,
-                    settings.batch_size,
-                    settings.lr,
-                    settings.momentum,
-                    schedule=settings.schedule,
-                ),
-                generator=torch_generator(self.seed, "pre-training", silo),
+                settings,
+                num_classes=self.shape.num_classes,
+                generator=generator,
                 compute=self.compute,
             )
         state = copy_state(model)
@@ -235,14 +239,13 @@ class Federation:
 
     def _cached_model(self, silo: str) -> Path:
         data = self._silos[silo]
-        settings = self.study.pretraining.model_dump(exclude={"checkpoints"})
         key = cache_key(
             {
                 "kind": "pre-trained model",
                 "images": data.digest,
                 "arch": self._arch_key(self.study.arch_of(silo)),
                 "classes": self.shape.num_classes,
-                "settings": settings,
+                "settings": self._pretraining_key(),
                 "seed": self.seed,
                 "silo": silo,
                 "device": self.compute.device,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images, as_float
+from fedkd.training.augment import Augment
 
 _FLOAT_BYTES = 64 << 20
 """Most bytes of floats that are made at a time; a small silo's whole epoch is less."""
@@ -31,6 +32,7 @@ def float_batches(
     *,
     layout: torch.memory_format,
     device: str,
+    augment: Augment | None = None,
 ) -> Iterator[list[Tensor]]:
     """Yield the batches of an epoch on a device: floats in [0, 1], then the other tensors.
 
@@ -41,14 +43,17 @@ def float_batches(
         bounds: where each batch begins and ends in ``order``.
         layout: of the memory of images.
         device: of all that is yielded.
+        augment: changes uint8 images, one or several batches at a time.
     """
     size = 4 * images[:1].numel() if isinstance(images, Tensor) else 4 * images.stored[:1].numel()
     for some in _group(bounds, max(1, _FLOAT_BYTES // max(1, size))):
         first = some[0][0]
         chosen = order[first : some[-1][1]]
         picked = images[chosen] if isinstance(images, Tensor) else images.pick(chosen)
+        if augment is not None:
+            picked = augment(picked)
         floats = picked if picked.is_floating_point() else as_float(picked)
-        if isinstance(images, Images):
+        if isinstance(images, Images) or augment is not None:
             floats = floats.contiguous(memory_format=layout)
         tensors = [floats.to(device), *(other[chosen].to(device) for other in others)]
         for start, end in some:

@@ -10,7 +10,7 @@ rounds, so that any of them may be left out of any round.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,12 @@ from fedkd.config import Rounds
 from fedkd.data.images import Images
 from fedkd.errors import UserError
 from fedkd.registry import LOCAL_LOSSES
+from fedkd.training.augment import make_augmentation
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import Loss, Sgd, fit
-from fedkd.training.losses import kd_loss
+from fedkd.training.loop import Loss, fit
+from fedkd.training.losses import LabelLoss, cross_entropy_of, kd_loss
+from fedkd.training.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class LocalTask:
     num_classes: int
     settings: Rounds
     compute: Compute
+
+    @property
+    def label_loss(self) -> LabelLoss:
+        """Cross-entropy with the settings' label smoothing and class weights."""
+        return cross_entropy_of(
+            self.settings, self.data.labels, self.num_classes, self.compute.device
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,13 @@ def train_locally(task: LocalTask, *, generator: torch.Generator) -> float:
         task.data,
         (task.data.labels, *objective.extras),
         objective.loss,
-        sgd=Sgd(
-            settings.local_epochs,
-            settings.batch_size,
-            settings.lr,
-            settings.momentum,
-            settings.weight_decay,
+        # Warm-up and schedule go over the rounds; the settings of a round have its learning rate.
+        optimizer=replace(
+            OptimizerSettings.of(settings, settings.local_epochs), schedule="constant", warmup=0.0
         ),
         generator=generator,
         compute=task.compute,
+        augment=make_augmentation(settings.augment, generator),
     )
 
 
@@ -118,9 +125,10 @@ def _checked(objective: object, name: str, images: int) -> Objective:
     return Objective(loss, tuple(objective.extras))
 
 
-def cross_entropy(task: LocalTask) -> Objective:  # noqa: ARG001 -- one signature for all
-    """Plain cross-entropy, as in McMahan et al. 1602.05629."""
-    return Objective(lambda logits, batch: functional.cross_entropy(logits, batch[0]))
+def cross_entropy(task: LocalTask) -> Objective:
+    """Cross-entropy alone, as in McMahan et al. 1602.05629."""
+    label_loss = task.label_loss
+    return Objective(lambda logits, batch: label_loss(logits, batch[0]))
 
 
 def logit_adjusted(task: LocalTask) -> Objective:
@@ -131,7 +139,8 @@ def logit_adjusted(task: LocalTask) -> Objective:
     """
     counts = torch.bincount(task.data.labels, minlength=task.num_classes)
     adjustment = (task.settings.tau * log_prior(counts)).to(task.compute.device)
-    return Objective(lambda logits, batch: functional.cross_entropy(logits + adjustment, batch[0]))
+    label_loss = task.label_loss
+    return Objective(lambda logits, batch: label_loss(logits + adjustment, batch[0]))
 
 
 def proximal(task: LocalTask) -> Objective:
@@ -141,10 +150,11 @@ def proximal(task: LocalTask) -> Objective:
     """
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     received = [parameter.detach().clone() for parameter in parameters]
+    label_loss = task.label_loss
 
     def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
         distance = squared_distance(parameters, received)
-        return functional.cross_entropy(logits, batch[0]) + task.settings.mu / 2 * distance
+        return label_loss(logits, batch[0]) + task.settings.mu / 2 * distance
 
     return Objective(loss)
 
@@ -156,11 +166,12 @@ def not_true(task: LocalTask) -> Objective:
     received model predicts once, before the first step.
     """
     received = predict(task.model, task.data, compute=task.compute)
+    label_loss = task.label_loss
 
     def loss(logits: Tensor, batch: Sequence[Tensor]) -> Tensor:
         labels, old_logits = batch
         distillation = not_true_loss(logits, old_logits, labels, temperature=task.settings.tau)
-        return functional.cross_entropy(logits, labels) + task.settings.beta * distillation
+        return label_loss(logits, labels) + task.settings.beta * distillation
 
     return Objective(loss, (received,))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol, runtime_checkable
 
@@ -12,14 +11,16 @@ import torch
 from cachetools import LRUCache, cached
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fedkd.data.images import Images, content_hash
 from fedkd.models.build import running
 from fedkd.models.state import copy_state, state_hash
+from fedkd.training.augment import Augment
 from fedkd.training.batches import float_batches, whole_or_view
 from fedkd.training.compute import Compute, batch_bounds, is_channels_last
 from fedkd.training.evaluate import predict
+from fedkd.training.losses import LabelLoss
+from fedkd.training.optimizer import OptimizerSettings, Stepper
 from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
@@ -38,35 +39,20 @@ class HasFixedPart(Protocol):
         """Return the fixed part, and the rest, which maps its features to logits."""
 
 
-@dataclass(frozen=True)
-class Sgd:
-    """Settings of stochastic gradient descent with momentum.
-
-    ``schedule`` is ``constant``, or ``cosine``, which decays to zero over all steps (1608.03983,
-    without restarts).
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-
-
 def fit(
     model: nn.Module,
     images: Tensor | Images,
     others: Sequence[Tensor],
     loss: Loss,
     *,
-    sgd: Sgd,
+    optimizer: OptimizerSettings,
     generator: torch.Generator,
     compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    on_epoch: Callable[[], object] | None = None,
+    augment: Augment | None = None,
     mix: Callable[[Sequence[Tensor]], list[Tensor]] | None = None,
 ) -> float:
-    """Train ``model`` in place by SGD and return the mean loss of the last epoch.
+    """Train ``model`` in place and return the mean loss of the last epoch.
 
     Training stops at the end of the first epoch whose loss is not finite. The returned loss is
     then not finite.
@@ -74,50 +60,53 @@ def fit(
     Args:
         model: the model, on ``compute.device``.
         images: uint8 ``[N, C, H, W]``, converted to floats when they are needed; or floats. The
-            output of the model's fixed part, if it has one, is computed once for uint8 images; see
-            :class:`HasFixedPart`.
+            output of the model's fixed part, if it has one, is computed once for uint8 images that
+            are neither augmented nor mixed; see :class:`HasFixedPart`.
         others: tensors ``[N, ...]`` in the order of the images, such as labels or targets.
         loss: maps logits and the batch of ``others`` to the loss.
-        sgd: settings of the optimiser.
+        optimizer: settings of the optimizer.
         generator: sets the order of the samples and the noise of random layers.
         compute: device and precision.
-        on_epoch: called after every epoch.
-        mix: maps a batch's tensors, images first, to those to train on.
+        on_epoch: called after every epoch; training ends where it returns True.
+        augment: maps uint8 images to those to train on.
+        mix: maps a batch's tensors, float images first, to those to train on.
     """
     trainable = model
-    if mix is None:
+    if mix is None and augment is None:
         trainable, images = _precompute_fixed_part(model, images, compute)
     model.train()
-    optimiser = make_optimiser(model, sgd.lr, sgd.momentum, sgd.weight_decay)
-    bounds = batch_bounds(len(images), sgd.batch_size)
-    anneal = make_schedule(optimiser, sgd.schedule, sgd.epochs * len(bounds))
+    bounds = batch_bounds(len(images), optimizer.batch_size)
+    stepper = Stepper(model, optimizer, optimizer.epochs * len(bounds))
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
     layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
     images = whole_or_view(images, layout)
     mean = float("nan")
-    for _ in range(sgd.epochs):
+    for _ in range(optimizer.epochs):
         order = torch.randperm(len(images), generator=generator)
         total = torch.zeros((), device=compute.device)
         for batch, *rest in float_batches(
-            images, others, order, bounds, layout=layout, device=compute.device
+            images,
+            others,
+            order,
+            bounds,
+            layout=layout,
+            device=compute.device,
+            augment=augment,
         ):
             check_stopped()
             size = len(batch)
             if mix:
                 batch, *rest = mix([batch, *rest])
-            optimiser.zero_grad()
+            stepper.zero_grad()
             with noise, compute.autocast(), running(model):
                 logits = trainable(batch)
             batch_loss = loss(logits.float(), rest)
             with running(model):
                 batch_loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
-            optimiser.step()
-            anneal()
+            stepper.step()
             total += batch_loss.detach() * size
         mean = float(total) / len(images)
-        if on_epoch:
-            on_epoch()
-        if not torch.isfinite(total):
+        if (on_epoch and on_epoch() is True) or not torch.isfinite(total):
             break
     return mean
 
@@ -158,41 +147,26 @@ def _fixed_features(fixed: nn.Module, images: Tensor | Images, compute: Compute)
     return predict(fixed, images, compute=compute)
 
 
-def make_optimiser(
-    model: nn.Module, lr: float, momentum: float, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
-    """Return the optimiser of all training: SGD with momentum."""
-    return torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True
-    )
-
-
-def make_schedule(
-    optimiser: torch.optim.Optimizer, name: str, num_steps: int
-) -> Callable[[], None]:
-    """Return the function to call after every optimiser step; see :class:`Sgd`."""
-    if name == "cosine":
-        return CosineAnnealingLR(optimiser, num_steps).step
-    return lambda: None
-
-
 def train_supervised(
     model: nn.Module,
     data: Images,
     *,
-    sgd: Sgd,
+    optimizer: OptimizerSettings,
     generator: torch.Generator,
     compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    on_epoch: Callable[[], object] | None = None,
+    augment: Augment | None = None,
+    cross_entropy: LabelLoss = functional.cross_entropy,
 ) -> float:
     """Train ``model`` in place on labelled images with cross-entropy; see :func:`fit`."""
     return fit(
         model,
         data,
         (data.labels,),
-        lambda logits, rest: functional.cross_entropy(logits, rest[0]),
-        sgd=sgd,
+        lambda logits, rest: cross_entropy(logits, rest[0]),
+        optimizer=optimizer,
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
+        augment=augment,
     )

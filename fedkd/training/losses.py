@@ -1,10 +1,51 @@
-"""Distillation losses, in log space and fp32, averaged over the batch."""
+"""Losses of labels and of distillation, in log space and fp32, averaged over the batch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fedkd.config.optimizer import OptimizerKeys
+
+LabelLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits ``[B, C]`` and labels, ``[B]`` or probabilities ``[B, C]``, to a scalar."""
+
+
+def cross_entropy_of(
+    settings: OptimizerKeys, labels: Tensor, num_classes: int, device: str
+) -> LabelLoss:
+    """Return the cross-entropy with the label smoothing and class weights of the settings.
+
+    Args:
+        settings: of a section on training.
+        labels: all labels that are trained on, ``[N]``, or probabilities ``[N, C]``.
+        num_classes: C.
+        device: of the logits.
+    """
+    weight = None
+    if settings.class_weights == "balanced":
+        weight = balanced_weights(labels, num_classes).to(device)
+    return partial(
+        functional.cross_entropy, weight=weight, label_smoothing=settings.label_smoothing
+    )
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return N / (K n_c) for each class, fp32 ``[C]``, with n_c labels of K classes that occur.
+
+    King & Zeng (2001), as ``class_weight="balanced"`` of scikit-learn. A class that does not occur
+    has weight 0.
+    """
+    if labels.is_floating_point():
+        counts = labels.double().sum(0)
+    else:
+        counts = torch.bincount(labels, minlength=num_classes).double()
+    weights = counts.sum() / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, weights, 0.0).float()
 
 
 def kl_divergence(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -33,6 +74,7 @@ def kd_loss(
     *,
     temperature: float = 1.0,
     weight: float = 1.0,
+    cross_entropy: LabelLoss = functional.cross_entropy,
 ) -> Tensor:
     """Vanilla distillation, L = (1-a) CE(z, y) + a T^2 KL(target || softmax(z / T)).
 
@@ -44,10 +86,9 @@ def kd_loss(
         labels: y ``[B]``; without labels the loss is the KL term alone (a = 1).
         temperature: T.
         weight: a, the weight of the teachers.
+        cross_entropy: CE; see :func:`cross_entropy_of`.
     """
     divergence = kl_divergence(logits, target, temperature=temperature) * temperature**2
     if labels is None:
         return divergence
-    cross_entropy = functional.cross_entropy(logits.float(), labels)
-    loss: Tensor = (1 - weight) * cross_entropy + weight * divergence
-    return loss
+    return (1 - weight) * cross_entropy(logits.float(), labels) + weight * divergence

@@ -25,7 +25,8 @@ from fedkd.models.state import state_hash
 from fedkd.training import batches
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import evaluate, predict
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.progress import SlowProgress
 from fedkd.util.seeding import torch_generator
 
@@ -268,9 +269,9 @@ def test_training_on_a_view_in_small_parts_gives_the_same_bits(views, monkeypatc
             part = some_images().take(rows)
             assert part.rows is not None
         model = build_model(arch, Shape(3, 1, 8), seed=0)
-        sgd = Sgd(2, 8, 0.05, 0.9)
+        optimizer = OptimizerSettings(2, 8, 0.05, 0.9)
         generator = torch_generator(0, "pre-training", "silo-0")
-        train_supervised(model, part, sgd=sgd, generator=generator, compute=Compute())
+        train_supervised(model, part, optimizer=optimizer, generator=generator, compute=Compute())
         logits = predict(model, part, compute=Compute(), batch_size=16)
         results.append(
             (state_hash(model.state_dict()), logits, evaluate(model, part, compute=Compute()))

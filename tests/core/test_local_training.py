@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +29,9 @@ from fedkd.training.local import (
     squared_distance,
     train_locally,
 )
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.losses import balanced_weights
+from fedkd.training.optimizer import OptimizerSettings
 
 NAMES = list(LOCAL_LOSSES)
 CLASSES = 4
@@ -211,7 +215,7 @@ def test_cross_entropy_is_supervised_training_to_the_last_bit() -> None:
     expected = train_supervised(
         model,
         UNEVEN,
-        sgd=Sgd(3, 5, 0.05, 0.8, 0.01),
+        optimizer=OptimizerSettings(3, 5, 0.05, 0.8, 0.01),
         generator=torch.Generator().manual_seed(3),
         compute=Compute(),
     )
@@ -241,6 +245,35 @@ def test_a_weight_of_zero_is_plain_cross_entropy(name: str, off: dict[str, float
 )
 def test_settings_reach_the_loss(name: str, key: str) -> None:
     assert not same(train(name, **{key: 0.5})[1], train(name, **{key: 2.0})[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_label_smoothing_and_class_weights_by_hand(name: str) -> None:
+    """At equal logits cross-entropy is log 4 for every label; the weights are 18 / (3 n_c)."""
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    batch = [torch.tensor([0, 2]), torch.zeros(2, CLASSES)]
+    plain = objective(name, mu=0.0, beta=0.0, tau=1.0).loss(logits, batch)
+    smooth = objective(name, mu=0.0, beta=0.0, tau=1.0, label_smoothing=0.2).loss(logits, batch)
+    shift = log_prior(torch.tensor([12, 5, 1, 0])) if name == "logit-adjusted" else 0.0
+    log_probabilities = (logits + shift).log_softmax(1)
+    chosen = log_probabilities[[0, 1], [0, 2]]
+    assert float(plain) == pytest.approx(-float(chosen.mean()), rel=1e-6)
+    expected = -float((0.8 * chosen + 0.2 * log_probabilities.mean(1)).mean())
+    assert float(smooth) == pytest.approx(expected, rel=1e-6)
+    if name == "logit-adjusted":
+        return
+    weighted = objective(name, mu=0.0, beta=0.0, class_weights="balanced").loss(logits, batch)
+    weights = torch.tensor([18 / 36, 18 / 3])
+    assert float(weighted) == pytest.approx(-float((weights * chosen).sum() / 6.5), rel=1e-6)
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 3])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=labels.numpy())
+    found = balanced_weights(labels, 5)
+    assert found.tolist() == pytest.approx([expected[0], 0, expected[1], expected[2], 0])
+    shares = functional.one_hot(labels, 5).float()
+    assert torch.equal(balanced_weights(shares, 5), found)
 
 
 @pytest.mark.parametrize("name", NAMES)

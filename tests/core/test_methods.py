@@ -403,12 +403,24 @@ def test_methods_without_mixup_refuse_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_anneals_its_learning_rate(name: str) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"schedule": "cosine"},
+        {"schedule": "linear"},
+        {"warmup": 0.5},
+        {"optimizer": "adamw"},
+        {"weight_decay": 0.1},
+        {"clip_norm": 0.01},
+    ],
+    ids=str,
+)
+def test_every_method_uses_every_key_of_the_optimizer(name: str, keys: dict[str, Any]) -> None:
     data = make_data()
     ends = []
-    for schedule in ("constant", "cosine"):
+    for changes in ({}, keys):
         student = Scale(0)
-        learn(name, student, data, schedule=schedule)
+        learn(name, student, data, **changes)
         ends.append(student.linear.weight.detach().clone())
     assert not torch.equal(*ends)
 
@@ -424,6 +436,9 @@ def changed(setting: str, data: DistillationData) -> tuple[DistillationData, dic
         "pooling": (replace(data, target=target), {}),
         "mixup": (data, {"mixup": True}),
         "sequence": (data, {"sequence": "sequential"}),
+        "label_smoothing": (data, {"label_smoothing": 0.3}),
+        "class_weights": (data, {"class_weights": "balanced"}),
+        "augment": (data, {"augment": "trivialaugment"}),
     }
     return options[setting]
 

@@ -13,7 +13,8 @@ import torch
 
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd, fit
+from fedkd.training.loop import fit
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.parallel import StoppedError, check_stopped, run_all, run_each
 
 LIMIT = 60.0
@@ -134,7 +135,7 @@ def test_training_ends_at_the_next_batch() -> None:
             images,
             (torch.zeros(8, dtype=torch.long),),
             lambda logits, rest: torch.nn.functional.cross_entropy(logits, rest[0]),
-            sgd=Sgd(10**6, 4, 0.1),
+            optimizer=OptimizerSettings(10**6, 4, 0.1),
             generator=torch.Generator().manual_seed(0),
             compute=Compute(),
             on_epoch=started.started.set,

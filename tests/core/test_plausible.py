@@ -32,14 +32,15 @@ def data(per_class: int = 30) -> Images:
 
 def trained(classes: tuple[int, ...], seed: int = 0) -> State:
     """Return a model that was trained on these classes alone."""
-    from fedkd.training.loop import Sgd, train_supervised
+    from fedkd.training.loop import train_supervised
+    from fedkd.training.optimizer import OptimizerSettings
 
     own = data()
     kept = own.take(torch.isin(own.labels, torch.tensor(classes)).nonzero()[:, 0])
     model = build_model("mlp", SHAPE, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    sgd = Sgd(epochs=6, batch_size=32, lr=0.1, momentum=0.9)
-    train_supervised(model, kept, sgd=sgd, generator=generator, compute=Compute())
+    optimizer = OptimizerSettings(epochs=6, batch_size=32, lr=0.1, momentum=0.9)
+    train_supervised(model, kept, optimizer=optimizer, generator=generator, compute=Compute())
     return copy_state(model)
 
 

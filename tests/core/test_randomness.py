@@ -13,7 +13,8 @@ from torch.nn import functional
 from fedkd.models.build import Shape, build_model
 from fedkd.registry import ARCHITECTURES
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd, fit
+from fedkd.training.loop import fit
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
@@ -46,7 +47,7 @@ def train(seed: int, start: threading.Barrier | None = None) -> Tensor:
         images,
         (labels,),
         lambda logits, rest: functional.cross_entropy(logits, rest[0]),
-        sgd=Sgd(epochs=3, batch_size=8, lr=0.1),
+        optimizer=OptimizerSettings(epochs=3, batch_size=8, lr=0.1),
         generator=torch.Generator().manual_seed(seed),
         compute=Compute(),
     )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import fedkd
 from fedkd import registry
+from fedkd.config import Rounds
 from fedkd.errors import UserCodeError, UserError
-from fedkd.registry import ARCHITECTURES, METHODS, SOURCES, WEIGHTINGS, Registry
+from fedkd.registry import ARCHITECTURES, LOCAL_LOSSES, METHODS, SOURCES, WEIGHTINGS, Registry
 from fedkd.user_code import MethodSpec
 
 REGISTRIES = [each for each in vars(registry).values() if isinstance(each, Registry)]
@@ -133,3 +135,20 @@ def test_a_declaration_that_is_misspelt_is_refused(module: Callable[[str], str])
     name = module("import fedkd\n@fedkd.method(uses={'warmth'})\ndef late(): pass\n")
     with pytest.raises(UserError, match=rf"a method declares 'warmth'.*\({name}.py, line 2\)"):
         METHODS.spec(f"{name}:late")
+
+
+def test_a_local_loss_of_ones_own_declares_what_it_uses(module: Callable[[str], str]) -> None:
+    name = module(
+        "import fedkd\n@fedkd.local_loss(uses={'class_weights'})\ndef weighted(task): pass\n"
+        "def plain(task): pass\n"
+    )
+    weighted = LOCAL_LOSSES.spec(f"{name}:weighted")
+    rounds = Rounds(local_loss=f"{name}:weighted", class_weights="balanced")
+    rounds.check_local_loss(weighted)
+    with pytest.raises(ValueError, match="class_weights: is not used by local_loss"):
+        rounds.check_local_loss(LOCAL_LOSSES.spec(f"{name}:plain"))
+    rounds = Rounds(local_loss=f"{name}:weighted", label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing: is not used by .* declare it: @fedkd"):
+        rounds.check_local_loss(weighted)
+    with pytest.raises(ValueError, match="a local loss declares 'mixup', not one of label_smoo"):
+        fedkd.local_loss(uses={"mixup"})

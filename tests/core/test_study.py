@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedkd.config import Familiarity, Study
-from fedkd.config.study_file import parse_study
+from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import UserError
 
 FEDKD = {"start": "consolidated", "consolidation": {"weighting": "familiarity"}}
@@ -379,6 +379,41 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"pretraining/checkpoints": {"hospital": "a.safetensors"}},
         "s.yaml: pretraining.checkpoints: no silo is named 'hospital'",
     ),
+    "optimizer that is not known": (
+        {"pretraining/optimizer": "lamb"},
+        "s.yaml: pretraining.optimizer: 'lamb' is not",
+    ),
+    "augmentation that is not known": (
+        {"rounds/augment": "flip"},
+        "s.yaml: rounds.augment: unknown augmentation 'flip' (did you mean 'flip-crop'?)",
+    ),
+    "class weights beside a prior": (
+        {"rounds/class_weights": "balanced", "arms/fedkd/rounds/local_loss": "logit-adjusted"},
+        "s.yaml: arms.fedkd.rounds.class_weights: is not used by local_loss logit-adjusted; leave",
+    ),
+    "augmentation that the method does not use": (
+        {"arms/fedkd/consolidation": {"method": "dp-kd", "augment": "flip-crop"}},
+        "augment: is not used by method dp-kd, only by kd and fine-tune; leave it out",
+    ),
+    "label smoothing that the method does not use": (
+        {"arms/fedkd/consolidation": {"method": "dml", "label_smoothing": 0.1}},
+        "label_smoothing: is not used by method dml, only by kd and fine-tune; leave it out",
+    ),
+    "label smoothing without labels": (
+        {"data/transfer": {"labelled": False}, "arms/fedkd/consolidation/label_smoothing": 0.1},
+        (
+            "s.yaml: arms.fedkd.consolidation.label_smoothing: is about labels, but "
+            "data.transfer.labelled is false; leave it out"
+        ),
+    ),
+    "validation part without an early stop": (
+        {"pretraining/validation": 0.2},
+        "s.yaml: pretraining: validation: is held out for an early stop; set patience",
+    ),
+    "warm-up of a whole training": (
+        {"pretraining/warmup": 1},
+        "s.yaml: pretraining.warmup: 1 is not less than 1",
+    ),
     "seed twice": ({"seeds": [0, 1, 0]}, "s.yaml: seeds: [0, 1, 0] names a seed twice"),
     "negative seed": ({"seeds": [0, -1]}, "s.yaml: seeds.1: -1 is less than 0"),
     "large seed": ({"seeds": [2**31]}, "s.yaml: seeds.0: 2147483648 is not less than 2147483648"),
@@ -405,8 +440,8 @@ def test_missing_key_is_named(key: str) -> None:
 def test_every_problem_has_its_own_line() -> None:
     message = refusal({"rounds": {"max": 0, "lr": -1}, "seeds": [-1], "arms/fedavg/start": "x"})
     assert message.splitlines() == [
-        "s.yaml: rounds.max: 0 is less than 1",
         "s.yaml: rounds.lr: -1 is not more than 0",
+        "s.yaml: rounds.max: 0 is less than 1",
         (
             "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, average, best, "
             "consolidated, package.module:function"
@@ -551,3 +586,37 @@ def test_a_rounds_rate_falls_along_a_cosine_if_it_is_to() -> None:
     rates = [falling.in_round(number).lr for number in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
     assert falling.in_round(2).model_copy(update={"lr": 0.1}) == falling
+
+
+def test_a_rounds_rate_rises_while_it_warms_up() -> None:
+    study = parse_study(yaml.safe_dump(make_data({"rounds": {"max": 6, "warmup": 0.5}})))
+    rates = [study.rounds.in_round(number).lr for number in range(1, 7)]
+    assert rates == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05])
+
+
+def test_defaults_follow_the_optimizer_of_section_and_arm() -> None:
+    study = parse_study(
+        yaml.safe_dump(
+            make_data(
+                {
+                    "pretraining": {"optimizer": "adamw"},
+                    "rounds": {"lr": 0.3, "weight_decay": 0.1},
+                    "arms/fedkd/consolidation/optimizer": "adam",
+                    "arms/fedkd/rounds": {"optimizer": "adamw"},
+                    "arms/other": {"start": "random", "rounds": {"optimizer": "adam", "lr": 0.2}},
+                }
+            )
+        )
+    )
+    settings = study.arms["fedkd"].consolidation
+    assert settings is not None
+    sections = [study.pretraining, settings, study.rounds]
+    sections += [study.rounds_of(name) for name in ("fedkd", "other")]
+    assert [(each.optimizer, each.lr, each.weight_decay) for each in sections] == [
+        ("adamw", 0.001, 0.01),
+        ("adam", 0.001, 0.0),
+        ("sgd", 0.3, 0.1),
+        ("adamw", 0.001, 0.01),
+        ("adam", 0.2, 0.0),
+    ]
+    assert parse_study(dump_study(study)) == study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from fedkd.models.state import copy_state, is_finite
 from fedkd.training import loop as training
 from fedkd.training.compute import Compute, batch_bounds, intra_op_threads
 from fedkd.training.evaluate import evaluate, metrics, predict
-from fedkd.training.loop import Sgd, fit, make_optimiser, make_schedule, train_supervised
+from fedkd.training.loop import fit, train_supervised
+from fedkd.training.optimizer import OptimizerSettings, Stepper
 
 
 def make_images(size: int = 50, classes: int = 4, seed: int = 0) -> Images:
@@ -41,7 +43,7 @@ def train(
     loss = train_supervised(
         model,
         make_images(),
-        sgd=Sgd(epochs, 7, lr, momentum),
+        optimizer=OptimizerSettings(epochs, 7, lr, momentum),
         generator=torch.Generator().manual_seed(seed),
         compute=Compute(),
         on_epoch=lambda: done.append(None),
@@ -94,7 +96,7 @@ def test_training_learns_and_evaluation_takes_uint8() -> None:
     loss = train_supervised(
         model,
         make_images(),
-        sgd=Sgd(20, 8, 0.05, 0.9),
+        optimizer=OptimizerSettings(20, 8, 0.05, 0.9),
         generator=torch.Generator().manual_seed(0),
         compute=compute,
     )
@@ -126,7 +128,7 @@ def test_loss_returned_is_the_mean_over_samples_of_the_last_epoch() -> None:
     loss = train_supervised(
         model,
         data,
-        sgd=Sgd(2, 5, 1e-12),
+        optimizer=OptimizerSettings(2, 5, 1e-12),
         generator=torch.Generator().manual_seed(0),
         compute=Compute(),
     )
@@ -144,7 +146,7 @@ def test_one_step_is_that_of_sgd_with_weight_decay() -> None:
     train_supervised(
         model,
         data,
-        sgd=Sgd(1, 8, 0.5, weight_decay=0.1),
+        optimizer=OptimizerSettings(1, 8, 0.5, weight_decay=0.1),
         generator=torch.Generator().manual_seed(0),
         compute=Compute(),
     )
@@ -182,7 +184,7 @@ def test_floats_and_pixels_train_alike() -> None:
             images,
             (data.labels,),
             lambda logits, rest: nn.functional.cross_entropy(logits, rest[0]),
-            sgd=Sgd(2, 8, 0.1, 0.9),
+            optimizer=OptimizerSettings(2, 8, 0.1, 0.9),
             generator=torch.Generator().manual_seed(0),
             compute=Compute(),
         )
@@ -237,18 +239,66 @@ def test_finiteness_looks_at_every_tensor() -> None:
         assert not is_finite({**state, "b": torch.tensor([0.0, bad])})
 
 
-def test_cosine_falls_from_the_learning_rate_to_zero() -> None:
+SCHEDULES = {
+    "constant": ({}, [0.4, 0.4, 0.4, 0.4, 0.4]),
+    "cosine": (
+        {"schedule": "cosine"},
+        [0.2 * (1 + math.cos(math.pi * step / 4)) for step in range(5)],
+    ),
+    "linear": ({"schedule": "linear"}, [0.4, 0.3, 0.2, 0.1, 0.0]),
+    "warm-up": ({"warmup": 0.75}, [0.1, 0.2, 0.3, 0.4, 0.0]),
+    "warm-up and cosine": (
+        {"warmup": 0.5, "schedule": "cosine"},
+        [0.4 / 3, 0.8 / 3, 0.4, 0.2, 0.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_learning_rate_follows_warm_up_and_schedule(name: str) -> None:
+    keys, expected = SCHEDULES[name]
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimiser = make_optimiser(torch.nn.ParameterList([weight]), 0.4, 0.0)
-    anneal = make_schedule(optimiser, "cosine", 4)
+    settings = OptimizerSettings(1, 1, 0.4, **keys)
+    stepper = Stepper(torch.nn.ParameterList([weight]), settings, 4)
     rates = []
     for _ in range(4):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        anneal()
-    rates.append(optimiser.param_groups[0]["lr"])
-    expected = [0.2 * (1 + math.cos(math.pi * step / 4)) for step in range(5)]
+        rates.append(stepper.optimizer.param_groups[0]["lr"])
+        stepper.step()
+    rates.append(stepper.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_three_steps_are_those_of_pytorch(name: str) -> None:
+    """With a gradient clipped to norm 1: SGD and the Adams differ in what becomes of it."""
+
+    def step(take: Any, weight: torch.nn.Parameter) -> None:
+        for scale in (3.0, -1.0, 20.0):
+            weight.grad = torch.full((4,), scale)
+            take(weight)
+
+    def clip(weight: torch.nn.Parameter) -> None:
+        assert weight.grad is not None
+        weight.grad /= weight.grad.norm().clamp_min(1.0)
+
+    ours, theirs = (torch.nn.Parameter(torch.arange(4.0)) for _ in "ab")
+    settings = OptimizerSettings(1, 1, 0.1, 0.8, weight_decay=0.05, optimizer=name, clip_norm=1.0)
+    stepper = Stepper(torch.nn.ParameterList([ours]), settings, 3)
+    step(lambda _: stepper.step(), ours)
+    reference: torch.optim.Optimizer
+    if name == "sgd":
+        reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.8, weight_decay=0.05)
+    else:
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        reference = kind([theirs], lr=0.1, betas=(0.8, 0.999), weight_decay=0.05)
+
+    def take(weight: torch.nn.Parameter) -> None:
+        clip(weight)
+        reference.step()
+
+    step(take, theirs)
+    torch.testing.assert_close(ours.detach(), theirs.detach())
+    assert not torch.equal(ours.detach(), torch.arange(4.0))
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -271,7 +321,7 @@ def test_fixed_filters_see_each_image_once_and_training_is_the_same(
         train_supervised(
             model,
             make_images(),
-            sgd=Sgd(epochs, 7, 0.01, 0.9),
+            optimizer=OptimizerSettings(epochs, 7, 0.01, 0.9),
             generator=torch.Generator().manual_seed(0),
             compute=Compute(),
         )

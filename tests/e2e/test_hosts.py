@@ -32,7 +32,8 @@ from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 
 pytestmark = pytest.mark.hosts
 
@@ -203,7 +204,7 @@ def make_silos(root: Path) -> None:
         train_supervised(
             model,
             Images(torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(classes)),
-            sgd=Sgd(10, 32, 0.05, 0.9),
+            optimizer=OptimizerSettings(10, 32, 0.05, 0.9),
             generator=torch.Generator().manual_seed(index),
             compute=Compute(),
         )

@@ -23,7 +23,8 @@ from fedkd.messages import failures, keys
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 from strategies.exchange import Traffic, exchange
 from strategies.server_app import ERROR_FILE, FAULT_FILE
 
@@ -210,7 +211,11 @@ def test_an_exception_without_a_line_of_the_users_is_the_users_model_still(own: 
     assert predict(model, data.images, compute=Compute()).shape == (1, 3)
     with pytest.raises(UserCodeError, match="narrow raised ValueError: Expected more than 1 value"):
         train_supervised(
-            model, data, sgd=Sgd(1, 2, 0.1), generator=torch.Generator(), compute=Compute()
+            model,
+            data,
+            optimizer=OptimizerSettings(1, 2, 0.1),
+            generator=torch.Generator(),
+            compute=Compute(),
         )
     ours = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

@@ -14,7 +14,7 @@ from fedkd.config import Consolidation
 from fedkd.distillation.augmentation import MixedInputs
 from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd
+from fedkd.training.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -82,28 +82,23 @@ FINETUNE_RATE = 0.2
 """Initial learning rate of the fine-tuning, as a share of the one before."""
 
 
-def optimizer_of(settings: Consolidation, epochs: int | None = None) -> Sgd:
-    """Return the student's optimiser settings.
+def optimizer_of(settings: Consolidation, epochs: int | None = None) -> OptimizerSettings:
+    """Return the student's optimizer settings.
 
     Args:
         settings: of the consolidation.
         epochs: instead of those of the settings.
     """
-    return Sgd(
-        settings.epochs if epochs is None else epochs,
-        settings.batch_size,
-        settings.lr,
-        settings.momentum,
-        schedule=settings.schedule,
-    )
+    return OptimizerSettings.of(settings, settings.epochs if epochs is None else epochs)
 
 
-def finetune_optimizer_of(settings: Consolidation) -> Sgd:
-    """Return the optimiser settings of the fine-tuning: a lower rate that falls to zero."""
+def finetune_optimizer_of(settings: Consolidation) -> OptimizerSettings:
+    """Return the optimizer settings of the fine-tuning: a lower rate that falls to zero."""
     return replace(
         optimizer_of(settings, settings.finetune_epochs),
         lr=FINETUNE_RATE * settings.lr,
         schedule="cosine",
+        warmup=0.0,
     )
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
-from fedkd.distillation.methods.base import DistillationData
+from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.models.build import running
 from fedkd.training.compute import Compute, batch_bounds
-from fedkd.training.loop import make_optimiser, make_schedule
+from fedkd.training.optimizer import Stepper
 from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
@@ -41,7 +41,6 @@ def dml(
     teacher has weight 1/M. Teachers are copied, not changed.
     """
     models, weights = _participants(student, data)
-    optimisers = [make_optimiser(model, settings.lr, settings.momentum) for model in models]
     noises = [
         DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
         for model in models
@@ -49,7 +48,7 @@ def dml(
     images = as_float(data.images)
     bounds = batch_bounds(len(images), settings.batch_size)
     steps = settings.epochs * len(bounds)
-    schedules = [make_schedule(each, settings.schedule, steps) for each in optimisers]
+    steppers = [Stepper(model, optimizer_of(settings), steps) for model in models]
     mean = float("nan")
     for model in models:
         model.train()
@@ -73,16 +72,15 @@ def dml(
                     return log_probabilities(index)
 
             peers = [as_peer(index) for index in range(len(models))]
-            for index, optimiser in enumerate(optimisers):
-                optimiser.zero_grad()
+            for index, stepper in enumerate(steppers):
+                stepper.zero_grad()
                 own = log_probabilities(index)
                 loss = mutual_loss(own, peers, shuffled_weights[:, start:end], index)
                 if labels is not None:
                     loss = loss + functional.nll_loss(own, labels[start:end])
                 with running(models[index]):
                     loss.backward()  # type: ignore[no-untyped-call]  # PyTorch's is untyped
-                optimiser.step()
-                schedules[index]()
+                stepper.step()
                 peers[index] = as_peer(index)
                 if models[index] is student:
                     total += loss.detach() * (end - start)

@@ -88,7 +88,7 @@ def _train(
         as_float(images),
         (target,),
         loss,
-        sgd=optimizer_of(settings),
+        optimizer=optimizer_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,

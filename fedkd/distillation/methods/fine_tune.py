@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
 from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.distillation.methods.mixup import Mixup
 from fedkd.errors import UserError
+from fedkd.training.augment import make_augmentation
 from fedkd.training.compute import Compute
 from fedkd.training.loop import fit
+from fedkd.training.losses import cross_entropy_of
 
 
 def fine_tune(
@@ -35,14 +37,16 @@ def fine_tune(
     labels = data.labels
     if settings.mixup:
         labels = one_hot(labels, data.target.shape[1]).float()
+    label_loss = cross_entropy_of(settings, labels, data.target.shape[1], compute.device)
     return fit(
         student,
         data.images,
         (labels,),
-        lambda logits, rest: cross_entropy(logits, rest[0]),
-        sgd=optimizer_of(settings),
+        lambda logits, rest: label_loss(logits, rest[0]),
+        optimizer=optimizer_of(settings),
         generator=generator,
         compute=compute,
         on_epoch=on_epoch,
+        augment=make_augmentation(settings.augment, generator),
         mix=Mixup(generator) if settings.mixup else None,
     )

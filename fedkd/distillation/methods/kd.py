@@ -12,9 +12,11 @@ from torch.nn.functional import one_hot
 from fedkd.config import Consolidation
 from fedkd.distillation.methods.base import DistillationData, finetune_optimizer_of, optimizer_of
 from fedkd.distillation.methods.mixup import Mixup
+from fedkd.training.augment import make_augmentation
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd, fit
-from fedkd.training.losses import kd_loss
+from fedkd.training.loop import fit
+from fedkd.training.losses import cross_entropy_of, kd_loss
+from fedkd.training.optimizer import OptimizerSettings
 
 
 def kd(
@@ -34,18 +36,24 @@ def kd(
     """
     mix = Mixup(generator) if settings.mixup else None
 
-    def train(data: DistillationData, sgd: Sgd) -> float:
+    def train(data: DistillationData, optimizer: OptimizerSettings) -> float:
+        classes = data.target.shape[1]
         labels: tuple[Tensor, ...] = () if data.labels is None else (data.labels,)
         if mix:
-            labels = tuple(one_hot(y, data.target.shape[1]).float() for y in labels)
+            labels = tuple(one_hot(y, classes).float() for y in labels)
+        label_losses = [cross_entropy_of(settings, y, classes, compute.device) for y in labels]
 
         def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
+            temperature = settings.temperature
+            if not label_losses:
+                return kd_loss(logits, rest[0], temperature=temperature)
             return kd_loss(
                 logits,
                 rest[0],
-                rest[1] if labels else None,
-                temperature=settings.temperature,
+                rest[1],
+                temperature=temperature,
                 weight=settings.weight,
+                cross_entropy=label_losses[0],
             )
 
         return fit(
@@ -53,10 +61,11 @@ def kd(
             data.images,
             (data.target, *labels),
             loss,
-            sgd=sgd,
+            optimizer=optimizer,
             generator=generator,
             compute=compute,
             on_epoch=on_epoch,
+            augment=make_augmentation(settings.augment, generator),
             mix=mix,
         )
 
