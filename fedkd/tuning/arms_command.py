@@ -14,7 +14,7 @@ from fedkd.config import RelativeTargets, Study
 from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import PreparationProgress, load_federations, pretrain_all
-from fedkd.registry import suggest
+from fedkd.suggestions import suggest
 from fedkd.tuning import store
 from fedkd.tuning.arm_search import ArmSearch, RunArm, check_arm_trial, ended_trials, search_arm
 from fedkd.tuning.arm_space import ArmSpace
