@@ -114,4 +114,4 @@ def _gather(members: list[Teacher], session: Session) -> Teachers:
         raise FedKDError(
             f"arms.{context.arm_name}: no silo's pre-trained model can be used ({reasons})"
         )
-    return Teachers(members, context.shape, context.compute)
+    return Teachers(members, context.shape, context.compute, recalibrate_on=context.recalibrate_on)

@@ -65,6 +65,11 @@ class RunContext:
         )
 
     @property
+    def recalibrate_on(self) -> Images | None:
+        """Images for BatchNorm statistics of averages, None where these are averaged too."""
+        return self.transfer if self.study.model.batch_norm == "recalibrate" else None
+
+    @property
     def arm(self) -> Arm:
         """The arm's settings."""
         return self.study.arms[self.arm_name]

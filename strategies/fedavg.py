@@ -24,6 +24,7 @@ from fedkd.registry import STARTS, STRATEGIES
 from fedkd.results.observer import Observer
 from fedkd.results.record import Point
 from fedkd.training.aggregation import aggregate
+from fedkd.training.batch_norm import recalibrate
 from fedkd.training.evaluate import evaluate
 from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
@@ -223,10 +224,19 @@ class SiloFedAvg(FedAvg):
         with self._naming_own_class():
             average = self.combine(states, sizes)
         sent = self.state.model
-        self.state.model = self.update(RoundModels(number, sent, states, average))
+        updated = self.update(RoundModels(number, sent, states, average))
+        self.state.model = self._recalibrate(updated)
         loss = sum(model.num_examples * model.loss for model in trained) / sum(sizes)
         result.train_metrics_clientapp[number] = MetricRecord({keys.LOSS: loss})
         return ArrayRecord(self.state.model)
+
+    def _recalibrate(self, state: State) -> State:
+        """Return the global model, with new BatchNorm statistics if the study asks for them."""
+        context = self.context
+        if context.recalibrate_on is None:
+            return state
+        images = context.recalibrate_on
+        return recalibrate(state, context.arch, context.shape, images, context.compute)
 
     def _measure(
         self,

@@ -11,6 +11,7 @@ import typer
 from fedkd.cli import cache, hosts, offline
 from fedkd.cli.checks import doctor, schema, validate
 from fedkd.cli.choosing import pairs, recommend, tune
+from fedkd.cli.convert import convert
 from fedkd.cli.output import replace_what_cannot_be_written
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
@@ -33,7 +34,7 @@ app = typer.Typer(
     "For example: fedkd compare experiments/quickstart.yaml",
 )
 
-for command in (compare, tune, pairs, report, watch, validate, recommend, schema, doctor):
+for command in (compare, tune, pairs, report, watch, validate, recommend, schema, doctor, convert):
     app.command()(command)
 for module in (offline, cache, hosts):
     module.add_commands(app)

@@ -70,8 +70,8 @@ def consolidate(
         typer.Option(
             TEACHERS,
             metavar="[ARCH=]PATH ...",
-            help="One or more checkpoints (.safetensors); ARCH=PATH if the architecture is not "
-            "--arch.",
+            help="One or more checkpoints (.safetensors, .pt, .pth, .ckpt); ARCH=PATH if the "
+            "architecture is not --arch.",
         ),
     ],
     transfer: Annotated[

@@ -6,7 +6,8 @@ from collections.abc import Container, Iterator
 from typing import TypeAlias
 
 from fedkd.config.error_messages import Problem
-from fedkd.config.study import Study, check_labels
+from fedkd.config.study import Study
+from fedkd.config.transfer_checks import check_labels
 from fedkd.errors import UserError
 from fedkd.registry import (
     ARCHITECTURES,

@@ -42,6 +42,11 @@ class Model(Section):
     per_silo: dict[str, Architecture] = Field(
         default={}, description="silo name to the architecture of its pre-trained model"
     )
+    batch_norm: Literal["average", "recalibrate"] = Field(
+        "average",
+        description="statistics of averaged models: averaged too, or computed anew on the "
+        "transfer set after every average",
+    )
     files: list[str] = Field(
         default=[],
         max_length=100,
@@ -70,7 +75,9 @@ class Pretraining(OptimizerKeys):
         "shared", description="one initialisation for all silos, or one for each"
     )
     checkpoints: dict[str, str] = Field(
-        default={}, description="silo name to a .safetensors file used instead of pre-training"
+        default={},
+        description="silo name to a checkpoint used instead of pre-training: .safetensors, "
+        ".safetensors.index.json, .pt, .pth, .ckpt or .bin",
     )
 
     @model_validator(mode="after")

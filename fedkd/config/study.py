@@ -17,6 +17,7 @@ from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed, refuse_options
 from fedkd.config.targets import RelativeTargets, Targets
+from fedkd.config.transfer_checks import check_labels, check_recalibration
 from fedkd.registry import (
     LEAST_TRANSFER_IMAGES,
     LOCAL_LOSSES,
@@ -25,7 +26,6 @@ from fedkd.registry import (
     STARTS,
 )
 from fedkd.suggestions import suggest
-from fedkd.user_code import LOSS_SETTINGS
 from fedkd.util.names import natural_key
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -81,6 +81,7 @@ class Study(Section):
         else:
             check_simulated(self.data)
         _check_silo_names(self)
+        check_recalibration(self)
         _check_needs(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
@@ -174,8 +175,9 @@ class Study(Section):
 
     @property
     def needs_transfer(self) -> bool:
-        """Whether any arm uses the transfer set."""
-        return any(arm.needs_transfer for arm in self.arms.values())
+        """Whether any arm, or every average, uses the transfer set."""
+        recalibrates = self.model.batch_norm == "recalibrate"
+        return recalibrates or any(arm.needs_transfer for arm in self.arms.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved study as plain values; loading it again gives an equal study."""
@@ -265,31 +267,6 @@ def _check_needs(study: Study) -> None:
                 check_at_silo(settings)
             except ValueError as error:
                 raise ValueError(f"{path}.{error}") from None
-
-
-def check_labels(study: Study, settings: Consolidation, path: str) -> None:
-    """Refuse a method that needs labels, and settings about labels, where there are none.
-
-    Args:
-        study: the study.
-        settings: of the consolidation; a method of the user's own is imported.
-        path: of these settings, for the error message.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
-    if study.has_labels(settings):
-        return
-    if "labels" in METHODS.spec(settings.method).needs:
-        raise ValueError(
-            f"{path}.method: {settings.method} learns from labels, but data.transfer.labelled is "
-            "false"
-        )
-    for key in LOSS_SETTINGS:
-        if getattr(settings, key) != type(settings).model_fields[key].default:
-            raise ValueError(
-                f"{path}.{key}: is about labels, but data.transfer.labelled is false; leave it out"
-            )
 
 
 def _check_architectures(study: Study, name: str, chosen: str) -> None:

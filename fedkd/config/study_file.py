@@ -15,7 +15,7 @@ from fedkd.config.error_messages import Problem, join_problems, show, to_user_er
 from fedkd.config.own import find_problems
 from fedkd.errors import UserError
 from fedkd.registry import SOURCES
-from fedkd.util.safetensors_header import find_checkpoint_problem
+from fedkd.util.checkpoint_files import find_weights_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
 MAX_BYTES = 1 << 20
@@ -133,7 +133,7 @@ def check_files(study: Study) -> None:
 def _find_file_problems(study: Study) -> list[Problem]:
     problems = []
     for silo, checkpoint in study.pretraining.checkpoints.items():
-        if sentence := find_checkpoint_problem(Path(checkpoint)):
+        if sentence := find_weights_problem(Path(checkpoint)):
             problems.append(Problem(f"pretraining.checkpoints.{silo}", sentence))
     for index, name in enumerate(study.model.files):
         if sentence := _find_path_problem(name, "file"):

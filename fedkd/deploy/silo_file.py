@@ -24,7 +24,9 @@ OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_le
 class OwnModel(Section):
     """The model that the silo trained before."""
 
-    checkpoint: FilePath = Field(description="a safetensors file, its outputs in the study's order")
+    checkpoint: FilePath = Field(
+        description="a file of safetensors or torch.save, its outputs in the study's order"
+    )
     arch: Architecture | None = Field(
         None, description="its architecture; may be left out where the file names it"
     )

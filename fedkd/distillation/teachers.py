@@ -17,6 +17,7 @@ from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states
+from fedkd.training.batch_norm import recalibrate
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
 from fedkd.util.seeding import numpy_generator
@@ -57,6 +58,8 @@ class Teachers:
         shape: what their models are built for.
         compute: device and precision.
         predictions: earlier predictions, shared with every subset of these teachers.
+        recalibrate_on: images on which BatchNorm statistics of averages are computed anew; None to
+            average them too.
     """
 
     def __init__(
@@ -65,11 +68,14 @@ class Teachers:
         shape: Shape,
         compute: Compute,
         predictions: Predictions | None = None,
+        *,
+        recalibrate_on: Images | None = None,
     ) -> None:
         self.members = tuple(members)
         self.shape = shape
         self.compute = compute
         self._predictions = Predictions() if predictions is None else predictions
+        self._recalibrate_on = recalibrate_on
 
     def __len__(self) -> int:
         return len(self.members)
@@ -81,13 +87,17 @@ class Teachers:
 
     def cached_in(self, cache: Path | None, files: Sequence[str] = ()) -> Teachers:
         """Return the same teachers, with a disk cache for their predictions from now on."""
-        predictions = self._predictions.cached_in(cache, files)
-        return Teachers(self.members, self.shape, self.compute, predictions)
+        return self._with(self.members, self._predictions.cached_in(cache, files))
 
     def subset(self, indices: Sequence[int]) -> Teachers:
         """Return the teachers at ``indices``."""
         chosen = [self.members[index] for index in indices]
-        return Teachers(chosen, self.shape, self.compute, self._predictions)
+        return self._with(chosen, self._predictions)
+
+    def _with(self, members: Sequence[Teacher], predictions: Predictions) -> Teachers:
+        return Teachers(
+            members, self.shape, self.compute, predictions, recalibrate_on=self._recalibrate_on
+        )
 
     def model(self, index: int) -> nn.Module:
         """Build a teacher's model."""
@@ -152,13 +162,19 @@ class Teachers:
         return torch.tensor([t.class_counts for t in self.members], dtype=torch.float64)
 
     def average(self, arch: str) -> State:
-        """Average the models of ``arch``, weighted by number of examples as in FedAvg."""
+        """Average the models of ``arch``, weighted by number of examples as in FedAvg.
+
+        BatchNorm statistics of the average are computed anew if there are images for that.
+        """
         candidates = [t for t in self.members if t.arch == arch and t.state is not None]
         self._check_any(candidates, arch)
-        return average_states(
+        average = average_states(
             [t.state for t in candidates if t.state is not None],
             [float(t.num_examples) for t in candidates],
         )
+        if self._recalibrate_on is None:
+            return average
+        return recalibrate(average, arch, self.shape, self._recalibrate_on, self.compute)
 
     def choose_model(self, choice: str, arch: str, validation: Images, seed: int) -> int:
         """Return the index of the ``best``, ``worst`` or a ``random`` teacher of ``arch``.

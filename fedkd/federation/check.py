@@ -14,6 +14,7 @@ from fedkd.models.check import check_model, find_training_problem
 from fedkd.models.state import read_checkpoint
 from fedkd.registry import AUGMENTATIONS, METHODS
 from fedkd.training.augment import check_augmentation
+from fedkd.training.batch_norm import batch_norms
 from fedkd.training.compute import Compute, smallest_batch
 from fedkd.training.features import penultimate_features
 
@@ -55,6 +56,7 @@ def _check_models(federation: Federation) -> Iterator[str]:
         federation.compute.check()
     for arch in study.architectures:
         check_model(arch, federation.shape)
+    yield from _warn_of_averages(federation)
     _check_augmentations(federation)
     for name, arm in study.arms.items():
         if arm.consolidation and arm.consolidation.uses_features:
@@ -67,6 +69,23 @@ def _check_models(federation: Federation) -> Iterator[str]:
             yield (
                 f"pretraining.checkpoints.{silo}: {path} has values that are not finite, so "
                 f"{silo} is not used as a teacher"
+            )
+
+
+def _warn_of_averages(federation: Federation) -> Iterator[str]:
+    """Yield a warning for each arm that starts from an average of models with BatchNorm."""
+    study = federation.study
+    if study.model.batch_norm == "recalibrate":
+        return
+    for name, arm in study.arms.items():
+        student = arm.consolidation.student if arm.consolidation else None
+        if "average" not in (arm.start, student):
+            continue
+        model = build_model(study.global_arch(name), federation.shape, seed=0)
+        if batch_norms(model):
+            yield (
+                f"arms.{name}: averages models with BatchNorm, whose averaged statistics fit none "
+                "of them; set model.batch_norm: recalibrate"
             )
 
 

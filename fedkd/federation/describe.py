@@ -95,7 +95,12 @@ def simulated_teachers(federation: Federation) -> Teachers:
         for silo in silos
         if (state := silo.own_model().state) is not None
     ]
-    return Teachers(members, federation.shape, federation.compute)
+    return Teachers(
+        members,
+        federation.shape,
+        federation.compute,
+        recalibrate_on=federation.recalibrate_on,
+    )
 
 
 def _accuracy_of(state: State, federation: Federation) -> float:

@@ -6,7 +6,6 @@ With deployed silos it holds the server's data only.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from fedkd.models.state import State, copy_state, is_finite, load_state, save_st
 from fedkd.registry import AUGMENTATIONS
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.pretrain import pretrain
+from fedkd.user_code import hash_files
 from fedkd.util.cache import cache_key
 from fedkd.util.cache_entries import drop_entry, has_entry, new_entry
+from fedkd.util.checkpoint_files import files_of
 from fedkd.util.parallel import run_all
 from fedkd.util.seeding import derive_seed, torch_generator
 
@@ -92,6 +93,11 @@ class Federation:
         """Read what the caller of a study needs: with deployed silos, no data."""
         split = empty_split(study) if study.is_deployed else load_split(study, seed, cache)
         return cls(study, seed, split, cache)
+
+    @property
+    def recalibrate_on(self) -> Images | None:
+        """Images for BatchNorm statistics of averages, None where these are averaged too."""
+        return self.split.transfer if self.study.model.batch_norm == "recalibrate" else None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -168,7 +174,7 @@ class Federation:
         parts = [self.split.test, self.split.validation, *self.split.silos]
         parts += [self.split.transfer] if self.split.transfer is not None else []
         checkpoints = {
-            silo: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            silo: hash_files([str(file) for file in files_of(Path(path))])
             for silo, path in self.study.pretraining.checkpoints.items()
         }
         return {
@@ -177,6 +183,7 @@ class Federation:
             "classes": self.shape.num_classes,
             "archs": [self._arch_key(self.study.arch_of(silo)) for silo in self._silos],
             "arch": self._arch_key(self.study.model.arch),
+            "batch_norm": self.study.model.batch_norm,
             "pretraining": self._pretraining_key(),
             "checkpoints": checkpoints,
         }

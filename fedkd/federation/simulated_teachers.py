@@ -100,8 +100,17 @@ class SimulatedTeachers:
 
     def teachers(self) -> Teachers:
         """Return all teachers, without densities."""
+        return self._teachers(self._members)
+
+    def _teachers(self, members: Sequence[Teacher]) -> Teachers:
         federation = self.federation
-        return Teachers(self._members, federation.shape, federation.compute, self._predictions)
+        return Teachers(
+            members,
+            federation.shape,
+            federation.compute,
+            self._predictions,
+            recalibrate_on=federation.recalibrate_on,
+        )
 
     def has_basis(self) -> bool:
         """Whether the transfer set is large enough for densities."""
@@ -128,7 +137,7 @@ class SimulatedTeachers:
             self._store_part(transfer, rows)
             members = [_of_rows(member, rows) for member in members]
         federation = self.federation
-        teachers = Teachers(members, federation.shape, federation.compute, self._predictions)
+        teachers = self._teachers(members)
         setup = DistillationSetup(
             transfer=transfer,
             labelled=federation.study.data.transfer.labelled,
@@ -143,9 +152,7 @@ class SimulatedTeachers:
 
     def _store_part(self, part: Images, rows: Tensor) -> None:
         """Store predictions on a part of the transfer set, taken from those on the whole."""
-        all_teachers = Teachers(
-            self._members, self.federation.shape, self.federation.compute, self._predictions
-        )
+        all_teachers = self.teachers()
         part_hash = content_hash(part.images)
         for member, logits in zip(
             self._members, all_teachers.predict(self.transfer.images), strict=True

@@ -15,7 +15,8 @@ from fedkd.models.check import check_model
 from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint, save_state
 from fedkd.registry import ARCHITECTURES
 from fedkd.suggestions import RENAMED
-from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
+from fedkd.util.checkpoint_files import files_of, find_weights_problem
+from fedkd.util.safetensors_header import read_metadata
 from fedkd.version import VERSION
 
 _KEY = "fedkd"
@@ -97,14 +98,16 @@ def read_card(path: Path, *, what: str) -> ModelCard | None:
     """Read a checkpoint's card from its header alone; None where it has none.
 
     Args:
-        path: a ``.safetensors`` file.
+        path: a checkpoint; only a ``.safetensors`` file can have a card.
         what: how to name the file in an error.
 
     Raises:
-        UserError: the file is missing, unreadable, pickled, damaged, or its card is.
+        UserError: the file is missing, unreadable, damaged, or its card is.
     """
-    if problem := find_checkpoint_problem(path):
+    if problem := find_weights_problem(path):
         raise UserError(f"{what}: {problem}")
+    if path.suffix != ".safetensors":
+        return None
     try:
         return ModelCard.from_metadata(read_metadata(path))
     except (ValueError, RecursionError) as error:
@@ -121,7 +124,7 @@ def load_model(path: Path, card: ModelCard, *, what: str) -> Checkpoint:
     """
     # A header may claim any shape: a small file must not make us build a huge model. The model
     # may take more than its file, where that has floats of 16 bits or shared tensors once.
-    allowed = max(_AFFORDABLE, 4 * path.stat().st_size)
+    allowed = max(_AFFORDABLE, 4 * sum(file.stat().st_size for file in files_of(path)))
     if not card.is_own and count_bytes(card.arch, card.shape) > allowed:
         shape = card.shape
         raise UserError(

@@ -1,4 +1,4 @@
-"""Model checkpoints as safetensors, read as the untrusted input that they are."""
+"""State dicts: hashed, saved, read from checkpoints, compared and averaged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
+from fedkd.models.weights_file import read_weights
 from fedkd.util.files import replacing
-from fedkd.util.safetensors_header import read_metadata
 
 State = dict[str, Tensor]
 
@@ -74,32 +73,27 @@ def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:
 def read_checkpoint(path: Path, like: State, *, what: str = "checkpoint") -> Checkpoint:
     """Read a state dict and bring it to the keys and types of ``like``.
 
-    Three differences are undone, which change nothing about the model: names that
-    ``safetensors.torch.save_model`` left out since they share a tensor with another, one prefix of
-    all names or the wrappers ``module.`` and ``_orig_mod.`` within them, and floats of 16 bits.
+    Differences that change nothing about the model are undone: a trainer's key around the weights
+    (see :mod:`fedkd.models.weights_file`), names that ``safetensors.torch.save_model`` left out
+    since they share a tensor with another, one prefix of all names or the wrappers ``module.`` and
+    ``_orig_mod.`` within them, and floats of 16 bits.
 
     Args:
-        path: a ``.safetensors`` file.
+        path: a file of one of the forms of :func:`fedkd.models.weights_file.read_weights`.
         like: the state dict of the architecture that the file is meant for.
         what: how to name the file in an error.
 
     Raises:
         UserError: the file is missing, unreadable or of another architecture.
     """
-    if not path.is_file():
-        raise UserError(f"{what}: {path} does not exist")
-    try:
-        state = _add_shared(load_file(path), read_metadata(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{what}: {path} is not a readable safetensors file: {error}; write one by "
-            "safetensors.torch.save_model(model, path)"
-        ) from error
-    state, renamed = _rename(state, like)
+    weights = read_weights(path, what=what)
+    state, renamed = _rename(_add_shared(weights.state, weights.metadata), like)
     state, widened = _widen(state, like)
+    if problem := _other_head(state, like):
+        raise UserError(f"{what}: {path} {problem}")
     if problem := mismatch(state, like):
         raise UserError(f"{what}: {path} does not fit the architecture: {problem}")
-    notes = tuple(f"{path}: {note}" for note in (renamed, widened) if note)
+    notes = tuple(f"{path}: {note}" for note in (*weights.notes, renamed, widened) if note)
     return Checkpoint({key: state[key] for key in like}, is_finite(state, like), notes)
 
 
@@ -188,6 +182,31 @@ def mismatch(state: State, like: State) -> str:
     return "; ".join(filter(None, differences)) + hint
 
 
+def _other_head(state: State, like: State) -> str:
+    """Say in a phrase that a state differs from ``like`` in its number of classes alone, or ``""``.
+
+    The last layer is the only one whose tensors differ, and they differ in their first dimension.
+    """
+    if state.keys() != like.keys():
+        return ""
+    others = [key for key in like if state[key].shape != like[key].shape]
+    layers = {key.rpartition(".")[0] for key in others}
+    if (
+        len(layers) != 1
+        or "" in layers
+        or not all(
+            like[key].dim() and state[key].shape[1:] == like[key].shape[1:] for key in others
+        )
+    ):
+        return ""
+    own, expected = len(state[others[0]]), len(like[others[0]])
+    return (
+        f"gives {own} outputs where {expected} are expected: its last layer, {layers.pop()!r}, is "
+        f"of other classes; train that layer on the study's {expected} classes (a deployed silo "
+        "maps its own to them by labels in silo.yaml)"
+    )
+
+
 def _count(differences: list[str], what: str) -> str:
     """Return how many there are and the first few, or nothing."""
     if not differences:
@@ -218,9 +237,8 @@ def is_finite(state: State, like: State | None = None) -> bool:
 def average_states(states: list[State], weights: list[float]) -> State:
     """Average state dicts of one architecture, in the order given.
 
-    Sums run in float64, so that averaging equal states gives that state to the last bit. Integer
-    buffers (such as BatchNorm's counter) keep their type: the mean is rounded. Booleans are the
-    first state's.
+    Sums run in float64, so that averaging equal states gives that state to the last bit. Integers
+    and booleans, such as BatchNorm's counter of batches, are the first state's.
 
     Args:
         states: at least one state dict; all have the same keys, shapes and types.
@@ -229,13 +247,11 @@ def average_states(states: list[State], weights: list[float]) -> State:
     total = sum(weights)
     average: State = {}
     for key, first in states[0].items():
-        if first.dtype is torch.bool:
+        if not first.dtype.is_floating_point:
             average[key] = first.clone()
             continue
         summed = torch.zeros(first.shape, dtype=torch.float64)
         for state, weight in zip(states, weights, strict=True):
             summed.add_(state[key], alpha=weight / total)
-        if not first.dtype.is_floating_point:
-            summed.round_()
         average[key] = summed.to(first.dtype)
     return average

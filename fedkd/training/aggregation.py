@@ -27,17 +27,17 @@ def aggregate(
         trim: share that ``trimmed-mean`` removes at either end.
 
     Returns:
-        The aggregated state. Integer buffers are rounded; booleans are the first state's.
+        The aggregated state. Integers and booleans are the first state's.
     """
     if rule == "mean":
         return average_states(list(states), list(weights))
     combined: State = {}
     for key, first in states[0].items():
-        if first.dtype is torch.bool:
+        if not first.dtype.is_floating_point:
             combined[key] = first.clone()
             continue
         value = reduce(torch.stack([state[key].double() for state in states]), rule, trim)
-        combined[key] = (value if first.dtype.is_floating_point else value.round()).to(first.dtype)
+        combined[key] = value.to(first.dtype)
     return combined
 
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 _NEVER_UNPICKLES = (
-    "fedkd never unpickles, as that can run any code; convert it once with "
-    "safetensors.torch.save_model(model, path)"
+    "fedkd never unpickles a file of this name; if torch.save wrote it, let its name end in .pt"
 )
 
 

@@ -40,6 +40,7 @@ BESIDE = (
     *(
         "fedkd.util.cache",
         "fedkd.util.cache_entries",
+        "fedkd.util.checkpoint_files",
         "fedkd.util.interrupt",
         "fedkd.util.resources",
         "fedkd.util.safetensors_header",

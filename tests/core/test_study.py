@@ -414,6 +414,17 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"pretraining/warmup": 1},
         "s.yaml: pretraining.warmup: 1 is not less than 1",
     ),
+    "statistics of a transfer set that is on a silo": (
+        {
+            "model/batch_norm": "recalibrate",
+            "data/transfer": {"source": "student-silo"},
+            "arms": {"fedavg": {"start": "random"}},
+        },
+        (
+            "model.batch_norm: recalibrate computes statistics on the server's transfer set, but "
+            "data.transfer.source is student-silo; name a source under data.transfer.source"
+        ),
+    ),
     "seed twice": ({"seeds": [0, 1, 0]}, "s.yaml: seeds: [0, 1, 0] names a seed twice"),
     "negative seed": ({"seeds": [0, -1]}, "s.yaml: seeds.1: -1 is less than 0"),
     "large seed": ({"seeds": [2**31]}, "s.yaml: seeds.0: 2147483648 is not less than 2147483648"),

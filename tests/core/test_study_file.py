@@ -464,7 +464,7 @@ def one_tensor(width: int = 0) -> bytes:
 
 
 NEVER = "fedkd never unpickles"
-CONVERT = "safetensors.torch.save_model(model, path)"
+CONVERT = "if torch.save wrote it, let its name end in .pt"
 CHECKPOINTS = {
     "empty file": (b"", "is truncated: it has only 0 bytes"),
     "ends in its length": (b"\x10\0\0", "is truncated: it has only 3 bytes"),
@@ -512,9 +512,8 @@ def test_unfit_checkpoint_is_refused(tmp_path: Path, case: str) -> None:
     assert (CONVERT in message) == (NEVER in message)
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "model.pt"])
-def test_zip_of_torch_save_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+def test_zip_of_torch_save_under_another_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
     problem = find_checkpoint_problem(path)

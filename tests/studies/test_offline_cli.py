@@ -107,7 +107,7 @@ def test_the_report_is_for_programs_too(fedkd: Any) -> None:
 REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("--teachers", "a.safetensors", "nowhere.safetensors"), "there is no file"),
     "wrong architecture": (("--teachers", "a.safetensors", "c.safetensors"), "does not fit"),
-    "pickled": (("--teachers", "p.pt"), "never unpickles"),
+    "pickled": (("--teachers", "p.pt"), "is a whole pickled model"),
     "pickled under another name": (("--teachers", "p.safetensors"), "never unpickles"),
     "unknown architecture": (("--teachers", "cnm=c.safetensors"), "did you mean 'cnn'"),
     "unknown method": (("--teachers", "a.safetensors", "--method", "dm"), "did you mean 'dml'"),
@@ -127,9 +127,9 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_the_impossible_is_refused_in_a_sentence(name: str, fedkd: Any, tmp_path: Path) -> None:
     arguments, expected = REFUSALS[name]
-    state = build_model("mlp", Shape(10, 1, 8), seed=0).state_dict()
-    torch.save(state, "p.pt")
-    torch.save(state, "p.safetensors")
+    model = build_model("mlp", Shape(10, 1, 8), seed=0)
+    torch.save(model, "p.pt")
+    torch.save(model.state_dict(), "p.safetensors")
     Path("d.safetensors").mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     out_option = () if "--out" in arguments else ("--out", "s.safetensors")
