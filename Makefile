@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip
 PYTEST := $(BIN)/python -m pytest
+# Many tests start processes, each of which would compile fedkd anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 # Compiled once, as by pip: where PYTHONDONTWRITEBYTECODE is set, every start would compile PyTorch anew.
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +123,16 @@ class Command:
     The process is forked from one that has imported PyTorch, which takes seconds, once for all.
     """
 
-    forks = multiprocessing.get_context("forkserver")
-
-    def __init__(self, folder: Path, *arguments: object, cache: Path) -> None:
+    def __init__(self, forks: Any, folder: Path, *arguments: object, cache: Path) -> None:
         self._ends, given = {}, {}
         for name in ("out", "err"):
-            self._ends[name], given[name] = self.forks.Pipe(duplex=False)
+            self._ends[name], given[name] = forks.Pipe(duplex=False)
         values = {
             "arguments": [str(each) for each in arguments],
             "folder": str(folder),
             "cache": str(cache),
         }
-        self._process = self.forks.Process(target=exec, args=(START_COMMAND, {**values, **given}))
+        self._process = forks.Process(target=exec, args=(START_COMMAND, {**values, **given}))
         self._process.start()
         for end in given.values():
             end.close()
@@ -176,17 +175,25 @@ class Command:
 PRELOADED = [
     *("fedkd.cli.run", "fedkd.runner.run", "fedkd.tuning.command", "strategies.server_app"),
     *("clients.handlers", "sklearn.datasets", "torch._dynamo", "optuna"),
+    "experiments.paper.record",
 ]
 
 
 @pytest.fixture(scope="session")
-def start() -> Iterator[Callable[..., Command]]:
+def forks() -> BaseContext:
+    """Return the context whose processes are forked from one that has imported PyTorch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@pytest.fixture(scope="session")
+def start(forks: BaseContext) -> Iterator[Callable[..., Command]]:
     """Return a function that starts a :class:`Command` in a folder, with a cache."""
-    Command.forks.set_forkserver_preload(PRELOADED)
     started: list[Command] = []
 
     def start(folder: Path, *arguments: object, cache: Path) -> Command:
-        started.append(Command(folder, *arguments, cache=cache))
+        started.append(Command(forks, folder, *arguments, cache=cache))
         return started[-1]
 
     yield start
@@ -227,6 +234,35 @@ def change(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             here = here.setdefault(parent, {})
         here[last] = value
     return data
+
+
+RAISING = """
+import os, signal, sys
+import torch
+from torch import nn
+
+class Raises(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.layer = nn.Linear(width, classes)
+
+    def forward(self, x):
+        if self.training and len(x) > 2:  # what is tried before a study has two images
+            raise ArithmeticError("not today")
+        return self.layer(x.flatten(1))
+
+def raises(num_classes, in_channels, image_size):
+    return Raises(in_channels * image_size**2, num_classes)
+
+def method(student, lesson, settings, **options):
+    return {}["loss"]
+"""
+
+
+@pytest.fixture(scope="session")
+def raising() -> str:
+    """Return a module of a user's whose model raises on line 13, and whose method on line 20."""
+    return RAISING
 
 
 @pytest.fixture(scope="session")

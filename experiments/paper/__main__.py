@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -66,6 +66,8 @@ def _record_all(missing: Sequence[Run], at_once: int) -> bool:
     """
     console = Console(stderr=True)
     failed = False
+    # Imported once, and not by every run's process.
+    multiprocessing.set_forkserver_preload(["experiments.paper.record"])
     start = time.perf_counter()
     with _bar(console, len(missing)) as bar:
         for run, outcome in run_in_parallel(missing, at_once):
@@ -85,9 +87,9 @@ def run_in_parallel(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run,
     A killed process is a failed run. Closing the generator, or Ctrl-C, stops the current runs and
     starts no more.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     waiting = list(missing)
-    running: dict[Connection, tuple[Run, SpawnProcess]] = {}
+    running: dict[Connection, tuple[Run, ForkServerProcess]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -106,7 +108,7 @@ def run_in_parallel(missing: Sequence[Run], at_once: int) -> Iterator[tuple[Run,
             process.terminate()
 
 
-def _outcome(receiver: Connection, process: SpawnProcess) -> float | str:
+def _outcome(receiver: Connection, process: ForkServerProcess) -> float | str:
     with receiver:
         try:
             outcome: float | str = receiver.recv()

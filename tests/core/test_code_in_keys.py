@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,21 @@ BESIDE = (
     "fedkd.engines.app_folder",
 )
 """Modules, with all below them, that a run imports and that decide none of its bits."""
-MODULES = """
-import sys, fedkd
-fedkd.compare(sys.argv[1], out=sys.argv[2])
-import clients.client_app, clients.handlers, clients.worker, strategies.server_app
-print(*[name for name, module in sys.modules.items()
-        if name.startswith(("fedkd.", "strategies.", "clients.", "experiments."))
-        and not hasattr(module, "__path__")])
-"""
+ROOMS = ("fedkd", "strategies", "clients", "experiments")
+
+
+def tell_imported(study: dict[str, Any], folder: Path, sender: Connection) -> None:
+    """Run a study in a process that has imported nothing of ours yet; send the modules' names."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ROOMS]:
+        del sys.modules[name]
+    os.environ["FEDKD_CACHE_DIR"] = str(folder / "cache")
+    importlib.import_module("fedkd").compare(study, out=folder / "out")
+    for app in ("clients.client_app", "strategies.server_app"):
+        importlib.import_module(app)
+    found = [name for name in sys.modules if name.partition(".")[0] in ROOMS]
+    sender.send([name for name in found if not hasattr(sys.modules[name], "__path__")])
+
+
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "digits", "train_size": 150, "transfer": {"size": 60}},
@@ -114,18 +123,15 @@ def test_an_app_for_flower_holds_the_same_code(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in apps]
 
 
-def test_every_module_that_a_run_imports_is_in_the_list_or_decides_nothing(tmp_path: Path) -> None:
-    (tmp_path / "study.json").write_text(json.dumps(STUDY))
-    done = subprocess.run(
-        [sys.executable, "-c", MODULES, "study.json", str(tmp_path / "out")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FEDKD_CACHE_DIR": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    modules = done.stdout.splitlines()[-1].split()
+def test_every_module_that_a_run_imports_is_in_the_list_or_decides_nothing(
+    forks: BaseContext, tmp_path: Path
+) -> None:
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=tell_imported, args=(STUDY, tmp_path, sender))
+    process.start()
+    sender.close()
+    modules = receiver.recv()
+    process.join()
     assert len(modules) > 60, "it ran no study"
     forgotten = [
         name
@@ -147,7 +153,7 @@ def test_the_fingerprint_is_of_the_code_that_runs() -> None:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Let the fingerprint of the code be that of a copy, which may be edited."""
     tree = tmp_path / "tree"
-    for room in ("fedkd", "strategies", "clients", "experiments"):
+    for room in ROOMS:
         shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "__file__", str(tree / "fedkd" / "util" / "cache.py"))

@@ -41,7 +41,7 @@ def class_counts(labels: np.ndarray, part: np.ndarray, num_classes: int = 10) ->
     min_size=st.integers(1, 12),
     seed=st.integers(0, 2**63 - 1),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_silos_are_disjoint_cover_all_and_are_large_enough(spec, counts, silos, min_size, seed):
     labels = make_labels(*counts)
     assume(len(labels) > 0)
@@ -141,7 +141,8 @@ def test_label_dirichlet_tries_more_seeds_than_flwr_datasets_draws(seed):
     assert min(len(part) for part in partition(labels, spec, seed)) >= 30
 
 
-def test_label_dirichlet_gives_up_with_a_sentence():
+def test_label_dirichlet_gives_up_with_a_sentence(monkeypatch):
+    monkeypatch.setattr("fedkd.data.partition._DIRICHLET_SEEDS", 20)
     spec = LabelDirichlet(scheme="label-dirichlet", alpha=0.001, silos=20, min_size=10)
     with pytest.raises(UserError, match=r"partition\.alpha: at 0.001.* 20 silos .*at least 10"):
         partition(make_labels(*[50] * 10), spec, 0)
@@ -186,7 +187,8 @@ def test_label_shards_count_the_classes_that_occur():
         (50, 10, "no assignment gave each of 50 silos"),
     ],
 )
-def test_label_shards_that_cannot_be(silos, held, sentence):
+def test_label_shards_that_cannot_be(silos, held, sentence, monkeypatch):
+    monkeypatch.setattr("fedkd.data.partition._SHARD_SEEDS", 20)
     labels = make_labels(*[100] * 9, 3)  # the last class is rarer than the silos that need it
     spec = LabelShards(scheme="label-shards", silos=silos, classes_per_silo=held)
     with pytest.raises(UserError, match=rf"partition\.classes_per_silo: .*{sentence}"):

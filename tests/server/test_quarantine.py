@@ -121,9 +121,8 @@ def test_rounds_combine_by_the_rule_whatever_the_strategy(
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "feddf"])
-@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_one_poisoned_silo_of_five_ruins_the_mean_alone(
-    rule: str, strategy: str, run_arm: Any, make_study: Any
+    strategy: str, run_arm: Any, make_study: Any
 ) -> None:
     changes = {
         "partition": {"scheme": "iid", "silos": 5, "min_size": 12},
@@ -138,14 +137,12 @@ def test_one_poisoned_silo_of_five_ruins_the_mean_alone(
         ran = run_arm(study, "fedavg", tamper=tamper)
         return float(ran.run.curve[-1].accuracy)
 
-    honest, robust, mean = (
-        accuracy("mean", None),
-        accuracy(rule, poisoned),
-        accuracy("mean", poisoned),
-    )
+    honest, mean = accuracy("mean", None), accuracy("mean", poisoned)
     assert honest > 0.5
-    assert robust > honest - 0.15
-    assert mean < robust - 0.15
+    for rule in ("median", "trimmed-mean"):
+        robust = accuracy(rule, poisoned)
+        assert robust > honest - 0.15, rule
+        assert mean < robust - 0.15, rule
 
 
 def assert_same(found: State, expected: State) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,6 @@ def test_a_sum_with_a_run_that_missed_is_a_bound(
     assert str(_saved("fedkd", "fedavg", cells)) == said
 
 
-def test_a_run_that_fails_is_told_and_ends_no_other() -> None:
-    runs = [Run("no-such-study", (name,)) for name in "ab"]
-    found = dict(run_in_parallel(runs, at_once=2))
-    assert set(found) == set(runs)
-    assert all("no-such-study.yaml" in str(said) for said in found.values())
-
-
 class Killed(Run):
     """A run whose process the system ends, as it does where memory is short."""
 
@@ -97,8 +91,12 @@ class Killed(Run):
         raise AssertionError("still alive")
 
 
-def test_a_run_whose_process_is_killed_is_told_and_ends_no_other() -> None:
-    runs = [Run("no-such-study", ("a",)), Killed("killed", ("b",))]
-    found = dict(run_in_parallel(runs, at_once=1))
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_run_that_fails_or_is_killed_is_told_and_ends_no_other(
+    at_once: int, forks: BaseContext
+) -> None:
+    runs = [Run("no-such-study", ("a",)), Killed("killed", ("b",)), Run("no-such-study", ("c",))]
+    found = dict(run_in_parallel(runs, at_once))
+    assert set(found) == set(runs)
     assert "exit code -9" in str(found[runs[1]])
-    assert "no-such-study.yaml" in str(found[runs[0]])
+    assert all("no-such-study.yaml" in str(found[run]) for run in (runs[0], runs[2]))

@@ -29,22 +29,6 @@ from strategies.exchange import Traffic, exchange
 from strategies.server_app import ERROR_FILE, FAULT_FILE
 
 CODE = """
-import torch
-from torch import nn
-
-class Raises(nn.Module):
-    def __init__(self, width, classes):
-        super().__init__()
-        self.layer = nn.Linear(width, classes)
-
-    def forward(self, x):
-        if self.training and len(x) > 2:  # what is tried before a study has two images
-            raise ArithmeticError("not today")
-        return self.layer(x.flatten(1))
-
-def raises(num_classes, in_channels, image_size):
-    return Raises(in_channels * image_size**2, num_classes)
-
 def narrow(num_classes, in_channels, image_size):
     width = in_channels * image_size**2
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
@@ -67,18 +51,15 @@ class NoWayBack(Raises):
 def no_way_back(num_classes, in_channels, image_size):
     return NoWayBack(in_channels * image_size**2, num_classes)
 
-def method(student, lesson, settings, **options):
-    return {}["loss"]
-
 def weighting(evidence, settings):
     raise OSError("no such weights")
 """
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def own(raising: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Return the name of a module of the user's whose functions raise."""
-    (tmp_path / "ownfaults.py").write_text(CODE)
+    (tmp_path / "ownfaults.py").write_text(raising + CODE)
     monkeypatch.syspath_prepend(tmp_path)
     yield "ownfaults"
     sys.modules.pop("ownfaults", None)
@@ -109,12 +90,12 @@ def test_a_users_function_that_raises_fails_its_arm_alone(
     assert all(run["quarantined"] == [] for run in summary["runs"])
     reasons = failed(summary)
     assert reasons["raises"] == (
-        f"architecture {own}:raises raised ArithmeticError: not today (ownfaults.py, line 12)"
+        f"architecture {own}:raises raised ArithmeticError: not today (ownfaults.py, line 13)"
     )
     assert f"architecture {own}:no_way_back raised ArithmeticError" in reasons["backward"]
     assert reasons["fedkd-method"] == (
         f"arms.fedkd-method: distillation method {own}:method raised KeyError: 'loss' "
-        "(ownfaults.py, line 41)"
+        "(ownfaults.py, line 20)"
     )
     assert f"weighting {own}:weighting raised OSError: no such" in reasons["fedkd-weighting"]
     printed = capsys.readouterr()
