@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 
 class FedKDError(Exception):
     """Something fedkd foresaw went wrong: shown as one sentence, without a traceback."""
@@ -25,3 +28,30 @@ class NotAllowedError(UserError):
 
 class RemoteError(Exception):
     """A fault of ours, or a lost worker, in another process; the message is its traceback."""
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|out of memory|failed to map segment|"
+    r"bad_alloc|CUBLAS_STATUS_ALLOC_FAILED|mmap.*failed",
+    re.IGNORECASE,
+)
+_NO_THREAD = re.compile(r"can't start new thread|Resource temporarily unavailable")
+
+
+def describe_exhaustion(error: BaseException) -> str | None:
+    """Return which of memory, open files and threads ran out and what to do, or None.
+
+    Such an error says nothing about the model, file or function in which it occurs.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if code in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return "too many open files: raise the limit (ulimit -n) or lower engine.workers"
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or _NO_MEMORY.search(text):
+        return (
+            "not enough memory: lower engine.workers, the batch size or the number of images, or "
+            "raise the memory limit"
+        )
+    if _NO_THREAD.search(text):
+        return "no more threads can be started: lower engine.workers or raise the limits"
+    return None

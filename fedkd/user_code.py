@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.errors import FedKDError, NotAllowedError, UserCodeError
+from fedkd.errors import FedKDError, NotAllowedError, UserCodeError, describe_exhaustion
 
 _OURS = ("fedkd", "strategies", "clients")
 """Packages whose text is in every cache key already: see :data:`fedkd.util.cache.CODE`."""
@@ -66,13 +66,16 @@ def calling(kind: str, name: str) -> Iterator[None]:
         name: the function, as the study names it.
 
     Raises:
-        UserCodeError: the block raised anything but an error that fedkd foresaw.
+        UserCodeError: the block raised anything but an error that fedkd foresaw or a lack of
+            memory, files or threads.
     """
     try:
         yield
     except FedKDError:
         raise
     except Exception as error:
+        if describe_exhaustion(error):
+            raise
         raise UserCodeError(f"{kind} {name} raised {describe(error)}") from error
 
 

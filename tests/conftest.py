@@ -110,7 +110,9 @@ os.chdir(folder)
 for number, end in ((1, out), (2, err)):
     os.dup2(end.fileno(), number)
     end.close()
-sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+exec(before)
+encoding = os.environ.get("PYTHONIOENCODING")
+sys.stdout, sys.stderr = (open(n, "w", closefd=False, encoding=encoding) for n in (1, 2))
 sys.argv = ["fedkd", *arguments]
 from fedkd.cli import main
 main()
@@ -121,9 +123,12 @@ class Command:
     """A ``fedkd`` command in a process of its own, which can be killed.
 
     The process is forked from one that has imported PyTorch, which takes seconds, once for all.
+    Code may run in it ``before`` the command, to limit what it may use.
     """
 
-    def __init__(self, forks: Any, folder: Path, *arguments: object, cache: Path) -> None:
+    def __init__(
+        self, forks: Any, folder: Path, *arguments: object, cache: Path, before: str = ""
+    ) -> None:
         self._ends, given = {}, {}
         for name in ("out", "err"):
             self._ends[name], given[name] = forks.Pipe(duplex=False)
@@ -131,6 +136,7 @@ class Command:
             "arguments": [str(each) for each in arguments],
             "folder": str(folder),
             "cache": str(cache),
+            "before": before,
         }
         self._process = forks.Process(target=exec, args=(START_COMMAND, {**values, **given}))
         self._process.start()
@@ -192,8 +198,8 @@ def start(forks: BaseContext) -> Iterator[Callable[..., Command]]:
     """Return a function that starts a :class:`Command` in a folder, with a cache."""
     started: list[Command] = []
 
-    def start(folder: Path, *arguments: object, cache: Path) -> Command:
-        started.append(Command(forks, folder, *arguments, cache=cache))
+    def start(folder: Path, *arguments: object, cache: Path, before: str = "") -> Command:
+        started.append(Command(forks, folder, *arguments, cache=cache, before=before))
         return started[-1]
 
     yield start

@@ -16,7 +16,7 @@ from fedkd.data import pixels
 from fedkd.data.images import resize
 from fedkd.data.mapped import new_pixels
 from fedkd.data.source import MAX_BYTES
-from fedkd.errors import UserError
+from fedkd.errors import UserError, describe_exhaustion
 from fedkd.util.parallel import available_cores, run_each
 from fedkd.util.progress import SlowProgress
 
@@ -159,6 +159,8 @@ class _Reader:
             known = ", ".join(_BY_FORMAT)
             problem = f"{picture.place} cannot be read as an image: it is none of {known}"
         except Exception as error:  # Pillow's decoders raise all kinds for damaged files
+            if describe_exhaustion(error):
+                raise
             reason = " ".join(str(error).split())
             problem = f"{picture.place} cannot be read as an image ({reason})"
         return _Outcome(None, problem)

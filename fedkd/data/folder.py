@@ -15,7 +15,7 @@ from fedkd.data.decode import Picture, read_pictures
 from fedkd.data.images import Images
 from fedkd.data.listing import TEST, find_parts, list_pictures
 from fedkd.data.source import Source
-from fedkd.errors import UserError
+from fedkd.errors import UserError, describe_exhaustion
 
 
 def read_folder(name: str, path: Path, image_size: int | None) -> Source:
@@ -104,6 +104,8 @@ def load_hugging_face(repository: str) -> Any:
     try:
         return datasets.load_dataset(repository)
     except Exception as error:  # by network, repository and format, it raises all kinds
+        if describe_exhaustion(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{repository} could not be loaded from the Hugging Face Hub or its local cache "

@@ -16,7 +16,7 @@ from numpy.lib import format as npy_format
 
 from fedkd.data.images import Images
 from fedkd.data.source import MAX_BYTES, MAX_CLASSES, Source
-from fedkd.errors import UserError
+from fedkd.errors import UserError, describe_exhaustion
 
 Array = npt.NDArray[Any]
 
@@ -69,6 +69,8 @@ def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  #
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged archive raises all kinds, at any depth
+        if describe_exhaustion(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} cannot be read as an .npz archive ({reason}); write it with "

@@ -9,7 +9,7 @@ from typing import Any
 from fedkd.data.images import Images, describe_few_values, resize, to_channels
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
-from fedkd.errors import UserCodeError, UserError
+from fedkd.errors import UserCodeError, UserError, describe_exhaustion
 from fedkd.registry import SOURCES
 from fedkd.util.places import expand
 
@@ -42,6 +42,8 @@ def load_source(
     except UserCodeError:
         raise  # it names the source already
     except (UserError, OSError) as problem:
+        if describe_exhaustion(problem):
+            raise
         raise UserError(f"data source {name!r}: {problem}") from problem
     _ = source.image_size  # refuses what is not square
     return source

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, describe_exhaustion
 from fedkd.registry import ARCHITECTURES
 from fedkd.suggestions import suggest
 from fedkd.user_code import calling, hash_files
@@ -78,6 +78,8 @@ def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
         with torch.no_grad():
             model.eval()(images)
     except Exception as error:
+        if describe_exhaustion(error):
+            raise
         reason = f": {error}"
     model.train(training)
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
@@ -92,6 +94,8 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
             image_size=shape.image_size,
         )
     except Exception as error:
+        if describe_exhaustion(error):
+            raise
         raise UserError(
             f"model.arch: {arch} cannot be built for {shape.in_channels} x {shape.image_size} x "
             f"{shape.image_size} images and {shape.num_classes} classes: {error}"

@@ -125,10 +125,19 @@ def test_a_silo_of_mostly_one_class_is_honest_when_it_predicts_that_class(good: 
 
 
 @pytest.mark.parametrize("classes", [(0,), (1, 7), (2, 3, 4), tuple(range(CLASSES))])
-def test_honest_silos_of_few_classes_stay(good: State, classes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("withheld", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_honest_silos_of_few_classes_stay(
+    good: State, classes: tuple[int, ...], withheld: bool, validation: bool
+) -> None:
     counts = tuple(40 if label in classes else 0 for label in range(CLASSES))
-    own = teacher("b", trained(classes, seed=1), counts)
-    assert exclude(teacher("a", good), teacher("c", good), own) == {}
+    own = teacher("b", trained(classes, seed=1), () if withheld else counts)
+    assert exclude(teacher("a", good), teacher("c", good), own, validation=validation) == {}
+
+
+def test_a_lead_that_no_training_makes_is_left_out_without_class_counts(good: State) -> None:
+    others = (teacher("a", good), teacher("c", good))
+    assert list(exclude(*others, teacher("b", leaning(good, 3), ()))) == ["b"]
 
 
 def test_a_teacher_below_chance_is_left_out_by_labels_alone(good: State) -> None:

@@ -45,6 +45,8 @@ SILOS = ("north", "south", "west")
 ARCHS = {"north": "cnn", "south": "cnn", "west": "mlp"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SHAPE = Shape(10, 1, 8)
+HOSTILE = Path(__file__).parent / "hostile"
+"""Of the module by which a host with a file of that name spoils replies."""
 
 
 def ip(*arguments: str) -> None:
@@ -113,7 +115,8 @@ class Hosts:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "FEDKD_CACHE_DIR": str(own / "cache"),
             "PATH": os.pathsep.join([str(PROGRAMS), os.environ["PATH"]]),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([str(HOSTILE), str(Path(__file__).parents[2])]),
+            "FEDKD_TEST_HOSTILE": str(own / "hostile.json"),
             "NO_COLOR": "1",
         }
 
@@ -479,6 +482,43 @@ def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
     for silo, told_moments in (("north", True), ("south", True), ("west", False)):
         sent = [entry["sent"].get(FAMILIARITY, {}) for entry in hosts.audit(silo)]
         assert any(record.get("arrays") == 3 for record in sent) == told_moments
+
+
+@pytest.fixture
+def hostile(hosts: Hosts) -> Iterator[Callable[..., None]]:
+    """Return a function that lets the west's ClientApp spoil its replies to some messages."""
+    path = hosts.root / "west" / "hostile.json"
+    yield lambda *kinds: path.write_text(json.dumps(kinds))  # type: ignore[func-returns-value]
+    path.unlink()
+
+
+def test_malformed_replies_cost_a_silo_one_refusal_each(hosts: Hosts, hostile: Any) -> None:
+    """The others' run goes on, and its results say what was wrong with which reply."""
+    rounds = {"max": 1, "stop": "budget", "lr": 0.05, "timeout": PATIENCE, "quorum": 0.3}
+    consolidation = {"mode": "logits", "student": "fresh", "weighting": "equal", "epochs": 2}
+    arms = {"fedkd": {"start": "consolidated", "consolidation": consolidation}}
+    changes = {"rounds": {**rounds, "max_failures": 20}, "arms": arms, "baselines": ["fedkd"]}
+    approve(hosts, "west", changes)
+    hostile("query.teacher", "train", "evaluate")
+    process = compare(hosts, changes, "hostile")
+    assert process.wait(PATIENCE) == 0, hosts.told("hostile")
+    (run,) = summary(hosts, "hostile")["runs"]
+    assert {entry["silo"] for entry in run["quarantined"]} == {"west"}
+    reasons = [(entry["round"], entry["reason"]) for entry in run["quarantined"]]
+    assert len(reasons) == len(set(reasons)), reasons
+    for round_number, words in ((0, "problem"), (1, "header"), (1, "num-examples")):
+        found = [reason for number, reason in reasons if number == round_number]
+        assert any(words in reason for reason in found), (words, reasons)
+    assert run["curve"][1]["silos_ok"] == 2
+    assert set(run["notes"]["mean_weights"]) == {"north", "south"}
+    hostile("query.describe")
+    process = compare(hosts, {"rounds": rounds}, "unknown")
+    assert process.wait(PATIENCE) == 0, hosts.told("unknown")
+    (run,) = summary(hosts, "unknown")["runs"]
+    (entry,) = run["quarantined"]
+    assert entry["silo"].startswith("node-")
+    assert "architecture" in entry["reason"]
+    assert run["curve"][1]["silos_ok"] == 2
 
 
 def test_strangers_are_refused(hosts: Hosts) -> None:

@@ -24,6 +24,9 @@ CONSTANT = 0.999
 """Share of images with the same predicted class above which predictions are constant."""
 SAME = 1e-5
 """Relative difference of logits below which they do not depend on the image."""
+MAX_MARGIN = 30.0
+"""Lead of the first class's logit on every image that no training by cross-entropy reaches: its
+gradient is exp(-30) there. A bias that was set by hand does."""
 LEVEL = 0.001
 """Probability, per federation, of excluding a teacher whose accuracy is above the bound."""
 MAX_IMAGES = 500
@@ -46,7 +49,8 @@ def exclude_implausible(
     - Weights whose root mean square is above both ``MAX_RMS`` and ``MAX_RATIO`` times the median.
     - The same class for (almost) all images, if this holds for fewer than half of the teachers. A
       model whose logits vary between images is kept if the class is the largest of its silo, as
-      after little training on honest data.
+      after training on few classes. Without class counts it is kept unless the class leads by more
+      than ``MAX_MARGIN`` on every image.
     - Accuracy significantly at or below chance, by an exact binomial test on the validation images
       of the silo's larger classes, if this holds for fewer than half of the teachers. Without class
       counts only accuracy far below chance counts.
@@ -125,7 +129,10 @@ def _is_constant(logits: Tensor, teacher: Teacher) -> bool:
     if spread <= SAME * float(logits.abs().max()):
         return True
     counts = teacher.class_counts
-    return not counts or counts[predicted] < max(counts)
+    if counts:
+        return counts[predicted] < max(counts)
+    first, second = logits.topk(2, dim=1).values.T
+    return float((first - second).min()) > MAX_MARGIN
 
 
 def _is_at_chance(
