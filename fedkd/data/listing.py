@@ -106,6 +106,11 @@ def list_pictures(path: Path) -> Listing:
     classes = tuple(_folders(path))
     if not classes:
         raise UserError(f"{path} needs one folder of images per class, but has no folders")
+    if strange := [name for name in classes if not name.isprintable()]:
+        listed = ", ".join(ascii(name) for name in strange[:_NAMED])
+        raise UserError(
+            f"{path} has folders whose names are not printable text: {listed}; rename them"
+        )
     listing = Listing(classes)
     empty = []
     for label, name in enumerate(classes):
@@ -130,7 +135,9 @@ def is_hidden(name: str) -> bool:
 
 
 def _sort_in(listing: Listing, file: str, label: int) -> None:
-    if Path(file).suffix.lower() in ENDINGS:
+    path = Path(file)
+    is_special = not path.is_file() and path.exists()  # to open a named pipe would wait for ever
+    if path.suffix.lower() in ENDINGS and not is_special:
         listing.samples.append((file, label))
     else:
         listing.skipped[_ending(file)] += 1

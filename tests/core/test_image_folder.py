@@ -199,3 +199,19 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path):
     tree(tmp_path, "a", "b")
     (tmp_path / "a" / "deep").mkdir(mode=0)
     assert "Permission denied" in refuse(tmp_path)
+
+
+def test_a_named_pipe_is_not_opened(tmp_path: Path):
+    """To open it would wait for a writer for ever."""
+    tree(tmp_path, "a", "b")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    source = load(tmp_path)
+    assert len(source.train) == 6
+    assert "files that are not read as pictures: 1 .png" in source.warnings
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"c\nd", b"\x1b[31m"])
+def test_class_names_that_no_report_can_show_are_refused(tmp_path: Path, name: bytes):
+    tree(tmp_path, "a", "b")
+    picture(tmp_path / os.fsdecode(name) / "0.png")
+    assert "are not printable text" in refuse(tmp_path)
