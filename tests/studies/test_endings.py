@@ -39,9 +39,11 @@ def blocks(num_classes, in_channels, image_size):
 def begin(start: Any, tmp_path: Path, make_data: Any) -> Callable[..., Any]:
     """Return a function that starts ``compare`` on the tiny study, with changes."""
 
-    def begin(changes: dict[str, Any] | None = None, *, before: str = "") -> Any:
+    def begin(
+        changes: dict[str, Any] | None = None, *, before: str = "", fresh: bool = True
+    ) -> Any:
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(make_data(changes or {})))
-        arguments = ["compare", "study.yaml", "--fresh", "--out", "out"]
+        arguments = ["compare", "study.yaml", "--out", "out", *(["--fresh"] if fresh else [])]
         return start(tmp_path, *arguments, cache=tmp_path / "cache", before=before)
 
     return begin
@@ -64,7 +66,9 @@ def end(process: Any, folder: Path, code: int) -> str:
     return printed.rstrip("\n").rpartition("\n")[2]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_ends_a_study_between_whole_files(name: str, begin: Any, tmp_path: Path) -> None:
     process = begin(ENDLESS)
     wait(process, lambda: any(p.stat().st_size for p in tmp_path.rglob("rounds.jsonl")))
@@ -98,7 +102,8 @@ def test_a_computation_that_cannot_be_interrupted_holds_up_no_end(
 def test_what_the_output_cannot_hold_is_replaced(begin: Any, tmp_path: Path) -> None:
     for encoding in ("ascii", "cp1252"):
         process = begin(
-            {"rounds/max": 1, "name": "tiny"},
+            {"rounds/max": 1},
+            fresh=False,
             before=f"os.environ['PYTHONIOENCODING'] = {encoding!r}",
         )
         out, err = process.communicate(timeout=WAIT)
@@ -132,6 +137,7 @@ def test_what_runs_out_is_told_in_a_sentence(what: str, begin: Any, tmp_path: Pa
     assert expected in last
 
 
+@pytest.mark.slow
 def test_sixty_four_open_files_are_enough(begin: Any, tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
     end(begin({"rounds/max": 1}, before=limit), tmp_path, 0)
