@@ -124,15 +124,17 @@ def test_a_target_that_one_class_reaches_is_told_of(check):
 
 
 def test_the_largest_share_of_all_seeds_counts(make_data, cache_dir):
-    study = Study.model_validate(make_data({"seeds": [0, 2], "data/test_size": 20}))
-    federations = [Federation.load(study, seed, cache_dir) for seed in study.seeds]
+    # Seeds of one study have the same test images; here each has a split of its own.
+    changes = ({"data/test_size": 20, "data/split_seed": seed} for seed in (0, 2))
+    studies = [Study.model_validate(make_data(each)) for each in changes]
+    federations = [Federation.load(study, 0, cache_dir) for study in studies]
     shares = [constant_accuracy(federation) for federation in federations]
     for federation, share in zip(federations, shares, strict=True):
         assert share == int(federation.split.test.labels.bincount().max()) / 20
     assert shares[0] != shares[1]
     between = (shares[0] + shares[1]) / 2
-    changed = study.model_copy(update={"targets": [between]})
-    federations = [Federation.load(changed, seed, cache_dir) for seed in study.seeds]
+    changed = [study.model_copy(update={"targets": [between]}) for study in studies]
+    federations = [Federation.load(study, 0, cache_dir) for study in changed]
     (warning,) = check_study(federations)
     assert f"({max(shares):.1%} of the test images" in warning
 

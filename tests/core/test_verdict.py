@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fedkd.report.savings import saved
+from fedkd.report.terminal import print_summary
 from fedkd.report.verdict import judge
 from fedkd.results.comparison import compare_arms
 from fedkd.results.folder import Results, percent
@@ -87,6 +90,18 @@ def test_an_arm_with_failed_runs_is_told_and_not_ranked(make_summary: Any) -> No
     alone = verdict(fail(make_summary({"fedavg": [SLOW] * 3, "fedkd": [[0.6]] * 3}), "fedkd", (0,)))
     assert alone.row is None
     assert alone.sentence == "No verdict: 1 of 3 runs of fedkd failed."
+
+
+def test_the_table_shows_a_failed_run_in_the_place_of_its_seed(make_summary: Any) -> None:
+    summary = fail(make_summary({"fedavg": [SLOW] * 3, "fedkd": [[0.6]] * 3}), "fedkd", (1,))
+    console = Console(record=True, width=160, quiet=False, file=io.StringIO())
+    print_summary(summary, console)
+    lines = console.export_text().splitlines()
+    (line,) = (each for each in lines if each.startswith("│ fedkd"))
+    cells = [cell.strip() for cell in line.split("│")]
+    assert "1 failed 1" in cells
+    assert "1 run failed" in cells
+    assert not any("%" in cell for cell in cells[5:])
 
 
 def test_a_baseline_with_failed_runs_is_not_the_one_to_beat(make_summary: Any) -> None:
