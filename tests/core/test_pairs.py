@@ -204,7 +204,7 @@ def test_tuning_looks_at_validation_data_alone(pairs: Any) -> None:
     every = []
     for temperature, weight in grid(labelled=True):
         point = QUICK.model_copy(update={"temperature": temperature, "weight": weight})
-        model = measuring._learn(pair, point)
+        model = measuring._distil(pair, point)
         assert model is not None
         logits = measuring.predict(model, pair.test.images, compute=pair.compute)
         every.append(compare(pair, logits)["after"])
@@ -270,7 +270,7 @@ def test_methods_are_those_that_the_study_allows(make_study: Any) -> None:
     without = make_study({"data/validation": 0})
     assert choose_methods(without, None) == ["kd", "dml", "dp-kd"]
     assert choose_methods(without, ["dml", "kd"]) == ["dml", "kd"]
-    with pytest.raises(UserError, match="chooses by validation data"):
+    with pytest.raises(UserError, match="selects by validation data"):
         choose_methods(without, [KD_TUNED])
     with pytest.raises(UserError, match="learns from labels"):
         choose_methods(without, ["fine-tune"])
