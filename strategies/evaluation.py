@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -30,13 +30,19 @@ def central_evaluation(context: RunContext) -> EvaluateFn | None:
     return measure
 
 
-def ask_silos(session: Session, number: int, arrays: ArrayRecord) -> MetricRecord:
+def ask_silos(
+    session: Session,
+    number: int,
+    arrays: ArrayRecord,
+    own_arrays: Mapping[str, ArrayRecord] | None = None,
+) -> MetricRecord:
     """Return the mean of the silos' figures for the global model, weighted by examples.
 
     Args:
         session: with the silos.
         number: the round; 0 is the start.
         arrays: the global model.
+        own_arrays: those of silos that have tensors of their own in it, by name.
 
     Raises:
         FedKDError: no silo could measure it.
@@ -52,7 +58,9 @@ def ask_silos(session: Session, number: int, arrays: ArrayRecord) -> MetricRecor
         for member in session.members
         if member.node_id in session.roster.connected and not session.is_barred(member)
     ]
-    answers = [answer for _, answer in session.ask(members, write_question(number, arrays), read)]
+    question = write_question(number, arrays)
+    asked = session.ask(members, question, read, own_arrays=own_arrays)
+    answers = [answer for _, answer in asked]
     total = sum(size for _, size in answers)
     if not total:
         raise FedKDError("no silo could evaluate the global model, and the server has no test data")

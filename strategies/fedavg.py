@@ -33,6 +33,7 @@ from strategies.diagnostics import predict_baseline
 from strategies.evaluation import EvaluateFn, ask_silos
 from strategies.exchange import Ledger
 from strategies.introductions import gather, look_again
+from strategies.local_batch_norm import LocalBatchNorm
 from strategies.roster import Member
 from strategies.run_state import RunState, Start
 from strategies.savepoint import CheckpointWriter
@@ -73,6 +74,7 @@ class SiloFedAvg(FedAvg):
         self.state = state or RunState()
         self.update = update or server_update(context)
         self._checkpoint_writer = checkpoint_writer
+        self._local = LocalBatchNorm(context, self.state.batch_norm)
 
     def start(
         self,
@@ -212,7 +214,11 @@ class SiloFedAvg(FedAvg):
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
-        trained = [model for _, model in session.ask(members, question, read)]
+        own = self._local.arrays_of([member.name for member in members], self.state.model)
+        answers = session.ask(members, question, read, own_arrays=own)
+        for member, model in answers:
+            self._local.keep(member.name, model.state)
+        trained = [model for _, model in answers]
         return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
 
     def _aggregate(
@@ -251,7 +257,8 @@ class SiloFedAvg(FedAvg):
         if record is not None:
             result.evaluate_metrics_serverapp[number] = record
         else:
-            record = ask_silos(session, number, arrays)
+            own = self._local.arrays_of([member.name for member in session.members], state.model)
+            record = ask_silos(session, number, arrays, own)
             result.evaluate_metrics_clientapp[number] = record
         metrics = read_metrics(record)
         point = Point(

@@ -59,6 +59,7 @@ class RunState:
         curve: every point, from round 0 on; empty before the start.
         model: the global model.
         update: the ``state_dict`` of the server's update.
+        batch_norm: BatchNorm tensors of each silo, where silos have them of their own.
         members: the silos that introduced themselves, in natural order of their names.
         quarantined: every reply that was refused.
         notes: figures for the record.
@@ -70,6 +71,7 @@ class RunState:
     curve: list[Point] = field(default_factory=list)
     model: State = field(default_factory=dict)
     update: State = field(default_factory=dict)
+    batch_norm: dict[str, State] = field(default_factory=dict)
     members: tuple[Member, ...] = ()
     quarantined: list[Quarantined] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)

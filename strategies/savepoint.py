@@ -24,7 +24,7 @@ from strategies.roster import ABSENT, Member
 from strategies.run_state import Baseline, RunState
 
 _KEY = "fedkd-progress"
-_MODEL, _UPDATE = "model/", "update/"
+_MODEL, _UPDATE, _BATCH_NORM = "model/", "update/", "batch-norm/"
 _START, _TEACHER, _STUDENT = "baseline/start", "baseline/teacher/", "baseline/student"
 
 
@@ -45,6 +45,8 @@ class CheckpointWriter:
         baseline = state.baseline
         tensors = {_MODEL + key: tensor for key, tensor in state.model.items()}
         tensors |= {_UPDATE + key: tensor for key, tensor in state.update.items()}
+        for silo, own in state.batch_norm.items():
+            tensors |= {f"{_BATCH_NORM}{silo}/{key}": tensor for key, tensor in own.items()}
         if baseline is not None:
             tensors[_START] = baseline.start
             tensors |= {_TEACHER + silo: classes for silo, classes in baseline.teachers.items()}
@@ -61,6 +63,7 @@ class CheckpointWriter:
             "notes": state.notes,
             "exchanges_before_round_1": state.exchanges_before_round_1,
             "teachers": [] if baseline is None else list(baseline.teachers),
+            "batch_norm": list(state.batch_norm),
         }
         save_state(self._path, tensors, {_KEY: json.dumps(rest, allow_nan=False)})
 
@@ -92,7 +95,8 @@ class CheckpointWriter:
             *(ValueError, TypeError, KeyError, AttributeError),
         ) as error:
             raise FedKDError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
-        if problem := mismatch(state.model, like):
+        whole = [state.model | own for own in state.batch_norm.values()]
+        for problem in filter(None, (mismatch(each, like) for each in (state.model, *whole))):
             raise FedKDError(f"{self._path} is damaged: {problem}; {_REMEDY}")
         return state
 
@@ -116,6 +120,7 @@ def _parse(rest: dict[str, Any], tensors: State) -> RunState:
         curve=curve,
         model=_part(tensors, _MODEL),
         update=_part(tensors, _UPDATE),
+        batch_norm={silo: _part(tensors, f"{_BATCH_NORM}{silo}/") for silo in rest["batch_norm"]},
         members=tuple(
             Member(each["name"], ABSENT, _parse_description(each["description"]))
             for each in rest["members"]

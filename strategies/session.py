@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.messages import keys
@@ -59,6 +59,7 @@ class Session:
         read: Callable[[Member, RecordDict], T],
         *,
         timeout: float | None = None,
+        own_arrays: Mapping[str, ArrayRecord] | None = None,
     ) -> list[tuple[Member, T]]:
         """Ask silos, and return what ``read`` makes of the good replies, in the order of silos.
 
@@ -67,14 +68,15 @@ class Session:
 
         Args:
             members: the silos; no message is sent to one that is known to be gone.
-            question: the same for all.
+            question: the same for all, but for ``own_arrays``.
             read: makes a value of a reply's content, or raises RefusedError. What malformed
                 content makes it raise otherwise counts as that.
             timeout: seconds to wait; by default the session's.
+            own_arrays: models that take the place of the question's, by name of the silo.
         """
         replies = exchange(
             self.grid,
-            self._address(members, question),
+            self._address(members, question, own_arrays or {}),
             timeout=self.timeout if timeout is None else timeout,
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
@@ -101,12 +103,24 @@ class Session:
         """Whether a silo has failed so often that it is not asked any more."""
         return member.name in self.ledger.barred(self.context.rounds.max_failures)
 
-    def _address(self, members: Iterable[Member], question: Question) -> list[Message]:
+    def _address(
+        self,
+        members: Iterable[Member],
+        question: Question,
+        own_arrays: Mapping[str, ArrayRecord],
+    ) -> list[Message]:
         """Return a message for every silo that is connected, without images that it has."""
         whole = question.content(self.run_id)
         spared = question.content(self.run_id, has_transfer=True)
+
+        def content(member: Member) -> RecordDict:
+            if (own := own_arrays.get(member.name)) is not None:
+                records = {**question.records, keys.ARRAYS: own}
+                return replace(question, records=records).content(self.run_id)
+            return spared if _has_transfer(member) else whole
+
         return [
-            Message(spared if _has_transfer(member) else whole, member.node_id, question.kind)
+            Message(content(member), member.node_id, question.kind)
             for member in members
             if member.node_id in self.roster.connected
         ]

@@ -42,9 +42,10 @@ class Model(Section):
     per_silo: dict[str, Architecture] = Field(
         default={}, description="silo name to the architecture of its pre-trained model"
     )
-    batch_norm: Literal["average", "recalibrate"] = Field(
+    batch_norm: Literal["average", "local", "recalibrate"] = Field(
         "average",
-        description="statistics of averaged models: averaged too, or computed anew on the "
+        description="BatchNorm in averaged models: averaged too; local: also averaged, but every "
+        "silo goes on with its own (FedBN); recalibrate: statistics are computed anew on the "
         "transfer set after every average",
     )
     files: list[str] = Field(

@@ -73,16 +73,27 @@ def _check_models(federation: Federation) -> Iterator[str]:
 
 
 def _warn_of_averages(federation: Federation) -> Iterator[str]:
-    """Yield a warning for each arm that starts from an average of models with BatchNorm."""
+    """Yield a warning for each arm that starts from an average of models with BatchNorm.
+
+    Raises:
+        UserError: the study sets what becomes of BatchNorm, and no model of it has any.
+    """
     study = federation.study
+    normed = {
+        arch
+        for arch in {study.global_arch(name) for name in study.arms}
+        if batch_norms(build_model(arch, federation.shape, seed=0))
+    }
+    if study.model.batch_norm != "average" and not normed:
+        raise UserError(
+            f"model.batch_norm: is {study.model.batch_norm}, but no global model of the study has "
+            "BatchNorm; leave it out"
+        )
     if study.model.batch_norm == "recalibrate":
         return
     for name, arm in study.arms.items():
         student = arm.consolidation.student if arm.consolidation else None
-        if "average" not in (arm.start, student):
-            continue
-        model = build_model(study.global_arch(name), federation.shape, seed=0)
-        if batch_norms(model):
+        if "average" in (arm.start, student) and study.global_arch(name) in normed:
             yield (
                 f"arms.{name}: averages models with BatchNorm, whose averaged statistics fit none "
                 "of them; set model.batch_norm: recalibrate"

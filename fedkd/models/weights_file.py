@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from safetensors import SafetensorError
@@ -96,17 +96,24 @@ def _read_torch(path: Path, what: str) -> Weights:
     try:
         # Only zip archives can be mapped; older files are read as a whole.
         mapped = zipfile.is_zipfile(path)
+        if mapped and _is_torchscript(path):
+            raise UserError(
+                f"{what}: {path} is a TorchScript program, not weights; save these by {_SAVE}"
+            )
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(f"{what}: {_explain_refusal(path)}") from error
+    except UserError:
+        raise
     except Exception as error:  # a damaged archive raises almost anything
-        reason = " ".join(str(error).split())
-        if "TorchScript" in reason:
-            raise UserError(
-                f"{what}: {path} is a TorchScript program, not weights; save these by {_SAVE}"
-            ) from error
-        raise UserError(f"{what}: {path} is damaged: {reason.partition('. ')[0][:200]}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise UserError(f"{what}: {path} is damaged: {reason}") from error
     return _unwrap(path, content, what)
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(PurePath(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def _explain_refusal(path: Path) -> str:
@@ -135,7 +142,7 @@ def _unwrap(path: Path, content: object, what: str) -> Weights:
         if (key := next(keys, None)) is None:
             break
         others = len(content) - 1
-        besides = f", and {others} other entries were left out" if others else ""
+        besides = f"; entries left out besides: {others}" if others else ""
         notes.append(f"the weights are those under {key!r}{besides}")
         content = content[key]
     if not isinstance(content, Mapping):

@@ -282,6 +282,24 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         Address.parse(text)
 
 
+def test_a_checkpoint_of_lightning_is_the_silos_own_model(write: Write, tmp_path: Path) -> None:
+    state = copy_state(build_model("mlp", SHAPE, seed=3))
+    wrapped = {f"model.{key}": tensor for key, tensor in state.items()}
+    torch.save({"epoch": 4, "state_dict": wrapped}, tmp_path / "last.ckpt")
+    file = write({"model": {"checkpoint": "last.ckpt", "arch": "mlp"}})
+    arch, found = read_own_model(file, SHAPE, CLASSES)
+    assert arch == "mlp"
+    assert all(torch.equal(found.state[key], state[key]) for key in state)
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        "the weights are those under 'state_dict'; entries left out besides: 1",
+        "the prefix model. was removed from all names",
+    ]
+    with pytest.raises(UserError, match="gives 3 outputs where 4 are expected: its last layer"):
+        read_own_model(file, Shape(4, 1, 8), (*CLASSES, "white"))
+    with pytest.raises(UserError, match=r"model.arch: is missing, and .*last.ckpt does not name"):
+        read_own_model(write({"model": {"checkpoint": "last.ckpt"}}), SHAPE, CLASSES)
+
+
 def test_code_that_only_the_checkpoint_names_is_never_imported(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from fedkd.cli import app
+from fedkd.config.study_file import check_files
 from fedkd.errors import UserError
-from fedkd.models.state import read_checkpoint
+from fedkd.federation.check import check_study
+from fedkd.federation.federation import Federation
+from fedkd.models.build import Shape, build_model
+from fedkd.models.state import copy_state, read_checkpoint
 from fedkd.models.weights_file import read_weights
 from fedkd.util.checkpoint_files import files_of, find_weights_problem
 
@@ -68,7 +72,7 @@ FORMS: dict[str, tuple[str, Callable[[Path, State], None], tuple[str, ...]]] = {
         "last.ckpt",
         lambda path, state: torch.save(lightning(state), path),
         (
-            "the weights are those under 'state_dict', and 2 other entries were left out",
+            "the weights are those under 'state_dict'; entries left out besides: 2",
             "the prefix model. was removed from all names",
         ),
     ),
@@ -240,6 +244,36 @@ def test_all_files_of_a_checkpoint_are_known(tmp_path: Path) -> None:
     assert files_of(tmp_path / "a.pt") == [tmp_path / "a.pt"]
 
 
+def test_a_study_takes_them_and_knows_them_by_the_content_of_all_files(
+    make_study: Any, tmp_path: Path
+) -> None:
+    index = tmp_path / "m.safetensors.index.json"
+    state = copy_state(build_model("mlp", Shape(10, 1, 8), seed=5))
+    shards(index, prefixed("net.", state))
+    torch.save(whole := {"state_dict": state, "epoch": 1}, tmp_path / "a.ckpt")
+    checkpoints = {"silo-0": str(index), "silo-1": str(tmp_path / "a.ckpt")}
+    study = make_study({"pretraining/checkpoints": checkpoints})
+
+    def load() -> Federation:
+        return Federation.load(study, 0, tmp_path / "cache")
+
+    check_files(study)
+    before = load()
+    for silo in checkpoints:
+        own = before.pretrained(silo).state
+        assert own is not None
+        assert all(torch.equal(own[key], state[key]) for key in state)
+    notes = check_study([before])
+    assert f"{index}: the prefix net. was removed from all names" in notes
+    assert before.fingerprint() == load().fingerprint()
+    part = tmp_path / "two.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(part).items()}, part)
+    assert before.fingerprint() != load().fingerprint()
+    torch.save({**whole, "args": argparse.Namespace()}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"^pretraining.checkpoints.silo-1: .* holds argparse"):
+        check_study([load()])
+
+
 def test_convert_shows_a_checkpoint_and_writes_its_weights(tmp_path: Path) -> None:
     source, out, state = tmp_path / "last.ckpt", tmp_path / "m.safetensors", make_state()
     torch.save(lightning(prefixed("module.", state)), source)
@@ -247,7 +281,7 @@ def test_convert_shows_a_checkpoint_and_writes_its_weights(tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["notes"] == [
-        "the weights are those under 'state_dict', and 2 other entries were left out",
+        "the weights are those under 'state_dict'; entries left out besides: 2",
         "the prefix model. was removed from all names",
         "the prefix module. was removed from all names",
     ]
