@@ -53,6 +53,7 @@ class Silo(LocalSilo):
             **vars(local),
             global_arch=study.global_arch(arm) if arm else study.model.arch,
             seed=federation.seed,
+            test=federation.test_of(name),
             uses_model=study.arms[arm].needs_pretrained if arm else True,
         )
 

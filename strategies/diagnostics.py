@@ -33,9 +33,7 @@ def predict_baseline(context: RunContext, start: Start) -> Baseline | None:
     by_teacher: dict[str, Tensor] = {}
     if start.teachers is not None and start.teachers.have_models:
         # Every arm of a seed asks this of the same teachers, and none of it is timed.
-        logits = start.teachers.cached_in(context.cache, context.study.model.files).predict(
-            test.images
-        )
+        logits = start.teachers.cached_in(context.cache, context.study.model.files).predict(test)
         silos = [teacher.silo for teacher in start.teachers.members]
         by_teacher = dict(zip(silos, logits.argmax(2).int(), strict=True))
     return Baseline(

@@ -28,7 +28,7 @@ def gather(session: Session) -> None:
         FedKDError: fewer silos than the quorum did.
     """
     context = session.context
-    expected = context.study.partition.silos
+    expected = context.study.num_silos
     nodes = _wait_for_nodes(session.grid, expected, context.rounds.timeout)
     _introduce(session, nodes, context.rounds.timeout)
     least = max(1, math.ceil(context.rounds.quorum * expected))

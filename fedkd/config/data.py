@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from fedkd.config.rows import read_rows
 from fedkd.config.sections import (
     Count,
     Fraction,
@@ -16,6 +17,7 @@ from fedkd.config.sections import (
     Source,
     refuse_options,
 )
+from fedkd.errors import UserError
 from fedkd.registry import NOISE, OWN, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.names import SILO_NAME
 
@@ -56,7 +58,7 @@ class Data(Section):
     source: Source | Literal["none"] = Field(
         "digits",
         description="for deployed silos: the server's own images, on the SuperLink's host, or "
-        "none, the default then",
+        "none, the default then; none is also for silos with data of their own (scheme: given)",
     )
     options: Options = Field(
         default={}, description="keyword arguments of a source function of your own"
@@ -99,11 +101,14 @@ class Data(Section):
         return self
 
 
+MinSize: Any = Field(10, ge=1, description="minimum number of images of a silo")
+
+
 class Partition(Section):
     """How the training images are divided among the silos."""
 
     silos: int = Field(10, ge=1, le=100_000)
-    min_size: int = Field(10, ge=1, description="minimum number of images of a silo")
+    min_size: int = MinSize
 
 
 class Iid(Partition):
@@ -174,9 +179,48 @@ class Deployed(Partition):
         return self
 
 
+class Given(Section):
+    """Each silo has its own data; data.source has the test, validation and transfer images."""
+
+    scheme: Literal["given"]
+    silos: dict[SiloName, Source] = Field(
+        min_length=1,
+        max_length=1000,
+        description="name of each silo, and the source of its images; classes are united by name",
+    )
+    min_size: int = MinSize
+
+
+class Indices(Section):
+    """A split of your own, in a file; its rows are in no other set."""
+
+    scheme: Literal["indices"]
+    path: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="a JSON file that maps each silo's name to the numbers of its rows among the "
+        "training images of data.source, from 0",
+    )
+    names: list[SiloName] = Field(
+        default=[], max_length=100_000, description="of the silos; read from the file"
+    )
+    min_size: int = MinSize
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_names(cls, data: Any) -> Any:
+        path = data.get("path") if isinstance(data, dict) else None
+        if not isinstance(path, str) or not path or data.get("names"):
+            return data
+        try:
+            return {**data, "names": list(read_rows(path))}
+        except UserError as error:
+            raise ValueError(f"path: {error}") from None
+
+
 def kind_of_partition(value: Any) -> Any:
     """Return the tag in :data:`AnyPartition` of a section, or of what a study has for one."""
-    if not isinstance(value, dict | Partition):
+    if not isinstance(value, dict | Section):
         return PARTITIONS.own  # any member refuses it
     scheme = value.get("scheme") if isinstance(value, dict) else getattr(value, "scheme", None)
     return PARTITIONS.own if isinstance(scheme, str) and PARTITIONS.is_own(scheme) else scheme
@@ -188,6 +232,8 @@ AnyPartition = Annotated[
     | Annotated[LabelDirichlet, Tag("label-dirichlet")]
     | Annotated[LabelShards, Tag("label-shards")]
     | Annotated[LabelDominant, Tag("label-dominant")]
+    | Annotated[Given, Tag("given")]
+    | Annotated[Indices, Tag("indices")]
     | Annotated[Deployed, Tag("deployed")]
     | Annotated[OwnPartition, Tag(PARTITIONS.own)],
     Discriminator(kind_of_partition),

@@ -12,34 +12,42 @@ from fedkd.config.rounds import Pretraining, Rounds
 from fedkd.registry import LOCAL_LOSSES, NO_SOURCE, SOURCES
 
 DEPLOYED = "deployed"
+GIVEN = "given"
 
 
 def fill_deployed(data: Any) -> Any:
-    """Fill in what follows from deployed silos: without a source, the server owns no images.
+    """Fill in what follows from silos with data of their own: without a source, no other images.
 
     Args:
         data: the study as its file holds it; it is not changed.
     """
     partition = data.get("partition") if isinstance(data, dict) else None
-    if not isinstance(partition, dict) or partition.get("scheme") != DEPLOYED:
-        return data
-    own = data.get("data", {})
-    if isinstance(own, dict) and own.get("source", NO_SOURCE) == NO_SOURCE:
+    scheme = partition.get("scheme") if isinstance(partition, dict) else None
+    own = data.get("data", {}) if scheme in (DEPLOYED, GIVEN) else None
+    default = NO_SOURCE if scheme == DEPLOYED else None
+    if isinstance(own, dict) and own.get("source", default) == NO_SOURCE:
         return {**data, "data": {"validation": 0, **own, "source": NO_SOURCE}}
     return data
 
 
-def check_simulated(data: Data) -> None:
+def check_simulated(data: Data, scheme: str, arms: Mapping[str, Arm]) -> None:
     """Refuse what only a study of deployed silos can have.
+
+    Args:
+        data: of the study.
+        scheme: of its partition.
+        arms: of the study.
 
     Raises:
         ValueError: with the key and what to do.
     """
     if data.source == NO_SOURCE:
-        raise ValueError(
-            f"data.source: {NO_SOURCE} leaves nothing to divide among simulated silos; it is for "
-            "partition.scheme: deployed"
-        )
+        if scheme != GIVEN:
+            raise ValueError(
+                f"data.source: {NO_SOURCE} leaves nothing to divide among simulated silos; it is "
+                "for partition.scheme: deployed and given"
+            )
+        _check_without_source(data, arms)
     if data.classes or data.channels:
         key = "classes" if data.classes else "channels"
         raise ValueError(
@@ -94,7 +102,7 @@ def _check_without_source(data: Data, arms: Mapping[str, Arm]) -> None:
     if data.validation > 0:
         raise ValueError(
             f"data.validation: the server has no images while data.source is {NO_SOURCE}; name a "
-            "source on the SuperLink's host"
+            "source that it can read"
         )
     if data.transfer.source is not None:
         return
@@ -102,5 +110,5 @@ def _check_without_source(data: Data, arms: Mapping[str, Arm]) -> None:
         if arm.consolidation is not None or arm.strategy == "feddf":
             raise ValueError(
                 f"data.transfer.source: is missing; arms.{name} distils on the server, which has "
-                "no images of its own: name a source on the SuperLink's host, noise or student-silo"
+                "no images of its own: name a source that it can read, noise or student-silo"
             )

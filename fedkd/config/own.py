@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import TypeAlias
 
+from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem
 from fedkd.config.study import Study
 from fedkd.config.transfer_checks import check_labels
@@ -112,6 +113,9 @@ def _functions(study: Study, name: str) -> Iterator[Named]:
     arm = study.arms[name]
     yield "data.source", SOURCES, study.data.source
     yield "data.transfer.source", SOURCES, study.data.transfer.source or ""
+    if isinstance(study.partition, Given):
+        for silo, source in study.partition.silos.items():
+            yield f"partition.silos.{silo}", SOURCES, source
     yield "partition.scheme", PARTITIONS, study.partition.scheme
     yield f"arms.{name}.start", STARTS, arm.start
     yield f"arms.{name}.strategy", STRATEGIES, arm.strategy

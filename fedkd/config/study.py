@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from fedkd.config.arm import Arm
 from fedkd.config.at_silo import check_at_silo
 from fedkd.config.consolidation import Consolidation
-from fedkd.config.data import AnyPartition, Data, Deployed, Iid
+from fedkd.config.data import AnyPartition, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
 from fedkd.config.optimizer import optimizer_defaults
@@ -79,7 +79,7 @@ class Study(Section):
             rounds = {name: self.rounds_of(name) for name in self.arms}
             check_deployed(self.data, self.pretraining, rounds, self.arms)
         else:
-            check_simulated(self.data)
+            check_simulated(self.data, self.partition.scheme, self.arms)
         _check_silo_names(self)
         check_recalibration(self)
         _check_needs(self)
@@ -95,7 +95,9 @@ class Study(Section):
     @property
     def silo_names(self) -> tuple[str, ...]:
         """Names of all silos, in natural order."""
-        if isinstance(self.partition, Deployed):
+        if isinstance(self.partition, Given):
+            return tuple(sorted(self.partition.silos, key=natural_key))
+        if isinstance(self.partition, Deployed | Indices):
             return tuple(sorted(self.partition.names, key=natural_key))
         return tuple(f"silo-{index}" for index in range(self.partition.silos))
 
@@ -103,6 +105,16 @@ class Study(Section):
     def is_deployed(self) -> bool:
         """Whether the silos are on hosts of their own, not simulated."""
         return isinstance(self.partition, Deployed)
+
+    @property
+    def num_silos(self) -> int:
+        """Number of silos."""
+        return len(self.silo_names)
+
+    @property
+    def has_own_split(self) -> bool:
+        """Whether the silos' images are named by the study, so that no seed moves them."""
+        return isinstance(self.partition, Given | Indices)
 
     @property
     def target_values(self) -> list[float]:
@@ -228,8 +240,8 @@ def _check_silo_names(study: Study) -> None:
             if silo not in known:
                 names = (
                     ", ".join(study.silo_names)
-                    if study.is_deployed
-                    else f"silo-0 to silo-{study.partition.silos - 1}"
+                    if study.is_deployed or study.has_own_split
+                    else f"silo-0 to silo-{study.num_silos - 1}"
                 )
                 raise ValueError(f"{key}: no silo is named {silo!r}; they are {names}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.config import Consolidation, Study
+from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.own import find_problems
 from fedkd.errors import UserError
@@ -50,8 +51,9 @@ def load_study(
         data = {**data, "seeds": list(seeds)}
     if engine is not None:
         data = _replace(data, ["engine", "name"], engine, origin=origin)
-    study = _validate(data, origin=origin)
-    return _make_paths_absolute(study, path.absolute().parent)
+    folder = path.absolute().parent
+    study = _validate(_with_absolute_rows(data, folder), origin=origin)
+    return _make_paths_absolute(study, folder)
 
 
 def parse_study(text: str, *, origin: str = "study") -> Study:
@@ -77,7 +79,8 @@ def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
     Raises:
         UserError: if it is no valid study; one line a problem.
     """
-    return _make_paths_absolute(_validate(dict(data), origin=origin), Path.cwd())
+    study = _validate(_with_absolute_rows(dict(data), Path.cwd()), origin=origin)
+    return _make_paths_absolute(study, Path.cwd())
 
 
 def parse_consolidation(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Consolidation:
@@ -139,6 +142,8 @@ def _find_file_problems(study: Study) -> list[Problem]:
         if sentence := _find_path_problem(name, "file"):
             problems.append(Problem(f"model.files.{index}", sentence))
     sources = {"data.source": study.data.source, "data.transfer.source": study.data.transfer.source}
+    if isinstance(study.partition, Given):
+        sources |= {f"partition.silos.{silo}": s for silo, s in study.partition.silos.items()}
     for key, source in sources.items():
         prefix, name = SOURCES.split(source or "")
         if prefix and prefix.path and (sentence := _find_path_problem(name, prefix.path)):
@@ -235,6 +240,17 @@ def _replace(data: Any, keys: Sequence[str], value: Any, *, origin: str, done: s
     return [*data[:index], entry, *data[index + 1 :]]
 
 
+def _with_absolute_rows(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a study whose file of rows is seen from ``folder``; it has the silos' names."""
+    partition = data.get("partition")
+    if not isinstance(partition, dict) or partition.get("scheme") != "indices":
+        return data
+    name = partition.get("path")
+    if not isinstance(name, str) or not name:
+        return data
+    return {**data, "partition": {**partition, "path": absolute_path(name, folder)}}
+
+
 def _make_paths_absolute(study: Study, folder: Path) -> Study:
     """Return the study with its relative paths resolved against ``folder``.
 
@@ -252,8 +268,17 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
     }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
     files = [absolute_path(name, folder) for name in study.model.files]
-    model = study.model.model_copy(update={"files": files})
-    return study.model_copy(update={"data": data, "pretraining": pretraining, "model": model})
+    changed = {
+        "data": data,
+        "pretraining": pretraining,
+        "model": study.model.model_copy(update={"files": files}),
+    }
+    if isinstance(study.partition, Given):
+        silos = {
+            silo: absolute_source(source, folder) for silo, source in study.partition.silos.items()
+        }
+        changed["partition"] = study.partition.model_copy(update={"silos": silos})
+    return study.model_copy(update=changed)
 
 
 def absolute_path(name: str, folder: Path) -> str:

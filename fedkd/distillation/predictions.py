@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedkd.data.images import Images
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, arch_fingerprint
 from fedkd.models.state import State, is_finite, load_state, save_state, state_hash
@@ -61,7 +62,7 @@ class Predictions:
         state: State,
         arch: str,
         shape: Shape,
-        images: Tensor,
+        images: Tensor | Images,
         images_hash: str,
         compute: Compute,
         make: Callable[[], Tensor],

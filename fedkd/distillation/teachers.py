@@ -112,7 +112,7 @@ class Teachers:
         """Build all models."""
         return tuple(self.model(index) for index in range(len(self)))
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor | Images) -> Tensor:
         """Return logits ``[M, N, K]`` on uint8 images ``[N, C, H, W]``, each computed once."""
         images_hash = content_hash(images)
         return torch.stack(
@@ -124,7 +124,7 @@ class Teachers:
             ]
         )
 
-    def _predict(self, index: int, images: Tensor, images_hash: str) -> Tensor:
+    def _predict(self, index: int, images: Tensor | Images, images_hash: str) -> Tensor:
         teacher = self.members[index]
         if teacher.logits is not None:
             return teacher.logits
@@ -152,7 +152,7 @@ class Teachers:
         """Return every teacher's accuracy, float64 ``[M]``: as shared, or on labelled images."""
         if (shared := self._shared_accuracy()) is not None:
             return torch.tensor(shared, dtype=torch.float64)
-        hits = self.predict(data.images).argmax(2) == data.labels
+        hits = self.predict(data).argmax(2) == data.labels
         return hits.double().mean(1)
 
     def class_counts(self) -> Tensor | None:
@@ -214,7 +214,7 @@ class Teachers:
             score = accuracy
             if selection.by == "complementary" and student is not None:
                 wrong = student.argmax(1) != validation.labels
-                right = self.predict(validation.images).argmax(2) == validation.labels
+                right = self.predict(validation).argmax(2) == validation.labels
                 score = (right & wrong).double().mean(1)
             kept = sorted(kept, key=lambda m: (-float(score[m]), m))[: selection.top]
         return sorted(kept)

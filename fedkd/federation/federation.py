@@ -66,6 +66,7 @@ class Federation:
         self._failed: dict[str, str] = {}
         names = () if study.is_deployed else study.silo_names
         self._silos = dict(zip(names, split.silos, strict=True))
+        self._tests = dict(zip(names, split.silo_tests, strict=False))
 
     @classmethod
     def load(cls, study: Study, seed: int, cache: Path) -> Federation:
@@ -107,6 +108,10 @@ class Federation:
     def data_of(self, silo: str) -> Images:
         """Return the private images of a silo."""
         return self._silos[silo]
+
+    def test_of(self, silo: str) -> Images | None:
+        """Return the test images of a silo's own source, or None where it has none."""
+        return self._tests.get(silo)
 
     def holdings(self) -> list[dict[str, object]]:
         """Return the number of images and class counts of each simulated silo, in natural order.

@@ -74,6 +74,6 @@ def pretrain_all(
     """
     for federation in federations:
         study = federation.study
-        total = study.partition.silos - len(study.pretraining.checkpoints)
+        total = study.num_silos - len(study.pretraining.checkpoints)
         with progress.pretraining(federation.seed, total) as on_silo:
             federation.pretrain(pool, fresh=fresh, on_silo=on_silo)

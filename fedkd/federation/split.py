@@ -11,18 +11,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.config.data import Deployed
+from fedkd.config.data import Deployed, Given, Indices
 from fedkd.data.cached import cached_partition, load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
+from fedkd.federation.own_silos import check_sizes, leave_out_known, load_given, read_split
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.util.seeding import derive_seed, numpy_generator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from fedkd.config import Study
-    from fedkd.data.partition import Indices
+    from fedkd.data.partition import Indices as Rows
+
+
+OWN_SPLIT_SEED = 0
+"""Draws test, validation and transfer images where the study says what silos hold."""
 
 SPLIT_RULE = 2
 """Version of the rule by which images are drawn.
@@ -41,12 +48,14 @@ class Split:
         validation: images for the server's choices; may be empty.
         transfer: images to distil on, with labels of -1 unless ``data.transfer.labelled``; None if
             they are on a silo or were left out.
-        silos: private images of silo-0, silo-1, and so on.
+        silos: private images of every silo, in natural order of names.
         classes: names of the classes.
         num_classes: number of classes, whether or not all of them occur.
         in_channels: 1 for greyscale, 3 for RGB.
         image_size: height and width of all images, in pixels.
         warnings: about the sources, one sentence each.
+        silo_tests: for each silo the test images of its own source, or None where it has none;
+            empty where silos have no sources of their own.
     """
 
     test: Images
@@ -58,6 +67,7 @@ class Split:
     in_channels: int
     image_size: int
     warnings: tuple[str, ...] = ()
+    silo_tests: tuple[Images | None, ...] = ()
 
 
 def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
@@ -76,21 +86,51 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             "partition.scheme: deployed: these silos and their images are on hosts of their own; "
             "use fedkd compare with --engine CONNECTION, a connection to their SuperLink"
         )
-    source = load_cached_source(
-        study.data.source,
-        image_size=study.data.image_size,
-        cache=cache,
-        options=study.data.options,
+    # Models may have been trained elsewhere on a silo's images: these never move.
+    seed = OWN_SPLIT_SEED if study.has_own_split else seed
+    silos: dict[str, Source] = {}
+    if isinstance(study.partition, Given):
+        source, silos = load_given(study, study.partition, cache)
+    else:
+        source = load_cached_source(
+            study.data.source,
+            image_size=study.data.image_size,
+            cache=cache,
+            options=study.data.options,
+        )
+    transfer_source = None
+    if study.data.transfer.source not in (None, NOISE, STUDENT_SILO):
+        transfer_source = load_cached_source(
+            study.data.transfer.source,
+            image_size=source.image_size,
+            cache=cache,
+            options=study.data.transfer.options,
+        )
+    made = split(source, study, seed, transfer_source, cache)
+    if silos:
+        made = dataclasses.replace(
+            made,
+            silos=tuple(each.train for each in silos.values()),
+            silo_tests=tuple(each.test for each in silos.values()),
+            warnings=(*made.warnings, *_warnings_of(silos.values())),
+        )
+    return _without_leaks(made, study) if study.has_own_split else made
+
+
+def _without_leaks(made: Split, study: Study) -> Split:
+    """Leave out of the server's sets what silos train on; see :func:`leave_out_known`."""
+    if isinstance(study.partition, Given | Indices):
+        check_sizes(dict(zip(study.silo_names, made.silos, strict=True)), study.partition.min_size)
+    sets = {"test": made.test, "validation": made.validation, "transfer": made.transfer}
+    kept, notes = leave_out_known(sets, made.silos)
+    test, validation = kept["test"], kept["validation"]
+    return dataclasses.replace(
+        made,
+        test=made.test if test is None else test,
+        validation=made.validation if validation is None else validation,
+        transfer=kept["transfer"],
+        warnings=(*made.warnings, *notes),
     )
-    if study.data.transfer.source in (None, NOISE, STUDENT_SILO):
-        return split(source, study, seed, None, cache)
-    transfer_source = load_cached_source(
-        study.data.transfer.source,
-        image_size=source.image_size,
-        cache=cache,
-        options=study.data.transfer.options,
-    )
-    return split(source, study, seed, transfer_source, cache)
 
 
 def split(
@@ -121,6 +161,10 @@ def split(
     """
     data = study.data
     remaining = np.arange(len(source.train), dtype=np.int64)
+    parts: list[Rows] = []
+    if isinstance(study.partition, Indices):
+        parts = read_split(study.partition, len(remaining))
+        remaining = np.setdiff1d(remaining, np.concatenate(parts))
     if source.test is not None:
         test = source.test
     else:
@@ -146,35 +190,41 @@ def split(
 
     if data.train_size is not None and data.train_size < len(remaining):
         remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
-    if isinstance(study.partition, Deployed):
-        parts = []
-    else:
+    warnings = list(_warnings_of([source, *([transfer_source] if transfer_source else [])]))
+    if isinstance(study.partition, Indices):
+        if len(remaining):
+            warnings.append(
+                f"{source.name}: {len(remaining)} of {len(source.train)} training images are in "
+                "no silo and no other set, and are not used"
+            )
+    elif not isinstance(study.partition, Deployed | Given):
         labels = source.train.labels.numpy()[remaining]
-        parts = cached_partition(labels, study.partition, derive_seed(seed, "partition"), cache)
+        drawn = cached_partition(labels, study.partition, derive_seed(seed, "partition"), cache)
+        parts = [remaining[part] for part in drawn]
     return Split(
         test=test,
         validation=validation,
         transfer=transfer,
-        silos=tuple(source.train.take(remaining[part]) for part in parts),
+        silos=tuple(source.train.take(part) for part in parts),
         classes=source.classes,
         num_classes=source.num_classes,
         in_channels=source.in_channels,
         image_size=source.image_size,
-        warnings=tuple(
-            f"{each.name}: {sentence}"
-            for each in (source, transfer_source)
-            if each is not None
-            for sentence in each.warnings
-        ),
+        warnings=tuple(warnings),
     )
 
 
-def _is_drawn(study: Study, remaining: Indices) -> bool:
+def _warnings_of(sources: Iterable[Source]) -> Iterator[str]:
+    return (f"{each.name}: {sentence}" for each in sources for sentence in each.warnings)
+
+
+def _is_drawn(study: Study, remaining: Rows) -> bool:
     """Whether to draw a transfer set: always, unless no arm needs it and there are few images.
 
     With enough images it is drawn in any case, so that adding an arm does not change the silos.
     """
-    min_images = 0 if study.is_deployed else study.partition.silos * study.partition.min_size
+    divided = not (study.is_deployed or study.has_own_split)
+    min_images = study.num_silos * study.partition.min_size if divided else 0
     return study.needs_transfer or len(remaining) >= study.data.transfer.size + min_images
 
 
@@ -184,7 +234,7 @@ def _count_of(count: int, fraction: float) -> int:
     return math.ceil(round(fraction * count, 9))
 
 
-def _draw(pool: Indices, size: int, seed: int, purpose: str) -> tuple[Indices, Indices]:
+def _draw(pool: Rows, size: int, seed: int, purpose: str) -> tuple[Rows, Rows]:
     """Return ``size`` random indices of ``pool``, and the others."""
     shuffled = numpy_generator(seed, purpose).permutation(pool)
     return shuffled[:size], shuffled[size:]

@@ -87,7 +87,7 @@ def measure_pairs(
     """
     chosen = choose_methods(study, methods)
     settings = choose_settings(study, epochs)
-    if study.partition.silos < 2:
+    if study.num_silos < 2:
         raise UserError("partition.silos: a pair needs two silos, but the study has one")
     federations = load_for_students(study, progress)
     interrupt.advise("The same command resumes from the rows that are measured.")

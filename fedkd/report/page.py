@@ -121,7 +121,7 @@ def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
     facts = {
         "data": resolved.get("data", {}).get("source"),
         "partition": resolved.get("partition", {}).get("scheme"),
-        "silos": resolved.get("partition", {}).get("silos"),
+        "silos": results.num_silos,
         "model": resolved.get("model", {}).get("arch"),
         "arms": len(results.arms),
         "seeds": len(results.seeds),

@@ -178,7 +178,7 @@ def studies_table(all_results: Sequence[Results], verdicts: Sequence[str]) -> Ta
             [
                 results.label,
                 str(resolved.get("data", {}).get("source", NONE)),
-                f"{parts.get('scheme', NONE)}, {parts.get('silos', NONE)} silos",
+                f"{parts.get('scheme', NONE)}, {results.num_silos or NONE} silos",
                 str(len(results.seeds)),
                 sentence,
             ]

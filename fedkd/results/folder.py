@@ -61,6 +61,13 @@ class Results:
         return cls(summary, f"{summary['study']} {folder.absolute().name}")
 
     @property
+    def num_silos(self) -> int | None:
+        """Number of silos of the study, or None where it does not say so."""
+        partition = self.summary["resolved"].get("partition", {})
+        silos = partition.get("silos", partition.get("names"))
+        return silos if silos is None or isinstance(silos, int) else len(silos)
+
+    @property
     def arms(self) -> list[str]:
         """Names of all arms, in the order of the study."""
         return list(self.summary["resolved"]["arms"])

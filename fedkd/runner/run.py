@@ -204,7 +204,7 @@ class _Runner:
         runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
         if all(resumption.read_ended(run) for run in runs):
             return
-        total = self._study.partition.silos - len(self._study.pretraining.checkpoints)
+        total = self._study.num_silos - len(self._study.pretraining.checkpoints)
         with self._progress.pretraining(federation.seed, total) as on_silo:
             federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
 

@@ -72,7 +72,7 @@ def exclude_implausible(
         return teachers, {}
     if teachers.have_models and len(data) > MAX_IMAGES:
         data = data.take(torch.linspace(0, len(data) - 1, MAX_IMAGES).long())
-    logits = teachers.predict(data.images)
+    logits = teachers.predict(data)
     reasons = {
         m: f"its logits exceed {MAX_LOGIT:g}"
         for m in range(len(teachers))

@@ -1,0 +1,181 @@
+"""Silos whose images the study names: each with a source of its own, or rows of one source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedkd.config.rows import read_rows
+from fedkd.data.cached import load_cached_source
+from fedkd.data.images import Images, image_hashes
+from fedkd.data.source import Source
+from fedkd.data.sources import convert_like
+from fedkd.errors import UserError
+from fedkd.registry import NO_SOURCE
+from fedkd.util.names import natural_key
+
+if TYPE_CHECKING:
+    from fedkd.config import Study
+    from fedkd.config.data import Given, Indices
+    from fedkd.data.partition import Indices as Rows
+
+MAX_SHARE_IN_SILOS = 0.01
+"""Largest share of a set of the server's that may be found in silos too, and is then left out."""
+
+
+def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, dict[str, Source]]:
+    """Read the study's source and each silo's, in one shape and with one list of classes.
+
+    Args:
+        study: ``data.source`` has the first classes, the shape and the channels, if it is not none.
+        given: names the silos' sources.
+        cache: root of a cache of decoded sources.
+
+    Returns:
+        The study's source, without images where it has none, and the silos' by their names.
+
+    Raises:
+        UserError: a source cannot be read, or shapes differ.
+    """
+    size, central = study.data.image_size, None
+    if study.data.source != NO_SOURCE:
+        central = load_cached_source(
+            study.data.source, image_size=size, cache=cache, options=study.data.options
+        )
+        size = central.image_size
+    sources = {silo: _load_silo(silo, given.silos[silo], size, cache) for silo in study.silo_names}
+    every = [*([central] if central else []), *sources.values()]
+    classes = unite_classes([each.classes for each in every], ordered=central is not None)
+    channels = central.in_channels if central else max(each.in_channels for each in every)
+    sizes = {each.image_size for each in every}
+    if len(sizes) > 1:
+        raise UserError(
+            "partition.silos: their images differ in size: "
+            + ", ".join(f"{silo} has {each.image_size} pixels" for silo, each in sources.items())
+            + "; set data.image_size"
+        )
+    converted = {
+        silo: _convert(source, classes, channels, sizes.copy().pop())
+        for silo, source in sources.items()
+    }
+    if central is not None:
+        return _convert(central, classes, channels, central.image_size), converted
+    no_images = next(iter(converted.values())).train.take([])
+    return Source(NO_SOURCE, no_images, no_images, classes), converted
+
+
+def unite_classes(names: Sequence[Sequence[str]], *, ordered: bool) -> tuple[str, ...]:
+    """Return all classes once: those of the first list first if ``ordered``, then in natural order.
+
+    Args:
+        names: of the classes of each source.
+        ordered: whether the first list keeps its order.
+    """
+    first = list(names[0]) if ordered else []
+    others = {name for each in names for name in each} - set(first)
+    return (*first, *sorted(others, key=natural_key))
+
+
+def read_split(spec: Indices, num_rows: int) -> list[Rows]:
+    """Return the rows of each silo as its file gives them, in natural order of names.
+
+    Args:
+        spec: names the file.
+        num_rows: of the training images of ``data.source``.
+
+    Raises:
+        UserError: the file has changed its silos, or has rows that there are not.
+    """
+    try:
+        content = read_rows(spec.path)
+    except UserError as error:
+        raise UserError(f"partition.path: {error}") from error
+    if set(content) != set(spec.names):
+        raise UserError(
+            f"partition.path: {spec.path} names other silos than the study: "
+            f"{', '.join(sorted(set(content) ^ set(spec.names))[:5])}"
+        )
+    parts = [np.array(content[silo], dtype=np.int64) for silo in sorted(content, key=natural_key)]
+    for silo, rows in zip(sorted(content, key=natural_key), parts, strict=True):
+        if len(rows) and int(rows.max()) >= num_rows:
+            raise UserError(
+                f"partition.path: {silo} lists row {int(rows.max())}, but data.source has "
+                f"{num_rows} training images, from row 0"
+            )
+    return parts
+
+
+def check_sizes(silos: Mapping[str, Images], least: int) -> None:
+    """Refuse silos with too few images.
+
+    Raises:
+        UserError: one has fewer than ``least``.
+    """
+    for silo, images in silos.items():
+        if len(images) < least:
+            raise UserError(
+                f"partition.min_size: asks for {least} images in every silo, but {silo} has "
+                f"{len(images)}; lower it, or leave the silo out"
+            )
+
+
+def leave_out_known(
+    sets: Mapping[str, Images | None], silos: Sequence[Images]
+) -> tuple[dict[str, Images | None], list[str]]:
+    """Leave out of each set the images on which a silo trains.
+
+    Args:
+        sets: of the server, by what they are for; None where there is none.
+        silos: the silos' images, of the same shape.
+
+    Returns:
+        The sets without them, and a sentence for each set that had any.
+
+    Raises:
+        UserError: more than :data:`MAX_SHARE_IN_SILOS` of a set is in silos.
+    """
+    known = {digest for silo in silos for digest in image_hashes(silo)}
+    kept, notes = dict(sets), []
+    for what, images in sets.items():
+        if images is None:
+            continue
+        is_known = torch.tensor([each in known for each in image_hashes(images)], dtype=torch.bool)
+        count, total = int(is_known.sum()), len(images)
+        if count > MAX_SHARE_IN_SILOS * total:
+            raise UserError(
+                f"partition: {count} of {total} {what} images ({count / total:.1%}) are also "
+                "images on which silos train, so that a result would be too good; take them out "
+                "of one of the two"
+            )
+        if count:
+            kept[what] = images.take((~is_known).nonzero()[:, 0])
+            notes.append(
+                f"{count} of {total} {what} images are also images on which silos train, and are "
+                "left out"
+            )
+    return kept, notes
+
+
+def _load_silo(silo: str, name: str, size: int | None, cache: Path | None) -> Source:
+    try:
+        return load_cached_source(name, image_size=size, cache=cache)
+    except UserError as error:
+        raise UserError(f"partition.silos.{silo}: {error}") from error
+
+
+def _convert(source: Source, classes: tuple[str, ...], channels: int, size: int) -> Source:
+    """Bring a source into the study's classes and shape."""
+    place = {name: index for index, name in enumerate(classes)}
+    mapping = torch.tensor([place[name] for name in source.classes], dtype=torch.int64)
+
+    def convert(images: Images) -> Images:
+        labelled = dataclasses.replace(images, labels=mapping[images.labels])
+        return convert_like(labelled, channels=channels, size=size)
+
+    test = None if source.test is None else convert(source.test)
+    return dataclasses.replace(source, train=convert(source.train), test=test, classes=classes)
