@@ -68,8 +68,8 @@ test: $(STAMP_DEV) ## run the default tests, as many at a time as there are core
 test-ray: $(STAMP_DEV) ## run the tests on Flower's Simulation Runtime
 	$(PYTEST) -m ray tests/e2e
 
-test-hosts: $(STAMP_DEV) ## run the test on hosts of their own, in network namespaces; needs root
-	$(PYTEST) -m 'hosts and not slow' tests/e2e
+test-hosts: $(STAMP_DEV) ## run the tests with SuperLink and SuperNodes, also on hosts of their own; those need root
+	$(PYTEST) -m '(hosts or deploy) and not slow' tests/e2e
 
 test-notebooks: $(STAMP_DEV) ## execute the two notebooks
 	$(PYTEST) -m slow tests/e2e/test_notebooks.py

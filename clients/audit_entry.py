@@ -1,28 +1,88 @@
-"""The audit log's entry for a reply: what it contains, its size and its hash."""
+"""The audit log's entry for a reply: for which study it is, what it contains, size and hashes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, Message
+from flwr.app import Array, Context, Message
 
+from fedkd.deploy.bundle_hash import bundle_hash
+from fedkd.errors import UserError
 from fedkd.messages import keys
+from fedkd.util.yaml_loader import load_yaml
+
+MAX_NAME = 200
+
+
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_facts() -> Iterator[dict[str, str]]:
+    """Yield what :func:`note_fact` notes in the block, for the entry of one message."""
+    facts: dict[str, str] = {}
+    token = _noted.set(facts)
+    try:
+        yield facts
+    finally:
+        _noted.reset(token)
+
+
+def note_fact(key: str, value: str) -> None:
+    """Note something for the entry of the message that is being answered."""
+    facts = _noted.get()
+    if facts is not None:
+        facts[key] = value
+
+
+def describe_run(context: Context) -> dict[str, Any]:
+    """Return the part of an entry that says for which study, arm and code a message is.
+
+    The study's name is the server's claim; its text may be invalid.
+    """
+    config = context.run_config
+    text = str(config.get(keys.CONFIG_STUDY, ""))
+    return {
+        "study": study_name(text),
+        "study-hash": hashlib.sha256(text.encode()).hexdigest(),
+        "arm": str(config.get(keys.CONFIG_ARM, ""))[:MAX_NAME],
+        "seed": config.get(keys.CONFIG_SEED),
+        "code": bundle_hash(),
+    }
+
+
+def study_name(text: str) -> str | None:
+    """Return the name in a study's text, JSON or YAML; None if it cannot be read."""
+    try:
+        try:
+            name = json.loads(text)["name"]
+        except ValueError:
+            name = load_yaml(text, origin="study")["name"]
+    except (UserError, KeyError, TypeError, RecursionError):
+        return None
+    return name[:MAX_NAME] if isinstance(name, str) else None
 
 
 def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
-    """Return the audit log's entry for a reply: what it holds, its size and its hash."""
+    """Return the part of an entry that says what a reply contains, its size and its hash."""
     config = _config(message)
     entry: dict[str, Any] = {
         "run": str(message.metadata.run_id),
         "round": config.get(keys.ROUND),
         "type": message.metadata.message_type,
+        "transfer": _transfer_hash(config),
     }
     if reply.has_error():
         reason = str(reply.error.reason)
         return {**entry, "refused": reason, "bytes": len(reason.encode()), "sent": {}}
+    info = reply.content.config_records.get(keys.INFO)
+    entry["transfer"] = entry["transfer"] or _transfer_hash(info or {})
     digest = hashlib.sha256()
     sent: dict[str, Any] = {}
     total = 0
@@ -42,3 +102,8 @@ def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
 
 def _config(message: Message) -> Mapping[str, Any]:
     return message.content.config_records.get(keys.CONFIG) or {}
+
+
+def _transfer_hash(record: Mapping[str, Any]) -> str | None:
+    value = record.get(keys.TRANSFER_HASH)
+    return value[:MAX_NAME] if isinstance(value, str) and value != keys.NO_HASH else None

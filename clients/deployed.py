@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from flwr.app import Context
 from torch import Tensor
 
+from clients.audit_entry import note_fact
 from clients.disclosure import Disclosure
 from clients.guard import UnsharedError
 from clients.reuse import Latest
@@ -14,14 +16,17 @@ from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
+from fedkd.data.images import content_hash
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
 from fedkd.deploy.stamp import stamp_path, stamp_source
+from fedkd.deploy.study_approvals import hash_study, is_approved
 from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES
 from fedkd.errors import NotAllowedError, UserError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
 from fedkd.messages import keys
+from fedkd.messages.describe import WAITING
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import Checkpoint
 from fedkd.training.compute import Compute
@@ -30,6 +35,7 @@ from fedkd.user_code import check_allowed
 LONGEST_REASON = 500
 
 _holdings: Latest[Holdings] = Latest()
+_data_hash: Latest[str] = Latest()
 _own_model: Latest[tuple[str, Checkpoint]] = Latest()
 _model_pool: Latest[ModelPool] = Latest()
 
@@ -53,7 +59,12 @@ def deployed_silo(context: Context) -> tuple[Silo, Study]:
         raise
     except UserError as error:  # it quotes the study alone, which is the server's
         raise UnsharedError(str(error)[:LONGEST_REASON]) from error
-    file = load_silo_file(Path(str(context.node_config[keys.NODE_SILO])))
+    path = Path(str(context.node_config[keys.NODE_SILO]))
+    file = load_silo_file(path)
+    if file.name in study.silo_names and not is_approved(file, study):
+        raise UnsharedError(
+            f"{file.name} {WAITING}: fedkd silo approve {path.name} {hash_study(study)[:12]}"
+        )
     return open_silo(file, study, str(config[keys.CONFIG_ARM]), int(str(config[keys.CONFIG_SEED])))
 
 
@@ -103,12 +114,22 @@ def _read_holdings(file: SiloFile, study: Study) -> Holdings:
     data, stamp = study.data, stamp_source(file.data)
     terms = (tuple(data.classes or ()), data.channels, data.image_size)
     key = None if stamp is None else (stamp, file.data, tuple(file.labels.items()), *terms)
-    return _holdings.get(
+    holdings = _holdings.get(
         key,
         lambda: read_holdings(
             file, classes=data.classes, channels=data.channels, image_size=data.image_size
         ),
     )
+    note_fact("data", _data_hash.get(key, lambda: _hash_data(holdings)))
+    return holdings
+
+
+def _hash_data(holdings: Holdings) -> str:
+    """Return a hash of the images and labels, in the study's terms."""
+    digest = hashlib.sha256()
+    for images in filter(None, (holdings.train, holdings.test)):
+        digest.update(f"{content_hash(images.images)} {images.labels.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_own_model(file: SiloFile, holdings: Holdings) -> tuple[str, Checkpoint]:

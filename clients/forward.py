@@ -22,18 +22,14 @@ from flwr.app import Context, Error, Message
 from flwr.common.serde import context_to_proto, message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
-from clients.audit_entry import describe_reply
+from clients.audit_entry import describe_reply, describe_run
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.bundle_hash import bundle_hash
-from fedkd.deploy.frames import ClosedError, receive_frame, send_frame
+from fedkd.deploy.frames import MAX_BYTES, READY, ClosedError, receive_frame, send_frame
 from fedkd.deploy.worker_folder import WorkerFolder, find_process
 from fedkd.errors import FedKDError
+from fedkd.messages.failures import FAILED
 
-FAILED = 2
-"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
-MAX_BYTES = (1 << 31) - 1
-"""A protocol buffer is never longer."""
-READY = b"ready"
 ATTEMPTS = 3
 """How often a worker is started for one message: one may end just before it is asked."""
 POLL_SECONDS = 0.05
@@ -85,9 +81,9 @@ def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Mes
                     send_frame(connection, part)
                 reply = receive_frame(connection, limit=MAX_BYTES)
             except (OSError, ValueError):
-                return _lost(message, silo_file, folder, "ended while it answered")
+                return _lost(message, context, silo_file, folder, "ended while it answered")
             return _as_reply(reply, message, folder)
-    return _lost(message, silo_file, folder, "does not start")
+    return _lost(message, context, silo_file, folder, "does not start")
 
 
 def worker_version() -> str:
@@ -186,7 +182,9 @@ def _as_reply(content: bytes, message: Message, folder: WorkerFolder) -> Message
     return Message(reply.content, reply_to=message)
 
 
-def _lost(message: Message, silo_file: Path, folder: WorkerFolder, what: str) -> Message:
+def _lost(
+    message: Message, context: Context, silo_file: Path, folder: WorkerFolder, what: str
+) -> Message:
     """Return the error reply for a worker that is gone; the audit log has it too, if it can."""
     _logger.error("the silo's worker process %s; its log: %s", what, folder.log)
     reason = f"its worker process {what}: killed, or out of memory; its own log may say why"
@@ -194,5 +192,6 @@ def _lost(message: Message, silo_file: Path, folder: WorkerFolder, what: str) ->
     with contextlib.suppress(FedKDError):
         from fedkd.deploy.silo_file import load_silo_file
 
-        append_entry(Path(load_silo_file(silo_file).audit), describe_reply(message, reply))
+        entry = {**describe_run(context), **describe_reply(message, reply)}
+        append_entry(Path(load_silo_file(silo_file).audit), entry)
     return reply

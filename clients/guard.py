@@ -13,16 +13,14 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import ClientAppCallable
 
-from clients.audit_entry import describe_reply
+from clients.audit_entry import describe_reply, describe_run, noting_facts
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError, NotAllowedError
 from fedkd.messages import describe, evaluate, keys, teacher
+from fedkd.messages.failures import FAILED
 from fedkd.messages.teacher import Wanted
 from fedkd.user_code import importing_only
-
-REFUSED = 2
-"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
 
 NOT_READY = "it is not ready; its own log says why, and so does `fedkd silo check` there"
 
@@ -41,18 +39,20 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         file = load_silo_file(Path(str(context.node_config[keys.NODE_SILO])))
     except FedKDError as error:
         return _fail(message, error)
+    with noting_facts() as facts:
+        try:
+            check_question(file.share, message)
+            with importing_only(file.importable):
+                reply = _answer(file, message, context, call_next)
+            if not reply.has_error():
+                withhold(file.share, message, reply.content)
+        except (UnsharedError, NotAllowedError) as error:
+            reply = Message(Error(FAILED, str(error)), reply_to=message)
+        except Exception as error:  # its text may quote private data or paths: it stays here
+            reply = _fail(message, error)
     try:
-        check_question(file.share, message)
-        with importing_only(file.importable):
-            reply = _answer(file, message, context, call_next)
-        if not reply.has_error():
-            withhold(file.share, message, reply.content)
-    except (UnsharedError, NotAllowedError) as error:
-        reply = Message(Error(REFUSED, str(error)), reply_to=message)
-    except Exception as error:  # its text may quote private data or paths: it stays in this log
-        reply = _fail(message, error)
-    try:
-        append_entry(Path(file.audit), describe_reply(message, reply))
+        entry = {**describe_run(context), **facts, **describe_reply(message, reply)}
+        append_entry(Path(file.audit), entry)
     except FedKDError as error:
         return _fail(message, error)
     return reply
@@ -138,4 +138,4 @@ def _answer(
 def _fail(message: Message, error: Exception) -> Message:
     """Tell the server no more than that the silo failed; the rest is in the silo's own log."""
     _logger.error("the silo cannot answer: %s", error, exc_info=error)
-    return Message(Error(REFUSED, NOT_READY), reply_to=message)
+    return Message(Error(FAILED, NOT_READY), reply_to=message)

@@ -34,8 +34,6 @@ from fedkd.util.cache import cache_root
 FindSilo = Callable[[Context], tuple[Silo, Study]]
 Answer = Callable[[Silo, Study, str, RecordDict], RecordDict]
 """Takes a silo, its study, the arm's name and a question to the reply."""
-FAILED = 2
-"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
 
 
 def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
@@ -56,7 +54,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
                 foreseen = _has_one_image(silo, message)
                 if not foreseen and (isinstance(error, UserCodeError) or not silo.is_own):
                     raise
-                return Message(Error(FAILED, failures.tell_silo(error)), reply_to=message)
+                return Message(Error(failures.FAILED, failures.tell_silo(error)), reply_to=message)
             return Message(seal_reply(content, message.content, silo.name), reply_to=message)
 
         return handle
@@ -228,7 +226,7 @@ def tell_failures(message: Message, context: Context, call_next: ClientAppCallab
     except Exception as error:
         if is_deployed(context):
             raise
-        return Message(Error(FAILED, failures.tell(error)), reply_to=message)
+        return Message(Error(failures.FAILED, failures.tell(error)), reply_to=message)
 
 
 app = make_client_app(find_silo, [tell_failures, guard])

@@ -17,14 +17,13 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from fedkd.deploy.frames import has_hung_up, peer_uid, receive_frame, send_frame
+from fedkd.deploy.frames import MAX_BYTES, READY, has_hung_up, peer_uid, receive_frame, send_frame
 from fedkd.deploy.loaded_code import LoadedCode
 from fedkd.deploy.silo_file import load_silo_file
 from fedkd.deploy.worker_folder import WorkerFolder, find_process
 from fedkd.errors import UserError
+from fedkd.messages.failures import FAILED
 
-READY = b"ready"
-MAX_BYTES = (1 << 31) - 1
 MAX_GREETING_BYTES = 1000
 TICK_SECONDS = 0.5
 GREETING_SECONDS = 10.0
@@ -32,7 +31,6 @@ IDLE_SECONDS = 900
 """Until the silo's file was read for the first time."""
 START_SECONDS = 30.0
 """Within which the process that started the worker has noted it."""
-FAILED = 2
 
 _logger = logging.getLogger("flwr")
 

@@ -14,9 +14,12 @@ from fedkd.errors import FedKDError
 from fedkd.messages import describe
 from fedkd.messages.describe import Description
 from fedkd.messages.validate import RefusedError, printable
+from fedkd.results.record import Quarantined
 from strategies.roster import Member
 from strategies.session import Session
 
+APPROVAL_SECONDS = 10.0
+"""After which a silo that waits for its owner's approval is asked again."""
 LATECOMER_SECONDS = 60.0
 """How long the other silos wait before a round for a new node to introduce itself."""
 
@@ -29,8 +32,12 @@ def gather(session: Session) -> None:
     """
     context = session.context
     expected = context.study.num_silos
+    deadline = time.monotonic() + context.rounds.timeout
     nodes = _wait_for_nodes(session.grid, expected, context.rounds.timeout)
-    _introduce(session, nodes, context.rounds.timeout)
+    waiting = _introduce(session, nodes, context.rounds.timeout)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(APPROVAL_SECONDS, left))
+        waiting = _introduce(session, waiting, context.rounds.timeout)
     least = max(1, math.ceil(context.rounds.quorum * expected))
     if len(session.roster) < least:
         reasons = "; ".join(sorted({entry.reason for entry in session.ledger.quarantined})[:3])
@@ -48,10 +55,14 @@ def look_again(session: Session) -> None:
     session.roster.update_connected(nodes)
 
 
-def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> None:
-    """Ask nodes who they are; a node that fails takes no part, and counts in no round."""
+def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> list[int]:
+    """Ask nodes who they are; a node that fails takes no part, and counts in no round.
+
+    Returns:
+        The nodes that wait for their owner's approval. They are asked again.
+    """
     if not nodes:
-        return
+        return []
     context = session.context
 
     def read(_: Member, content: RecordDict) -> tuple[str, Description]:
@@ -64,12 +75,31 @@ def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> None:
         return name, description
 
     images = None if context.transfer is None else context.transfer.images
-    newcomers = session.roster.question(nodes)
+    newcomers, noted = session.roster.question(nodes), len(session.ledger.quarantined)
     answers = session.ask(newcomers, describe.write_question(images), read, timeout=timeout)
     for newcomer, (name, description) in answers:
         if not session.roster.admit(Member(name, newcomer.node_id, description)):
             reason = f"it claims the name {name!r}, which another node bears"
             session.ledger.refuse(newcomer.name, reason, counted=False)
+    return _note_waiting(session, newcomers, session.ledger.quarantined[noted:])
+
+
+def _note_waiting(
+    session: Session, newcomers: Sequence[Member], refusals: Sequence[Quarantined]
+) -> list[int]:
+    """Report which nodes wait for approval; note it once for each, and let them be asked again."""
+    nodes = {member.name: member.node_id for member in newcomers}
+    waiting = [entry for entry in refusals if describe.WAITING in entry.reason]
+    ledger = session.ledger
+    for entry in waiting:
+        known = [(each.silo, each.reason) for each in ledger.quarantined]
+        if known.count((entry.silo, entry.reason)) > 1:
+            ledger.quarantined.remove(entry)
+    again = [nodes[entry.silo] for entry in waiting]
+    session.roster.forget(again)
+    if waiting:
+        session.observer.on_waiting("; ".join(sorted({entry.reason for entry in waiting})))
+    return again
 
 
 def _check_admission(study: Study, name: str, description: Description) -> None:

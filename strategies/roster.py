@@ -53,6 +53,10 @@ class Roster(dict[str, Member]):
         self._questioned |= set(nodes)
         return [Member(f"node-{node}", node) for node in nodes]
 
+    def forget(self, nodes: Sequence[int]) -> None:
+        """Let nodes be asked again who they are."""
+        self._questioned -= set(nodes)
+
     def admit(self, member: Member) -> bool:
         """Bind a silo's name to its node; return whether the name is free.
 

@@ -31,6 +31,10 @@ class RunLog:
         if epoch == epochs or epoch % max(1, epochs // 20) == 0:
             self._print("distillation", [epoch, epochs])
 
+    def on_waiting(self, reason: str) -> None:
+        """Print which silos the run waits for."""
+        self._print("waiting", reason)
+
     def on_end(self, folder: Path) -> None:
         """Print the whole record, and where model and state are on this host."""
         record = asdict(RunRecord.read(folder))

@@ -75,6 +75,9 @@ class _Recorder:
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._observer.on_distillation(epoch, epochs)
 
+    def on_waiting(self, reason: str) -> None:
+        self._observer.on_waiting(reason)
+
 
 def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
     """Return a ServerApp that serves the run that ``find`` returns for a Flower context."""

@@ -392,6 +392,9 @@ class _Deaf:
     def on_distillation(self, epoch: int, epochs: int) -> None:
         pass
 
+    def on_waiting(self, reason: str) -> None:
+        pass
+
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[ThreadPoolExecutor]:

@@ -13,6 +13,7 @@ from fedkd.cli.checks import doctor, schema, validate
 from fedkd.cli.choosing import pairs, recommend, tune
 from fedkd.cli.convert import convert
 from fedkd.cli.output import replace_what_cannot_be_written
+from fedkd.cli.rehearse import rehearse
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
 from fedkd.errors import FedKDError
@@ -34,7 +35,11 @@ app = typer.Typer(
     "For example: fedkd compare experiments/quickstart.yaml",
 )
 
-for command in (compare, tune, pairs, report, watch, validate, recommend, schema, doctor, convert):
+COMMANDS = (
+    *(compare, tune, pairs, report, watch, validate, rehearse, recommend, schema, doctor),
+    convert,
+)
+for command in COMMANDS:
     app.command()(command)
 for module in (offline, cache, hosts):
     module.add_commands(app)

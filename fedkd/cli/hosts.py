@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedkd.cli.options import AsJson
+from fedkd.cli.silo import silo_approve, silo_audit, silo_pending
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(keys, name="keys")
     silo = typer.Typer(
         no_args_is_help=True,
-        help="Check a deployed silo on its own host.\n\nFor example: fedkd silo check silo.yaml",
+        help="Check and audit a deployed silo on its own host.\n\n"
+        "For example: fedkd silo check silo.yaml",
     )
     silo.command("check")(silo_check)
+    silo.command("pending")(silo_pending)
+    silo.command("approve")(silo_approve)
+    silo.command("audit")(silo_audit)
     silo.command("schema")(silo_schema)
     app.add_typer(silo, name="silo")
 

@@ -6,6 +6,10 @@ import socket
 import struct
 import sys
 
+MAX_BYTES = (1 << 31) - 1
+"""Of a message: a protocol buffer is never longer."""
+READY = b"ready"
+"""What the worker sends when it takes a message."""
 _LENGTH = struct.Struct("!Q")
 _LOCAL_PEERCRED = 1
 """macOS: socket option of level 0 whose value begins with a version and the user's number."""

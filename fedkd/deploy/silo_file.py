@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
@@ -74,6 +74,11 @@ class Share(Section):
 class Approve(Section):
     """What the silo's owner has seen and approved."""
 
+    study: Literal["ask", "any"] = Field(
+        "ask",
+        description="ask: a study is answered once its owner has approved it (fedkd silo approve); "
+        "any: every study is",
+    )
     transfer: list[TransferHash] = Field(
         default=[],
         max_length=1000,
@@ -130,6 +135,12 @@ class SiloFile(Section):
         "memory",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    @field_validator("approve", mode="before")
+    @classmethod
+    def _expand_approve(cls, value: Any) -> Any:
+        """Read ``approve: any`` as ``approve: {study: any}``."""
+        return {"study": value} if isinstance(value, str) else value
 
     @property
     def importable(self) -> frozenset[str]:

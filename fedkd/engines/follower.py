@@ -10,6 +10,7 @@ from fedkd.engines.flower_app import last_lines
 from fedkd.engines.superlink import SuperLink
 from fedkd.errors import FedKDError
 from fedkd.messages.run_log import BrokenLogError, LogReader
+from fedkd.messages.validate import printable
 from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord, append_point, build
 
@@ -44,6 +45,10 @@ class OnlyNew:
         """Pass on an epoch of the consolidation."""
         if not self.points:
             self._observer.on_distillation(epoch, epochs)
+
+    def on_waiting(self, reason: str) -> None:
+        """Pass on which silos are waited for."""
+        self._observer.on_waiting(reason)
 
 
 class Follower:
@@ -131,6 +136,8 @@ class Follower:
             self._observer.on_point(point)
         elif kind == "distillation":
             self._observer.on_distillation(*_build(tuple[int, int], value))
+        elif kind == "waiting":
+            self._observer.on_waiting(printable(value))
         elif kind == "error":
             raise FedKDError(str(value))
         else:

@@ -15,10 +15,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.handlers import FAILED, make_client_app
+from clients.handlers import make_client_app
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.engines.base import Task
+from fedkd.messages.failures import FAILED
 from fedkd.results.observer import Observer
 from fedkd.util.parallel import run_all
 from strategies.context import RunContext

@@ -95,6 +95,21 @@ class SuperLink:
             raise FedKDError(f"the SuperLink {self.address} refuses the run: {_said(answer)}")
         return run_id
 
+    def register(self, public_key: Path) -> str | None:
+        """Register a SuperNode's key; return what is wrong, None if it is registered."""
+        answer = self._flwr(
+            "supernode", "register", str(public_key), self.name, timeout=ASK_TIMEOUT
+        )
+        said = _said(answer)
+        return None if answer.returncode == 0 or "already" in said.lower() else said
+
+    def count_online(self) -> int | None:
+        """Return the number of connected SuperNodes, or None while it does not answer."""
+        answer = self._flwr("supernode", "ls", self.name, "--format", "json", timeout=ASK_TIMEOUT)
+        if answer.returncode != 0:
+            return None
+        return answer.stdout.count('"status": "online"')
+
     def stop(self, run_id: str) -> bool:
         """Stop a run, and return whether the SuperLink says within seconds that it has."""
         answer = self._flwr("stop", run_id, self.name, timeout=STOP_TIMEOUT)

@@ -20,6 +20,9 @@ from fedkd.messages.validate import (
     read_text,
 )
 
+WAITING = "waits for its owner's approval of this study"
+"""In the reason of a silo that has not been allowed to answer; the server asks it again."""
+
 
 @dataclass(frozen=True)
 class Description:

@@ -10,6 +10,8 @@ import traceback
 
 from fedkd.errors import FedKDError, RemoteError
 
+FAILED = 2
+"""Flower's error code for an exception in a ClientApp, the only one that is for apps."""
 _MARK = "fedkd:"
 _SILO, _FORESEEN, _FAULT = "silo", "foreseen", "fault"
 

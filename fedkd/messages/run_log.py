@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedkd.errors import FedKDError
 
@@ -19,7 +19,7 @@ MAX_LINE = 16 << 20
 _LINE = re.compile(r"fedkd-record (\d{1,9}) ([0-9a-f]{16}) (\{.*\})")
 _MARK = "fedkd-record "
 
-Kind = Literal["point", "distillation", "record", "error"]
+Kind = Literal["point", "distillation", "waiting", "record", "error"]
 
 
 class BrokenLogError(FedKDError):
@@ -76,7 +76,7 @@ def _parse(text: str) -> tuple[Kind, Any]:
         entry = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BrokenLogError("a line of the run's record is no JSON") from error
-    if entry.get("kind") not in ("point", "distillation", "record", "error"):
+    if entry.get("kind") not in get_args(Kind):
         raise BrokenLogError("a line of the run's record is of an unknown kind")
     return entry["kind"], entry.get("value")
 

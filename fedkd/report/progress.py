@@ -169,6 +169,7 @@ class _RunBar:
         self._bars = bars
         self._task = task
         self._targets = sorted(targets)
+        self._waiting = ""
 
     def on_point(self, point: Point) -> None:
         unreached = [target for target in self._targets if point.accuracy < target]
@@ -178,6 +179,11 @@ class _RunBar:
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._bars.update(self._task, detail=f"distilling, epoch {epoch} of {epochs}")
+
+    def on_waiting(self, reason: str) -> None:
+        if reason != self._waiting:
+            self._waiting = reason
+            self._bars.console.print(f"[yellow]waiting[/yellow] {escape(reason)}")
 
 
 class EpochBar:

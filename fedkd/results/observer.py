@@ -15,3 +15,6 @@ class Observer(Protocol):
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         """Called after every epoch of distillation."""
+
+    def on_waiting(self, reason: str) -> None:
+        """Called while silos that are connected do not answer yet; says which, and why."""

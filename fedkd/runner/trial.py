@@ -64,6 +64,9 @@ class _Watch:
     def on_distillation(self, epoch: int, epochs: int) -> None:
         """Do nothing."""
 
+    def on_waiting(self, reason: str) -> None:
+        """Do nothing."""
+
 
 class NullObserver:
     """An observer that does nothing."""
@@ -72,6 +75,9 @@ class NullObserver:
         """Do nothing."""
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
+        """Do nothing."""
+
+    def on_waiting(self, reason: str) -> None:
         """Do nothing."""
 
 

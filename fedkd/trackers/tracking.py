@@ -117,3 +117,6 @@ class _Both:
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
         self._observer.on_distillation(epoch, epochs)
+
+    def on_waiting(self, reason: str) -> None:
+        self._observer.on_waiting(reason)

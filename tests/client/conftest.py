@@ -61,6 +61,9 @@ class Deaf:
     def on_distillation(self, epoch: int, epochs: int) -> None:
         pass
 
+    def on_waiting(self, reason: str) -> None:
+        pass
+
 
 @dataclass
 class Field:
@@ -69,6 +72,7 @@ class Field:
     root: Path
     pool: ThreadPoolExecutor
     study: dict[str, Any] = dataclass_field(default_factory=dict)
+    observer: Deaf = dataclass_field(default_factory=Deaf)
 
     def write(self, name: str, changes: dict[str, Any]) -> None:
         images = np.random.default_rng(len(name)).integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -84,7 +88,7 @@ class Field:
             "labels": {"0": "a", "1": "b", "2": "c"},
             "model": {"checkpoint": "own.safetensors"},
             "audit": "audit.jsonl",
-            "approve": {"transfer": [self.transfer_hash()]},
+            "approve": {"study": "any", "transfer": [self.transfer_hash()]},
             **changes,
             "share": {**SHARE, **changes.get("share", {})},
         }
@@ -134,7 +138,7 @@ class Field:
         folder = self.root / "record" / arm
         shutil.rmtree(folder, ignore_errors=True)
         contexts = {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
-        server = make_server_app(lambda _: Serving(context, folder, Deaf()))
+        server = make_server_app(lambda _: Serving(context, folder, self.observer))
         grid = InlineGrid(app, contexts, self.pool)
         server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
         return RunRecord.read(folder)

@@ -323,9 +323,9 @@ def test_a_transfer_set_that_nobody_approved_is_refused(curious: Any) -> None:
 
 
 def test_noise_is_not_approved_by_a_source(curious: Any) -> None:
-    server = curious({"approve": None})
+    server = curious({"approve": "any"})
     source = server.field.transfer("own.npz")
-    server.field.write("north", {"approve": None, "transfer": source})
+    server.field.write("north", {"approve": "any", "transfer": source})
     server.use(GAUSSIAN)
     assert server.told()
     server.use(GAUSSIAN, data={**data_of(server), "transfer": {"source": "noise", "size": 40}})
@@ -333,7 +333,7 @@ def test_noise_is_not_approved_by_a_source(curious: Any) -> None:
 
 
 def test_a_set_is_approved_once_by_hand(curious: Any) -> None:
-    server = curious({"approve": None})
+    server = curious({"approve": "any"})
     server.use(GAUSSIAN)
     assert "--accept" in server.refused()
     file = load_silo_file(server.field.root / "north" / "silo.yaml")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedkd.deploy.bundle_hash import bundle_hash
 from fedkd.messages import keys
 from fedkd.results.record import RunRecord
 from fedkd.util.lock import LOCK_FILE
@@ -32,6 +34,26 @@ def test_every_arm_runs_on_what_silos_tell(field: Any, arm: str) -> None:
         asked = [] if arm == "fedavg" else [keys.TEACHER]
         expected = [keys.DESCRIBE, *asked, keys.EVALUATE, keys.TRAIN, keys.EVALUATE]
         assert kinds == expected
+
+
+def test_the_audit_log_names_study_arm_code_data_and_transfer_set(field: Any) -> None:
+    made = field()
+    made.run("fedkd-logits")
+    before = made.audit("north")
+    with np.load(made.root / "north" / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    np.savez(made.root / "north" / "data.npz", images=images[::-1], labels=labels)
+    made.ask("north", keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH}, arm="fedavg")
+    last = made.audit("north")[-1]
+    for entry in (*before, last):
+        assert (entry["study"], entry["seed"], entry["code"]) == ("field", 0, bundle_hash())
+    assert {entry["arm"] for entry in before} == {"fedkd-logits"}
+    assert last["arm"] == "fedavg"
+    transfer = {entry["type"]: entry["transfer"] for entry in before}
+    assert transfer[keys.TEACHER] == transfer[keys.DESCRIBE] == made.transfer_hash()
+    assert transfer[keys.TRAIN] is last["transfer"] is None
+    assert len({entry["data"] for entry in before}) == 1
+    assert last["data"] != before[0]["data"]
 
 
 def test_the_audit_log_has_the_very_bytes_that_are_charged(field: Any) -> None:
