@@ -19,14 +19,15 @@ from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.training.compute import Compute
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.files import write_text
 from fedkd.util.seeding import numpy_generator, torch_generator
 from fedkd.util.yaml_loader import dump_yaml
 
 SPARE_IMAGES = 500
 """Of the server's own images, beside twice the transfer set: for test and validation."""
-TRAINING = Sgd(epochs=3, batch_size=32, lr=0.05, momentum=0.9)
+TRAINING = OptimizerSettings(epochs=3, batch_size=32, lr=0.05, momentum=0.9)
 """Of the silos' own models: enough to be better than guessing on such images."""
 
 
@@ -103,7 +104,7 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
         model = build_model(arch, shape, seed=study.seeds[0])
         generator = torch_generator(study.seeds[0], "rehearsal", name)
         data = Images(pixels, labels)
-        train_supervised(model, data, sgd=TRAINING, generator=generator, compute=Compute())
+        train_supervised(model, data, optimizer=TRAINING, generator=generator, compute=Compute())
         save_model(path, copy_state(model), ModelCard(arch, shape))
         file["model"] = {"checkpoint": str(path), "arch": arch}
     path = folder / "silo.yaml"
