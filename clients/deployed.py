@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -27,6 +28,8 @@ from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
 from fedkd.messages import keys
 from fedkd.messages.describe import WAITING
+from fedkd.models.backbone import Backbone
+from fedkd.models.build import Shape
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import Checkpoint
 from fedkd.training.compute import Compute
@@ -79,10 +82,11 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
     holdings = _read_holdings(file, study)
     if len(holdings.train) < file.share.min_samples:
         raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
+    shape = replace(holdings.shape, backbone=Backbone.of(study))
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
     if file.model is not None:
-        arch, checkpoint = _read_own_model(file, holdings)
+        arch, checkpoint = _read_own_model(file, shape, holdings.classes)
         own = Pretrained(checkpoint.state)
 
     def transfer() -> Tensor | None:
@@ -92,7 +96,7 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
     silo = Silo(
         name=file.name,
         data=holdings.train,
-        shape=holdings.shape,
+        shape=shape,
         arch=arch or study.arch_of(file.name),
         global_arch=study.global_arch(arm),
         own_model=lambda: own,
@@ -132,13 +136,15 @@ def _hash_data(holdings: Holdings) -> str:
     return digest.hexdigest()
 
 
-def _read_own_model(file: SiloFile, holdings: Holdings) -> tuple[str, Checkpoint]:
+def _read_own_model(
+    file: SiloFile, shape: Shape, classes: tuple[str, ...]
+) -> tuple[str, Checkpoint]:
     """Return the silo's own model; it is read anew once its file has changed."""
     if file.model is None:
         raise UserError("model: the silo has none")
     path, arch = file.model.checkpoint, file.model.arch
-    labels = tuple(file.labels.items())
+    labels, preprocessing = tuple(file.labels.items()), str(file.model.preprocessing)
     return _own_model.get(
-        (stamp_path(Path(path)), path, arch, labels, holdings.shape, holdings.classes),
-        lambda: read_own_model(file, holdings.shape, holdings.classes),
+        (stamp_path(Path(path)), path, arch, preprocessing, labels, shape, classes),
+        lambda: read_own_model(file, shape, classes),
     )

@@ -27,6 +27,7 @@ from fedkd.distillation.teachers import Teacher
 from fedkd.federation.local_silo import LocalSilo
 from fedkd.messages import keys
 from fedkd.messages.teacher import Wanted
+from fedkd.models.backbone import Backbone
 from fedkd.models.state import State, state_hash
 
 
@@ -56,7 +57,7 @@ class Disclosure:
         """
         settings = self._settings(wanted)
         seen = self._approved(images, silo)
-        own = fit_basis(seen, settings)
+        own = fit_basis(seen, settings, silo.shape, silo.compute)
         rotation = None if own is None else find_rotation(own, basis, seen)
         if own is None or rotation is None:
             raise UnsharedError(
@@ -77,7 +78,7 @@ class Disclosure:
         question = {
             "transfer": content_hash(seen),
             "density": wanted.density,
-            "familiarity": _basis_settings(settings),
+            "familiarity": _basis_settings(settings, silo.shape.backbone),
             "images": content_hash(silo.data),
             "labels": silo.data.labels.tolist(),
             "classes": list(self.study.data.classes or ()),
@@ -159,10 +160,15 @@ def _large_classes(silo: LocalSilo) -> Images:
     return data.take(kept.nonzero().flatten())
 
 
-def _basis_settings(settings: Consolidation) -> dict[str, int | str | bool]:
+def _basis_settings(
+    settings: Consolidation, backbone: Backbone | None
+) -> dict[str, int | str | bool]:
     """Return all that the basis depends on beside the transfer set."""
     familiarity = settings.familiarity
+    on_backbone = familiarity.basis == "backbone" and backbone is not None
+    weights = {"weights": backbone.features_hash} if on_backbone and backbone else {}
     return {
+        **weights,
         "basis": familiarity.basis,
         "dims": familiarity.effective_dims,
         "filters": familiarity.filters if familiarity.basis == "patches" else 0,

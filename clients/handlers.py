@@ -73,7 +73,13 @@ def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
     own = silo.own_model().state if silo.uses_model else None
     has_transfer = _own_transfer(silo, describe.read_transfer_hash(content)) is not None
     return describe.write_reply(
-        Description(silo.arch, len(silo.data), tuple(silo.class_counts), has_transfer),
+        Description(
+            silo.arch,
+            len(silo.data),
+            tuple(silo.class_counts),
+            has_transfer,
+            "" if silo.shape.backbone is None else silo.shape.backbone.fixed_hash,
+        ),
         num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
         checkpoint_hash=state_hash(own) if own else None,
     )

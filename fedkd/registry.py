@@ -217,8 +217,15 @@ ARCHITECTURES = Registry(
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
     },
-    prefixes={"torchvision:": Prefix("fedkd.models.build:torchvision_builder", "NAME")},
+    prefixes={
+        "torchvision:": Prefix("fedkd.models.libraries:torchvision_builder", "NAME"),
+        "timm:": Prefix("fedkd.models.libraries:timm_builder", "NAME"),
+        "hf:": Prefix("fedkd.models.libraries:hugging_face_builder", "FOLDER or OWNER/NAME"),
+    },
 )
+
+HUGGING_FACE = "hf:"
+"""The prefix of an architecture that is read with its weights, from a folder or a hub."""
 
 TORCHVISION_SETS = {
     "mnist": "MNIST",

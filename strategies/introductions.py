@@ -14,6 +14,7 @@ from fedkd.errors import FedKDError
 from fedkd.messages import describe
 from fedkd.messages.describe import Description
 from fedkd.messages.validate import RefusedError, printable
+from fedkd.models.backbone import Backbone
 from fedkd.results.record import Quarantined
 from strategies.roster import Member
 from strategies.session import Session
@@ -72,6 +73,7 @@ def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> list[i
             max_examples=context.rounds.max_examples,
         )
         _check_admission(context.study, name, description)
+        _check_fixed_part(context.shape.backbone, description)
         return name, description
 
     images = None if context.transfer is None else context.transfer.images
@@ -114,6 +116,16 @@ def _check_admission(study: Study, name: str, description: Description) -> None:
         raise RefusedError(
             f"it has {description.num_examples} images, fewer than partition.min_size, "
             f"{study.partition.min_size}"
+        )
+
+
+def _check_fixed_part(backbone: Backbone | None, description: Description) -> None:
+    """Refuse a silo whose weights differ where nobody trains them."""
+    expected = "" if backbone is None else backbone.fixed_hash
+    if description.fixed_part != expected:
+        raise RefusedError(
+            f"the fixed part of its models has the hash {description.fixed_part[:12] or 'none'}, "
+            f"the server's {expected[:12] or 'none'}; both need the same model.weights"
         )
 
 

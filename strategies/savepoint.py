@@ -150,7 +150,8 @@ def read_exchanges(folder: Path) -> int | None:
 def fingerprint(context: RunContext) -> str:
     """Hash all that determines a run's bits: study, arm, seed, targets, data, code, machine."""
     study = context.study
-    own = [arch_fingerprint(arch, study.model.files) for arch in study.architectures]
+    backbone = context.shape.backbone
+    own = [arch_fingerprint(arch, study.model.files, backbone) for arch in study.architectures]
     own += function_keys(study, context.arm_name)
     data: list[Images | None] = [context.test, context.validation, context.transfer]
     resolved = study.to_dict()

@@ -170,7 +170,8 @@ def _distil_at_silo(session: Session, teachers: Teachers) -> Consolidated:
 
 def _fit_basis(context: RunContext) -> Basis | None:
     """Fit the basis in which silos compute densities to the transfer set, if it is large enough."""
-    return fit_basis(_transfer(context).images, settings_of(context))
+    images = _transfer(context).images
+    return fit_basis(images, settings_of(context), context.shape, context.compute)
 
 
 def _fit_feature_basis(context: RunContext, teachers: Teachers) -> Basis | None:

@@ -65,8 +65,8 @@ class Consolidation(OptimizerKeys):
     student: Literal["average", "best", "worst", "random", "fresh", "lda-head"] = Field(
         "average",
         description="initial weights: the average of the silos' models, one of them, or fresh "
-        "(random weights); random: a random silo's model; lda-head: patch-features whose last "
-        "layer follows from class sums in closed form",
+        "(random weights); random: a random silo's model; lda-head: a last layer on features of "
+        "the basis, patches or backbone, in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
@@ -205,12 +205,13 @@ class Consolidation(OptimizerKeys):
             )
 
     def _check_moments_suffice(self) -> None:
-        if not (self.uses_moments and self.familiarity.basis == "patches"):
+        if not (self.uses_moments and self.familiarity.basis in ("patches", "backbone")):
             raise ValueError(
-                "student: lda-head is computed from class sums of filter responses: set weighting: "
-                "familiarity with familiarity.density: pooled and familiarity.basis: patches"
+                "student: lda-head is computed from class sums of features: set weighting: "
+                "familiarity with familiarity.density: pooled and familiarity.basis: patches, or "
+                "backbone"
             )
-        if self.familiarity.filters != NUM_PATCH_FILTERS:
+        if self.familiarity.basis == "patches" and self.familiarity.filters != NUM_PATCH_FILTERS:
             raise ValueError(
                 f"student: lda-head is patch-features with {NUM_PATCH_FILTERS} filters; set "
                 f"familiarity.filters: {NUM_PATCH_FILTERS}"

@@ -75,11 +75,11 @@ class Familiarity(Section):
         "pooled: silos share class sums of their images, from which the server estimates class "
         "means and one covariance",
     )
-    basis: Literal["pixels", "patches", "features"] = Field(
+    basis: Literal["pixels", "patches", "backbone", "features"] = Field(
         "pixels",
         description="space of the densities. patches: responses of filters learnt from the "
-        "transfer images; features: inputs of the averaged model's last layer, which costs a "
-        "second exchange",
+        "transfer images; backbone: features of the part of the model that nobody trains; "
+        "features: inputs of the averaged model's last layer, which costs a second exchange",
     )
     dims: Count | None = Field(
         None,
@@ -119,7 +119,7 @@ class Familiarity(Section):
     def _check(self) -> Familiarity:
         if self.density == "pooled" and self.basis == "features":
             raise ValueError(
-                "density: pooled needs basis: pixels or patches; features of a model are "
+                "density: pooled needs basis: pixels, patches or backbone; features of a model are "
                 "unbounded, so that implausible class sums could not be refused"
             )
         return self

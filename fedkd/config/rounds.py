@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fedkd.config.backbone import BackboneKeys, Preprocessing
 from fedkd.config.optimizer import (
     Augmentation,
     ClassWeights,
@@ -35,7 +36,7 @@ Aggregation = Literal["mean", "median", "trimmed-mean"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
-class Model(Section):
+class Model(BackboneKeys):
     """The architecture of the global model and of silos that differ from it."""
 
     arch: Architecture = "cnn"
@@ -79,6 +80,11 @@ class Pretraining(OptimizerKeys):
         default={},
         description="silo name to a checkpoint used instead of pre-training: .safetensors, "
         ".safetensors.index.json, .pt, .pth, .ckpt or .bin",
+    )
+    preprocessing: dict[str, Preprocessing] = Field(
+        default={},
+        description="silo name to the preprocessing of its own model, where it differs from "
+        "model.preprocessing",
     )
 
     @model_validator(mode="after")

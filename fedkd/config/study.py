@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from fedkd.config.arm import Arm
 from fedkd.config.at_silo import check_at_silo
+from fedkd.config.backbone import check_backbones, has_fixed_part
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
@@ -82,6 +83,7 @@ class Study(Section):
             check_simulated(self.data, self.partition.scheme, self.arms)
         _check_silo_names(self)
         check_recalibration(self)
+        check_backbones(self)
         _check_needs(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
@@ -235,6 +237,7 @@ def _check_silo_names(study: Study) -> None:
     for key, mapping in (
         ("model.per_silo", study.model.per_silo),
         ("pretraining.checkpoints", study.pretraining.checkpoints),
+        ("pretraining.preprocessing", study.pretraining.preprocessing),
     ):
         for silo in mapping:
             if silo not in known:
@@ -288,7 +291,14 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
         return
     arch = study.global_arch(name)
     if chosen == "lda-head":
-        if arch != PATCH_FEATURES:
+        settings = study.arms[name].consolidation
+        on_backbone = settings is not None and settings.familiarity.basis == "backbone"
+        if on_backbone and (not has_fixed_part(study, arch) or study.model.train != "head"):
+            raise ValueError(
+                f"arms.{name}.consolidation.student: lda-head in basis: backbone is the head of a "
+                "network that nobody trains; set model.weights and model.train: head"
+            )
+        if not on_backbone and arch != PATCH_FEATURES:
             raise ValueError(
                 f"arms.{name}.consolidation.student: lda-head is a {PATCH_FEATURES}, but the "
                 f"arm's model is {arch}; set arms.{name}.arch: {PATCH_FEATURES}"

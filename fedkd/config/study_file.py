@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedkd.config import Consolidation, Study
+from fedkd.config import Consolidation, Model, Study
+from fedkd.config.backbone import is_weights_file
 from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.own import find_problems
 from fedkd.errors import UserError
-from fedkd.registry import SOURCES
+from fedkd.registry import HUGGING_FACE, SOURCES
 from fedkd.util.checkpoint_files import find_weights_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
@@ -138,6 +139,9 @@ def _find_file_problems(study: Study) -> list[Problem]:
     for silo, checkpoint in study.pretraining.checkpoints.items():
         if sentence := find_weights_problem(Path(checkpoint)):
             problems.append(Problem(f"pretraining.checkpoints.{silo}", sentence))
+    weights = study.model.weights
+    if weights and is_weights_file(weights) and (sentence := _find_path_problem(weights, "file")):
+        problems.append(Problem("model.weights", sentence))
     for index, name in enumerate(study.model.files):
         if sentence := _find_path_problem(name, "file"):
             problems.append(Problem(f"model.files.{index}", sentence))
@@ -267,11 +271,10 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
         silo: absolute_path(name, folder) for silo, name in pretraining.checkpoints.items()
     }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
-    files = [absolute_path(name, folder) for name in study.model.files]
     changed = {
         "data": data,
         "pretraining": pretraining,
-        "model": study.model.model_copy(update={"files": files}),
+        "model": _make_model_absolute(study.model, folder),
     }
     if isinstance(study.partition, Given):
         silos = {
@@ -279,6 +282,26 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
         }
         changed["partition"] = study.partition.model_copy(update={"silos": silos})
     return study.model_copy(update=changed)
+
+
+def _make_model_absolute(model: Model, folder: Path) -> Model:
+    files = [absolute_path(name, folder) for name in model.files]
+    per_silo = {silo: _absolute_arch(arch, folder) for silo, arch in model.per_silo.items()}
+    weights = model.weights
+    if weights and is_weights_file(weights):
+        weights = absolute_path(weights, folder)
+    arch = _absolute_arch(model.arch, folder)
+    update = {"files": files, "per_silo": per_silo, "weights": weights, "arch": arch}
+    return model.model_copy(update=update)
+
+
+def _absolute_arch(arch: str, folder: Path) -> str:
+    """Return ``hf:FOLDER`` with the folder seen from ``folder``; any other name unchanged."""
+    name = arch.removeprefix(HUGGING_FACE)
+    if name == arch:
+        return arch
+    path = absolute_path(name, folder)
+    return f"{HUGGING_FACE}{path}" if Path(path).is_dir() else arch
 
 
 def absolute_path(name: str, folder: Path) -> str:

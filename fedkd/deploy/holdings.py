@@ -16,7 +16,8 @@ from fedkd.data.sources import convert_like
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
-from fedkd.models.card import ModelCard, load_model, read_card
+from fedkd.models.card import ModelCard, check_preprocessing, load_model, read_card
+from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, identity
 from fedkd.models.state import Checkpoint
 from fedkd.util.cache import cache_root
 
@@ -99,10 +100,30 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
         raise UserError(f"model.arch: is {arch}, but {path} says that it is {card.arch}")
     if card is not None and card.classes:
         _check_order(card.classes, file.labels, classes, path)
-    checkpoint = load_model(path, ModelCard(arch, shape), what=what)
+    preprocessing = _preprocessing(file, card, shape, arch)
+    known = ModelCard(arch, shape)
+    checkpoint = load_model(path, known, what=what, preprocessing=preprocessing)
     if not checkpoint.finite:
         raise UserError(f"{what}: {path} holds values that are not finite; train it again")
     return arch, checkpoint
+
+
+def _preprocessing(
+    file: SiloFile, card: ModelCard | None, shape: Shape, arch: str
+) -> Preprocessing | None:
+    """Return what the silo's model was trained with: its owner says it, or its card, or the study.
+
+    Raises:
+        UserError: owner and card contradict each other.
+    """
+    given = None if file.model is None else file.model.preprocessing
+    if given is not None and file.model is not None:
+        chosen = from_config(given)
+        check_preprocessing(Path(file.model.checkpoint), chosen, what="model.preprocessing")
+        return chosen or identity(len(IMAGENET.mean))
+    if card is not None:
+        return card.preprocessing
+    return ModelCard(arch, shape).preprocessing
 
 
 def _convert(

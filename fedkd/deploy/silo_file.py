@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fedkd.config.backbone import Preprocessing
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
@@ -29,6 +30,10 @@ class OwnModel(Section):
     )
     arch: Architecture | None = Field(
         None, description="its architecture; may be left out where the file names it"
+    )
+    preprocessing: Preprocessing | None = Field(
+        None,
+        description="of images in [0, 1], as when the model was trained; by default the study's",
     )
 
 

@@ -84,8 +84,8 @@ class Predictions:
             {
                 "kind": "predictions",
                 "state": state_hash(state),
-                "arch": arch_fingerprint(arch, self._files),
-                "shape": asdict(shape),
+                "arch": arch_fingerprint(arch, self._files, shape.backbone),
+                "shape": shape.sizes,
                 "images": images_hash,
                 "compute": asdict(compute),
             }

@@ -16,6 +16,7 @@ from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
+from fedkd.models.partial import same_preprocessing
 from fedkd.models.state import State, average_states
 from fedkd.training.batch_norm import recalibrate
 from fedkd.training.compute import Compute
@@ -168,8 +169,14 @@ class Teachers:
         """
         candidates = [t for t in self.members if t.arch == arch and t.state is not None]
         self._check_any(candidates, arch)
+        states = [t.state for t in candidates if t.state is not None]
+        if not same_preprocessing(states):
+            raise FedKDError(
+                "the silos' models differ in their preprocessing, so that their average is a model "
+                "of neither; set student: best or fresh, or another start"
+            )
         average = average_states(
-            [t.state for t in candidates if t.state is not None],
+            states,
             [float(t.num_examples) for t in candidates],
         )
         if self._recalibrate_on is None:

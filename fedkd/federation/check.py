@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.models.check import check_model, find_training_problem
-from fedkd.models.state import read_checkpoint
 from fedkd.registry import AUGMENTATIONS, METHODS
 from fedkd.training.augment import check_augmentation
 from fedkd.training.batch_norm import batch_norms
@@ -63,7 +61,7 @@ def _check_models(federation: Federation) -> Iterator[str]:
             _check_features(federation, name)
     for silo, path in study.pretraining.checkpoints.items():
         what = f"pretraining.checkpoints.{silo}"
-        checkpoint = read_checkpoint(Path(path), federation.initial_model(silo), what=what)
+        checkpoint = federation.read_checkpoint(silo, path, what)
         yield from checkpoint.notes
         if not checkpoint.finite:
             yield (

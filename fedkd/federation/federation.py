@@ -19,9 +19,14 @@ from fedkd.data.images import Images
 from fedkd.errors import UserCodeError, UserError
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
+from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape, arch_fingerprint, build_model
+from fedkd.models.card import check_preprocessing
+from fedkd.models.own_checkpoint import read_model
+from fedkd.models.partial import with_preprocessing
 from fedkd.models.pool import ModelPool
-from fedkd.models.state import State, copy_state, is_finite, load_state, save_state
+from fedkd.models.preprocessing import Preprocessing, from_config
+from fedkd.models.state import Checkpoint, State, copy_state, is_finite, load_state, save_state
 from fedkd.registry import AUGMENTATIONS
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.pretrain import pretrain
@@ -59,7 +64,9 @@ class Federation:
         self.seed = seed
         self.split = split
         self.cache = cache
-        self.shape = Shape(split.num_classes, split.in_channels, split.image_size)
+        self.shape = Shape(
+            split.num_classes, split.in_channels, split.image_size, Backbone.of(study)
+        )
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None
@@ -159,7 +166,7 @@ class Federation:
         try:
             if checkpoint := self.study.pretraining.checkpoints.get(silo):
                 what = f"pretraining.checkpoints.{silo}"
-                state = load_state(Path(checkpoint), self.initial_model(silo), what=what)
+                state = self.read_checkpoint(silo, checkpoint, what).state
             else:
                 state = self._read_model(silo) or self._train_model(silo)
         except UserCodeError as error:
@@ -194,7 +201,7 @@ class Federation:
         }
 
     def _arch_key(self, arch: str) -> str:
-        return arch_fingerprint(arch, self.study.model.files)
+        return arch_fingerprint(arch, self.study.model.files, self.shape.backbone)
 
     def _pretraining_key(self) -> dict[str, object]:
         settings = self.study.pretraining
@@ -219,7 +226,34 @@ class Federation:
         """Return the initial weights of a silo's own model."""
         owner = silo if self.study.pretraining.init == "per-silo" else ""
         seed = derive_seed(self.seed, "initial-model", owner)
-        return copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
+        state = copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
+        backbone = self.shape.backbone
+        study = backbone and backbone.preprocessing
+        return with_preprocessing(state, self._own_preprocessing(silo), study)
+
+    def _own_preprocessing(self, silo: str) -> Preprocessing | None:
+        """Return the preprocessing of a silo's own model."""
+        own, backbone = self.study.pretraining.preprocessing, self.shape.backbone
+        if silo in own:
+            return from_config(own[silo])
+        prepares = backbone is not None and backbone.prepares(self.study.arch_of(silo))
+        return backbone.preprocessing if backbone is not None and prepares else None
+
+    def read_checkpoint(self, silo: str, path: str, what: str) -> Checkpoint:
+        """Read a silo's own model from its checkpoint.
+
+        Raises:
+            UserError: the file cannot be read or does not fit.
+        """
+        preprocessing = self._own_preprocessing(silo)
+        check_preprocessing(Path(path), preprocessing, what=what)
+        return read_model(
+            Path(path),
+            self.study.arch_of(silo),
+            self.shape,
+            what=what,
+            preprocessing=preprocessing,
+        )
 
     def _read_model(self, silo: str) -> State | None:
         """Read a silo's model from the cache; None if it is absent or damaged."""

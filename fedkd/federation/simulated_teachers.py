@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedkd.config import Consolidation
 from fedkd.data.images import Images, content_hash
 from fedkd.distillation.consolidate import Consolidated, consolidate, drop_without_densities
-from fedkd.distillation.density.basis import Basis, make_basis
+from fedkd.distillation.density.basis import Basis, fit_basis
 from fedkd.distillation.density.estimators import round_as_sent
 from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
@@ -178,9 +178,9 @@ class SimulatedTeachers:
             settings.uses_moments,
         )
         if key not in self._bases:
-            kind, filters, dims, fine = key
-            self._bases[key] = make_basis(
-                self.transfer.images, dims=dims, kind=kind, filters=filters, fine=fine
+            federation = self.federation
+            self._bases[key] = fit_basis(
+                self.transfer.images, settings, federation.shape, federation.compute
             )
         return self._bases[key]
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from fedkd.distillation.density.basis import Basis, FeatureBasis, PatchBasis, PixelBasis
+from fedkd.distillation.density.basis import (
+    BackboneBasis,
+    Basis,
+    FeatureBasis,
+    PatchBasis,
+    PixelBasis,
+)
 from fedkd.distillation.density.filters import FilterBank
 from fedkd.messages import keys
 from fedkd.messages.arrays import decode, decode_state
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import Shape, build_fixed_part, build_model
 from fedkd.training.compute import Compute
 
 
 def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: Compute) -> Basis:
-    """Read the basis that the server sent: of pixels, or of features of filters or of a model.
+    """Read the basis that the server sent: of pixels, filters, a backbone or a model.
 
     Args:
         content: of ``query.teacher``.
@@ -36,6 +42,10 @@ def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: 
             torch.from_numpy(decode(record[key])) for key in (keys.BASIS_FILTERS, keys.BASIS_OFFSET)
         )
         return PatchBasis(mean, components, FilterBank(kernels, offset))
+    if keys.BASIS_LIMIT in record:
+        return _read_backbone(
+            mean, components, float(decode(record[keys.BASIS_LIMIT])), shape, compute
+        )
     # An architecture may be a user's own code: a silo builds what its study names and nothing else.
     arch = content.config_records[keys.CONFIG].get(keys.ARCHITECTURE)
     if arch != global_arch:
@@ -45,8 +55,20 @@ def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: 
     return FeatureBasis(mean, components, model.to(compute.device), compute)
 
 
+def _read_backbone(
+    mean: torch.Tensor, components: torch.Tensor, limit: float, shape: Shape, compute: Compute
+) -> BackboneBasis:
+    fixed = build_fixed_part(shape)
+    if fixed is None:
+        raise ValueError("the basis is of a backbone, but the study names no pre-trained weights")
+    return BackboneBasis(mean, components, limit, fixed, compute)
+
+
 def write_basis(basis: Basis) -> ArrayRecord:
-    """Write a basis; a side of 0 says that filters or a model see the images, not pooled."""
+    """Write a basis; a side of 0 says that filters or a network see the images, not pooled.
+
+    The network of a backbone is not sent: every silo has it.
+    """
     side = basis.side if isinstance(basis, PixelBasis) else 0
     arrays = {
         keys.BASIS_MEAN: basis.mean,
@@ -56,4 +78,6 @@ def write_basis(basis: Basis) -> ArrayRecord:
     if isinstance(basis, PatchBasis):
         arrays[keys.BASIS_FILTERS] = basis.filters.kernels
         arrays[keys.BASIS_OFFSET] = basis.filters.offset
+    if isinstance(basis, BackboneBasis):
+        arrays[keys.BASIS_LIMIT] = torch.tensor(basis.limit, dtype=torch.float64)
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})

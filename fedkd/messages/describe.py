@@ -33,12 +33,14 @@ class Description:
         num_examples: images that it has.
         class_counts: images of each class, or empty where the silo withholds them.
         has_transfer: whether it has the transfer images already.
+        fixed_part: hash of the part of the models that nobody trains, or empty.
     """
 
     arch: str
     num_examples: int
     class_counts: tuple[int, ...] = ()
     has_transfer: bool = False
+    fixed_part: str = ""
 
 
 def write_question(transfer: Tensor | None) -> Question:
@@ -76,6 +78,8 @@ def write_reply(
             keys.HOLDS_TRANSFER: description.has_transfer,
         }
     )
+    if description.fixed_part:
+        info[keys.FIXED_PART] = description.fixed_part
     return RecordDict({keys.INFO: info})
 
 
@@ -93,6 +97,7 @@ def read_reply(
         num_examples=read_num_examples(info, max_examples),
         class_counts=_read_class_counts(info, num_classes),
         has_transfer=info.get(keys.HOLDS_TRANSFER) is True,
+        fixed_part=printable(info.get(keys.FIXED_PART, "")),
     )
     return read_name(info), description
 

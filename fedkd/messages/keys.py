@@ -52,6 +52,7 @@ NUM_EXAMPLES: Final = "num-examples"
 CLASS_COUNTS: Final = "class-counts"
 CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
+FIXED_PART: Final = "fixed-part"
 PROBLEM: Final = "problem"
 
 # Keys of query.distil's config: lists with one entry per teacher, and the student.
@@ -71,6 +72,7 @@ BASIS_COMPONENTS: Final = "components"
 BASIS_SIDE: Final = "side"
 BASIS_FILTERS: Final = "filters"
 BASIS_OFFSET: Final = "offset"
+BASIS_LIMIT: Final = "limit"
 
 # Values.
 MODE_WEIGHTS: Final = "weights"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,24 +15,44 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedkd.errors import UserError, describe_exhaustion
+from fedkd.models.assemble import assembly, fixed_part
+from fedkd.models.backbone import Backbone
+from fedkd.models.fixed import FixedPart
 from fedkd.registry import ARCHITECTURES
-from fedkd.suggestions import suggest
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 
 _NAME = "_fedkd_architecture"
 """Where a model keeps the name of an architecture that is not built in; copies of it do too."""
-_AUXILIARY = ("googlenet", "inception_v3")
-"""Models of torchvision that return auxiliary logits in training mode by default."""
+_LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
+"""Prefixes of architectures, to the packages whose version decides what their names stand for."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What an architecture is built for."""
+    """What an architecture is built for.
+
+    Attributes:
+        num_classes: C.
+        in_channels: of the images.
+        image_size: their height and width in pixels.
+        backbone: pre-trained weights, preprocessing and the part that is trained; None for
+            networks as they are, from random weights.
+    """
 
     num_classes: int
     in_channels: int
     image_size: int
+    backbone: Backbone | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The three numbers by their names."""
+        return {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "image_size": self.image_size,
+        }
 
 
 def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
@@ -42,15 +65,54 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     Raises:
         UserError: the architecture cannot be found or does not fit these images.
     """
-    function = _find(arch)
+    make = _maker(arch, shape)
     with DrawFrom(torch.Generator().manual_seed(seed)):
-        model = _build(function, arch, shape)
-        _initialise(model, arch, shape)
+        model = make()
     if arch not in ARCHITECTURES:
         model.__dict__[_NAME] = arch
     if not ARCHITECTURES.is_own(arch):
         model.to(memory_format=torch.channels_last)
     return model
+
+
+def build_fixed_part(shape: Shape) -> FixedPart | None:
+    """Return the study's pre-trained network without its head; None if it has no weights.
+
+    Raises:
+        UserError: weights or preprocessing do not fit the architecture.
+    """
+    backbone = shape.backbone
+    if backbone is None or not backbone.is_pretrained:
+        return None
+    return fixed_part(
+        backbone,
+        _bare_builder(backbone.arch, shape),
+        in_channels=shape.in_channels,
+        image_size=shape.image_size,
+    )
+
+
+def _bare_builder(arch: str, shape: Shape) -> Callable[[int, int], nn.Module]:
+    """Return a function of channels and image size that builds the network alone."""
+    function = _find(arch)
+
+    def build(in_channels: int, image_size: int) -> nn.Module:
+        wanted = replace(shape, in_channels=in_channels, image_size=image_size)
+        network = _build(function, arch, wanted)
+        _initialise(network, arch, wanted)
+        return network
+
+    return build
+
+
+def _maker(arch: str, shape: Shape) -> Callable[[], nn.Module]:
+    """Return a function that makes a model with random numbers of the current generator."""
+    build, backbone = _bare_builder(arch, shape), shape.backbone
+    if backbone is None or not backbone.prepares(arch):
+        return partial(build, shape.in_channels, shape.image_size)
+    return assembly(
+        backbone, arch, build, in_channels=shape.in_channels, image_size=shape.image_size
+    )
 
 
 def running(model: nn.Module) -> AbstractContextManager[None]:
@@ -115,12 +177,16 @@ def count_bytes(arch: str, shape: Shape) -> int:
     Raises:
         UserError: the architecture cannot be found or does not fit these images.
     """
+    function, backbone = _find(arch), shape.backbone
+    if backbone is not None and (preprocessing := backbone.preprocessing) is not None:
+        size = preprocessing.size or shape.image_size
+        shape = replace(shape, in_channels=len(preprocessing.mean), image_size=size)
     with torch.device("meta"):
-        model = _build(_find(arch), arch, shape)
+        model = _build(function, arch, shape)
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def arch_fingerprint(arch: str, files: Sequence[str] = ()) -> str:
+def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | None = None) -> str:
     """Return a hash of what an architecture's name stands for, for cache keys.
 
     For a user's function it is the text that :func:`fedkd.user_code.fingerprint` finds.
@@ -128,70 +194,19 @@ def arch_fingerprint(arch: str, files: Sequence[str] = ()) -> str:
     Args:
         arch: the architecture.
         files: further ones that the user's code reads (``model.files``).
+        backbone: what the study says of its pre-trained model.
     """
     read = f"+{hash_files(files)}" if files else ""
+    if backbone is not None and backbone.prepares(arch):
+        read += f"+{json.dumps(backbone.key, sort_keys=True)}"
     if arch in ARCHITECTURES:
         return arch + read
     if ARCHITECTURES.is_own(arch):
         return ARCHITECTURES.fingerprint(arch) + read
-    import torchvision
-
-    return f"{arch}@{torchvision.__version__}{read}"
+    return f"{arch}@{version(_LIBRARIES[arch.partition(':')[0]])}{read}"
 
 
 def _find(arch: str) -> Callable[..., Any]:
     prefix, name = ARCHITECTURES.split(arch)
     function = ARCHITECTURES.load(arch)
     return function(name) if prefix else function
-
-
-def torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    """Return a function that builds the torchvision model of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    from torchvision import models
-
-    names = models.list_models(module=models)
-    if name not in names:
-        raise UserError(
-            f"model.arch: torchvision has no model {name!r}{suggest(name, names)}; "
-            "`python -c 'import torchvision; print(torchvision.models.list_models())'` lists them"
-        )
-
-    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-        extra = {"image_size": image_size} if name.startswith("vit_") else {}
-        if name in _AUXILIARY:
-            extra = {"aux_logits": False, "init_weights": True}
-        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
-        if in_channels != 3:
-            _widen_first_convolution(model, in_channels)
-        return model
-
-    return build
-
-
-def _widen_first_convolution(model: nn.Module, in_channels: int) -> None:
-    """Replace the convolution that sees the image by one for ``in_channels`` channels."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            new = nn.Conv2d(
-                in_channels,
-                module.out_channels,
-                kernel_size=_pair(module.kernel_size),
-                stride=_pair(module.stride),
-                padding=module.padding
-                if isinstance(module.padding, str)
-                else _pair(module.padding),
-                bias=module.bias is not None,
-            )
-            setattr(parent, name.rpartition(".")[2], new)
-            return
-    raise ValueError("it has no convolution over three channels to adapt")
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    height, width = values
-    return height, width

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from fedkd.config.backbone import Normalization
 from fedkd.data.source import MAX_CLASSES
 from fedkd.errors import UserError
-from fedkd.models.build import Shape, build_model, count_bytes
+from fedkd.models.backbone import Backbone
+from fedkd.models.build import Shape, count_bytes
 from fedkd.models.check import check_model
-from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint, save_state
-from fedkd.registry import ARCHITECTURES
+from fedkd.models.own_checkpoint import read_model, to_plain
+from fedkd.models.partial import preprocessing_in
+from fedkd.models.preprocessing import Preprocessing, from_config
+from fedkd.models.state import Checkpoint, State, save_state
+from fedkd.registry import ARCHITECTURES, HUGGING_FACE
 from fedkd.suggestions import RENAMED
 from fedkd.util.checkpoint_files import files_of, find_weights_problem
 from fedkd.util.safetensors_header import read_metadata
@@ -50,8 +57,22 @@ class ModelCard:
 
     @property
     def is_own(self) -> bool:
-        """Whether the architecture is a user's own code."""
-        return ARCHITECTURES.is_own(self.arch)
+        """Whether the architecture is a user's own code, or read from a folder or a hub."""
+        return ARCHITECTURES.is_own(self.arch) or self.arch.startswith(HUGGING_FACE)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the model does to images in [0, 1] before its network gets them."""
+        backbone = self.shape.backbone
+        prepares = backbone is not None and backbone.prepares(self.arch)
+        return backbone.preprocessing if backbone is not None and prepares else None
+
+    def with_preprocessing(self, preprocessing: Preprocessing | None) -> ModelCard:
+        """Return the card of a model that has this preprocessing, and all of it trained."""
+        backbone = None
+        if preprocessing is not None:
+            backbone = Backbone(self.arch, preprocessing=preprocessing)
+        return replace(self, shape=replace(self.shape, backbone=backbone))
 
     def to_metadata(self) -> dict[str, str]:
         """Return the card as a safetensors header holds it, text to text.
@@ -62,10 +83,12 @@ class ModelCard:
         card = {
             "version": self.version,
             "arch": self.arch,
-            **vars(self.shape),
+            **self.shape.sizes,
             "classes": list(self.classes),
             "facts": self.facts,
         }
+        if (preprocessing := self.preprocessing) is not None:
+            card["preprocessing"] = asdict(preprocessing)
         return {_KEY: json.dumps(card, sort_keys=True, allow_nan=False)}
 
     @classmethod
@@ -85,13 +108,15 @@ class ModelCard:
         arch = _typed("arch", card.get("arch"), str)
         if classes and len(classes) != sizes["num_classes"]:
             raise ValueError(f"it names {len(classes)} classes of {sizes['num_classes']}")
+        given = card.get("preprocessing")
+        preprocessing = None if given is None else _read_preprocessing(given)
         return cls(
             arch=ARCHITECTURES.check(RENAMED.get(arch, arch)),
             shape=Shape(**sizes),
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),
             version=_typed("version", card.get("version"), str),
-        )
+        ).with_preprocessing(preprocessing)
 
 
 def read_card(path: Path, *, what: str) -> ModelCard | None:
@@ -116,8 +141,16 @@ def read_card(path: Path, *, what: str) -> ModelCard | None:
         ) from error
 
 
-def load_model(path: Path, card: ModelCard, *, what: str) -> Checkpoint:
+def load_model(
+    path: Path, card: ModelCard, *, what: str, preprocessing: Preprocessing | None = None
+) -> Checkpoint:
     """Read a checkpoint that must fit its card.
+
+    Args:
+        path: the file.
+        card: of the study, or of the file.
+        what: how to name the file in an error.
+        preprocessing: that the model was trained with, if it is not the card's.
 
     Raises:
         UserError: it does not, or the architecture does not take such images.
@@ -133,12 +166,53 @@ def load_model(path: Path, card: ModelCard, *, what: str) -> Checkpoint:
             f"{shape.num_classes} classes"
         )
     check_model(card.arch, card.shape, trained=False)
-    return read_checkpoint(path, copy_state(build_model(card.arch, card.shape, seed=0)), what=what)
+    return read_model(
+        path, card.arch, card.shape, what=what, preprocessing=preprocessing or card.preprocessing
+    )
+
+
+def check_preprocessing(path: Path, expected: Preprocessing | None, *, what: str) -> None:
+    """Refuse a checkpoint whose card names another mean or standard deviation than expected.
+
+    Raises:
+        UserError: it does, or the card is damaged.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return
+    card = read_card(path, what=what)
+    if card is None:
+        return
+    own, given = (
+        None if each is None or each.is_identity else (each.mean, each.std)
+        for each in (card.preprocessing, expected)
+    )
+    if own != given:
+        raise UserError(
+            f"{what}: {path} says that its preprocessing is {_show(own)}, which contradicts "
+            f"{_show(given)}; set the silo's preprocessing to what the model was trained with"
+        )
+
+
+def _show(values: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:
+    return "none" if values is None else f"mean {list(values[0])} and std {list(values[1])}"
 
 
 def save_model(path: Path, state: State, card: ModelCard) -> None:
-    """Write a state dict with its card, atomically."""
-    save_state(path, state, card.to_metadata())
+    """Write a model with its card, atomically: the whole network, as its library names it.
+
+    The card says what the model does to images before, by the state's own mean and standard
+    deviation.
+    """
+    own = preprocessing_in(state, card.preprocessing)
+    plain = to_plain(card.arch, card.shape, state)
+    save_state(path, plain, card.with_preprocessing(own).to_metadata())
+
+
+def _read_preprocessing(value: object) -> Preprocessing | None:
+    try:
+        return from_config(Normalization.model_validate(value))
+    except ValidationError as error:
+        raise ValueError("its preprocessing is not valid") from error
 
 
 def _bounded(key: str, value: object) -> int:

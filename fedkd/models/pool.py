@@ -48,5 +48,5 @@ class ModelPool:
 
 def is_reusable(model: nn.Module) -> bool:
     """Whether loading a state dict makes the model equal to a new one of that state."""
-    saved = set(model.state_dict())
+    saved = {*model.state_dict(), *getattr(model, "fixed_names", ())}
     return not draws_at_random(model) and all(name in saved for name, _ in model.named_buffers())

@@ -87,7 +87,7 @@ def read_checkpoint(path: Path, like: State, *, what: str = "checkpoint") -> Che
         UserError: the file is missing, unreadable or of another architecture.
     """
     weights = read_weights(path, what=what)
-    state, renamed = _rename(_add_shared(weights.state, weights.metadata), like)
+    state, renamed = fit_names(_add_shared(weights.state, weights.metadata), like)
     state, widened = _widen(state, like)
     if problem := _other_head(state, like):
         raise UserError(f"{what}: {path} {problem}")
@@ -106,7 +106,7 @@ def _add_shared(state: State, metadata: Mapping[str, str]) -> State:
     }
 
 
-def _rename(state: State, like: State) -> tuple[State, str]:
+def fit_names(state: State, like: State) -> tuple[State, str]:
     """Return the state with its names as in ``like`` where one rule explains all, and the rule."""
     if state.keys() == like.keys():
         return state, ""

@@ -168,6 +168,20 @@ def _check_same(
             )
 
 
+def _normalization(file_format: str, card: ModelCard) -> str:
+    """Return who normalises the images: the program itself, or whoever uses the weights."""
+    preprocessing = card.preprocessing
+    if preprocessing is None:
+        return "no further normalisation"
+    if file_format != "safetensors":
+        return "the program normalises them itself"
+    size = f"resize them to {preprocessing.size} pixels, " if preprocessing.size else ""
+    return (
+        f"then {size}subtract {list(preprocessing.mean)} and divide by {list(preprocessing.std)}, "
+        "channel by channel, as fedkd does by the file's card"
+    )
+
+
 def _describe(
     out: Path, file_format: str, checkpoint: Checkpoint, card: ModelCard
 ) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def _describe(
         "format": file_format,
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
         "arch": card.arch,
-        **vars(shape),
+        **shape.sizes,
         "classes": list(card.classes) or None,
         "num_parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "input": {
@@ -185,7 +199,7 @@ def _describe(
             "shape": ["N", shape.in_channels, shape.image_size, shape.image_size],
             "range": [0, 1],
             "preprocessing": "crop the centre square, resize it with antialiased bilinear "
-            "interpolation, divide 8-bit values by 255; no further normalisation",
+            f"interpolation, divide 8-bit values by 255; {_normalization(file_format, card)}",
         },
         "output": {
             "type": "float32",

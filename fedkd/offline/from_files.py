@@ -168,7 +168,7 @@ def _report(
         "weighting": settings.weighting,
         "student": learnt.notes.get("student", settings.student),
         "arch": setup.arch,
-        "shape": vars(images.shape),
+        "shape": images.shape.sizes,
         "seed": offline.seed,
         "transfer": {
             "source": offline.images.transfer,

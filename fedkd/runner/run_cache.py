@@ -27,7 +27,9 @@ def cached_run(task: Task) -> Path:
             "transfer": study.data.transfer.model_dump(),
             "name": task.arm,
             "arm": study.arms[task.arm].model_dump(exclude={"rounds", "tuned"}),
-            "arch": arch_fingerprint(study.global_arch(task.arm), study.model.files),
+            "arch": arch_fingerprint(
+                study.global_arch(task.arm), study.model.files, task.federation.shape.backbone
+            ),
             "own": function_keys(study, task.arm),
             "rounds": study.rounds_of(task.arm).model_dump(),
             "engine": study.engine.model_dump(exclude={"workers"}),

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
 from fedkd.models.build import running
+from fedkd.models.partial import HeadModel
 from fedkd.training.batches import uint8_batches
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.util.parallel import check_stopped
@@ -43,11 +44,17 @@ def predict(
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``.
 
+    Features of a fixed part are computed once for each image, and kept in the cache.
+
     On a processor the batches are distributed over as many threads as the phase has intra-op
     threads (:func:`intra_op_threads`). Each thread computes with one, so that the logits do not
     depend on their number.
     """
     model.eval()
+    if isinstance(model, HeadModel) and not _are_floats(images):
+        fixed, head = model.split_fixed()
+        images = fixed.features(images, device=compute.device, precision=compute.precision)
+        return predict(head, images, compute=compute, batch_size=batch_size)
     kind = compute.device.partition(":")[0]
     batches = uint8_batches(images, batch_size or PREDICTION_BATCH[kind])
     threads = min(torch.get_num_threads(), len(batches)) if kind == "cpu" else 1
@@ -63,12 +70,17 @@ def predict(
         return torch.cat(list(pool.map(lambda batch: _predict(model, batch(), compute), batches)))
 
 
+def _are_floats(images: Tensor | Images) -> bool:
+    return isinstance(images, Tensor) and images.is_floating_point()
+
+
 @torch.no_grad()
 def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
     """Return one batch's logits. Gradient mode and autocast are per thread, so set here."""
     check_stopped()
     with compute.autocast(), running(model):
-        logits: Tensor = model(as_float(batch).to(compute.device))
+        batch = batch if batch.is_floating_point() else as_float(batch)
+        logits: Tensor = model(batch.to(compute.device))
     return logits.float().cpu()
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, content_hash
 from fedkd.models.build import running
+from fedkd.models.fixed import FixedPart
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.augment import Augment
 from fedkd.training.batches import float_batches, whole_or_view
@@ -78,7 +79,7 @@ def fit(
     bounds = batch_bounds(len(images), optimizer.batch_size)
     stepper = Stepper(model, optimizer, optimizer.epochs * len(bounds))
     noise = DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
-    layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(trainable) else torch.contiguous_format
     images = whole_or_view(images, layout)
     mean = float("nan")
     for _ in range(optimizer.epochs):
@@ -125,6 +126,9 @@ def _precompute_fixed_part(
     if not isinstance(model, HasFixedPart) or is_float:
         return model, images
     fixed, trainable = model.split_fixed()
+    if isinstance(fixed, FixedPart):
+        features = fixed.features(images, device=compute.device, precision=compute.precision)
+        return trainable, features
     first = images[:1] if isinstance(images, Tensor) else images.pick(slice(0, 1))
     width = predict(fixed, first, compute=compute).numel()
     if len(images) * width * 4 > MAX_FEATURE_BYTES:

@@ -153,7 +153,9 @@ def search_key(
             "federations": [federation.fingerprint() for federation in federations],
             "transfer": study.data.transfer.model_dump(),
             "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
-            "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
+            "arch": arch_fingerprint(
+                study.global_arch(arm), study.model.files, federations[0].shape.backbone
+            ),
             "own": function_keys(study, arm),
             "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
         }

@@ -12,7 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedkd.distillation.density.basis import Basis, PatchBasis, PixelBasis
+from fedkd.distillation.density.basis import (
+    BackboneBasis,
+    Basis,
+    PatchBasis,
+    PixelBasis,
+)
 from fedkd.distillation.density.moments import Moments
 
 TOLERANCE = 1e-4
@@ -67,7 +72,7 @@ def _same_shapes(own: Basis, sent: Basis) -> bool:
     if isinstance(own, PixelBasis):
         if not isinstance(sent, PixelBasis) or sent.side != own.side:
             return False
-    elif not isinstance(own, PatchBasis) or not isinstance(sent, PatchBasis):
+    elif type(own) is not type(sent) or not isinstance(own, PatchBasis | BackboneBasis):
         return False
     return all(
         mine.shape == theirs.shape and mine.dtype == theirs.dtype
@@ -76,5 +81,9 @@ def _same_shapes(own: Basis, sent: Basis) -> bool:
 
 
 def _arrays(basis: Basis) -> list[Tensor]:
-    filters = [basis.filters.kernels, basis.filters.offset] if isinstance(basis, PatchBasis) else []
-    return [basis.mean, basis.components, *filters]
+    own: list[Tensor] = []
+    if isinstance(basis, PatchBasis):
+        own = [basis.filters.kernels, basis.filters.offset]
+    elif isinstance(basis, BackboneBasis):
+        own = [torch.tensor(basis.limit, dtype=torch.float64)]
+    return [basis.mean, basis.components, *own]

@@ -19,6 +19,9 @@ from torch.nn import functional
 from fedkd.config import Consolidation
 from fedkd.data.images import as_float
 from fedkd.distillation.density.filters import FILTERS, FilterBank, learn_filters
+from fedkd.errors import UserError
+from fedkd.models.build import Shape, build_fixed_part
+from fedkd.models.fixed import FixedPart
 from fedkd.registry import LEAST_TRANSFER_IMAGES
 from fedkd.training.compute import Compute
 from fedkd.training.features import penultimate_features
@@ -30,6 +33,8 @@ ROUNDING = 1e-6
 LARGEST_SIDE = 32
 REACH = 4.0
 """Largest norm of a deployed silo's image in a whitened basis, in square roots of dimensions."""
+_LIMIT = 2.0
+"""Largest norm of features of a backbone, in largest norms among the transfer images."""
 PROJECTION_BATCH = 1024
 """Images projected at a time, to bound memory."""
 
@@ -113,6 +118,31 @@ class FeatureBasis(Basis):
         return penultimate_features(self.model, images, compute=self.compute).double()
 
 
+@dataclass(frozen=True)
+class BackboneBasis(Basis):
+    """Features of the part of a pre-trained network that nobody trains, which all silos have.
+
+    Attributes:
+        limit: features of a larger norm are scaled down to it, so that class sums are bounded.
+    """
+
+    limit: float
+    fixed: FixedPart
+    compute: Compute
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features; those of images that were seen before come from the cache."""
+        found = self.fixed.features(
+            images, device=self.compute.device, precision=self.compute.precision
+        ).double()
+        return found * (self.limit / found.norm(dim=1, keepdim=True).clamp_min(self.limit))
+
+    @property
+    def max_feature_norm(self) -> float:
+        """The limit."""
+        return self.limit
+
+
 def make_basis(
     images: Tensor,
     *,
@@ -145,9 +175,22 @@ def make_basis(
     return None if fitted is None else PixelBasis(*fitted, side)
 
 
-def fit_basis(images: Tensor, settings: Consolidation) -> Basis | None:
-    """Fit the basis of pixels or patches that a consolidation asks for; see :func:`make_basis`."""
+def fit_basis(
+    images: Tensor, settings: Consolidation, shape: Shape, compute: Compute
+) -> Basis | None:
+    """Fit the basis of pixels, patches or a backbone that a consolidation asks for.
+
+    See :func:`make_basis` and :func:`make_backbone_basis`.
+    """
     familiarity = settings.familiarity
+    if familiarity.basis == "backbone":
+        return make_backbone_basis(
+            images,
+            shape,
+            dims=familiarity.effective_dims,
+            compute=compute,
+            fine=settings.uses_moments,
+        )
     return make_basis(
         images,
         dims=familiarity.effective_dims,
@@ -155,6 +198,29 @@ def fit_basis(images: Tensor, settings: Consolidation) -> Basis | None:
         filters=familiarity.filters,
         fine=settings.uses_moments,
     )
+
+
+def make_backbone_basis(
+    images: Tensor, shape: Shape, *, dims: int, compute: Compute, fine: bool = False
+) -> BackboneBasis | None:
+    """Fit a basis to the features of uint8 images ``[N, C, H, W]`` as :func:`make_basis` does.
+
+    The limit is twice the largest norm among the images, which honest images hardly exceed.
+
+    Raises:
+        UserError: the study names no pre-trained weights.
+    """
+    fixed = build_fixed_part(shape)
+    if fixed is None:
+        raise UserError(
+            "familiarity.basis: backbone is features of pre-trained weights; set model.weights"
+        )
+    if len(images) < LEAST_TRANSFER_IMAGES:
+        return None
+    features = fixed.features(images, device=compute.device, precision=compute.precision).double()
+    limit = _LIMIT * float(features.norm(dim=1).max())
+    fitted = _fit(features, dims, fine=fine) if math.isfinite(limit) else None
+    return None if fitted is None else BackboneBasis(*fitted, limit, fixed, compute)
 
 
 def clip_points(points: Tensor) -> Tensor:

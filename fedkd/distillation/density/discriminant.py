@@ -1,7 +1,8 @@
-"""A student in closed form: linear discriminant analysis on filter responses, from silo moments.
+"""A student in closed form: linear discriminant analysis on features, from silo moments.
 
-The server learns filters from the transfer images. Silos share class moments of the filter
-responses, and the linear layer follows from their sums. The result equals that of centralized data,
+The features are responses of filters that the server learns from the transfer images, or those of
+a pre-trained network. Silos share class moments of them, and the linear layer follows from their
+sums. The result equals that of centralized data,
 however the images are partitioned (He et al. 2405.16240; Fani et al. 2406.01116).
 """
 
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.distillation.density.basis import Basis, PatchBasis
+from fedkd.distillation.density.basis import BackboneBasis, Basis, PatchBasis
 from fedkd.distillation.density.moments import Moments, common_factor, merge_moments
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
+from fedkd.models.partial import HEAD_KEYS
 from fedkd.models.state import State
 from fedkd.registry import PATCH_FEATURES
 
@@ -24,7 +26,9 @@ from fedkd.registry import PATCH_FEATURES
 def lda_head_student(
     silo_moments: Sequence[Moments | None], basis: Basis | None, shape: Shape, *, scale: float
 ) -> State:
-    """Return weights of ``patch-features`` whose logits are the discriminant's over ``scale``.
+    """Return a student whose logits are the discriminant's over ``scale``.
+
+    It is ``patch-features``, or a pre-trained network with this head.
 
     With S the within-class covariance over all silos, mu_k and pi_k mean and share of class k:
     z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. The logit of a class without
@@ -32,17 +36,17 @@ def lda_head_student(
 
     Args:
         silo_moments: moments in the basis, one per silo; None for a silo that is too small.
-        basis: whitened components of the responses of 200 filters.
+        basis: whitened components of the responses of 200 filters, or of a backbone's features.
         shape: what models are built for.
         scale: divides the logits, since Gaussian posteriors are overconfident.
 
     Raises:
         FedKDError: there is no basis, or no silo has moments.
     """
-    if not isinstance(basis, PatchBasis):
+    if not isinstance(basis, PatchBasis | BackboneBasis):
         raise FedKDError(
-            "student: lda-head uses filters learnt from transfer images, of which 20 distinct ones "
-            "are needed"
+            "student: lda-head needs a basis of patches or a backbone, which takes 20 distinct "
+            "transfer images"
         )
     merged = merge_moments(silo_moments)
     if merged is None:
@@ -66,12 +70,17 @@ def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _to_state(basis: PatchBasis, shape: Shape, weight: Tensor, bias: Tensor) -> State:
+def _to_state(
+    basis: PatchBasis | BackboneBasis, shape: Shape, weight: Tensor, bias: Tensor
+) -> State:
     """Return the state of the model: the layer on projected points becomes one on features."""
     of_features = weight @ basis.components.double()
+    layer = (of_features.float(), (bias - of_features @ basis.mean.double()).float())
+    if isinstance(basis, BackboneBasis):
+        return dict(zip(HEAD_KEYS, layer, strict=True))
     return build_model(PATCH_FEATURES, shape, seed=0).state_dict() | {
         "0.kernels": basis.filters.kernels,
         "0.offset": basis.filters.offset,
-        "1.weight": of_features.float(),
-        "1.bias": (bias - of_features @ basis.mean.double()).float(),
+        "1.weight": layer[0],
+        "1.bias": layer[1],
     }

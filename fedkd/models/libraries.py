@@ -1,0 +1,192 @@
+"""Architectures of torchvision, timm and Hugging Face, by their names there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedkd.errors import UserError
+from fedkd.suggestions import suggest
+from fedkd.util.requirements import install_command
+
+_AUXILIARY = ("googlenet", "inception_v3")
+"""Models of torchvision that return auxiliary logits in training mode by default."""
+
+
+def torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a function that builds the torchvision model of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise UserError(
+            f"model.arch: torchvision has no model {name!r}{suggest(name, names)}; "
+            "`python -c 'import torchvision; print(torchvision.models.list_models())'` lists them"
+        )
+
+    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+        extra = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in _AUXILIARY:
+            extra = {"aux_logits": False, "init_weights": True}
+        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
+        if in_channels != 3:
+            _widen_first_convolution(model, in_channels)
+        return model
+
+    return build
+
+
+def _widen_first_convolution(model: nn.Module, in_channels: int) -> None:
+    """Replace the convolution that sees the image by one for ``in_channels`` channels."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            new = nn.Conv2d(
+                in_channels,
+                module.out_channels,
+                kernel_size=_pair(module.kernel_size),
+                stride=_pair(module.stride),
+                padding=module.padding
+                if isinstance(module.padding, str)
+                else _pair(module.padding),
+                bias=module.bias is not None,
+            )
+            setattr(parent, name.rpartition(".")[2], new)
+            return
+    raise ValueError("it has no convolution over three channels to adapt")
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
+def timm_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a function that builds the timm model of this name, with random weights.
+
+    Raises:
+        UserError: timm is not installed, or has no such model.
+    """
+    timm = require("timm", "model.arch: timm")
+    if not timm.is_model(name):
+        raise UserError(
+            f"model.arch: timm has no model {name!r}{suggest(name, timm.list_models())}; "
+            "`python -c 'import timm; print(timm.list_models())'` lists them"
+        )
+
+    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+        options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+        if _has_fixed_size(timm, name):
+            options["img_size"] = image_size
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return model
+
+    return build
+
+
+def _has_fixed_size(timm: Any, name: str) -> bool:
+    """Whether a timm model is built for images of one size, such as most transformers."""
+    settings = timm.get_pretrained_cfg(name)
+    return bool(settings is not None and settings.fixed_input_size)
+
+
+def hugging_face_builder(name: str) -> Callable[..., nn.Module]:
+    """Return a function that reads an image classifier of Hugging Face, weights included.
+
+    A folder, or what is in the local cache of the hub, comes before a download.
+
+    Args:
+        name: a folder that ``save_pretrained`` wrote, or ``owner/name`` on the hub.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    require("transformers", "model.arch: hf")
+
+    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:  # noqa: ARG001 -- one signature for all
+        network = read_hugging_face(name, num_labels=num_classes)
+        channels = getattr(network.classifier.config, "num_channels", in_channels)
+        if channels != in_channels:
+            raise ValueError(f"it takes images of {channels} channels")
+        return network
+
+    return build
+
+
+def read_hugging_face(name: str, **config: Any) -> LogitsOf:
+    """Read an image classifier, whose settings ``config`` changes.
+
+    A head of another number of classes is replaced by a random one.
+    """
+    transformers = require("transformers", "model.arch: hf")
+    return LogitsOf(
+        _from_hub(
+            transformers.AutoModelForImageClassification,
+            name,
+            config=_from_hub(transformers.AutoConfig, name, **config),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+        )
+    )
+
+
+def hugging_face_preprocessing(name: str) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` of an image classifier; empty where it has none."""
+    transformers = require("transformers", "model.arch: hf")
+    try:
+        config = _from_hub(transformers.AutoImageProcessor, name)
+    except Exception:  # it has no such file, or one that names an unknown class
+        return {}
+    values: dict[str, Any] = config.to_dict()
+    return values
+
+
+def _from_hub(kind: Any, name: str, **options: Any) -> Any:
+    """Read from a folder or the local cache, else from the hub; never code that comes along."""
+    options["trust_remote_code"] = False
+    transformers = require("transformers", "model.arch: hf")
+    transformers.logging.set_verbosity_error()  # it reports every new head as a mismatch
+    transformers.logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(name, local_files_only=True, **options)
+    except OSError:
+        if Path(name).is_dir() or name.startswith(("/", ".", "~")):
+            raise
+        return kind.from_pretrained(name, **options)
+
+
+class LogitsOf(nn.Module):
+    """An image classifier of Hugging Face as a module that returns logits ``[N, C]``."""
+
+    classifier: Any
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the classifier's logits for floats ``[N, C, H, W]``."""
+        logits: Tensor = self.classifier(pixel_values=images).logits
+        return logits
+
+
+def require(package: str, what: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs {package}, which is not installed: {install_command('models')}"
+        ) from error

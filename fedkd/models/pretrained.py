@@ -1,0 +1,195 @@
+"""Pre-trained weights: found in the local folder of PyTorch's hub or downloaded, and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedkd.config.backbone import is_weights_file
+from fedkd.errors import UserError
+from fedkd.models.libraries import hugging_face_preprocessing, read_hugging_face, require
+from fedkd.models.preprocessing import Preprocessing
+from fedkd.models.state import State, state_hash
+from fedkd.registry import HUGGING_FACE
+from fedkd.suggestions import suggest
+
+_TORCHVISION, _TIMM = "torchvision:", "timm:"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts keep a state dict among other things."""
+
+
+def load_weights(arch: str, weights: str) -> State:
+    """Return the state dict of a network with all its weights, the head included.
+
+    Args:
+        arch: the architecture.
+        weights: a file, or a name that torchvision or timm knows.
+
+    Raises:
+        UserError: they cannot be found, downloaded or read.
+    """
+    if is_weights_file(weights):
+        path = Path(weights)
+        return _read_once(str(path), _changed(path))
+    if arch.startswith(_TIMM):
+        return _load_timm(arch.removeprefix(_TIMM), weights)
+    path = _find_torchvision(arch, weights)
+    return _read_once(str(path), _changed(path))
+
+
+@lru_cache(maxsize=4)
+def hash_weights(arch: str, weights: str | None) -> str:
+    """Hash the content of weights; those of ``hf:`` are its own.
+
+    Raises:
+        UserError: they cannot be found, downloaded or read.
+    """
+    if arch.startswith(HUGGING_FACE):
+        try:
+            network = read_hugging_face(arch.removeprefix(HUGGING_FACE))
+        except UserError:
+            raise
+        except Exception as error:  # of a library that reads a user's folder
+            raise UserError(f"model.arch: {arch} cannot be read: {_reason(error)}") from error
+        return state_hash(dict(network.state_dict()))
+    return state_hash(load_weights(arch, weights or ""))
+
+
+def preprocessing_of_weights(arch: str, weights: str | None) -> Preprocessing | None:
+    """Return what weights are made for, as far as they say it; None for a file.
+
+    Raises:
+        UserError: there are no such weights.
+    """
+    if arch.startswith(HUGGING_FACE):
+        return _of_hugging_face(hugging_face_preprocessing(arch.removeprefix(HUGGING_FACE)))
+    if weights is None or is_weights_file(weights):
+        return None
+    if arch.startswith(_TIMM):
+        settings = require("timm", "model.weights").get_pretrained_cfg(
+            f"{arch.removeprefix(_TIMM)}.{weights}"
+        )
+        if settings is None:
+            return None
+        return Preprocessing(
+            tuple(settings.mean), tuple(settings.std), int(settings.input_size[-1])
+        )
+    transforms = _torchvision_entry(arch, weights).transforms()
+    return Preprocessing(
+        tuple(transforms.mean), tuple(transforms.std), int(transforms.crop_size[0])
+    )
+
+
+def _of_hugging_face(settings: Mapping[str, Any]) -> Preprocessing | None:
+    size: Any = settings.get("crop_size") if settings.get("do_center_crop") else None
+    if size is None and settings.get("do_resize", True):
+        size = settings.get("size")
+    if isinstance(size, Mapping):
+        size = size.get("height", size.get("shortest_edge"))
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if not settings.get("do_normalize", True) or mean is None or std is None:
+        mean, std = [0.0] * 3, [1.0] * 3
+    if size is None and not settings:
+        return None
+    return Preprocessing(tuple(map(float, mean)), tuple(map(float, std)), size and int(size))
+
+
+def _torchvision_entry(arch: str, weights: str) -> Any:
+    from torchvision import models
+
+    name = arch.removeprefix(_TORCHVISION)
+    try:
+        entries = models.get_model_weights(name)
+    except ValueError as error:
+        raise UserError(f"model.arch: torchvision has no model {name!r}") from error
+    if weights not in entries.__members__:
+        known = list(entries.__members__)
+        raise UserError(
+            f"model.weights: {arch} has no weights {weights!r}{suggest(weights, known)}; it has "
+            f"{', '.join(known)}"
+        )
+    return entries[weights]
+
+
+def _find_torchvision(arch: str, weights: str) -> Path:
+    """Return the file in the hub's local folder, downloaded if it is not there."""
+    url = _torchvision_entry(arch, weights).url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # PyTorch's file names end with the first digits of the content's SHA-256.
+    prefix = path.stem.rpartition("-")[2]
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights: {weights} of {arch} cannot be downloaded from {url}: {error}; put "
+            f"the file at {path}"
+        ) from error
+    return path
+
+
+@lru_cache(maxsize=2)
+def _load_timm(name: str, tag: str) -> State:
+    timm = require("timm", "model.weights")
+    known = timm.list_pretrained(f"{name}.*")
+    if f"{name}.{tag}" not in known:
+        tags = [each.partition(".")[2] for each in known]
+        raise UserError(
+            f"model.weights: timm:{name} has no weights {tag!r}{suggest(tag, tags)}; it has "
+            f"{', '.join(tags) or 'none'}; a file may be given instead"
+        )
+    try:
+        network = timm.create_model(f"{name}.{tag}", pretrained=True)
+    except Exception as error:  # of the hub's client: no network, no such file
+        raise UserError(
+            f"model.weights: {tag} of timm:{name} cannot be read or downloaded: {_reason(error)}"
+        ) from error
+    return dict(network.state_dict())
+
+
+def _changed(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}") from error
+    return stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=2)
+def _read_once(name: str, _: tuple[int, int]) -> State:
+    """Read a file of weights; a pickle only as far as it holds tensors and plain values."""
+    path = Path(name)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
+        raise UserError(f"model.weights: {path} cannot be read: {_reason(error)}") from error
+    except Exception as error:  # UnpicklingError, and what a damaged pickle makes of it
+        raise UserError(
+            f"model.weights: {path} holds more than tensors, which would be code that is run: "
+            f"{_reason(error)}; save model.state_dict()"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in content.values()
+    ):
+        raise UserError(f"model.weights: {path} is not a state dict; save model.state_dict()")
+    return {str(key): tensor for key, tensor in content.items()}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
