@@ -271,10 +271,15 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
         silo: absolute_path(name, folder) for silo, name in pretraining.checkpoints.items()
     }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
-    changed = {
+    arms = {
+        name: arm.model_copy(update={"arch": _absolute_arch(arm.arch, folder)}) if arm.arch else arm
+        for name, arm in study.arms.items()
+    }
+    changed: dict[str, object] = {
         "data": data,
         "pretraining": pretraining,
         "model": _make_model_absolute(study.model, folder),
+        "arms": arms,
     }
     if isinstance(study.partition, Given):
         silos = {

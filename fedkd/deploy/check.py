@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,9 @@ from fedkd.deploy.silo_file import SiloFile
 from fedkd.deploy.worker_folder import WorkerFolder
 from fedkd.errors import FedKDError
 from fedkd.federation.deployed_data import draw_transfer
+from fedkd.models.backbone import Backbone
 from fedkd.models.build import build_model
+from fedkd.models.preprocessing import from_config
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import evaluate
 from fedkd.util.finding import Finding
@@ -126,8 +129,9 @@ class SiloCheck:
         if self._file.model is None:
             return Finding("model", "note", "none: the silo takes part in rounds alone")
         held = self._holdings()
-        arch, checkpoint = read_own_model(self._file, held.shape, held.classes)
-        model = build_model(arch, held.shape, seed=0)
+        shape = replace(held.shape, backbone=self._backbone())
+        arch, checkpoint = read_own_model(self._file, shape, held.classes)
+        model = build_model(arch, shape, seed=0)
         model.load_state_dict(checkpoint.state)
         judged = held.train if held.test is None else held.test
         with intra_op_threads(1):  # as in a run
@@ -145,6 +149,16 @@ class SiloCheck:
             advice = "are the labels mapped as they were when it was trained?"
             return Finding("model", "note", f"{value}, no better than guessing", advice)
         return Finding("model", "ok", value)
+
+    def _backbone(self) -> Backbone | None:
+        """Return what the study says of its models; without a study, what the silo's file says."""
+        if self._study and self._study.is_deployed:
+            return Backbone.of(self._study)
+        own = self._file.model
+        preprocessing = from_config(own.preprocessing) if own else None
+        if own is None or own.arch is None or preprocessing is None:
+            return None
+        return Backbone(own.arch, preprocessing=preprocessing)
 
     def _check_transfer(self) -> Finding:
         study, source = self._study, self._file.transfer

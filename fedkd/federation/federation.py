@@ -228,7 +228,7 @@ class Federation:
         seed = derive_seed(self.seed, "initial-model", owner)
         state = copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
         backbone = self.shape.backbone
-        study = backbone and backbone.preprocessing
+        study = None if backbone is None else backbone.preprocessing
         return with_preprocessing(state, self._own_preprocessing(silo), study)
 
     def _own_preprocessing(self, silo: str) -> Preprocessing | None:

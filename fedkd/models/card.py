@@ -112,7 +112,7 @@ class ModelCard:
         preprocessing = None if given is None else _read_preprocessing(given)
         return cls(
             arch=ARCHITECTURES.check(RENAMED.get(arch, arch)),
-            shape=Shape(**sizes),
+            shape=Shape(sizes["num_classes"], sizes["in_channels"], sizes["image_size"]),
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),
             version=_typed("version", card.get("version"), str),

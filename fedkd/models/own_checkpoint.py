@@ -48,7 +48,7 @@ def read_model(
         except UserError:
             raise error from None
     state = model.state_from_plain(plain.state, f"{what}: {path}")
-    study = shape.backbone and shape.backbone.preprocessing
+    study = None if shape.backbone is None else shape.backbone.preprocessing
     return replace(plain, state=with_preprocessing(state, preprocessing, study))
 
 

@@ -162,7 +162,7 @@ class PartlyTrainedModel(BackboneModel):
         """Names of the buffers that never change."""
         return frozenset(name for name, _ in self.named_buffers()) - self._keys
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what is trained."""
         whole = super().state_dict(*args, **kwargs)
         return {key: tensor for key, tensor in whole.items() if key in self._keys}

@@ -35,10 +35,11 @@ class Described:
 
     def card(self) -> ModelCard | None:
         """Return a card, or None if anything is missing."""
-        sizes = (self.num_classes, self.in_channels, self.image_size)
-        if self.arch is None or None in sizes:
+        if self.num_classes is None or self.in_channels is None or self.image_size is None:
             return None
-        return ModelCard(self.arch, Shape(*(int(value or 0) for value in sizes)))
+        if self.arch is None:
+            return None
+        return ModelCard(self.arch, Shape(self.num_classes, self.in_channels, self.image_size))
 
 
 def export_model(

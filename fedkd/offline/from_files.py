@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from fedkd.distillation.consolidate import Consolidated, consolidate
 from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
+from fedkd.models.backbone import Backbone
 from fedkd.models.build import build_model
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.check import check_model, find_training_problem
+from fedkd.models.preprocessing import identity
 from fedkd.models.state import Checkpoint, State
 from fedkd.offline.images import OfflineImages, open_images
 from fedkd.offline.request import (
@@ -66,11 +68,11 @@ def consolidate_files(
             for teacher, (_, card) in zip(offline.teachers, cards, strict=True)
         ]
         arch = student_arch(offline, archs)
-        images = open_images(offline.images, cards, offline.seed)
+        images = _prepared(open_images(offline.images, cards, offline.seed), cards, archs, arch)
         classes = class_names(cards, images)
         checkpoints = [
-            _load_teacher(teacher.path, ModelCard(teacher_arch, images.shape))
-            for teacher, teacher_arch in zip(offline.teachers, archs, strict=True)
+            _load_teacher(teacher.path, ModelCard(teacher_arch, images.shape), card)
+            for teacher, teacher_arch, (_, card) in zip(offline.teachers, archs, cards, strict=True)
         ]
         _check_training(offline.settings, arch, archs, images)
         teachers = _make_teachers(offline, archs, checkpoints, images, compute)
@@ -114,9 +116,45 @@ def _make_teachers(
     return Teachers(members, images.shape, compute)
 
 
-def _load_teacher(path: Path, card: ModelCard) -> Checkpoint:
+def _prepared(
+    images: OfflineImages,
+    cards: Sequence[tuple[str, ModelCard | None]],
+    archs: Sequence[str],
+    arch: str,
+) -> OfflineImages:
+    """Return the images, for models with the preprocessing that the teachers' files name.
+
+    A fresh student has that of the first teacher with one.
+
+    Raises:
+        UserError: two files name different sizes.
+    """
+    named = [
+        (name, card.preprocessing)
+        for name, card in cards
+        if card is not None and card.preprocessing
+    ]
+    if not named:
+        return images
+    first, chosen = named[0]
+    for name, other in named:
+        if other.size != chosen.size:
+            raise UserError(
+                f"--teachers: {first} resizes images to {chosen.size} pixels, but {name} to "
+                f"{other.size}; all models must take images of one size"
+            )
+    others = tuple(sorted({*archs} - {arch}))
+    backbone = Backbone(arch, preprocessing=chosen, others=others)
+    return replace(images, shape=replace(images.shape, backbone=backbone))
+
+
+def _load_teacher(path: Path, card: ModelCard, own: ModelCard | None) -> Checkpoint:
+    """Read a teacher for the study's shape; its own card says how it was trained."""
+    preprocessing = None if own is None else own.preprocessing
+    if preprocessing is None and card.preprocessing is not None:
+        preprocessing = identity(len(card.preprocessing.mean))
     try:
-        checkpoint = load_model(path, card, what="--teachers")
+        checkpoint = load_model(path, card, what="--teachers", preprocessing=preprocessing)
     except UserError as error:
         shape = card.shape
         raise UserError(

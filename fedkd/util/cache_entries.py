@@ -22,6 +22,7 @@ from fedkd.util.files import temporary_beside
 KINDS: Mapping[str, str] = {
     "pretrained": "silos' own models",
     "predictions": "teachers' logits on image sets",
+    "features": "images' features in pre-trained networks",
     "arms": "finished runs of an arm and seed",
     "sources": "decoded data sources",
     "partitions": "which silo holds which images",

@@ -116,7 +116,7 @@ def test_weights_say_their_preprocessing() -> None:
 
 @pytest.mark.parametrize("given", ["none", Normalization(mean=[0.5] * 3, std=[0.5] * 3)])
 def test_contradicted_preprocessing_is_refused(given: Normalization | str) -> None:
-    with pytest.raises(UserError, match="model.preprocessing: contradicts the weights"):
+    with pytest.raises(UserError, match=r"model.preprocessing: contradicts the weights"):
         choose_preprocessing(ARCH, TAG, given)
 
 

@@ -135,7 +135,9 @@ class BackboneBasis(Basis):
         found = self.fixed.features(
             images, device=self.compute.device, precision=self.compute.precision
         ).double()
-        return found * (self.limit / found.norm(dim=1, keepdim=True).clamp_min(self.limit))
+        norms = torch.linalg.vector_norm(found, dim=1, keepdim=True)
+        scale: Tensor = self.limit / norms.clamp_min(self.limit)
+        return found * scale
 
     @property
     def max_feature_norm(self) -> float:
