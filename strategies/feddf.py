@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.data.images import as_float
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.state import State, copy_state, is_finite
 from fedkd.training.aggregation import reduce
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import fit
+from fedkd.training.loop import fit, floats_of
 from fedkd.training.losses import kl_divergence
 from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.seeding import torch_generator
@@ -61,7 +60,7 @@ class FedDF(ServerUpdate):
         self._model.load_state_dict(models.average)
         fit(
             self._model,
-            as_float(self._transfer.images),
+            floats_of(self._model, self._transfer.images),
             (target,),
             loss,
             optimizer=OptimizerSettings(

@@ -9,21 +9,17 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from fedkd.config.backbone import is_weights_file
 from fedkd.errors import UserError
 from fedkd.models.libraries import hugging_face_preprocessing, read_hugging_face, require
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.models.state import State, state_hash
+from fedkd.models.weights_file import read_weights, strip_prefixes
 from fedkd.registry import HUGGING_FACE
 from fedkd.suggestions import suggest
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep a state dict among other things."""
 
 
 def load_weights(arch: str, weights: str) -> State:
@@ -167,28 +163,7 @@ def _changed(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=2)
 def _read_once(name: str, _: tuple[int, int]) -> State:
-    """Read a file of weights; a pickle only as far as it holds tensors and plain values."""
-    path = Path(name)
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise UserError(f"model.weights: {path} cannot be read: {_reason(error)}") from error
-    except Exception as error:  # UnpicklingError, and what a damaged pickle makes of it
-        raise UserError(
-            f"model.weights: {path} holds more than tensors, which would be code that is run: "
-            f"{_reason(error)}; save model.state_dict()"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(tensor, Tensor) for tensor in content.values()
-    ):
-        raise UserError(f"model.weights: {path} is not a state dict; save model.state_dict()")
-    return {str(key): tensor for key, tensor in content.items()}
+    return strip_prefixes(read_weights(Path(name), what="model.weights").state)[0]
 
 
 def _reason(error: Exception) -> str:

@@ -23,8 +23,14 @@ _BATCH_SIZE = 256
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers of a model by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    """Return the BatchNorm layers of a model by name, but those of a part that nobody trains."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    state = model.state_dict()
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if all(f"{name}.{key}".removeprefix(".") in state for key in layer.state_dict())
+    }
 
 
 def batch_norm_keys(model: nn.Module) -> frozenset[str]:

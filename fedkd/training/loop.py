@@ -12,9 +12,10 @@ from cachetools import LRUCache, cached
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.data.images import Images, content_hash
+from fedkd.data.images import Images, as_float, content_hash
 from fedkd.models.build import running
 from fedkd.models.fixed import FixedPart
+from fedkd.models.partial import HeadModel
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.augment import Augment
 from fedkd.training.batches import float_batches, whole_or_view
@@ -110,6 +111,11 @@ def fit(
         if (on_epoch and on_epoch() is True) or not torch.isfinite(total):
             break
     return mean
+
+
+def floats_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return uint8 images as floats, but as they are for a model whose features are kept."""
+    return images if isinstance(model, HeadModel) else as_float(images)
 
 
 MAX_FEATURE_BYTES = 4 << 30

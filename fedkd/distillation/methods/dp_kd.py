@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.data.images import as_float
 from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import fit
+from fedkd.training.loop import fit, floats_of
 from fedkd.training.losses import kd_loss
 
 
@@ -85,7 +84,7 @@ def _train(
 
     return fit(
         student,
-        as_float(images),
+        floats_of(student, images),
         (target,),
         loss,
         optimizer=optimizer_of(settings),
