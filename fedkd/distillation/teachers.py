@@ -16,7 +16,7 @@ from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
-from fedkd.models.partial import same_preprocessing
+from fedkd.models.preprocessing import same_preprocessing
 from fedkd.models.state import State, average_states
 from fedkd.training.batch_norm import recalibrate
 from fedkd.training.compute import Compute

@@ -23,9 +23,8 @@ from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape, arch_fingerprint, build_model
 from fedkd.models.card import check_preprocessing
 from fedkd.models.own_checkpoint import read_model
-from fedkd.models.partial import with_preprocessing
 from fedkd.models.pool import ModelPool
-from fedkd.models.preprocessing import Preprocessing, from_config
+from fedkd.models.preprocessing import Preprocessing, from_config, with_preprocessing
 from fedkd.models.state import Checkpoint, State, copy_state, is_finite, load_state, save_state
 from fedkd.registry import AUGMENTATIONS
 from fedkd.training.compute import Compute, intra_op_threads

@@ -14,9 +14,10 @@ from fedkd.errors import UserError
 from fedkd.models.adapters import add_adapters
 from fedkd.models.backbone import Backbone, Trained
 from fedkd.models.fixed import FixedPart
-from fedkd.models.partial import HeadModel, PartlyTrainedModel, PreparedModel
+from fedkd.models.partial import HeadModel, PartlyTrainedModel, PreparedModel, SplitModel
 from fedkd.models.preprocessing import Preprocess, check_channels
 from fedkd.models.pretrained import load_weights
+from fedkd.models.split import split_at
 from fedkd.models.state import State, fit_names, mismatch
 from fedkd.util.random_ops import DrawFrom
 
@@ -83,8 +84,13 @@ def _with_new_head(backbone: Backbone, template: _Template) -> nn.Module:
     if trained.kind == "all":
         return network if preprocessing is None else PreparedModel(preprocessing, network)
     if trained.kind == "last":
-        names = _last_blocks(network, trained.number, template.head)
-        return PartlyTrainedModel(preprocessing, network, tuple(names))
+        first, names = _last_blocks(network, trained.number, template.head)
+        model = (preprocessing, network, tuple(names))
+        parts = split_at(network, first, _blocks(network, ""))
+        fixed = _first_blocks(_untrained(backbone), template, first)
+        if parts is None or fixed is None or _shares(parts[0], network, names):
+            return PartlyTrainedModel(*model)
+        return SplitModel(fixed, parts[1].to(memory_format=torch.channels_last), *model)
     names = add_adapters(network, trained.number, trained.targets, template.head)
     return PartlyTrainedModel(preprocessing, network, (*names, template.head), merges=True)
 
@@ -197,14 +203,33 @@ def _fixed_part(backbone: Backbone, template: _Template) -> FixedPart:
     network = copy.deepcopy(template.network)
     _set(network, template.head, nn.Identity())
     key = f"{backbone.features_hash} {template.input_size}"
+    return _with_preprocessing(backbone, network, key)
+
+
+def _with_preprocessing(backbone: Backbone, network: nn.Module, key: str) -> FixedPart:
     network.to(memory_format=torch.channels_last)
     if backbone.preprocessing is None:
         return FixedPart(network, key)
     return FixedPart(nn.Sequential(Preprocess(backbone.preprocessing), network), key)
 
 
-def _last_blocks(network: nn.Module, number: int, head: str) -> list[str]:
-    """Return the modules from the N-th last block on, in the order of definition.
+def _shares(part: nn.Module, network: nn.Module, names: list[str]) -> bool:
+    """Whether a part of a network has modules of these names."""
+    trained = {network.get_submodule(name) for name in names}
+    return any(module in trained for module in part.modules())
+
+
+@lru_cache(maxsize=4)
+def _first_blocks(backbone: Backbone, template: _Template, first: str) -> FixedPart | None:
+    """Return the part of a network before a block; None where it cannot be taken apart."""
+    network = copy.deepcopy(template.network)
+    parts = split_at(network, first, _blocks(network, ""))
+    key = f"{backbone.features_hash} {template.input_size} before {first}"
+    return None if parts is None else _with_preprocessing(backbone, parts[0], key)
+
+
+def _last_blocks(network: nn.Module, number: int, head: str) -> tuple[str, list[str]]:
+    """Return the N-th last block, and all modules from there on, in the order of definition.
 
     A block is a module with parts that stands in a sequence of modules and is in no other block.
 
@@ -220,7 +245,7 @@ def _last_blocks(network: nn.Module, number: int, head: str) -> list[str]:
     first = blocks[-number]
     order = [name for name, module in network.named_modules() if _is_leaf(module)]
     start = next(i for i, name in enumerate(order) if f"{name}.".startswith(f"{first}."))
-    return [*order[start:], *([] if head in order[start:] else [head])]
+    return first, [*order[start:], *([] if head in order[start:] else [head])]
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -17,8 +17,7 @@ from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape, count_bytes
 from fedkd.models.check import check_model
 from fedkd.models.own_checkpoint import read_model, to_plain
-from fedkd.models.partial import preprocessing_in
-from fedkd.models.preprocessing import Preprocessing, from_config
+from fedkd.models.preprocessing import Preprocessing, from_config, preprocessing_in
 from fedkd.models.state import Checkpoint, State, save_state
 from fedkd.registry import ARCHITECTURES, HUGGING_FACE
 from fedkd.suggestions import RENAMED

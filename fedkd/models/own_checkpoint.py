@@ -9,8 +9,8 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
-from fedkd.models.partial import BackboneModel, with_preprocessing
-from fedkd.models.preprocessing import Preprocessing
+from fedkd.models.partial import BackboneModel
+from fedkd.models.preprocessing import Preprocessing, with_preprocessing
 from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint
 
 

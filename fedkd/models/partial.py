@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.images import Images
 from fedkd.errors import UserError
 from fedkd.models.adapters import merge_adapters
 from fedkd.models.fixed import FixedPart
 from fedkd.models.preprocessing import Preprocess, Preprocessing
 from fedkd.models.state import State, mismatch
 
-PREPROCESS = "preprocess."
 NETWORK = "network."
+MAX_KEPT_BYTES = 2 << 30
+"""Most bytes of the features of one set of images; larger ones are computed whenever needed."""
 HEAD_KEYS = ("head.weight", "head.bias")
 """Keys of a :class:`HeadModel`'s state."""
 
@@ -43,6 +45,14 @@ class BackboneModel(nn.Module, ABC):
         Raises:
             UserError: the network differs in the part that nobody trains.
         """
+
+
+class FeaturesModel(BackboneModel):
+    """A model whose fixed part sees each image once: its features are kept."""
+
+    @abstractmethod
+    def split_fixed(self) -> tuple[FixedPart, nn.Module]:
+        """Return the fixed part, and the rest, which maps its features to logits."""
 
 
 class PreparedModel(BackboneModel):
@@ -68,7 +78,7 @@ class PreparedModel(BackboneModel):
         return {key: network.get(key, tensor) for key, tensor in self.state_dict().items()}
 
 
-class HeadModel(BackboneModel):
+class HeadModel(FeaturesModel):
     """A fixed part, and a linear layer: all that is trained.
 
     Args:
@@ -199,6 +209,47 @@ class PartlyTrainedModel(BackboneModel):
         return {NETWORK + key: tensor for key, tensor in plain.items() if key in own}
 
 
+class SplitModel(PartlyTrainedModel, FeaturesModel):
+    """A network whose first blocks are fixed.
+
+    Args:
+        fixed: these, shared by all models of the process.
+        rest: what follows them, with the network's own modules.
+        model: arguments of :class:`PartlyTrainedModel`.
+    """
+
+    def __init__(
+        self,
+        fixed: FixedPart,
+        rest: nn.Module,
+        *model: Any,
+    ) -> None:
+        super().__init__(*model)
+        self.__dict__.update(fixed=fixed, rest=rest)
+
+    def split_fixed(self) -> tuple[FixedPart, nn.Module]:
+        """Return the first blocks, and what follows them."""
+        return self.__dict__["fixed"], self.__dict__["rest"]
+
+
+def kept_features(
+    model: nn.Module, images: Tensor | Images, *, device: str, precision: str
+) -> tuple[nn.Module, Tensor] | None:
+    """Return what maps features to logits, and the features of uint8 images ``[N, C, H, W]``.
+
+    None for a model without a fixed part of which features are kept, or if they are too large.
+    """
+    is_float = isinstance(images, Tensor) and images.is_floating_point()
+    if is_float or not isinstance(model, FeaturesModel):
+        return None
+    fixed, rest = model.split_fixed()
+    first = images[:1] if isinstance(images, Tensor) else images.pick(slice(0, 1))
+    features = fixed.features(first, device=device, precision=precision)
+    if features.nbytes * len(images) > MAX_KEPT_BYTES:
+        return None
+    return rest, fixed.features(images, device=device, precision=precision)
+
+
 def _check_same_fixed(plain: State, template: State, trained: set[str], what: str) -> None:
     if problem := mismatch(plain, template):
         raise UserError(f"{what}: does not fit the architecture: {problem}")
@@ -208,71 +259,3 @@ def _check_same_fixed(plain: State, template: State, trained: set[str], what: st
                 f"{what}: differs from model.weights in {key!r}, which nobody trains; train only "
                 "the part that model.train names, or set model.train: all"
             )
-
-
-def with_preprocessing(
-    state: State, preprocessing: Preprocessing | None, study: Preprocessing | None
-) -> State:
-    """Return the state of a model with another mean and standard deviation.
-
-    Args:
-        state: of a model.
-        preprocessing: that it was trained with; None for images as they are.
-        study: that of the study's models.
-
-    Raises:
-        UserError: the models have no preprocessing of their own, or one of another number of
-            channels.
-    """
-    mean, std = (state.get(PREPROCESS + key) for key in ("mean", "std"))
-    if mean is None or std is None:
-        if _values(preprocessing) == _values(study):
-            return state
-        raise UserError(
-            "model.preprocessing: the models of the study have none of their own; set "
-            "model.preprocessing there, with model.train: all"
-        )
-    values = [(0.0,) * len(mean), (1.0,) * len(std)]
-    if preprocessing is not None:
-        values = [preprocessing.mean, preprocessing.std]
-    if len(values[0]) != len(mean):
-        raise UserError(
-            f"model.preprocessing: is for {len(values[0])} channels, but the study's is for "
-            f"{len(mean)}"
-        )
-    return state | {
-        PREPROCESS + "mean": torch.tensor(values[0]),
-        PREPROCESS + "std": torch.tensor(values[1]),
-    }
-
-
-def _values(preprocessing: Preprocessing | None) -> object:
-    if preprocessing is None or preprocessing.is_identity:
-        return None
-    return preprocessing.mean, preprocessing.std
-
-
-def same_preprocessing(states: list[State]) -> bool:
-    """Whether models have the same preprocessing, so that an average of them is of one kind."""
-    return all(
-        torch.equal(state[key], states[0][key])
-        for state in states
-        for key in states[0]
-        if key.startswith(PREPROCESS)
-    )
-
-
-def preprocessing_in(state: State, like: Preprocessing | None) -> Preprocessing | None:
-    """Return the preprocessing of a model, by its state where the state has it.
-
-    Args:
-        state: of the model.
-        like: of the study, which says the size.
-    """
-    mean, std = (state.get(PREPROCESS + key) for key in ("mean", "std"))
-    if mean is None or std is None:
-        return like
-    size = None if like is None else like.size
-    # The shortest decimals that are these floats of 32 bits.
-    values = [tuple(float(str(value)) for value in each.numpy()) for each in (mean, std)]
-    return Preprocessing(values[0], values[1], size)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedkd.config.backbone import Normalization
 from fedkd.errors import UserError
+from fedkd.models.state import State
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Preprocessing:
         return self.size is None and set(self.mean) == {0.0} and set(self.std) == {1.0}
 
 
+PREPROCESS = "preprocess."
+"""Prefix of the keys of a model's own mean and standard deviation in its state dict."""
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -84,3 +87,71 @@ def check_channels(preprocessing: Preprocessing, in_channels: int) -> None:
             f"model.preprocessing: is for images of {expected} channels, but the data has "
             f"{in_channels}; give mean and std of each channel"
         )
+
+
+def with_preprocessing(
+    state: State, preprocessing: Preprocessing | None, study: Preprocessing | None
+) -> State:
+    """Return the state of a model with another mean and standard deviation.
+
+    Args:
+        state: of a model.
+        preprocessing: that it was trained with; None for images as they are.
+        study: that of the study's models.
+
+    Raises:
+        UserError: the models have no preprocessing of their own, or one of another number of
+            channels.
+    """
+    mean, std = (state.get(PREPROCESS + key) for key in ("mean", "std"))
+    if mean is None or std is None:
+        if _values(preprocessing) == _values(study):
+            return state
+        raise UserError(
+            "model.preprocessing: the models of the study have none of their own; set "
+            "model.preprocessing there, with model.train: all"
+        )
+    values = [(0.0,) * len(mean), (1.0,) * len(std)]
+    if preprocessing is not None:
+        values = [preprocessing.mean, preprocessing.std]
+    if len(values[0]) != len(mean):
+        raise UserError(
+            f"model.preprocessing: is for {len(values[0])} channels, but the study's is for "
+            f"{len(mean)}"
+        )
+    return state | {
+        PREPROCESS + "mean": torch.tensor(values[0]),
+        PREPROCESS + "std": torch.tensor(values[1]),
+    }
+
+
+def _values(preprocessing: Preprocessing | None) -> object:
+    if preprocessing is None or preprocessing.is_identity:
+        return None
+    return preprocessing.mean, preprocessing.std
+
+
+def same_preprocessing(states: list[State]) -> bool:
+    """Whether models have the same preprocessing, so that an average of them is of one kind."""
+    return all(
+        torch.equal(state[key], states[0][key])
+        for state in states
+        for key in states[0]
+        if key.startswith(PREPROCESS)
+    )
+
+
+def preprocessing_in(state: State, like: Preprocessing | None) -> Preprocessing | None:
+    """Return the preprocessing of a model, by its state where the state has it.
+
+    Args:
+        state: of the model.
+        like: of the study, which says the size.
+    """
+    mean, std = (state.get(PREPROCESS + key) for key in ("mean", "std"))
+    if mean is None or std is None:
+        return like
+    size = None if like is None else like.size
+    # The shortest decimals that are these floats of 32 bits.
+    values = [tuple(float(str(value)) for value in each.numpy()) for each in (mean, std)]
+    return Preprocessing(values[0], values[1], size)

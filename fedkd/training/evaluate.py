@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float
 from fedkd.models.build import running
-from fedkd.models.partial import HeadModel
+from fedkd.models.partial import kept_features
 from fedkd.training.batches import uint8_batches
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.util.parallel import check_stopped
@@ -51,10 +51,10 @@ def predict(
     depend on their number.
     """
     model.eval()
-    if isinstance(model, HeadModel) and not _are_floats(images):
-        fixed, head = model.split_fixed()
-        images = fixed.features(images, device=compute.device, precision=compute.precision)
-        return predict(head, images, compute=compute, batch_size=batch_size)
+    kept = kept_features(model, images, device=compute.device, precision=compute.precision)
+    if kept is not None:
+        rest, features = kept
+        return predict(rest, features, compute=compute, batch_size=batch_size)
     kind = compute.device.partition(":")[0]
     batches = uint8_batches(images, batch_size or PREDICTION_BATCH[kind])
     threads = min(torch.get_num_threads(), len(batches)) if kind == "cpu" else 1
@@ -68,10 +68,6 @@ def predict(
             return torch.cat([_predict(model, batch(), compute) for batch in batches])
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return torch.cat(list(pool.map(lambda batch: _predict(model, batch(), compute), batches)))
-
-
-def _are_floats(images: Tensor | Images) -> bool:
-    return isinstance(images, Tensor) and images.is_floating_point()
 
 
 @torch.no_grad()

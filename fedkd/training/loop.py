@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from fedkd.data.images import Images, as_float, content_hash
 from fedkd.models.build import running
-from fedkd.models.fixed import FixedPart
-from fedkd.models.partial import HeadModel
+from fedkd.models.partial import FeaturesModel, kept_features
 from fedkd.models.state import copy_state, state_hash
 from fedkd.training.augment import Augment
 from fedkd.training.batches import float_batches, whole_or_view
@@ -115,7 +114,7 @@ def fit(
 
 def floats_of(model: nn.Module, images: Tensor) -> Tensor:
     """Return uint8 images as floats, but as they are for a model whose features are kept."""
-    return images if isinstance(model, HeadModel) else as_float(images)
+    return images if isinstance(model, FeaturesModel) else as_float(images)
 
 
 MAX_FEATURE_BYTES = 4 << 30
@@ -128,13 +127,13 @@ def _precompute_fixed_part(
     model: nn.Module, images: Tensor | Images, compute: Compute
 ) -> tuple[nn.Module, Tensor | Images]:
     """Return the trainable part of a model, and its input: the fixed part's output, or images."""
+    kept = kept_features(model, images, device=compute.device, precision=compute.precision)
+    if kept is not None or isinstance(model, FeaturesModel):
+        return kept or (model, images)
     is_float = isinstance(images, Tensor) and images.is_floating_point()
     if not isinstance(model, HasFixedPart) or is_float:
         return model, images
     fixed, trainable = model.split_fixed()
-    if isinstance(fixed, FixedPart):
-        features = fixed.features(images, device=compute.device, precision=compute.precision)
-        return trainable, features
     first = images[:1] if isinstance(images, Tensor) else images.pick(slice(0, 1))
     width = predict(fixed, first, compute=compute).numel()
     if len(images) * width * 4 > MAX_FEATURE_BYTES:

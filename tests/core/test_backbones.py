@@ -24,13 +24,14 @@ from fedkd.models.backbone import Backbone, Trained, choose_preprocessing
 from fedkd.models.build import Shape, build_fixed_part, build_model
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.own_checkpoint import read_model
-from fedkd.models.partial import BackboneModel, HeadModel, with_preprocessing
-from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config
+from fedkd.models.partial import BackboneModel, FeaturesModel, HeadModel
+from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, with_preprocessing
 from fedkd.models.pretrained import hash_weights, preprocessing_of_weights
 from fedkd.models.state import copy_state, save_state
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
-from fedkd.training.loop import Sgd, train_supervised
+from fedkd.training.loop import train_supervised
+from fedkd.training.optimizer import OptimizerSettings
 
 NAME = "shufflenet_v2_x0_5"
 ARCH = f"torchvision:{NAME}"
@@ -148,7 +149,7 @@ def train(model: nn.Module, compute: Compute | None = None) -> None:
     train_supervised(
         model,
         pictures(12),
-        sgd=Sgd(epochs=2, batch_size=4, lr=0.1),
+        optimizer=OptimizerSettings(epochs=2, batch_size=4, lr=0.1),
         generator=torch.Generator().manual_seed(0),
         compute=compute or Compute(),
     )
@@ -156,6 +157,21 @@ def train(model: nn.Module, compute: Compute | None = None) -> None:
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return predict(model, images, compute=Compute())
+
+
+def test_the_first_blocks_see_each_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path))
+    model = build_model(ARCH, shape(Trained("last", 1)), seed=0)
+    assert isinstance(model, FeaturesModel)
+    train(model)
+    images = pictures(12).images
+    found = logits(model, images)
+    monkeypatch.setattr(fixed.FixedPart, "compute", None)
+    assert torch.equal(logits(model, images), found)
+    monkeypatch.setattr("fedkd.models.partial.MAX_KEPT_BYTES", 0)
+    assert torch.allclose(logits(model, images), found, atol=1e-5)
 
 
 @pytest.mark.parametrize("trained", ALL_PARTS, ids=lambda each: each.kind)
