@@ -15,6 +15,8 @@ import fedkd
 from fedkd.config.study_file import resolve_study
 from fedkd.errors import UserError
 from fedkd.models import fixed
+from fedkd.models.card import read_card
+from fedkd.models.preprocessing import Preprocessing
 from fedkd.offline.export import export_model
 
 NAME = "shufflenet_v2_x0_5"
@@ -136,18 +138,20 @@ def test_an_exported_program_normalises_images_itself(weights: Path, tmp_path: P
 def test_a_silo_keeps_the_preprocessing_of_its_checkpoint(weights: Path, tmp_path: Path) -> None:
     network = models.get_model(NAME, num_classes=10)
     save_file(network.state_dict(), tmp_path / "north.safetensors")
-    own = {"silo-1": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 16}}
+    own = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 16}
     pretraining = {
         "epochs": 1,
-        "preprocessing": own,
+        "preprocessing": {"silo-0": own, "silo-1": own},
         "checkpoints": {"silo-1": str(tmp_path / "north.safetensors")},
     }
     settings = study(
         weights, pretraining=pretraining, arms={"best": {"start": "best"}}, baselines=["best"]
     )
     fedkd.compare(settings, out=tmp_path / "out")
-    state = next((tmp_path / "out").rglob("best/seed-0/state.json"))
-    assert json.loads(state.read_text())["curve"]
+    final = next((tmp_path / "out").rglob("best/seed-0/checkpoint.safetensors"))
+    card = read_card(final, what="x")
+    assert card is not None
+    assert card.preprocessing == Preprocessing((0.5,) * 3, (0.25,) * 3, 16)
 
 
 @pytest.mark.parametrize(
