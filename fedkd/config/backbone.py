@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedkd.config.sections import Count, Section
-from fedkd.registry import ARCHITECTURES, HUGGING_FACE
+from fedkd.registry import ARCHITECTURES, HUGGING_FACE, PATCH_FEATURES
 
 if TYPE_CHECKING:
     from fedkd.config.study import Study
@@ -125,11 +125,6 @@ def preprocessing_of(study: Study, silo: str) -> Normalization | str | None:
     return study.pretraining.preprocessing.get(silo, study.model.preprocessing)
 
 
-def has_fixed_part(study: Study, arch: str) -> bool:
-    """Whether a part of the models of ``arch`` is never trained, and known to all."""
-    return arch == study.model.arch and study.model.train != "all"
-
-
 def check_backbones(study: Study) -> None:
     """Refuse keys on pre-trained models that contradict each other.
 
@@ -196,3 +191,23 @@ def _check_preprocessing(study: Study) -> None:
                 f"({', '.join(sorted(own))}), which is a model of neither; set student: best or "
                 "fresh, or another start"
             )
+
+
+def check_lda_head(study: Study, name: str) -> None:
+    """Refuse an arm whose student in closed form is not the last layer of its model.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
+    arch, settings = study.global_arch(name), study.arms[name].consolidation
+    if settings is not None and settings.familiarity.basis == "backbone":
+        if arch != study.model.arch or study.model.train != "head":
+            raise ValueError(
+                f"arms.{name}.consolidation.student: lda-head in basis: backbone is the head of a "
+                "network that nobody trains; set model.weights and model.train: head"
+            )
+    elif arch != PATCH_FEATURES:
+        raise ValueError(
+            f"arms.{name}.consolidation.student: lda-head is a {PATCH_FEATURES}, but the arm's "
+            f"model is {arch}; set arms.{name}.arch: {PATCH_FEATURES}"
+        )

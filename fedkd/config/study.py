@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from fedkd.config.arm import Arm
 from fedkd.config.at_silo import check_at_silo
-from fedkd.config.backbone import check_backbones, has_fixed_part
+from fedkd.config.backbone import check_backbones, check_lda_head
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
@@ -23,7 +23,6 @@ from fedkd.registry import (
     LEAST_TRANSFER_IMAGES,
     LOCAL_LOSSES,
     METHODS,
-    PATCH_FEATURES,
     STARTS,
 )
 from fedkd.suggestions import suggest
@@ -291,18 +290,7 @@ def _check_architectures(study: Study, name: str, chosen: str) -> None:
         return
     arch = study.global_arch(name)
     if chosen == "lda-head":
-        settings = study.arms[name].consolidation
-        on_backbone = settings is not None and settings.familiarity.basis == "backbone"
-        if on_backbone and (not has_fixed_part(study, arch) or study.model.train != "head"):
-            raise ValueError(
-                f"arms.{name}.consolidation.student: lda-head in basis: backbone is the head of a "
-                "network that nobody trains; set model.weights and model.train: head"
-            )
-        if not on_backbone and arch != PATCH_FEATURES:
-            raise ValueError(
-                f"arms.{name}.consolidation.student: lda-head is a {PATCH_FEATURES}, but the "
-                f"arm's model is {arch}; set arms.{name}.arch: {PATCH_FEATURES}"
-            )
+        check_lda_head(study, name)
         return
     others = sorted({study.arch_of(silo) for silo in study.silo_names})
     if chosen != "fresh" and arch not in others:

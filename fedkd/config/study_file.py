@@ -10,13 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedkd.config import Consolidation, Model, Study
+from fedkd.config import Consolidation, Study
 from fedkd.config.backbone import is_weights_file
 from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.own import find_problems
+from fedkd.config.paths import absolute_arch, absolute_model, absolute_path, absolute_source
 from fedkd.errors import UserError
-from fedkd.registry import HUGGING_FACE, SOURCES
+from fedkd.registry import SOURCES
 from fedkd.util.checkpoint_files import find_weights_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
@@ -272,13 +273,13 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
     }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
     arms = {
-        name: arm.model_copy(update={"arch": _absolute_arch(arm.arch, folder)}) if arm.arch else arm
+        name: arm.model_copy(update={"arch": absolute_arch(arm.arch, folder)}) if arm.arch else arm
         for name, arm in study.arms.items()
     }
     changed: dict[str, object] = {
         "data": data,
         "pretraining": pretraining,
-        "model": _make_model_absolute(study.model, folder),
+        "model": absolute_model(study.model, folder),
         "arms": arms,
     }
     if isinstance(study.partition, Given):
@@ -287,36 +288,3 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
         }
         changed["partition"] = study.partition.model_copy(update={"silos": silos})
     return study.model_copy(update=changed)
-
-
-def _make_model_absolute(model: Model, folder: Path) -> Model:
-    files = [absolute_path(name, folder) for name in model.files]
-    per_silo = {silo: _absolute_arch(arch, folder) for silo, arch in model.per_silo.items()}
-    weights = model.weights
-    if weights and is_weights_file(weights):
-        weights = absolute_path(weights, folder)
-    arch = _absolute_arch(model.arch, folder)
-    update = {"files": files, "per_silo": per_silo, "weights": weights, "arch": arch}
-    return model.model_copy(update=update)
-
-
-def _absolute_arch(arch: str, folder: Path) -> str:
-    """Return ``hf:FOLDER`` with the folder seen from ``folder``; any other name unchanged."""
-    name = arch.removeprefix(HUGGING_FACE)
-    if name == arch:
-        return arch
-    path = absolute_path(name, folder)
-    return f"{HUGGING_FACE}{path}" if Path(path).is_dir() else arch
-
-
-def absolute_path(name: str, folder: Path) -> str:
-    """Return a path seen from ``folder``, with ``~`` expanded."""
-    return str(folder / os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown ~user
-
-
-def absolute_source(source: str | None, folder: Path) -> str | None:
-    """Return a data source with the path in it, if there is one, seen from ``folder``."""
-    prefix, rest = SOURCES.split(source or "")
-    if source is None or prefix is None or prefix.path is None:
-        return source
-    return source.removesuffix(rest) + absolute_path(rest, folder)

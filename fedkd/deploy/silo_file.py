@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedkd.config.backbone import Preprocessing
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
+from fedkd.config.paths import absolute_path, absolute_source
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
-from fedkd.config.study_file import absolute_path, absolute_source
 from fedkd.errors import UserError
 from fedkd.util.yaml_loader import load_yaml
 
