@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import save_file
 
 from clients.deployed import open_silo
 from fedkd.config.study_file import parse_study
@@ -17,6 +16,7 @@ from fedkd.messages.describe import Description
 from fedkd.messages.validate import RefusedError
 from fedkd.models.backbone import Backbone, Trained
 from fedkd.models.build import Shape, build_model
+from fedkd.models.state import save_state
 from strategies.introductions import _check_fixed_part
 
 SHAPE = Shape(3, 1, 8)
@@ -30,12 +30,12 @@ def study(field: Any, tmp_path: Path) -> Any:
 
     def make(model: dict[str, Any], silos: dict[str, dict[str, Any]] | None = None) -> Any:
         body = build_model("cnn", SHAPE, seed=0).state_dict()
-        save_file(body, tmp_path / "weights.safetensors")
+        save_state(tmp_path / "weights.safetensors", body)
         made = field()
         for number, name in enumerate(("north", "south", "west")):
             head = build_model("cnn", SHAPE, seed=number).state_dict()
             own = {key: head[key] if key.startswith("9.") else body[key] for key in body}
-            save_file(own, tmp_path / name / "plain.safetensors")
+            save_state(tmp_path / name / "plain.safetensors", own)
             path = tmp_path / name / "silo.yaml"
             data = yaml.safe_load(path.read_text())
             data["model"] = {
