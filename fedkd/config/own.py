@@ -26,6 +26,9 @@ from fedkd.registry import (
 Named: TypeAlias = tuple[str, Registry, str]
 """The dotted path of a key, the registry of its names, and the name."""
 
+_ASKED_OF_SILOS = (AUGMENTATIONS, LOCAL_LOSSES, METHODS, WEIGHTINGS)
+"""What a silo may need of the section ``rounds``, or ``consolidation`` where it distils."""
+
 
 def find_problems(study: Study) -> list[Problem]:
     """Return what is wrong with the user's own functions, each of which is imported."""
@@ -91,8 +94,10 @@ def names_at_silo(study: Study, silo: str) -> list[Named]:
     others = {f"model.per_silo.{name}" for name in study.silo_names if name != silo}
     named = [each for each in _architectures(study) if distils or each[0] not in others]
     for arm in study.arms:
-        functions = _functions(study, arm)
-        named += (each for each in functions if each[0].split(".")[-2] in sections)
+        for path, registry, name in _functions(study, arm):
+            asked = any(registry is each for each in _ASKED_OF_SILOS)
+            if asked and path.split(".")[-2] in sections:
+                named.append((path, registry, name))
     return list(_own(iter(named)))
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from fedkd.config import Study
+from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import load_study, parse_study
 from fedkd.engines import check_engine
 from fedkd.errors import UserError
@@ -143,3 +144,18 @@ def test_paths_of_the_server_stay_as_they_are(tmp_path: Path) -> None:
     study = make({"data": {**DATA, "source": "npz:/srv/x.npz"}})
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(study.to_dict()))
     assert load_study(tmp_path / "f.yaml") == study
+
+
+def test_a_silo_needs_the_augmentation_of_its_rounds_alone() -> None:
+    changes = {
+        "pretraining": {"augment": "own:before"},
+        "rounds": {"augment": "own:during"},
+        "arms": {
+            "rounds": {"start": "own:start"},
+            "fedavg": {"start": "random", "rounds": {"augment": "own:other"}},
+        },
+    }
+    assert {(path, name) for path, _, name in names_at_silo(make(changes), "north")} == {
+        ("rounds.augment", "own:during"),
+        ("arms.fedavg.rounds.augment", "own:other"),
+    }
