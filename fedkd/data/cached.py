@@ -67,8 +67,8 @@ def load_cached_source(
     def load() -> Source:
         return load_source(name, image_size=image_size, options=options, unlabelled=unlabelled)
 
-    is_public = name in SOURCES
-    origin = None if cache is None or is_public else find_origin(name, options)
+    origin = None if cache is None else find_origin(name, options)
+    is_public = name in SOURCES and origin is None
     budget = 0 if cache is None else disk_budget()
     if cache is None or budget == 0 or not (is_public or origin):
         return load()
