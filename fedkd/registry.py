@@ -240,10 +240,17 @@ TORCHVISION_SETS = {
 }
 """Data sources of torchvision, to the names of its classes."""
 
+OPENCLIPART = "openclipart"
+"""The data source of Debian's package openclipart-png."""
+
 SOURCES = Registry(
     "data source",
-    dict.fromkeys(("digits", *TORCHVISION_SETS), "fedkd.data.public:read_public"),
+    {
+        **dict.fromkeys(("digits", *TORCHVISION_SETS), "fedkd.data.public:read_public"),
+        OPENCLIPART: "fedkd.data.openclipart:read_openclipart",
+    },
     prefixes={
+        f"{OPENCLIPART}:": Prefix("fedkd.data.openclipart:read_openclipart", "PATH", "folder"),
         "folder:": Prefix("fedkd.data.folder:read_folder", "PATH", "folder"),
         "npz:": Prefix("fedkd.data.npz:read_npz", "PATH", "file"),
         "hf:": Prefix("fedkd.data.folder:read_hugging_face", "OWNER/NAME"),

@@ -49,6 +49,7 @@ def load_cached_source(
     image_size: int | None,
     cache: Path | None,
     options: Mapping[str, Any] | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Read a data source, from the cache if the same files were decoded before.
 
@@ -57,21 +58,23 @@ def load_cached_source(
         image_size: height and width to resize to, in pixels; by default images stay as they are.
         cache: root of the cache, or None to read the files themselves.
         options: keyword arguments of a function of the user's own.
+        unlabelled: see :func:`fedkd.data.sources.load_source`.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
     """
-    is_public = name in SOURCES
-    origin = None if cache is None or is_public else find_origin(name, options)
-    budget = 0 if cache is None else disk_budget()
-    if cache is None or budget == 0 or not (is_public or origin):
-        return load_source(name, image_size=image_size, options=options)
-    entry = _entry(cache, name, image_size, origin)
-    if (source := _read_source(entry, name)) is not None:
-        return source
 
     def load() -> Source:
-        return load_source(name, image_size=image_size, options=options)
+        return load_source(name, image_size=image_size, options=options, unlabelled=unlabelled)
+
+    origin = None if cache is None else find_origin(name, options)
+    is_public = name in SOURCES and origin is None
+    budget = 0 if cache is None else disk_budget()
+    if cache is None or budget == 0 or not (is_public or origin):
+        return load()
+    entry = _entry(cache, name, image_size, origin, unlabelled=unlabelled)
+    if (source := _read_source(entry, name)) is not None:
+        return source
 
     def is_unchanged() -> bool:
         return is_public or find_origin(name, options) == origin
@@ -135,7 +138,9 @@ def cached_partition(
     return parts
 
 
-def _entry(cache: Path, name: str, image_size: int | None, origin: Any | None) -> Path:
+def _entry(
+    cache: Path, name: str, image_size: int | None, origin: Any | None, *, unlabelled: bool
+) -> Path:
     prefix, place = SOURCES.split(name)
     if prefix is not None and prefix.path:
         name = name.removesuffix(place) + str(expand(place).absolute())
@@ -147,6 +152,7 @@ def _entry(cache: Path, name: str, image_size: int | None, origin: Any | None) -
         # The digits come with scikit-learn; torchvision says where the others are published.
         "packages": [version("scikit-learn"), version("torchvision"), version("pillow")],
         "origin": origin,
+        "unlabelled": unlabelled,
     }
     return cache / _SOURCES / cache_key(parts)
 

@@ -13,7 +13,7 @@ import torch
 
 from fedkd.data.decode import Picture, read_pictures
 from fedkd.data.images import Images
-from fedkd.data.listing import TEST, find_parts, list_pictures
+from fedkd.data.listing import TEST, find_parts, list_flat, list_pictures
 from fedkd.data.source import Source
 from fedkd.errors import UserError, describe_exhaustion
 
@@ -48,6 +48,26 @@ def read_folder(name: str, path: Path, image_size: int | None) -> Source:
         classes,
         (*notes, *(w for listing in listings for w in listing.warnings()), *decoded.warnings),
     )
+
+
+def read_flat_folder(name: str, path: Path, image_size: int | None) -> Source | None:
+    """Read a folder that holds pictures and no folders as images without labels.
+
+    Returns:
+        The source, without classes, or None where the folder is another one.
+
+    Raises:
+        UserError: pictures are damaged, or sizes differ though no ``image_size`` is given.
+    """
+    listing = list_flat(path)
+    if listing is None:
+        return None
+    files = [file for file, _ in listing.samples]
+    pictures = [Picture(file, partial(_open_file, file)) for file in files]
+    decoded = read_pictures(pictures, image_size)
+    labels = torch.full((len(files),), -1)
+    notes = (*listing.warnings(), *decoded.warnings)
+    return Source(name, Images(decoded.images, labels), None, (), notes)
 
 
 def read_hugging_face(name: str, repository: str, image_size: int | None) -> Source:

@@ -129,6 +129,16 @@ def list_pictures(path: Path) -> Listing:
     return listing
 
 
+def list_flat(path: Path) -> Listing | None:
+    """List the pictures of a folder without folders, labelled -1; None where it is another one."""
+    if not path.is_dir() or _folders(path):
+        return None
+    listing = Listing(())
+    for file in _files(path):
+        _sort_in(listing, file, -1)
+    return listing if listing.samples else None
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is no data: hidden, or left by a system or a program."""
     return name.startswith(".") or name.casefold() in _SYSTEM

@@ -78,6 +78,27 @@ def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  #
         ) from error
 
 
+def read_unlabelled_npz(name: str, path: Path, image_size: int | None = None) -> Source | None:  # noqa: ARG001 -- as above
+    """Read an archive that has ``images`` but no ``labels``; None where it is another one.
+
+    Raises:
+        UserError: the array is not as for :func:`read_npz`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = set(archive.namelist())
+            if "images.npy" not in members or "labels.npy" in members:
+                return None
+            images = _read_wanted(archive, ["images"])["images"]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception:  # read_npz says what is wrong
+        return None
+    blank = np.zeros(len(images), dtype=np.int64)
+    made = _as_images({"images": images, "labels": blank}, "images", "labels")
+    return Source(name, Images(made.images, torch.full_like(made.labels, -1)), None, ())
+
+
 def source_of(
     name: str, arrays: Mapping[str, Array], classes: tuple[str, ...] | None = None
 ) -> Source:
@@ -109,22 +130,25 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         # Only what numpy.savez writes counts: another member may have the name without ending.
         held = [member for member in archive.namelist() if member.endswith(".npy")]
         names = [member.removesuffix(".npy") for member in held]
-        wanted = _find_wanted(names, archive.namelist())
-        total = 0
-        for key in wanted:
-            with archive.open(f"{key}.npy") as stream:
-                header = _read_header(key, stream, archive.getinfo(f"{key}.npy").file_size)
-            _check_header(key, header)
-            total += header.size
-        if total > MAX_BYTES:
-            raise UserError(
-                f"its arrays take {total} bytes, more than {MAX_BYTES}; use smaller or fewer images"
-            )
-        arrays = {}
-        for key in wanted:
-            with archive.open(f"{key}.npy") as stream:
-                arrays[key] = npy_format.read_array(stream, allow_pickle=False)
-        return arrays
+        return _read_wanted(archive, _find_wanted(names, archive.namelist()))
+
+
+def _read_wanted(archive: zipfile.ZipFile, wanted: list[str]) -> dict[str, Array]:
+    total = 0
+    for key in wanted:
+        with archive.open(f"{key}.npy") as stream:
+            header = _read_header(key, stream, archive.getinfo(f"{key}.npy").file_size)
+        _check_header(key, header)
+        total += header.size
+    if total > MAX_BYTES:
+        raise UserError(
+            f"its arrays take {total} bytes, more than {MAX_BYTES}; use smaller or fewer images"
+        )
+    arrays = {}
+    for key in wanted:
+        with archive.open(f"{key}.npy") as stream:
+            arrays[key] = npy_format.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def _find_wanted(names: list[str], members: list[str]) -> list[str]:

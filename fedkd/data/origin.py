@@ -11,8 +11,9 @@ from typing import Any
 
 from fedkd.data.folder import load_hugging_face
 from fedkd.data.listing import walk
+from fedkd.data.openclipart import find_openclipart
 from fedkd.errors import UserError
-from fedkd.registry import SOURCES
+from fedkd.registry import OPENCLIPART, SOURCES
 from fedkd.util.places import expand
 
 CACHEABLE = "cacheable"
@@ -37,9 +38,8 @@ def find_origin(name: str, options: Mapping[str, Any] | None = None) -> Any | No
             return None
         return [SOURCES.fingerprint(name), dict(options or {})]
     prefix, place = SOURCES.split(name)
-    if prefix is None:
-        return None
-    look = _LOOKS.get(name.removesuffix(place))
+    kind = name if prefix is None else name.removesuffix(place)
+    look = _LOOKS.get(kind)
     try:
         return None if look is None else look(place)
     except (OSError, UserError):
@@ -65,10 +65,17 @@ def _look_at_hugging_face(place: str) -> str | None:
     return _hash((path, path) for path in files) if files else None
 
 
+def _look_at_openclipart(place: str) -> str:
+    named = place != OPENCLIPART
+    return _look_at_folder(str(find_openclipart(expand(place) if named else None)))
+
+
 _LOOKS: Mapping[str, Callable[[str], Any]] = {
     "folder:": _look_at_folder,
     "npz:": _look_at_file,
     "hf:": _look_at_hugging_face,
+    f"{OPENCLIPART}:": _look_at_openclipart,
+    OPENCLIPART: _look_at_openclipart,
 }
 
 

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fedkd.data.folder import read_flat_folder
 from fedkd.data.images import Images, describe_few_values, resize, to_channels
+from fedkd.data.npz import read_unlabelled_npz
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError, describe_exhaustion
@@ -15,7 +17,11 @@ from fedkd.util.places import expand
 
 
 def load_source(
-    name: str, *, image_size: int | None = None, options: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Read a data source: local files first, then a download where there is one.
 
@@ -24,6 +30,8 @@ def load_source(
             directory.
         image_size: height and width to resize to, in pixels; by default images stay as they are.
         options: keyword arguments of a function of the user's own.
+        unlabelled: whether a folder or archive may be without labels, as for a transfer set: the
+            source then has no classes, and all labels are -1.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
@@ -33,7 +41,7 @@ def load_source(
     except ValueError as problem:
         raise UserError(str(problem)) from problem
     try:
-        source = _read(name, image_size, options or {})
+        source = _read(name, image_size, options or {}, unlabelled=unlabelled)
         _check_filled(source)
         if image_size is not None:
             source = _resize_all(source, image_size)
@@ -65,11 +73,17 @@ def convert_like(images: Images, *, channels: int, size: int) -> Images:
     return Images(resize(to_channels(images.images, channels), size), images.labels)
 
 
-def _read(name: str, image_size: int | None, options: Mapping[str, Any]) -> Source:
+def _read(
+    name: str, image_size: int | None, options: Mapping[str, Any], *, unlabelled: bool
+) -> Source:
     if SOURCES.is_own(name):
         return call_source(name, options)
     prefix, place = SOURCES.split(name)
     reader = SOURCES.load(name)
+    if unlabelled and prefix is not None and prefix.path:
+        read = read_flat_folder if prefix.path == "folder" else read_unlabelled_npz
+        if (found := read(name, expand(place), image_size)) is not None:
+            return found
     if prefix is None:
         source: Source = reader(name)
     else:
@@ -102,6 +116,8 @@ def _check_filled(source: Source) -> None:
 
 def _check(source: Source) -> None:
     """Refuse labels and shapes that no reader checks for itself."""
+    if not source.classes:
+        return  # without labels
     if not 2 <= source.num_classes <= MAX_CLASSES:
         raise UserError(
             f"it has {source.num_classes} classes, but must have between 2 and {MAX_CLASSES}"

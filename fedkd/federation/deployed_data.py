@@ -98,7 +98,11 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
         return None
     options = study.data.transfer.options if source == study.data.transfer.source else None
     return load_cached_source(
-        source, image_size=study.data.image_size, cache=cache_root(), options=options
+        source,
+        image_size=study.data.image_size,
+        cache=cache_root(),
+        options=options,
+        unlabelled=not study.data.transfer.labelled,
     )
 
 

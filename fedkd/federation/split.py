@@ -105,6 +105,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             image_size=source.image_size,
             cache=cache,
             options=study.data.transfer.options,
+            unlabelled=not study.data.transfer.labelled,
         )
     made = split(source, study, seed, transfer_source, cache)
     if silos:

@@ -101,8 +101,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"partition/scheme": "label-dirichlt"},
         (
             "s.yaml: partition.scheme: 'label-dirichlt' is not one of iid, quantity, "
-            "label-dirichlet, label-shards, label-dominant, deployed, package.module:function "
-            "(did you mean 'label-dirichlet'?)"
+            "label-dirichlet, label-shards, label-dominant, given, indices, deployed, "
+            "package.module:function (did you mean 'label-dirichlet'?)"
         ),
     ),
     "no scheme": ({"partition": {"silos": 3}}, "s.yaml: partition.scheme: is missing"),
