@@ -119,3 +119,8 @@ def test_a_silo_that_is_not_approved_in_time_stops_nobody(
     record = made.run("fedavg")
     assert record.curve[-1].silos_ok == 2
     assert WAITING in record.quarantined[0].reason
+
+
+def test_the_contract_names_the_words_of_a_silo_that_waits() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "contract.md"
+    assert f"`{WAITING}`" in page.read_text(encoding="utf-8")
