@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from time import monotonic
 from types import TracebackType
 
 _AFTER_SECONDS = 2.0
@@ -27,7 +27,7 @@ class SlowProgress:
         self._total = total
         self._done = 0
         self._on_terminal = sys.stderr.isatty()
-        self._next = time.monotonic() + _AFTER_SECONDS
+        self._next = monotonic() + _AFTER_SECONDS
         self._shown = False
 
     def __enter__(self) -> SlowProgress:
@@ -48,11 +48,11 @@ class SlowProgress:
     def add(self, count: int) -> None:
         """Count pieces that are done."""
         self._done += count
-        if time.monotonic() < self._next:
+        if monotonic() < self._next:
             return
         self._shown = True
         wait = _EVERY_SECONDS if self._on_terminal else _EVERY_SECONDS_IN_A_LOG
-        self._next = time.monotonic() + wait
+        self._next = monotonic() + wait
         text = f"fedkd: {self._doing}: {self._done:,} of {self._total:,}"
         sys.stderr.write(f"\r\x1b[K{text}" if self._on_terminal else f"{text}\n")
         sys.stderr.flush()

@@ -220,7 +220,7 @@ def test_many_threads_decode_as_one(photos, monkeypatch):
 
 def test_progress_shows_after_two_seconds(monkeypatch, capsys):
     clock = iter([0.0, 1.0, 2.5, 2.6, 40.0])
-    monkeypatch.setattr("fedkd.util.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fedkd.util.progress.monotonic", lambda: next(clock))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     with SlowProgress("decoding pictures", 4000) as progress:
         progress.add(1000)
