@@ -56,16 +56,18 @@ class Federation:
         seed: the repetition.
         split: the data, as :func:`fedkd.federation.split.load_split` splits it.
         cache: folder in which pre-trained models are cached.
+        with_weights: whether the study's pre-trained weights are read on this host.
     """
 
-    def __init__(self, study: Study, seed: int, split: Split, cache: Path) -> None:
+    def __init__(
+        self, study: Study, seed: int, split: Split, cache: Path, *, with_weights: bool = True
+    ) -> None:
         self.study = study
         self.seed = seed
         self.split = split
         self.cache = cache
-        self.shape = Shape(
-            split.num_classes, split.in_channels, split.image_size, Backbone.of(study)
-        )
+        backbone = Backbone.of(study) if with_weights else None
+        self.shape = Shape(split.num_classes, split.in_channels, split.image_size, backbone)
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None
@@ -97,9 +99,10 @@ class Federation:
 
     @classmethod
     def for_caller(cls, study: Study, seed: int, cache: Path) -> Federation:
-        """Read what the caller of a study needs: with deployed silos, no data."""
-        split = empty_split(study) if study.is_deployed else load_split(study, seed, cache)
-        return cls(study, seed, split, cache)
+        """Read what the caller of a study needs: with deployed silos, no data and no weights."""
+        if study.is_deployed:
+            return cls(study, seed, empty_split(study), cache, with_weights=False)
+        return cls.load(study, seed, cache)
 
     @property
     def recalibrate_on(self) -> Images | None:
