@@ -229,17 +229,12 @@ class Federation:
         owner = silo if self.study.pretraining.init == "per-silo" else ""
         seed = derive_seed(self.seed, "initial-model", owner)
         state = copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
-        backbone = self.shape.backbone
-        study = None if backbone is None else backbone.preprocessing
-        return with_preprocessing(state, self._own_preprocessing(silo), study)
+        return with_preprocessing(state, self._own_preprocessing(silo), self.shape.preprocessing)
 
     def _own_preprocessing(self, silo: str) -> Preprocessing | None:
         """Return the preprocessing of a silo's own model."""
-        own, backbone = self.study.pretraining.preprocessing, self.shape.backbone
-        if silo in own:
-            return from_config(own[silo])
-        prepares = backbone is not None and backbone.prepares(self.study.arch_of(silo))
-        return backbone.preprocessing if backbone is not None and prepares else None
+        own = self.study.pretraining.preprocessing
+        return from_config(own[silo]) if silo in own else self.shape.preprocessing
 
     def read_checkpoint(self, silo: str, path: str, what: str) -> Checkpoint:
         """Read a silo's own model from its checkpoint.

@@ -18,6 +18,7 @@ from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone
 from fedkd.models.fixed import FixedPart
+from fedkd.models.preprocessing import Preprocessing
 from fedkd.registry import ARCHITECTURES
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
@@ -44,6 +45,11 @@ class Shape:
     in_channels: int
     image_size: int
     backbone: Backbone | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the study's models do to images before their networks get them."""
+        return None if self.backbone is None else self.backbone.preprocessing
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -48,8 +48,7 @@ def read_model(
         except UserError:
             raise error from None
     state = model.state_from_plain(plain.state, f"{what}: {path}")
-    study = None if shape.backbone is None else shape.backbone.preprocessing
-    return replace(plain, state=with_preprocessing(state, preprocessing, study))
+    return replace(plain, state=with_preprocessing(state, preprocessing, shape.preprocessing))
 
 
 def to_plain(arch: str, shape: Shape, state: State) -> State:
