@@ -81,7 +81,7 @@ class Curious:
         question = teacher.write_question(
             wanted or Wanted.by(keys.MODE_NONE, self.settings),
             transfer=images,
-            basis=basis or fit_basis(images, self.settings),
+            basis=basis or fit_basis(images, self.settings, SHAPE, Compute()),
             arch="cnn",
             deployed=True,
         )
@@ -181,7 +181,7 @@ def test_a_basis_of_the_servers_choice_is_refused(curious: Any, settings: dict[s
     """Components or filters may be chosen so that a single image stands out."""
     server = curious()
     server.use(settings)
-    honest = fit_basis(server.transfer, server.settings)
+    honest = fit_basis(server.transfer, server.settings, SHAPE, Compute())
     assert honest is not None
     bent = honest.components.clone()
     bent[0] *= 1.001
@@ -207,7 +207,7 @@ def test_an_honest_basis_of_another_processor_is_recognized(curious: Any) -> Non
         audit = f"{index}.jsonl"
         server = curious({"audit": audit, "share": {"max_questions": 1}})
         server.use(settings)
-        honest = fit_basis(server.transfer, server.settings)
+        honest = fit_basis(server.transfer, server.settings, SHAPE, Compute())
         assert honest is not None
         own = server.told()
         size = len(honest.components)
