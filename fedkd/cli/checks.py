@@ -23,7 +23,8 @@ def validate(
     For example: fedkd validate experiments/quickstart.yaml --set rounds.lr=0.1
 
     These are the checks of compare: data are read and split, every model is built and trained on
-    one batch, every checkpoint is read. Warnings go to the standard error.
+    one batch, every checkpoint is read. Warnings and a description of the data (shapes, images by
+    class, values of pixels) go to the standard error.
     """
     from fedkd.config.study_file import check_files, dump_study
 
@@ -31,10 +32,14 @@ def validate(
     if file_only:
         check_files(loaded)
     else:
+        from fedkd.federation.describe_data import describe_data
         from fedkd.runner.run import check
 
-        for sentence in check(loaded)[1]:
+        federations, warnings = check(loaded)
+        for sentence in warnings:
             typer.echo(f"note: {sentence}", err=True)
+        for line in describe_data(federations[0]):
+            typer.echo(f"data: {line}", err=True)
     typer.echo(dump_study(loaded), nl=False)
 
 

@@ -1,0 +1,65 @@
+"""A study's data in a few lines: shapes, classes, numbers by class and the values of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from fedkd.data.images import Images, count_values
+from fedkd.federation.federation import Federation
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_SAMPLED = 1000
+_SHOWN = 12
+"""Classes and silos beyond this number are counted."""
+
+
+def describe_data(federation: Federation) -> Iterator[str]:
+    """Yield lines on the data of one seed: each set, each silo, and the values of their pixels."""
+    split, shape = federation.split, federation.shape
+    yield (
+        f"{shape.num_classes} classes: {_some(list(split.classes))}; images of {shape.in_channels} "
+        f"x {shape.image_size} x {shape.image_size} (channels, height, width)"
+    )
+    sets = {"test": split.test, "validation": split.validation, "transfer": split.transfer}
+    for name, images in sets.items():
+        if images is not None:
+            yield f"{name}: {_count(images, split.classes)}"
+    silos = list(federation.sizes)
+    for name in silos[:_SHOWN]:
+        yield f"{name}: {_count(federation.data_of(name), split.classes)}"
+    if len(silos) > _SHOWN:
+        yield f"and {len(silos) - _SHOWN} more silos"
+    held = [split.test, *(federation.data_of(name) for name in silos)]
+    filled = [images for images in held if len(images)]
+    if filled:
+        yield f"pixels of 0 (black) to 255 (white): {_values(filled)}"
+
+
+def _count(images: Images, classes: tuple[str, ...]) -> str:
+    text = f"{len(images)} images"
+    if not len(images) or int(images.labels.min()) < 0:
+        return text if not len(images) else f"{text} without labels"
+    counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
+    held = [f"{name} {count}" for name, count in zip(classes, counts, strict=True) if count]
+    return f"{text}: {_some(held)}"
+
+
+def _values(parts: list[Images]) -> str:
+    """Return mean and quantiles of the pixels of some images of every part."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    each = max(1, _SAMPLED // len(parts))
+    for images in parts:
+        counts += count_values(images.pick(slice(None, None, max(1, len(images) // each))))
+    total, cumulative = int(counts.sum()), counts.cumsum(0)
+    mean = float((counts * torch.arange(256)).sum()) / total
+    ranks = [max(1, round(quantile * total)) for quantile in _QUANTILES]
+    values = torch.searchsorted(cumulative, torch.tensor(ranks)).tolist()
+    pairs = [f"{100 * q:.0f} % {value}" for q, value in zip(_QUANTILES, values, strict=True)]
+    return f"mean {mean:.1f}; quantiles {', '.join(pairs)}"
+
+
+def _some(texts: list[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
