@@ -412,7 +412,8 @@ def test_the_proxy_never_sees_a_label(
     make_study: Any, run_tune: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study({"arms/fedkd/consolidation": {"weighting": "equal", "epochs": 2}})
-    before = run_tune(study, trials=4, proxy=True, out="a").results
+    # With this seed the students differ, and so do their accuracies on other labels.
+    before = run_tune(study, trials=4, proxy=True, out="a", seeds=[102]).results
     assert before["agreement"]["trials"] == 4
     honest = Federation.load
 
@@ -423,7 +424,7 @@ def test_the_proxy_never_sees_a_label(
         return Federation(study, seed, replace(federation.split, validation=validation), cache)
 
     monkeypatch.setattr(Federation, "load", staticmethod(spoilt))
-    after = run_tune(study, trials=4, proxy=True, out="b").results
+    after = run_tune(study, trials=4, proxy=True, out="b", seeds=[102]).results
     assert [t["value"] for t in after["trials"]] == [t["value"] for t in before["trials"]]
     assert [t["validation"] for t in after["trials"]] != [t["validation"] for t in before["trials"]]
 
