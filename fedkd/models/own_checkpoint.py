@@ -39,6 +39,8 @@ def read_model(
     """
     model = build_model(arch, shape, seed=0)
     if not isinstance(model, BackboneModel):
+        if shape.preprocessing is None:
+            with_preprocessing({}, preprocessing, None)  # refuses one that has no place
         return read_checkpoint(path, copy_state(model), what=what)
     try:
         plain = read_checkpoint(path, model.plain_state(), what=what)
