@@ -46,6 +46,7 @@ class FixedPart(nn.Module):
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.key = key
         self._moved: dict[str, FixedPart] = {"cpu": self}
+        self._bytes: dict[tuple[int, ...], int] = {}
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, object]) -> FixedPart:
@@ -71,6 +72,12 @@ class FixedPart(nn.Module):
                 moved = FixedPart(copy.deepcopy(self.network).to(device), self.key)
                 self._moved[device] = moved
             return self._moved[device]
+
+    def feature_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return how many bytes the features of one image ``[C, H, W]`` take."""
+        if shape not in self._bytes:
+            self._bytes[shape] = self(torch.zeros(1, *shape)).numel() * 4
+        return self._bytes[shape]
 
     def features(self, images: Tensor | Images, *, device: str, precision: str) -> Tensor:
         """Return the features, float32 ``[N, D]`` on the CPU, of uint8 images ``[N, C, H, W]``.

@@ -39,6 +39,8 @@ def read_model(
     """
     model = build_model(arch, shape, seed=0)
     if not isinstance(model, BackboneModel):
+        if shape.preprocessing is None:
+            with_preprocessing({}, preprocessing, None)  # refuses one that has no place
         return read_checkpoint(path, copy_state(model), what=what)
     try:
         plain = read_checkpoint(path, model.plain_state(), what=what)
@@ -53,6 +55,8 @@ def read_model(
 
 def to_plain(arch: str, shape: Shape, state: State) -> State:
     """Return the whole network of a model's state, as its library names its tensors."""
+    if shape.backbone is None or not shape.backbone.prepares(arch):
+        return state  # without building a model, which may be code of a user's own
     model: nn.Module = build_model(arch, shape, seed=0)
     if not isinstance(model, BackboneModel):
         return state

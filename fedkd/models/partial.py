@@ -243,9 +243,7 @@ def kept_features(
     if is_float or not isinstance(model, FeaturesModel):
         return None
     fixed, rest = model.split_fixed()
-    first = images[:1] if isinstance(images, Tensor) else images.pick(slice(0, 1))
-    features = fixed.features(first, device=device, precision=precision)
-    if features.nbytes * len(images) > MAX_KEPT_BYTES:
+    if fixed.feature_bytes(tuple(images.shape[1:])) * len(images) > MAX_KEPT_BYTES:
         return None
     return rest, fixed.features(images, device=device, precision=precision)
 

@@ -45,8 +45,8 @@ def lda_head_student(
     """
     if not isinstance(basis, PatchBasis | BackboneBasis):
         raise FedKDError(
-            "student: lda-head needs a basis of patches or a backbone, which takes 20 distinct "
-            "transfer images"
+            "student: lda-head is a layer on features of the transfer images, of which 20 distinct "
+            "ones are needed"
         )
     merged = merge_moments(silo_moments)
     if merged is None:
