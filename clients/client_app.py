@@ -19,20 +19,22 @@ from fedkd.messages import keys
 _logger = logging.getLogger("flwr")
 
 
-class SiloApp(ClientApp):
-    """Answers every message of the contract."""
+def answer(message: Message, context: Context) -> Message:
+    """Answer one message of the contract."""
+    silo_file = context.node_config.get(keys.NODE_SILO)
+    if silo_file is not None:
+        try:
+            return answer_in_worker(message, context, Path(str(silo_file)))
+        except NoWorkerError as error:
+            _logger.warning("the silo answers without a worker process: %s", error)
+    from clients.handlers import app as in_this_process
 
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer one message."""
-        silo_file = context.node_config.get(keys.NODE_SILO)
-        if silo_file is not None:
-            try:
-                return answer_in_worker(message, context, Path(str(silo_file)))
-            except NoWorkerError as error:
-                _logger.warning("the silo answers without a worker process: %s", error)
-        from clients.handlers import app as in_this_process
-
-        return in_this_process(message, context)
+    return in_this_process(message, context)
 
 
-app = SiloApp()
+app = ClientApp()
+for register in (
+    *(app.query("describe"), app.query("teacher"), app.query("distil")),
+    *(app.train(), app.evaluate()),
+):
+    register(answer)
