@@ -62,7 +62,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown key without a near one": (
         {"model/zzz": 1},
-        "s.yaml: model.zzz: unknown key; known are arch, per_silo",
+        "s.yaml: model.zzz: unknown key; known are weights, preprocessing",
     ),
     "key of another scheme": (
         {"partition": {"scheme": "iid", "alpha": 0.1}},
@@ -345,7 +345,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "discriminant without moments of what filters see": (
         {"arms/fedkd/consolidation": {"student": "lda-head", "weighting": "familiarity"}},
-        "student: lda-head is computed from class sums of filter responses: set weighting: ",
+        "student: lda-head is computed from class sums of features: set weighting: ",
     ),
     "discriminant behind too few filters": (
         {
