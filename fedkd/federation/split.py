@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from fedkd.data.partition import Indices as Rows
 
 
-OWN_SPLIT_SEED = 0
-"""Draws test, validation and transfer images where the study says what silos hold."""
-
 SPLIT_RULE = 2
 """Version of the rule by which images are drawn.
 
@@ -87,7 +84,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             "use fedkd compare with --engine CONNECTION, a connection to their SuperLink"
         )
     # Models may have been trained elsewhere on a silo's images: these never move.
-    seed = OWN_SPLIT_SEED if study.has_own_split else seed
+    seed = study.data.split_seed if study.has_own_split else seed
     silos: dict[str, Source] = {}
     if isinstance(study.partition, Given):
         source, silos = load_given(study, study.partition, cache)
