@@ -246,7 +246,8 @@ def test_each_image_is_seen_once_by_all_models_and_processes(
     fixed._store.cache_clear()  # as in another process
     assert torch.equal(logits(models_of_seeds[0], images), first)
     assert seen == [12, 2]
-    next((tmp_path / "features").glob("*/features.safetensors")).write_bytes(b"damaged")
+    for path in (tmp_path / "features").glob("*/features.safetensors"):
+        path.write_bytes(b"damaged")
     fixed._store.cache_clear()
     assert torch.equal(logits(models_of_seeds[0], images), first)
     assert len(seen) == 3
@@ -372,7 +373,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, weights: Pa
         hash_weights(ARCH, "IMAGENET1K_V3")
     squeeze = "torchvision:squeezenet1_1"
     with pytest.raises(UserError, match="is not a linear layer on one row per image"):
-        build_model(squeeze, Shape(3, 3, 16, Backbone(squeeze, str(weights), "hash")), seed=0)
+        build_model(squeeze, Shape(3, 3, 64, Backbone(squeeze, str(weights), "hash")), seed=0)
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(b"no weights")
     with pytest.raises(UserError, match=f"model.weights: {damaged} "):
