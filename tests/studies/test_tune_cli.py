@@ -228,7 +228,7 @@ def test_every_arm_is_tuned_and_the_tuned_study_says_so(
         {"rounds": {"max": 3, "lr": 0.05}, "targets": [0.3, 0.6], "engine/server_threads": 1}
     )
     code, out, err = fedkd("tune", study, "--arms", "all", "--trials", "3", "--seeds", "100")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert "to 60.0% on validation data, summed over seeds 100" in out
     results = json.loads(Path("runs/tiny/tuning.json").read_text())
     assert list(results["arms"]) == ["fedavg", "fedkd"]
