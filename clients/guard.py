@@ -117,6 +117,7 @@ def withhold(share: Share, message: Message, content: RecordDict) -> None:
         if others := set(content.array_records) - expected:
             raise UnsharedError(f"its reply would have held arrays {sorted(others)[0]!r}")
     describe.withhold_class_counts(content, least=share.min_samples, share=share.class_counts)
+    evaluate.withhold_class_sums(content, least=share.min_samples, share=share.class_counts)
     if not share.metrics:
         evaluate.withhold_loss(content)
 

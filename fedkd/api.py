@@ -62,7 +62,7 @@ def compare(
     else:
         raise UserError("compare: give either a study or a results folder as resume")
     runs = len(loaded.arms) * len(loaded.seeds)
-    with StudyProgress(Console(stderr=True), runs) as progress:
+    with StudyProgress(Console(stderr=True), runs, loaded.metric) as progress:
         if folder is not None:
             outcome = resume_study(folder, progress=progress, track=tuple(track))
         else:
@@ -128,7 +128,7 @@ class Comparison:
         return pd.DataFrame(comparison_rows(self._results))
 
     def plot(self, axis: str = "exchanges") -> Figure:
-        """Plot accuracy against ``exchanges`` or ``megabytes``, with bands over seeds.
+        """Plot the study's metric against ``exchanges`` or ``megabytes``, with bands over seeds.
 
         Raises:
             UserError: matplotlib is not installed (the extra ``plots``).

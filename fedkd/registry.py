@@ -202,6 +202,24 @@ LOCAL_LOSSES = SpecRegistry(
     },
 )
 
+MetricName = Literal["accuracy", "balanced-accuracy", "macro-f1", "auroc", "average-precision"]
+METRICS: dict[MetricName, str] = {
+    "accuracy": "accuracy",
+    "balanced-accuracy": "balanced accuracy",
+    "macro-f1": "macro-F1",
+    "auroc": "AUROC",
+    "average-precision": "average precision",
+}
+"""Metrics of a model, to their names in prose; :mod:`fedkd.training.evaluate` defines them."""
+METRICS_FROM_SUMS = frozenset({"balanced-accuracy", "macro-f1"})
+"""Metrics that follow from sums by class; accuracy alone needs no class, the others need scores."""
+
+
+def metric_key(metric: str) -> str:
+    """Return a metric's key in ``rounds.jsonl`` and ``summary.json``, which is in snake case."""
+    return metric.replace("-", "_")
+
+
 AUGMENTATIONS = Registry(
     "augmentation",
     _functions("fedkd.training.augment", "none", "flip-crop", "randaugment", "trivialaugment"),

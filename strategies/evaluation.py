@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
-from fedkd.errors import FedKDError
+from fedkd.config.targets import check_metric
+from fedkd.errors import FedKDError, UserError
+from fedkd.federation.metric_check import check_metric_is_defined
 from fedkd.messages.evaluate import read_reply, write_metrics, write_question
-from fedkd.training.evaluate import Metrics, evaluate
+from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
+from fedkd.training.class_sums import ClassSums
+from fedkd.training.evaluate import Metrics, evaluate_all, metric_values
 from strategies.context import RunContext
 from strategies.roster import Member
 from strategies.session import Session
@@ -17,15 +23,26 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 def central_evaluation(context: RunContext) -> EvaluateFn | None:
-    """Return a function that measures the global model on the server's test data, if it has any."""
-    test = context.test
+    """Return a function that measures the global model on the server's test data, if it has any.
+
+    Raises:
+        UserError: these data, or their absence, do not define the study's metric.
+    """
+    test, metric = context.test, context.study.metric
     if test is None or not len(test):
+        try:
+            check_metric(metric, NO_SOURCE)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return None
+    check_metric_is_defined(
+        metric, test.labels, context.shape.num_classes, context.classes, "test images"
+    )
     model = context.model("evaluation")
 
     def measure(_: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
-        return write_metrics(evaluate(model, test, compute=context.compute))
+        return write_metrics(evaluate_all(model, test, compute=context.compute))
 
     return measure
 
@@ -35,8 +52,11 @@ def ask_silos(
     number: int,
     arrays: ArrayRecord,
     own_arrays: Mapping[str, ArrayRecord] | None = None,
-) -> MetricRecord:
+) -> tuple[MetricRecord, list[str]]:
     """Return the mean of the silos' figures for the global model, weighted by examples.
+
+    Where the study's metric needs them, silos send sums by class, and the metric is that of all
+    their images together; the names of the silos that withhold theirs are returned too.
 
     Args:
         session: with the silos.
@@ -45,12 +65,16 @@ def ask_silos(
         own_arrays: those of silos that have tensors of their own in it, by name.
 
     Raises:
-        FedKDError: no silo could measure it.
+        FedKDError: no silo could measure it, or none shares the sums that the metric needs.
     """
-    most = session.context.rounds.max_examples
+    context = session.context
 
     def read(_: Member, content: RecordDict) -> tuple[Metrics, int]:
-        return read_reply(content, max_examples=most)
+        return read_reply(
+            content,
+            num_classes=context.shape.num_classes,
+            max_examples=context.rounds.max_examples,
+        )
 
     # One that was gone or silent in this very round is noted already, and is not asked again.
     members = [
@@ -58,7 +82,8 @@ def ask_silos(
         for member in session.members
         if member.node_id in session.roster.connected and not session.is_barred(member)
     ]
-    question = write_question(number, arrays)
+    class_sums = context.study.metric in METRICS_FROM_SUMS
+    question = write_question(number, arrays, class_sums=class_sums)
     asked = session.ask(members, question, read, own_arrays=own_arrays)
     answers = [answer for _, answer in asked]
     total = sum(size for _, size in answers)
@@ -69,4 +94,24 @@ def ask_silos(
         accuracy += size * metrics.accuracy
         loss += size * metrics.loss
         macro_f1 += size * metrics.macro_f1
-    return write_metrics(Metrics(accuracy / total, loss / total, macro_f1 / total))
+    sums = _add_sums(context.study.metric, asked) if class_sums else None
+    values = metric_values(accuracy / total, sums)
+    whole = Metrics(accuracy / total, loss / total, macro_f1 / total, values)
+    withheld = [member.name for member, (metrics, _) in asked if metrics.sums is None]
+    return write_metrics(whole), withheld if class_sums else []
+
+
+def _add_sums(metric: str, asked: Sequence[tuple[Member, tuple[Metrics, int]]]) -> ClassSums:
+    """Return the sums by class over the silos that share them.
+
+    Raises:
+        FedKDError: none does.
+    """
+    shared = [metrics.sums for _, (metrics, _) in asked if metrics.sums is not None]
+    if not shared:
+        raise FedKDError(
+            f"metric: {metric} is computed from sums by class, which no silo shares; their owners "
+            "share them by share.class_counts, if every class has share.min_samples images; else "
+            "use metric: accuracy"
+        )
+    return reduce(operator.add, shared)

@@ -258,7 +258,9 @@ class SiloFedAvg(FedAvg):
             result.evaluate_metrics_serverapp[number] = record
         else:
             own = self._local.arrays_of([member.name for member in session.members], state.model)
-            record = ask_silos(session, number, arrays, own)
+            record, withheld = ask_silos(session, number, arrays, own)
+            if withheld:
+                state.notes["metric_without"] = withheld
             result.evaluate_metrics_clientapp[number] = record
         metrics = read_metrics(record)
         point = Point(
@@ -271,6 +273,7 @@ class SiloFedAvg(FedAvg):
             silos_ok=len(traffic.used),
             silos_failed=traffic.failed,
             macro_f1=metrics.macro_f1,
+            metrics=dict(metrics.values),
         )
         state.curve.append(point)
         state.members = tuple(session.members)
@@ -288,10 +291,11 @@ class SiloFedAvg(FedAvg):
 
     def _targets_are_reached(self) -> bool:
         """Whether every target has been reached and the arm stops there."""
-        targets = self.context.targets
+        targets, metric = self.context.targets, self.context.study.metric
         if not targets or self.context.rounds.stop != "targets":
             return False
-        return all(any(p.accuracy >= target for p in self.state.curve) for target in targets)
+        curve = self.state.curve
+        return all(any(p.reaches(target, metric) for p in curve) for target in targets)
 
 
 def initial_arrays(context: RunContext) -> ArrayRecord:

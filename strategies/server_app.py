@@ -164,6 +164,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             quarantined=tuple(state.quarantined),
             notes=state.notes,
             instruments=instruments,
+            metric=context.study.metric,
         ),
     )
     if state.stopped != "quorum":

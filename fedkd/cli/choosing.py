@@ -85,7 +85,7 @@ def tune(
     rate, local epochs, batch size, momentum, schedule, the server's learning rate, and the numeric
     settings of its start. A trial is judged by the exchanges to the highest target.
 
-    With --arm only the start of one arm is tuned, judged by its accuracy before any round.
+    With --arm only the start of one arm is tuned, judged by its metric before any round.
 
     Trials are stored in DIR/<study>; the same command resumes an interrupted search. The best
     settings are written as a study, DIR/<study>/tuned.yaml, and all trials as tuning.json (--arms)

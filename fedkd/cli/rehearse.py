@@ -37,7 +37,7 @@ def rehearse(
 
     loaded = load(study, overrides)
     console = progress_console(quiet=as_json)
-    with StudyProgress(console, len(loaded.arms)) as progress:
+    with StudyProgress(console, len(loaded.arms), loaded.metric) as progress:
         summary = rehearse_study(
             loaded, images=images, progress=progress, report=lambda text: console.print(text)
         )

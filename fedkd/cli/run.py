@@ -119,7 +119,7 @@ def _run(
     from fedkd.runner.run import resume_study, run_study
 
     console = progress_console(quiet=quiet)
-    with StudyProgress(console, len(study.arms) * len(study.seeds)) as progress:
+    with StudyProgress(console, len(study.arms) * len(study.seeds), study.metric) as progress:
         if resume is not None:
             return resume_study(resume, progress=progress, track=track)
         return run_study(study, out=out, fresh=fresh, progress=progress, track=track)

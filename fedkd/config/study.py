@@ -17,13 +17,15 @@ from fedkd.config.engine import Engine
 from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed, refuse_options
-from fedkd.config.targets import RelativeTargets, Targets
+from fedkd.config.targets import RelativeTargets, Targets, check_metric
 from fedkd.config.transfer_checks import check_labels, check_recalibration
+from fedkd.config.tuned import check_tuning_seeds
 from fedkd.registry import (
     LEAST_TRANSFER_IMAGES,
     LOCAL_LOSSES,
     METHODS,
     STARTS,
+    MetricName,
 )
 from fedkd.suggestions import suggest
 from fedkd.util.names import natural_key
@@ -43,7 +45,15 @@ class Study(Section):
     model: Model = Model()
     pretraining: Pretraining = Pretraining()
     rounds: Rounds = Rounds()
-    targets: Targets = Field(description="test accuracies to reach, in (0, 1]")
+    metric: MetricName = Field(
+        "accuracy",
+        description="what targets and fedkd tune are in; balanced-accuracy is the mean recall of "
+        "the classes; auroc and average-precision rank the probabilities of one class against the "
+        "rest, and need test images of every class on the server",
+    )
+    targets: Targets = Field(
+        description="values of the metric to reach on the test images, in (0, 1]"
+    )
     baselines: list[str] = Field(
         default=[],
         description="arms with which all others are compared; by default fedavg, if there is one",
@@ -74,7 +84,8 @@ class Study(Section):
     def _check(self) -> Study:
         _check_arms(self)
         _check_baselines(self)
-        _check_tuning_seeds(self)
+        check_tuning_seeds({name: arm.tuned for name, arm in self.arms.items()}, self.seeds)
+        check_metric(self.metric, self.data.source)
         if self.is_deployed:
             rounds = {name: self.rounds_of(name) for name in self.arms}
             check_deployed(self.data, self.pretraining, rounds, self.arms)
@@ -119,14 +130,14 @@ class Study(Section):
 
     @property
     def target_values(self) -> list[float]:
-        """Targets as the study gives them: accuracies, or fractions of the baseline's best."""
+        """Targets as the study gives them: values of the metric, or fractions of a best one."""
         if isinstance(self.targets, RelativeTargets):
             return self.targets.of_baseline_best
         return self.targets
 
     @property
     def absolute_targets(self) -> list[float] | None:
-        """Targets in accuracy, or None if they depend on the first baseline's runs."""
+        """Targets as values of the metric, or None if they depend on the first baseline's runs."""
         return None if isinstance(self.targets, RelativeTargets) else self.targets
 
     def global_arch(self, arm: str) -> str:
@@ -219,16 +230,6 @@ def _check_baselines(study: Study) -> None:
             )
     if isinstance(study.targets, RelativeTargets) and not study.baselines:
         raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
-
-
-def _check_tuning_seeds(study: Study) -> None:
-    for name, arm in study.arms.items():
-        shared = set(arm.tuned.seeds if arm.tuned else ()) & set(study.seeds)
-        if shared:
-            raise ValueError(
-                f"arms.{name}.tuned.seeds: the arm was tuned on seed {min(shared)}, so it cannot "
-                "be judged on it; take other seeds, or tune it anew"
-            )
 
 
 def _check_silo_names(study: Study) -> None:

@@ -1,4 +1,4 @@
-"""Targets: test accuracies, or fractions of the best accuracy of a baseline."""
+"""Targets: values of the study's metric, or fractions of the best value of a baseline."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from fedkd.config.sections import Fraction, Section
+from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 
 
 class RelativeTargets(Section):
-    """Targets as fractions of the best accuracy of the first baseline."""
+    """Targets as fractions of the best value of the first baseline."""
 
     of_baseline_best: list[Fraction] = Field(min_length=1, max_length=20)
 
@@ -24,3 +25,21 @@ Targets = Annotated[
     | Annotated[RelativeTargets, Tag("relative")],
     Discriminator(_kind_of_targets),
 ]
+
+
+def check_metric(metric: str, source: str) -> None:
+    """Refuse a metric that does not follow from what silos share, if the server has no images.
+
+    Args:
+        metric: of the study.
+        source: ``data.source``.
+
+    Raises:
+        ValueError: it needs the scores of all images together.
+    """
+    if source == NO_SOURCE and metric != "accuracy" and metric not in METRICS_FROM_SUMS:
+        known = ", ".join(("accuracy", *sorted(METRICS_FROM_SUMS)))
+        raise ValueError(
+            f"metric: {metric} ranks the scores of all test images together, which sums that silos "
+            f"share do not give; use {known}, or give the server test images by data.source"
+        )

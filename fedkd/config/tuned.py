@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import Field
 
 from fedkd.config.sections import Count, Section, Seed
@@ -19,3 +21,21 @@ class Tuned(Section):
         max_length=100,
         description="settings whose best value lies at the edge of the range that was searched",
     )
+
+
+def check_tuning_seeds(tuned: Mapping[str, Tuned | None], seeds: Sequence[int]) -> None:
+    """Refuse an arm that was tuned on a seed of the study.
+
+    Args:
+        tuned: by name of the arm; None for an arm that was not tuned.
+        seeds: of the study.
+
+    Raises:
+        ValueError: with the key and what to do.
+    """
+    for name, section in tuned.items():
+        if shared := set(section.seeds if section else ()) & set(seeds):
+            raise ValueError(
+                f"arms.{name}.tuned.seeds: the arm was tuned on seed {min(shared)}, so it cannot "
+                "be judged on it; take other seeds, or tune it anew"
+            )

@@ -60,7 +60,11 @@ class Share(Section):
         "each class, their mean, and one covariance; classes of fewer than min_samples are "
         "kept back",
     )
-    class_counts: bool = Field(default=False, description="its number of images of each class")
+    class_counts: bool = Field(
+        default=False,
+        description="its number of images of each class; with metrics, also how many of them the "
+        "global model predicts and gets right, if the study's metric needs it",
+    )
     min_samples: int = Field(
         10,
         ge=1,

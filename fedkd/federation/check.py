@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedkd.errors import UserError
+from fedkd.federation.metric_check import check_metric_is_defined, constant_metrics
 from fedkd.models.build import build_model
 from fedkd.models.check import check_model, find_training_problem
-from fedkd.registry import AUGMENTATIONS, METHODS
+from fedkd.registry import AUGMENTATIONS, METHODS, METRICS, metric_key
 from fedkd.training.augment import check_augmentation
 from fedkd.training.batch_norm import batch_norms
 from fedkd.training.compute import Compute, smallest_batch
@@ -35,16 +36,11 @@ def check_study(federations: Sequence[Federation]) -> tuple[str, ...]:
     """
     warnings = list(_check_models(federations[0]))
     for federation in federations:
+        _check_metric(federation)
         warnings += federation.split.warnings
         warnings += _check_batches(federation)
     warnings += _check_targets(federations)
     return tuple(dict.fromkeys(warnings))
-
-
-def constant_accuracy(federation: Federation) -> float | None:
-    """Return the share of the test set's largest class; None without test images."""
-    labels = federation.split.test.labels
-    return float(torch.bincount(labels).max()) / len(labels) if len(labels) else None
 
 
 def _check_models(federation: Federation) -> Iterator[str]:
@@ -193,12 +189,29 @@ def _single_image_problem(federation: Federation, arch: str, count: int, batch_s
     return find_training_problem(arch, federation.shape, 1)
 
 
+def _check_metric(federation: Federation) -> None:
+    """Refuse a metric that the test images do not define; deployed servers check their own."""
+    study, split = federation.study, federation.split
+    if len(split.test):
+        check_metric_is_defined(
+            study.metric, split.test.labels, split.num_classes, split.classes, "test images"
+        )
+
+
 def _check_targets(federations: Sequence[Federation]) -> Iterator[str]:
     """Yield a warning for each target that a constant prediction reaches."""
-    shares = [share for f in federations if (share := constant_accuracy(f)) is not None]
+    metric = federations[0].study.metric
+    reached = []
+    for split in [federation.split for federation in federations]:
+        value = constant_metrics(split.test.labels, split.num_classes)[metric_key(metric)]
+        reached += [] if value is None else [value]
     for target in federations[0].study.absolute_targets or []:
-        if shares and target <= max(shares):
+        if reached and target <= max(reached):
             yield (
                 f"targets: always predicting one class reaches {target:.1%} "
-                f"({max(shares):.1%} of the test images are of the largest class)"
+                + (
+                    f"({max(reached):.1%} of the test images are of the largest class)"
+                    if metric == "accuracy"
+                    else f"(its {METRICS[metric]} is {max(reached):.1%})"
+                )
             )

@@ -8,15 +8,29 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedkd.messages import keys
 from fedkd.messages.arrays import decode_state
-from fedkd.messages.envelope import Question
-from fedkd.messages.validate import RefusedError, read_num_examples
+from fedkd.messages.envelope import Question, read_config
+from fedkd.messages.validate import RefusedError, printable, read_num_examples
 from fedkd.models.state import State
+from fedkd.registry import METRICS, metric_key
+from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics
 
+_CLASS_SUMS = (keys.CLASS_LABELS, keys.CLASS_PREDICTED, keys.CLASS_HITS)
+"""In the order of :class:`ClassSums`."""
+_OVERALL = "overall-"
+"""Before the names of metrics in the server's own records, which no message carries."""
 
-def write_question(number: int, arrays: ArrayRecord) -> Question:
-    """Ask how good the global model is after a round; 0 is the start."""
-    return Question(keys.EVALUATE, number, {}, {keys.ARRAYS: arrays})
+
+def write_question(number: int, arrays: ArrayRecord, *, class_sums: bool = False) -> Question:
+    """Ask how good the global model is after a round; 0 is the start.
+
+    Args:
+        number: the round.
+        arrays: the global model.
+        class_sums: whether the study's metric needs sums by class.
+    """
+    config = {keys.CLASS_SUMS: True} if class_sums else {}
+    return Question(keys.EVALUATE, number, config, {keys.ARRAYS: arrays})
 
 
 def read_question(content: RecordDict) -> State:
@@ -24,9 +38,24 @@ def read_question(content: RecordDict) -> State:
     return decode_state(content.array_records[keys.ARRAYS])
 
 
-def write_reply(metrics: Metrics, num_examples: int) -> RecordDict:
-    """Write a silo's figures and the number of images that they are of."""
-    return RecordDict({keys.METRICS: write_metrics(metrics, num_examples=num_examples)})
+def asks_class_sums(content: RecordDict) -> bool:
+    """Whether a question asks for sums by class, at the silo."""
+    return read_config(content).get(keys.CLASS_SUMS) is True
+
+
+def write_reply(metrics: Metrics, num_examples: int, *, class_sums: bool = False) -> RecordDict:
+    """Write a silo's figures and the number of images that they are of.
+
+    Args:
+        metrics: of the global model.
+        num_examples: images.
+        class_sums: whether sums by class are asked for.
+    """
+    record = write_metrics(metrics, num_examples=num_examples)
+    if class_sums and metrics.sums is not None:
+        for key, counts in zip(_CLASS_SUMS, vars(metrics.sums).values(), strict=True):
+            record[key] = list(counts)
+    return RecordDict({keys.METRICS: record})
 
 
 def write_metrics(metrics: Metrics, **counts: int) -> MetricRecord:
@@ -37,7 +66,12 @@ def write_metrics(metrics: Metrics, **counts: int) -> MetricRecord:
         keys.LOSS: metrics.loss,
         keys.MACRO_F1: metrics.macro_f1,
     }
-    return MetricRecord({**named, **figures})
+    overall = {
+        f"{_OVERALL}{metric}": value
+        for metric in METRICS
+        if (value := metrics.values.get(metric_key(metric))) is not None
+    }
+    return MetricRecord({**named, **figures, **overall})
 
 
 def read_metrics(record: MetricRecord) -> Metrics:
@@ -45,10 +79,14 @@ def read_metrics(record: MetricRecord) -> Metrics:
     accuracy, loss, macro_f1 = (
         float(str(record[key])) for key in (keys.ACCURACY, keys.LOSS, keys.MACRO_F1)
     )
-    return Metrics(accuracy, loss, macro_f1)
+    values: dict[str, float | None] = {}
+    for metric in METRICS:
+        value = record.get(f"{_OVERALL}{metric}")
+        values[metric_key(metric)] = None if value is None else float(str(value))
+    return Metrics(accuracy, loss, macro_f1, values)
 
 
-def read_reply(content: RecordDict, *, max_examples: int) -> tuple[Metrics, int]:
+def read_reply(content: RecordDict, *, num_classes: int, max_examples: int) -> tuple[Metrics, int]:
     """Return a silo's figures and the number of images that they are of.
 
     Raises:
@@ -62,7 +100,35 @@ def read_reply(content: RecordDict, *, max_examples: int) -> tuple[Metrics, int]
         if not isinstance(value, float) or not 0 <= value <= most:
             raise RefusedError(f"its {key} is out of range")
         figures.append(value)
-    return Metrics(*figures), size
+    accuracy, loss, macro_f1 = figures
+    sums = _read_class_sums(record, num_classes, size)
+    return Metrics(accuracy, loss, macro_f1, sums=sums), size
+
+
+def _read_class_sums(record: MetricRecord | None, num_classes: int, size: int) -> ClassSums | None:
+    """Return sums by class; None where the silo withholds them.
+
+    Raises:
+        RefusedError: they are no counts of ``size`` images.
+    """
+    if record is None or not any(key in record for key in _CLASS_SUMS):
+        return None
+    lists = []
+    for key in _CLASS_SUMS:
+        counts = record.get(key)
+        if not isinstance(counts, list) or len(counts) != num_classes:
+            raise RefusedError(
+                f"{key} is {printable(counts)} where {num_classes} numbers are expected"
+            )
+        if not all(type(count) is int and 0 <= count <= size for count in counts):
+            raise RefusedError(f"{key} contains an invalid count: {printable(counts)}")
+        lists.append(tuple(int(count) for count in counts))
+    labels, predicted, hits = lists
+    if sum(labels) != size or sum(predicted) != size:
+        raise RefusedError(f"its sums by class are not of {size} images")
+    if any(hit > min(pair) for hit, *pair in zip(hits, labels, predicted, strict=True)):
+        raise RefusedError(f"{keys.CLASS_HITS} has more images than the class")
+    return ClassSums(labels, predicted, hits)
 
 
 def withhold_loss(content: RecordDict) -> None:
@@ -70,3 +136,21 @@ def withhold_loss(content: RecordDict) -> None:
     record = content.metric_records.get(keys.METRICS)
     if record is not None and keys.LOSS in record:
         del record[keys.LOSS]
+
+
+def withhold_class_sums(content: RecordDict, *, least: int, share: bool) -> None:
+    """Take sums by class out of an answer on the terms of class counts.
+
+    Args:
+        content: the answer, which is changed.
+        least: fewest images of a class that is counted.
+        share: whether class counts are shared at all.
+    """
+    record = content.metric_records.get(keys.METRICS)
+    counts = None if record is None else record.get(keys.CLASS_LABELS)
+    if record is None or (
+        share and isinstance(counts, list) and not any(0 < int(n) < least for n in counts)
+    ):
+        return
+    for key in _CLASS_SUMS:
+        record.pop(key, None)

@@ -52,6 +52,7 @@ NUM_EXAMPLES: Final = "num-examples"
 CLASS_COUNTS: Final = "class-counts"
 CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
+CLASS_SUMS: Final = "class-sums"
 FIXED_PART: Final = "fixed-part"
 PROBLEM: Final = "problem"
 
@@ -87,6 +88,9 @@ DENSITY_MOMENTS: Final = "moments"
 LOSS: Final = "loss"
 ACCURACY: Final = "accuracy"
 MACRO_F1: Final = "macro-f1"
+CLASS_LABELS: Final = "class-labels"
+CLASS_PREDICTED: Final = "class-predicted"
+CLASS_HITS: Final = "class-hits"
 
 # Keys of Flower's run config. Folders are empty on real hosts, which share no disk.
 CONFIG_STUDY: Final = "study"

@@ -1,22 +1,24 @@
-"""Remarks on accuracies that a constant prediction reaches."""
+"""Remarks on values of the metric that a constant prediction reaches."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fedkd.registry import metric_key
 from fedkd.results.folder import Results, percent
+from fedkd.results.points import point_value
 
 
 def chance_remarks(results: Results) -> list[str]:
     """Return remarks on targets and starts that are no better than a constant prediction.
 
-    The share of the largest class is known for the server's test set alone, and not in results of
-    earlier versions.
+    What one answer for all images reaches is known for the server's test set alone, and not in
+    results of earlier versions.
     """
     shares = {
-        entry["seed"]: entry["accuracy"]
+        entry["seed"]: value
         for entry in results.summary.get("constant_accuracy", [])
-        if entry["accuracy"] is not None
+        if (value := _constant(entry, results.metric)) is not None
     }
     runs = [
         run
@@ -35,12 +37,22 @@ def chance_remarks(results: Results) -> list[str]:
     arms = results.summary["resolved"]["arms"]
     for arm in results.arms:
         starts = [run for run in runs if run["arm"] == arm and arms[arm]["start"] != "random"]
-        if starts and all(run["curve"][0]["accuracy"] <= shares[run["seed"]] for run in starts):
+        values = [point_value(run["curve"][0], results.metric) for run in starts]
+        if starts and all(
+            value is not None and value <= shares[run["seed"]]
+            for run, value in zip(starts, values, strict=True)
+        ):
             remarks.append(f"{arm} starts no better than {constant}.")
     return remarks
 
 
+def _constant(entry: dict[str, Any], metric: str) -> float | None:
+    """Return what a constant prediction reaches on a seed; earlier versions know accuracy alone."""
+    value = entry["accuracy"] if metric == "accuracy" else entry["metrics"][metric_key(metric)]
+    return None if value is None else float(value)
+
+
 def _reached(run: dict[str, Any], index: int) -> float:
-    """Return a run's target accuracy, or 1 if it has none."""
+    """Return a run's target, or 1 if it has none."""
     targets = run["targets"]
     return float(targets[index]["target"]) if index < len(targets) else 1.0

@@ -1,11 +1,12 @@
-"""Plots of accuracy against cost, and of the savings of each arm."""
+"""Plots of the metrics against cost, and of the savings of each arm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedkd.report.curves import MAX_POINTS, Curve, band, thin
+from fedkd.registry import METRICS, MetricName
+from fedkd.report.curves import MAX_POINTS, MAX_POINTS_OF_OTHERS, Curve, band, curves_of, thin
 from fedkd.report.figure import Figure, Variant, plain
 from fedkd.report.savings import Row, is_defined, saved
 from fedkd.report.tables import Table, curve_table, saving_rows
@@ -17,47 +18,68 @@ AXIS_TITLES = {"exchanges": "exchanges", "megabytes": "megabytes, both ways"}
 
 
 def accuracy(results: Results, axis: str) -> Figure:
-    """Plot accuracy against a cost: single seeds, mean and range over seeds, targets.
+    """Plot a metric against a cost, one view for each metric: seeds, mean and range, targets.
 
     Args:
         results: the study's.
         axis: ``exchanges`` or ``megabytes``.
     """
+    chosen, unit = results.metric, "exchange" if axis == "exchanges" else "megabyte"
+    shown = [metric for metric in METRICS if metric in results.metrics or metric == chosen]
     styles = arm_styles(results.arms, results.baselines)
-    curves = {arm: [Curve.of(run) for run in results.runs(arm)] for arm in results.arms}
-    runs = sum(len(each) for each in curves.values())
-    max_points = max(MIN_POINTS_OF_RUN, MAX_POINTS // max(1, runs))
-    data = []
-    for arm, each in curves.items():
-        if each:
-            data += _arm_traces(arm, each, axis, styles[arm], max_points)
-    layout = {
-        "xaxis": {"title": {"text": AXIS_TITLES[axis]}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
-        "hovermode": "closest",
-        **_target_lines(results),
-    }
-    visible = {arm: look for arm, look in styles.items() if curves[arm]}
-    unit = "exchange" if axis == "exchanges" else "megabyte"
+    curves = {metric: curves_of(results, metric) for metric in shown}
+    visible = {arm: look for arm, look in styles.items() if results.runs(arm)}
+    name = METRICS[chosen]
     return Figure(
         name=f"accuracy-{axis}",
-        title=f"Accuracy by {unit}",
+        title=f"{name[0].upper()}{name[1:]} by {unit}" if len(shown) == 1 else f"Curves by {unit}",
         alt=(
-            f"Line chart of test accuracy by {unit} for {_count(len(visible), 'arm')} and "
+            f"Line chart of test {name} by {unit} for {_count(len(visible), 'arm')} and "
             f"{_count(len(results.seeds), 'seed')}; horizontal lines mark the targets "
             f"{', '.join(percent(t) for t in results.targets)}. The table lists the values."
         ),
         caption=(
             "Thick lines: mean over seeds; shading: minimum to maximum. Both end where the first "
             "seed stops. Thin lines: single seeds. Large markers: first round that reaches a "
-            "target. Crosses: runs that ended without reaching every target. A round is one "
-            "exchange; so is a start from the silos' models."
+            f"target{'' if len(shown) == 1 else f' ({name})'}. Crosses: runs that ended without "
+            "reaching every target. A round is one exchange; so is a start from the silos' models."
         ),
-        variants=[Variant("", data, layout)],
-        table=curve_table(curves, axis),
+        variants=[
+            Variant(METRICS[metric], *_curve_view(results, curves[metric], axis, metric))
+            for metric in shown
+        ],
+        table=curve_table(curves[chosen], axis),
         height=460,
         arms=visible,
+        choice="metric",
+        start=shown.index(chosen),
+        more_tables={
+            METRICS[metric]: curve_table(curves[metric], axis)
+            for metric in shown
+            if metric != chosen
+        },
     )
+
+
+def _curve_view(
+    results: Results, curves: Mapping[str, Sequence[Curve]], axis: str, metric: MetricName
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return traces and layout of the curves of one metric; lines for targets if they are in it."""
+    styles = arm_styles(results.arms, results.baselines)
+    runs = sum(len(each) for each in curves.values())
+    most = MAX_POINTS if metric == results.metric else MAX_POINTS_OF_OTHERS
+    max_points = max(MIN_POINTS_OF_RUN, most // max(1, runs))
+    data = []
+    for arm, each in curves.items():
+        if each:
+            data += _arm_traces(arm, each, axis, styles[arm], max_points)
+    layout = {
+        "xaxis": {"title": {"text": AXIS_TITLES[axis]}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": f"test {METRICS[metric]}"}, "tickformat": ".0%"},
+        "hovermode": "closest",
+        **(_target_lines(results) if metric == results.metric else {}),
+    }
+    return data, layout
 
 
 def savings(results: Results, headline: Row | None) -> Figure | None:
@@ -152,7 +174,7 @@ def _arm_traces(
             add(
                 layer,
                 [round(curve.costs(axis)[index], 4) for curve, index in points],
-                [curve.accuracy[index] for curve, index in points],
+                [curve.values[index] for curve, index in points],
                 text=[f"{plain(arm)}, seed {curve.run['seed']}: {status}" for curve, _ in points],
                 mode="markers",
                 marker={
@@ -174,9 +196,9 @@ def _seed_lines(
     y: list[Any] = []
     seeds: list[Any] = []
     for curve in curves:
-        chosen = thin(curve.accuracy, max_points, curve.reached())
+        chosen = thin(curve.values, max_points, curve.reached())
         x += [*(round(curve.costs(axis)[index], 4) for index in chosen), None]
-        y += [*(round(curve.accuracy[index], 5) for index in chosen), None]
+        y += [*(round(curve.values[index], 5) for index in chosen), None]
         seeds += [curve.run["seed"]] * (len(chosen) + 1)
     return x, y, seeds
 

@@ -8,36 +8,50 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.results.folder import Results
+from fedkd.results.points import flat_point, point_value
+
 MEGABYTE = 1e6
 MAX_POINTS = 20_000
 """Points of all single runs in one plot, so that a browser pans and zooms smoothly."""
+MAX_POINTS_OF_OTHERS = 5_000
+"""Likewise, for a metric other than the study's: a page holds them all."""
 MAX_BAND_POINTS = 200
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's accuracy over its cumulative costs; all sequences are of the same length.
+    """One run's metric over its cumulative costs; all sequences are of the same length.
+
+    Points at which the metric is not known are left out.
 
     Attributes:
         exchanges: cumulative round trips, those before round 1 included.
         megabytes: cumulative traffic in both directions, in 10^6 bytes.
-        accuracy: of the global model, in [0, 1].
+        values: of the global model, in [0, 1].
+        rounds: of the points.
     """
 
     run: dict[str, Any]
     exchanges: tuple[float, ...]
     megabytes: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    values: tuple[float, ...]
+    rounds: tuple[int, ...]
 
     @classmethod
-    def of(cls, run: dict[str, Any]) -> Curve:
+    def of(cls, run: dict[str, Any], metric: str = "accuracy") -> Curve:
         """Make the curve of one of the summary's runs."""
-        rows = list(tidy_rows([run]))
+        rows = [
+            (row, value)
+            for row, point in zip(tidy_rows([run]), run["curve"], strict=True)
+            if (value := point_value(point, metric)) is not None
+        ]
         return cls(
             run,
-            tuple(float(row["exchanges"]) for row in rows),
-            tuple(row["bytes_so_far"] / MEGABYTE for row in rows),
-            tuple(row["accuracy"] for row in rows),
+            tuple(float(row["exchanges"]) for row, _ in rows),
+            tuple(row["bytes_so_far"] / MEGABYTE for row, _ in rows),
+            tuple(value for _, value in rows),
+            tuple(row["round"] for row, _ in rows),
         )
 
     def costs(self, axis: str) -> tuple[float, ...]:
@@ -47,7 +61,7 @@ class Curve:
     def reached(self) -> list[int]:
         """Return the indices of the points at which a target was first reached."""
         rounds = {t["round"] for t in self.run["targets"] if t["round"] is not None}
-        return [i for i, p in enumerate(self.run["curve"]) if p["round"] in rounds]
+        return [i for i, number in enumerate(self.rounds) if number in rounds]
 
     @property
     def censored(self) -> bool:
@@ -57,7 +71,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Mean, minimum and maximum accuracy over seeds against a cost."""
+    """Mean, minimum and maximum of a metric over seeds against a cost."""
 
     costs: list[float]
     mean: list[float]
@@ -66,7 +80,10 @@ class Band:
 
 
 def tidy_rows(runs: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield one row per run and round: the round's own values, and cumulative costs."""
+    """Yield one row per run and round: the round's own values, and cumulative costs.
+
+    A metric that is not a value of the point itself is a column of its own.
+    """
     for run in runs:
         sent, seconds = 0, 0.0
         for point in run["curve"]:
@@ -77,18 +94,26 @@ def tidy_rows(runs: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
                 "seed": run["seed"],
                 "round": point["round"],
                 "exchanges": point["round"] + run["exchanges_before_round_1"],
-                **{key: value for key, value in point.items() if key != "round"},
+                **flat_point(point),
                 "bytes_so_far": sent,
                 "seconds_so_far": seconds,
                 "cached": run["cached"],
             }
 
 
+def curves_of(results: Results, metric: str) -> dict[str, list[Curve]]:
+    """Return the curves of every arm in a metric, without those that have no value of it."""
+    return {
+        arm: [curve for run in results.runs(arm) if (curve := Curve.of(run, metric)).values]
+        for arm in results.arms
+    }
+
+
 def band(curves: Sequence[Curve], axis: str) -> Band | None:
     """Return the band of several runs, up to the end of the shortest.
 
     Beyond that end the mean would be over the slower seeds alone. Between two rounds a run has
-    the accuracy of the earlier one.
+    the value of the earlier one.
     """
     if not curves:
         return None
@@ -101,10 +126,7 @@ def band(curves: Sequence[Curve], axis: str) -> Band | None:
     if len(grid) > MAX_BAND_POINTS:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_BAND_POINTS).round().astype(int)]
     values = np.array(
-        [
-            np.array(c.accuracy)[np.searchsorted(c.costs(axis), grid, side="right") - 1]
-            for c in curves
-        ]
+        [np.array(c.values)[np.searchsorted(c.costs(axis), grid, side="right") - 1] for c in curves]
     )
     return Band(*(_rounded(row) for row in (grid, values.mean(0), values.min(0), values.max(0))))
 

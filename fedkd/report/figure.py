@@ -41,6 +41,7 @@ class Figure:
         arms: names and styles of the arms, if the reader may switch them on and off.
         choice: what distinguishes the views, such as ``seed``.
         start: index of the view shown first.
+        more_tables: of the values of other views, by their titles.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Figure:
     arms: dict[str, ArmStyle] = field(default_factory=dict)
     choice: str = ""
     start: int = 0
+    more_tables: dict[str, Table] = field(default_factory=dict)
 
 
 def plain(text: object) -> str:

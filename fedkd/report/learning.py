@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedkd.report.figure import HEAT, Figure, Variant, heat_map, plain
-from fedkd.report.tables import NONE, clip
+from fedkd.report.tables import clip, share
 from fedkd.results.folder import Results, class_names, instruments, percent
 
 FULL_GRID = 0.6
@@ -32,7 +32,7 @@ def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
             classes = class_names(results, len(gain))
             views.append(_flip_view(f"{name}: {phase}", classes, gain, lost))
             rows += [
-                [name, phase, label, _share(gained), _share(forgotten)]
+                [name, phase, label, share(gained), share(forgotten)]
                 for label, gained, forgotten in zip(classes, gain, lost, strict=True)
             ]
     if not views:
@@ -192,7 +192,3 @@ def _means(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
         known = [value for value in values if value is not None]
         means.append(round(sum(known) / len(known), 6) if known else None)
     return means
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else percent(value)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.report.curves import Curve, band, tidy_rows
+from fedkd.registry import METRICS
+from fedkd.report.curves import band, curves_of, tidy_rows
 from fedkd.report.savings import is_defined
 from fedkd.report.tables import saving_rows
 from fedkd.report.theme import arm_styles
@@ -111,26 +112,27 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
-    """Plot accuracy against ``exchanges`` or ``megabytes``: seeds, means and bands, targets.
+    """Plot the study's metric against ``exchanges`` or ``megabytes``, with bands and targets.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     figure, axes = _canvas()
+    by_arm = curves_of(results, results.metric)
     for arm, look in arm_styles(results.arms, results.baselines).items():
-        curves = [Curve.of(run) for run in results.runs(arm)]
+        curves = by_arm[arm]
         if not curves:
             continue
         colour, dash = _colour(look.colour), DASHES[look.dash]
         for curve in curves:
             axes.plot(
-                curve.costs(axis), curve.accuracy, color=colour, linestyle=dash, lw=0.6, alpha=0.5
+                curve.costs(axis), curve.values, color=colour, linestyle=dash, lw=0.6, alpha=0.5
             )
             for index in curve.reached():
-                position = (curve.costs(axis)[index], curve.accuracy[index])
+                position = (curve.costs(axis)[index], curve.values[index])
                 axes.plot(*position, marker=MARKERS[look.marker], color=colour, ms=5)
             if curve.censored:
-                axes.plot(curve.costs(axis)[-1], curve.accuracy[-1], "x", color=colour, ms=6, mew=2)
+                axes.plot(curve.costs(axis)[-1], curve.values[-1], "x", color=colour, ms=6, mew=2)
         if mean_band := band(curves, axis):
             axes.fill_between(
                 mean_band.costs, mean_band.low, mean_band.high, color=colour, alpha=0.12, lw=0
@@ -140,7 +142,7 @@ def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
     for target in results.targets if not results.relative else ():
         axes.axhline(target, color="0.45", linestyle=":", lw=0.9)
     axes.set_xlabel(axis)
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {METRICS[results.metric]}")
     axes.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure

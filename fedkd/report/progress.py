@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedkd.registry import METRICS, MetricName
 from fedkd.results.record import Point, RunRecord
 
 
@@ -28,10 +29,12 @@ class StudyProgress:
     Args:
         console: where to draw; bars appear only on a terminal, warnings always.
         total_runs: arms times seeds.
+        metric: that targets are in.
     """
 
-    def __init__(self, console: Console, total_runs: int) -> None:
+    def __init__(self, console: Console, total_runs: int, metric: MetricName = "accuracy") -> None:
         self._console = console
+        self._metric = metric
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -66,7 +69,7 @@ class StudyProgress:
         """Show the rounds of one run."""
         task = self._bars.add_task(f"{arm}, seed {seed}", total=rounds, detail="starting")
         try:
-            yield _RunBar(self._bars, task, targets)
+            yield _RunBar(self._bars, task, targets, self._metric)
         finally:
             self._bars.remove_task(task)
             self._bars.advance(self._study)
@@ -165,16 +168,21 @@ class PairsProgress(StudyProgress):
 class _RunBar:
     """Shows the progress of one run."""
 
-    def __init__(self, bars: Progress, task: TaskID, targets: Sequence[float]) -> None:
+    def __init__(
+        self, bars: Progress, task: TaskID, targets: Sequence[float], metric: MetricName
+    ) -> None:
         self._bars = bars
+        self._metric = metric
         self._task = task
         self._targets = sorted(targets)
         self._waiting = ""
 
     def on_point(self, point: Point) -> None:
-        unreached = [target for target in self._targets if point.accuracy < target]
+        unreached = [t for t in self._targets if not point.reaches(t, self._metric)]
         goal = f" (next target {unreached[0]:.1%})" if unreached else ""
-        detail = f"accuracy {point.accuracy:.1%}{goal}"
+        value = point.value(self._metric)
+        name = METRICS[self._metric]
+        detail = f"{name} {value:.1%}{goal}" if value is not None else f"{name} unknown{goal}"
         self._bars.update(self._task, completed=point.round, detail=detail)
 
     def on_distillation(self, epoch: int, epochs: int) -> None:

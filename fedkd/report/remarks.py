@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedkd.registry import METRICS
 from fedkd.report.chance import chance_remarks
 from fedkd.report.savings import (
     LOSSES,
@@ -155,4 +156,9 @@ def _about_runs(results: Results) -> list[str]:
         )
     if any(run["accuracy_source"] == "silos" for run in runs):
         remarks.append("Accuracies are those that the silos reported on their own data.")
+    if without := sorted({silo for run in runs for silo in run["notes"].get("metric_without", [])}):
+        remarks.append(
+            f"The {METRICS[results.metric]} is over the data of silos that share sums by class, "
+            f"which {enumerate_names(without)} did not in every round."
+        )
     return remarks

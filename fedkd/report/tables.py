@@ -9,6 +9,7 @@ from typing import Any
 from fedkd.report.curves import MEGABYTE, Curve, band
 from fedkd.report.savings import Row, count, interval, is_defined, saved
 from fedkd.results.folder import Results, percent
+from fedkd.results.points import metric_values, point_value
 from fedkd.results.record import CUT_SHORT
 
 MAX_ROWS = 200
@@ -88,8 +89,8 @@ def cost_table(results: Results, index: int) -> Table:
                 str(cost["exchanges"]) if cost and reached else _unreached(run, budget),
                 f"{cost['bytes'] / MEGABYTE:.2f}" if cost and reached else NONE,
                 f"{cost['seconds']:.2f}" if cost and reached else NONE,
-                percent(run["curve"][0]["accuracy"]),
-                percent(run["best_accuracy"]),
+                share(point_value(run["curve"][0], results.metric)),
+                share(max(metric_values(run, results.metric), default=None)),
                 run["stopped"] + (", from the cache" if run["cached"] else ""),
             ]
         )
@@ -104,7 +105,7 @@ def _unreached(run: Mapping[str, Any], budget: int) -> str:
 
 
 def curve_table(curves: Mapping[str, Sequence[Curve]], axis: str) -> Table:
-    """Return mean, minimum and maximum accuracy of every arm against a cost."""
+    """Return mean, minimum and maximum of every arm's curves against a cost."""
     arms = [arm for arm, each in curves.items() if each]
     bands = {arm: arm_band for arm in arms if (arm_band := band(curves[arm], axis)) is not None}
     costs = sorted({cost for arm_band in bands.values() for cost in arm_band.costs})
@@ -204,6 +205,11 @@ def clip(head: list[str], rows: list[list[str]]) -> Table:
     more = len(rows) - MAX_ROWS
     note = f"The first {MAX_ROWS} rows; {more} more are in summary.json." if more > 0 else ""
     return Table(head, rows[:MAX_ROWS], note=note)
+
+
+def share(value: float | None) -> str:
+    """Return a share as text; a dash for one that is not known."""
+    return NONE if value is None else percent(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

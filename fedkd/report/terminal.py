@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -9,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.federation.recommend import Recommendation
+from fedkd.registry import METRICS, MetricName
 from fedkd.report.savings import failed
 from fedkd.report.tuned import trial_cells, trial_heads, tuning_lines
 from fedkd.results.interval import coverage_of
+from fedkd.results.points import metric_values, point_value
 from fedkd.results.record import CUT_SHORT
 from fedkd.util.yaml_loader import dump_yaml
 
@@ -79,7 +82,7 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
     baselines = summary["resolved"]["baselines"]
     relative = not isinstance(summary["resolved"]["targets"], list)
     title = f"Exchanges to {target:.1%}" + (
-        f" of {baselines[0]}'s best" if relative else " accuracy"
+        f" of {baselines[0]}'s best" if relative else f" {METRICS[_metric(summary)]}"
     )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("arm", no_wrap=True)
@@ -104,8 +107,9 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
     runs = list(by_seed.values())
     if not runs:
         return [arm, *["failed"] * 2]
-    start = sum(run["curve"][0]["accuracy"] for run in runs) / len(runs)
-    best = sum(run["best_accuracy"] for run in runs) / len(runs)
+    metric = _metric(summary)
+    start = _mean([point_value(run["curve"][0], metric) for run in runs])
+    best = _mean([max(metric_values(run, metric), default=None) for run in runs])
     per_seed, total, missed = Text(), 0, False
     for seed in summary["resolved"]["seeds"]:
         run = by_seed.get(seed)
@@ -122,10 +126,21 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
         f"{'>' if missed else ''}{total}" if complete else "",
         style=UNREACHED if missed else "",
     )
-    cells: list[RenderableType] = [arm, f"{start:.1%}", f"{best:.1%}", per_seed, sum_text]
+    cells: list[RenderableType] = [arm, start, best, per_seed, sum_text]
     for baseline in summary["resolved"]["baselines"]:
         cells += _saving(summary, arm, baseline, target)
     return cells
+
+
+def _metric(summary: dict[str, Any]) -> MetricName:
+    metric: MetricName = summary["resolved"].get("metric", "accuracy")
+    return metric
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Return the mean as text; a dash where a value is not known."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.1%}" if len(known) == len(values) else "\u2013"
 
 
 def _exchanges(run: dict[str, Any] | None, spent: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedkd.registry import METRICS
 from fedkd.report.remarks import remarks_on
 from fedkd.report.savings import (
     LOSSES,
@@ -19,7 +20,9 @@ from fedkd.report.savings import (
     reached_all,
     saved,
 )
+from fedkd.report.tables import share
 from fedkd.results.folder import Results, percent
+from fedkd.results.points import point_value
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,18 @@ def _tiles(results: Results, row: Row) -> list[tuple[str, str, str]]:
         tiles.append(("Seconds saved", "\u2013", "not measured for cached runs"))
     else:
         tiles.append(("Seconds saved", _short(row, "seconds"), against))
-    starts = {
-        arm: [run["curve"][0]["accuracy"] for run in results.runs(arm)]
-        for arm in (row["arm"], row["baseline"])
-    }
-    first, other = (sum(values) / len(values) for values in starts.values())
-    tiles.append(
-        ("Accuracy at the start", percent(first), f"{row['baseline']}: {percent(other)} (means)")
-    )
+    first, other = (_mean_start(results, arm) for arm in (row["arm"], row["baseline"]))
+    name = METRICS[results.metric]
+    start = f"{name[0].upper()}{name[1:]} at the start"
+    tiles.append((start, first, f"{row['baseline']}: {other} (means)"))
     return tiles
+
+
+def _mean_start(results: Results, arm: str) -> str:
+    """Return an arm's mean metric before round 1, over the seeds on which it is known."""
+    starts = [point_value(run["curve"][0], results.metric) for run in results.runs(arm)]
+    known = [value for value in starts if value is not None]
+    return share(sum(known) / len(known) if known else None)
 
 
 def _short(row: Row, figure: str) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 from fedkd.config import RelativeTargets, Study
 from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
+from fedkd.registry import METRICS, MetricName
 from fedkd.results.folder import STUDY_FILE, SUMMARY_FILE, find_run, percent, read_study
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, Point, RunRecord, read_points
 from fedkd.util.yaml_loader import dump_yaml
@@ -33,7 +34,8 @@ class RunState:
         record: the record of an ended run, else None.
         points: the curve so far.
         max_rounds: the budget of rounds.
-        targets: accuracies; empty while they depend on a baseline that has not ended.
+        targets: values of the metric; empty while they depend on a baseline that has not ended.
+        metric: the study's.
     """
 
     arm: str
@@ -42,6 +44,7 @@ class RunState:
     points: tuple[Point, ...]
     max_rounds: int
     targets: tuple[float, ...]
+    metric: MetricName = "accuracy"
 
     @property
     def phase(self) -> str:
@@ -145,7 +148,8 @@ def watch(
 def render(state: StudyState, max_rows: int) -> RenderableType:
     """Return a table of all runs, or of the running ones if there are too many."""
     table = Table(title=state.study.name, title_justify="left", title_style="bold")
-    for name, right in (("arm", 0), ("seed", 1), ("state", 0), ("rounds", 1), ("accuracy", 1)):
+    metric = METRICS[state.study.metric]
+    for name, right in (("arm", 0), ("seed", 1), ("state", 0), ("rounds", 1), (metric, 1)):
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     table.add_column("targets")
     shown = list(state.runs)
@@ -169,7 +173,7 @@ def _read_run(
         # Read during a write or a copy: the next read gets complete files.
         record = None
     run_targets = record.targets if record is not None and record.targets else targets
-    return RunState(arm, seed, record, points, study.rounds_of(arm).max, run_targets)
+    return RunState(arm, seed, record, points, study.rounds_of(arm).max, run_targets, study.metric)
 
 
 def _cells(run: RunState) -> list[RenderableType]:
@@ -180,26 +184,30 @@ def _cells(run: RunState) -> list[RenderableType]:
         Text(str(run.seed), style),
         Text(f"ended: {run.phase}" if run.record is not None else run.phase, style),
         Text(f"{last.round if last else 0}/{run.max_rounds}", style),
-        Text(percent(last.accuracy) if last else "", style),
+        Text(_percent(last.value(run.metric)) if last else "", style),
         _targets(run),
     ]
 
 
 def _targets(run: RunState) -> Text:
-    """Return every target with the round that reached it, or the best accuracy so far."""
+    """Return every target with the round that reached it, or the best value so far."""
     text = Text()
-    best = max((point.accuracy for point in run.points), default=0.0)
+    values = [v for point in run.points if (v := point.value(run.metric)) is not None]
     for target in run.targets:
-        reached = next((p.round for p in run.points if p.accuracy >= target), None)
+        reached = next((p.round for p in run.points if p.reaches(target, run.metric)), None)
         text.append("  " if text else "")
         if reached is not None:
             text.append(f"{percent(target)} in round {reached}", "green")
         elif run.record is not None:
             text.append(f"{percent(target)} not reached", "red")
         else:
-            gap = f", best {percent(best)}" if run.points else ""
+            gap = f", best {percent(max(values))}" if values else ""
             text.append(f"{percent(target)} pending{gap}", "dim")
     return text
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else percent(value)
 
 
 def _status(state: StudyState) -> str:

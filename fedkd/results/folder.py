@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.registry import METRICS, MetricName
+from fedkd.results.points import metric_values
 from fedkd.results.upgrade import upgrade, upgrade_comparison
 from fedkd.util.yaml_loader import load_yaml
 
@@ -84,14 +86,26 @@ class Results:
 
     @property
     def targets(self) -> list[float]:
-        """Targets as in the study file: accuracies, or fractions of the baseline's best."""
+        """Targets as in the study file: values of the metric, or fractions of a best value."""
         targets = self.summary["resolved"]["targets"]
         return list(targets if isinstance(targets, list) else targets["of_baseline_best"])
 
     @property
     def relative(self) -> bool:
-        """Whether targets are fractions of the first baseline's best accuracy."""
+        """Whether targets are fractions of the first baseline's best value."""
         return not isinstance(self.summary["resolved"]["targets"], list)
+
+    @property
+    def metric(self) -> MetricName:
+        """The metric that targets are in."""
+        metric: MetricName = self.summary["resolved"].get("metric", "accuracy")
+        return metric
+
+    @property
+    def metrics(self) -> list[MetricName]:
+        """The metrics that any run has values of, in the order of the registry."""
+        runs = self.summary["runs"]
+        return [name for name in METRICS if any(metric_values(run, name) for run in runs)]
 
     def runs(self, arm: str) -> list[dict[str, Any]]:
         """Return all runs of an arm."""
@@ -99,8 +113,9 @@ class Results:
 
     def name_target(self, target: float) -> str:
         """Return a target in words."""
+        name = METRICS[self.metric]
         return percent(target) + (
-            f" of {self.baselines[0]}'s best accuracy" if self.relative else " accuracy"
+            f" of {self.baselines[0]}'s best {name}" if self.relative else f" {name}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from fedkd.errors import FedKDError
+from fedkd.registry import metric_key
 from fedkd.util.files import write_json, write_text
 
 ROUNDS_FILE = "rounds.jsonl"
@@ -40,7 +41,9 @@ class Point:
         seconds: sending, training and aggregation, without pre-training and evaluation.
         silos_ok: replies used.
         silos_failed: replies missing or refused.
-        macro_f1: mean F1 over classes.
+        macro_f1: mean F1 over classes; over several silos, the mean of theirs.
+        metrics: every metric by its key, on all images together; None for one that is not defined
+            or not known. Empty in records of earlier versions.
     """
 
     round: int
@@ -52,6 +55,16 @@ class Point:
     silos_ok: int
     silos_failed: int
     macro_f1: Share | None = None
+    metrics: dict[str, Share | None] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric by its name in study files; None where it is not known."""
+        return self.accuracy if metric == "accuracy" else self.metrics.get(metric_key(metric))
+
+    def reaches(self, target: float, metric: str) -> bool:
+        """Whether a metric is known and at least ``target``."""
+        value = self.value(metric)
+        return value is not None and value >= target
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The record of one arm and seed."""
+    """The record of one arm and seed; ``metric`` is the one that its targets are in."""
 
     arm: str
     seed: int
@@ -80,6 +93,7 @@ class RunRecord:
     quarantined: tuple[Quarantined, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     @property
     def budget(self) -> int:
@@ -87,8 +101,14 @@ class RunRecord:
         return self.exchanges_before_round_1 + self.max_rounds
 
     def reached(self, target: float) -> int | None:
-        """The first round whose accuracy is at least ``target``, or None."""
-        return next((p.round for p in self.curve if p.accuracy >= target), None)
+        """The first round whose metric is at least ``target``, or None."""
+        return next((p.round for p in self.curve if p.reaches(target, self.metric)), None)
+
+    @property
+    def best(self) -> float | None:
+        """The highest value of the run's metric; None where it is not known."""
+        values = [v for point in self.curve if (v := point.value(self.metric)) is not None]
+        return max(values, default=None)
 
     def cost(self, target: float) -> dict[str, Any]:
         """Return the cost of reaching ``target``; all values are None if it was not reached."""

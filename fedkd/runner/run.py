@@ -234,18 +234,18 @@ class _Runner:
         self._tracking.finish(record)
 
     def _targets(self, seed: int) -> list[float] | None:
-        """Targets in accuracy, or None while they are not known.
+        """Targets as values of the study's metric, or None while they are not known.
 
-        Relative ones need the whole curve of the first baseline: the best accuracy of a run that
-        was cut short is too low a measure.
+        Relative ones need the whole curve of the first baseline: the best value of a run that was
+        cut short is too low a measure.
         """
         targets = self._study.targets
         if not isinstance(targets, RelativeTargets):
             return targets
         baseline = self._records.get((self._study.baselines[0], seed))
-        if baseline is None or baseline.stopped in CUT_SHORT:
+        best = None if baseline is None else baseline.best
+        if baseline is None or best is None or baseline.stopped in CUT_SHORT:
             return None
-        best = max(point.accuracy for point in baseline.curve)
         return [fraction * best for fraction in targets.of_baseline_best]
 
     def _fail(self, arm: str, seed: int, reason: str) -> None:
@@ -307,6 +307,7 @@ class _Runner:
             exchanges_before_round_1=exchanges,
             max_rounds=self._study.rounds_of(task.arm).max,
             targets=task.targets,
+            metric=self._study.metric,
         )
         write_state(task.folder, record)
         self._records[task.arm, task.federation.seed] = record

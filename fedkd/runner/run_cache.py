@@ -34,6 +34,7 @@ def cached_run(task: Task) -> Path:
             "rounds": study.rounds_of(task.arm).model_dump(),
             "engine": study.engine.model_dump(exclude={"workers"}),
             "targets": task.targets,
+            "metric": study.metric,
         }
     )
     return task.federation.cache / "arms" / key

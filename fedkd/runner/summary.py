@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 from fedkd.config import Study
-from fedkd.federation.check import constant_accuracy
 from fedkd.federation.federation import Federation
+from fedkd.federation.metric_check import constant_metrics
 from fedkd.results.comparison import compare_arms
 from fedkd.results.folder import SCHEMA
 from fedkd.results.record import CUT_SHORT, RunRecord
@@ -63,12 +63,20 @@ def summarise(
         "failures": [vars(failure) for failure in failures],
         "warnings": list(warnings),
         "constant_accuracy": [
-            {"seed": federation.seed, "accuracy": constant_accuracy(federation)}
-            for federation in federations
+            {"seed": seed, "accuracy": values["accuracy"], "metrics": values}
+            for seed, values in _constant(federations)
         ],
         "classes": list(federations[0].split.classes),
         "silos": [row for federation in federations for row in federation.holdings()],
     }
+
+
+def _constant(federations: Sequence[Federation]) -> list[tuple[int, dict[str, float | None]]]:
+    """Return for each seed what one answer for all test images reaches."""
+    return [
+        (each.seed, constant_metrics(each.split.test.labels, each.split.num_classes))
+        for each in federations
+    ]
 
 
 def run_entry(record: RunRecord) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class TrialRunner:
         own = Federation(study, seed, federation.split, federation.cache)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "run"
-            observer = _Watch(folder, study.exchanges_before_round_1(arm), on_point)
+            exchanges = study.exchanges_before_round_1(arm)
+            observer = _Watch(folder, exchanges, study.metric, on_point)
             with contextlib.suppress(_SeenEnoughError):
                 self._engine.run(Task(own, arm, (), folder), observer)
 
@@ -48,9 +49,10 @@ class _Watch:
     """Passes points on and ends the run where the caller wants it."""
 
     def __init__(
-        self, folder: Path, exchanges: int, on_point: Callable[[int, float], bool]
+        self, folder: Path, exchanges: int, metric: str, on_point: Callable[[int, float], bool]
     ) -> None:
         self._folder = folder
+        self._metric = metric
         self._exchanges = exchanges
         self._on_point = on_point
 
@@ -58,7 +60,7 @@ class _Watch:
         if point.round == 0:
             measured = read_exchanges(self._folder)
             self._exchanges = self._exchanges if measured is None else measured
-        if not self._on_point(self._exchanges, point.accuracy):
+        if not self._on_point(self._exchanges, point.value(self._metric) or 0.0):
             raise _SeenEnoughError
 
     def on_distillation(self, epoch: int, epochs: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedkd.config import Study
+from fedkd.results.points import flat_point
 from fedkd.results.record import Point, RunRecord
 
 
@@ -84,8 +85,7 @@ class Tracker(Protocol):
 
 def figures_of(point: Point) -> dict[str, float]:
     """Return a point's figures by name; a loss that was not finite is left out."""
-    values = asdict(point)
-    del values["round"]
+    values = flat_point(asdict(point))
     return {name: value for name, value in values.items() if value is not None}
 
 

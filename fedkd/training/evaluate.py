@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,33 @@ from torch.nn import functional
 from fedkd.data.images import Images, as_float
 from fedkd.models.build import running
 from fedkd.models.partial import kept_features
+from fedkd.registry import METRICS, metric_key
 from fedkd.training.batches import uint8_batches
+from fedkd.training.class_sums import ClassSums
 from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.ranking import rank_metrics
 from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of a model on labelled images: accuracy and macro-F1 in [0, 1], loss in nats."""
+    """Metrics of a model on labelled images: accuracy and macro-F1 in [0, 1], loss in nats.
+
+    Attributes:
+        accuracy: share of the images that are classified correctly.
+        loss: mean cross-entropy.
+        macro_f1: mean F1 over classes. Over several silos, the mean of theirs.
+        values: of every metric of :data:`~fedkd.registry.METRICS` over all images together, by its
+            key; None for one that is not defined or not known, empty if none was computed.
+        sums: by class, where they were counted.
+    """
 
     accuracy: float
     loss: float
     macro_f1: float
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    sums: ClassSums | None = None
 
 
 PREDICTION_BATCH = {"cpu": 128, "cuda": 1024}
@@ -85,20 +100,42 @@ def evaluate(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
     return metrics(predict(model, data, compute=compute), data.labels)
 
 
+def evaluate_all(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
+    """Evaluate ``model`` on labelled images by every metric."""
+    return all_metrics(predict(model, data, compute=compute), data.labels)
+
+
 def metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Compute accuracy, mean cross-entropy and macro-F1 of logits ``[N, C]`` on labels ``[N]``.
 
     Macro-F1 is the mean over the classes that occur in labels or predictions.
     """
-    classes = logits.shape[1]
     predicted = logits.argmax(dim=1)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes)
-    confusion = confusion.reshape(classes, classes).double()
-    hits = confusion.diagonal()
-    occurrences = confusion.sum(0) + confusion.sum(1)
-    f1 = 2 * hits[occurrences > 0] / occurrences[occurrences > 0]
+    sums = ClassSums.of(predicted, labels, logits.shape[1])
     return Metrics(
         accuracy=float((predicted == labels).double().mean()),
         loss=float(functional.cross_entropy(logits.double(), labels)),
-        macro_f1=float(f1.mean()),
+        macro_f1=sums.macro_f1,
+        sums=sums,
     )
+
+
+def all_metrics(logits: Tensor, labels: Tensor) -> Metrics:
+    """Compute every metric of logits ``[N, C]`` on labels ``[N]``; see :func:`metrics`.
+
+    Balanced accuracy is the mean recall of the classes that occur in ``labels``. AUROC and average
+    precision are those of :mod:`fedkd.training.ranking`.
+    """
+    measured = metrics(logits, labels)
+    values = metric_values(measured.accuracy, measured.sums)
+    return replace(measured, values={**values, **rank_metrics(logits, labels)})
+
+
+def metric_values(accuracy: float, sums: ClassSums | None) -> dict[str, float | None]:
+    """Return all metrics by key: those that follow from accuracy and sums, the others None."""
+    values: dict[str, float | None] = dict.fromkeys(map(metric_key, METRICS))
+    values["accuracy"] = accuracy
+    if sums is not None:
+        values["balanced_accuracy"] = sums.balanced_accuracy
+        values["macro_f1"] = sums.macro_f1
+    return values

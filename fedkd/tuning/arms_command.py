@@ -13,6 +13,7 @@ import optuna
 from fedkd.config import RelativeTargets, Study
 from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
+from fedkd.federation.metric_check import check_metric_is_defined
 from fedkd.federation.prepare import PreparationProgress, load_federations, pretrain_all
 from fedkd.suggestions import suggest
 from fedkd.tuning import store
@@ -133,7 +134,7 @@ def choose_arms(study: Study, wanted: Sequence[str] | None) -> list[str]:
 
 
 def find_targets(study: Study, run: RunArm) -> dict[int, float]:
-    """Return the highest target of each seed, as an accuracy.
+    """Return the highest target of each seed, as a value of the study's metric.
 
     Targets that are fractions of the first baseline's best are measured by a whole run of that
     baseline with the study's settings.
@@ -169,6 +170,11 @@ def _trial_study(study: Study, seeds: Sequence[int]) -> Study:
 
 def _load(study: Study, progress: Progress) -> list[Federation]:
     federations, warnings = load_federations(study, Federation.load)
+    for split in [federation.split for federation in federations]:
+        labels = split.validation.labels
+        check_metric_is_defined(
+            study.metric, labels, split.num_classes, split.classes, "validation images"
+        )
     for sentence in warnings:
         progress.warn(sentence)
     if study.needs_transfer:

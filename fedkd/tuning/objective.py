@@ -6,7 +6,7 @@ Test data are not used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.config import Study
+from fedkd.data.images import Images
 from fedkd.errors import UserError
+from fedkd.federation.metric_check import check_metric_is_defined
 from fedkd.federation.simulated_teachers import SimulatedTeachers
+from fedkd.registry import METRICS, MetricName, metric_key
 from fedkd.training.compute import Compute
-from fedkd.training.evaluate import predict
+from fedkd.training.evaluate import all_metrics, predict
 from fedkd.util.correlation import spearman
 from fedkd.util.seeding import torch_generator
 
@@ -27,12 +30,17 @@ HELD_OUT = 0.2
 """Share of the transfer set that scores students without validation data. Ours."""
 LEAST_HELD_OUT = 10
 
-SAYS: dict[Judge, str] = {
-    "validation": "mean accuracy on the labelled validation data",
-    "transfer-labels": "mean accuracy on a labelled fifth of the transfer set that is held out",
+_SAYS: dict[Judge, str] = {
+    "validation": "mean {metric} on the labelled validation data",
+    "transfer-labels": "mean {metric} on a labelled fifth of the transfer set that is held out",
     "committee": "expected accuracy on a fifth of the transfer set that is held out, if all "
     "label-free weightings of the teachers together were right about it; no label is used",
 }
+
+
+def describe_judge(judge: Judge, metric: MetricName) -> str:
+    """Say what scores are; without labels they are expected accuracies, whatever the metric."""
+    return _SAYS[judge].format(metric=METRICS[metric])
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,24 @@ class Objective:
         images: uint8 ``[N, C, H, W]``.
         target: ``[N, K]``, rows summing to one; with labels, one-hot.
         rows: which of the transfer images the student may learn from; None for all.
+        metric: of the score, where the target is of labels.
     """
 
     images: Tensor
     target: Tensor
     rows: Tensor | None = None
+    metric: str = "accuracy"
 
     def score(self, student: nn.Module, compute: Compute) -> float:
-        """Return the mean target of the predicted classes, in [0, 1]; with labels, accuracy."""
-        predicted = predict(student, self.images, compute=compute).argmax(1)
+        """Return the mean target of the predicted classes, in [0, 1]; with labels, the metric.
+
+        A metric that is not defined for a student, such as one with infinite logits, is 0.
+        """
+        logits = predict(student, self.images, compute=compute)
+        if self.metric != "accuracy":
+            values = all_metrics(logits, self.target.argmax(1)).values
+            return values[metric_key(self.metric)] or 0.0
+        predicted = logits.argmax(1)
         return float(self.target.double().gather(1, predicted[:, None]).mean())
 
 
@@ -66,16 +83,17 @@ def make_objective(teachers: SimulatedTeachers, judge: Judge) -> Objective:
     """Prepare the objective of one seed.
 
     Raises:
-        UserError: the transfer set is too small to hold a part of it out.
+        UserError: the transfer set is too small to hold a part of it out, or the labels do not
+            define the study's metric.
     """
     if judge == "validation":
         validation = teachers.federation.split.validation
-        return Objective(validation.images, _certain(validation.labels, teachers))
+        return _labelled(teachers, validation, "validation images")
     learnt, held_out = split_transfer(len(teachers.transfer), teachers.federation.seed)
-    images = teachers.transfer.images[held_out]
     if judge == "transfer-labels":
-        return Objective(images, _certain(teachers.transfer.labels[held_out], teachers), learnt)
-    return Objective(images, committee(teachers)[held_out], learnt)
+        held = teachers.transfer.take(held_out)
+        return replace(_labelled(teachers, held, "held-out transfer images"), rows=learnt)
+    return Objective(teachers.transfer.images[held_out], committee(teachers)[held_out], learnt)
 
 
 def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -146,5 +164,9 @@ def agreement(
     }
 
 
-def _certain(labels: Tensor, teachers: SimulatedTeachers) -> Tensor:
-    return functional.one_hot(labels, teachers.federation.shape.num_classes)
+def _labelled(teachers: SimulatedTeachers, data: Images, what: str) -> Objective:
+    """Return an objective on labelled images; ``what`` names them."""
+    federation = teachers.federation
+    metric, num_classes = federation.study.metric, federation.shape.num_classes
+    check_metric_is_defined(metric, data.labels, num_classes, federation.split.classes, what)
+    return Objective(data.images, functional.one_hot(data.labels, num_classes), metric=metric)

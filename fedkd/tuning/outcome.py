@@ -13,7 +13,8 @@ from rich.table import Table
 from fedkd.config import Consolidation, Study, Tuned
 from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import FedKDError
-from fedkd.tuning.objective import SAYS, Judge, agreement
+from fedkd.registry import METRICS
+from fedkd.tuning.objective import Judge, agreement, describe_judge
 from fedkd.tuning.space import Space
 from fedkd.tuning.store import Kind
 from fedkd.tuning.trials import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
@@ -51,7 +52,8 @@ def summarise(
         "arm": arm,
         "search": kind,
         "judge": judge,
-        "judged_by": SAYS[judge],
+        "metric": study.metric,
+        "judged_by": describe_judge(judge, study.metric),
         "seeds": study.seeds,
         "best": _entry(best),
         "own": _entry(own[0]) if own else None,
@@ -109,7 +111,7 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(f"Scores: {results['judged_by']}.", soft_wrap=True)
     if results["agreement"]:
-        console.print(_agreement_sentence(results["agreement"]), soft_wrap=True)
+        console.print(_agreement_sentence(results), soft_wrap=True)
 
 
 def _header(results: dict[str, Any]) -> str:
@@ -128,16 +130,17 @@ def _header(results: dict[str, Any]) -> str:
         lines.append(f"The arm's own settings, trial {own['number']}: {own['value']:.4f}.")
     lines.append("The score of the best of many trials is optimistic.")
     if results["agreement"]:
-        lines.append(_agreement_sentence(results["agreement"]))
+        lines.append(_agreement_sentence(results))
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _agreement_sentence(measured: dict[str, Any]) -> str:
+def _agreement_sentence(results: dict[str, Any]) -> str:
+    measured, metric = results["agreement"], METRICS[results["metric"]]
     if measured["regret"] is None:
         return "No trial was also measured on validation data."
     rank = "undefined" if measured["spearman"] is None else f"{measured['spearman']:.2f}"
     return (
-        f"Against validation accuracy over the same {measured['trials']} trials: rank correlation "
+        f"Against validation {metric} over the same {measured['trials']} trials: rank correlation "
         f"(Spearman) {rank}; the choice is {100 * measured['regret']:.1f} points below the best."
     )
 

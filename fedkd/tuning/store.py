@@ -152,6 +152,7 @@ def search_key(
             "kind": f"tuning by {kind} on {judge}",
             "federations": [federation.fingerprint() for federation in federations],
             "transfer": study.data.transfer.model_dump(),
+            "metric": study.metric,
             "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
             "arch": arch_fingerprint(
                 study.global_arch(arm), study.model.files, federations[0].shape.backbone
@@ -171,6 +172,7 @@ def arm_search_key(
             "kind": "tuning of an arm",
             "federations": [federation.fingerprint() for federation in federations],
             "transfer": study.data.transfer.model_dump(),
+            "metric": study.metric,
             "arm": study.arms[arm].model_dump(exclude={"tuned"}),
             "rounds": study.rounds_of(arm).model_dump(),
             "arch": arch_fingerprint(study.global_arch(arm), study.model.files),

@@ -36,7 +36,7 @@ BESIDE = (
     ),
     *("fedkd.trackers", "fedkd.runner.run", "fedkd.runner.summary", "fedkd.runner.results_folder"),
     *("fedkd.results.comparison", "fedkd.results.folder", "fedkd.results.observer"),
-    *("fedkd.results.upgrade", "fedkd.results.interval"),
+    *("fedkd.results.upgrade", "fedkd.results.interval", "fedkd.results.points"),
     *("fedkd.models.card", "fedkd.version"),
     # Keep, lock and refuse.
     *(

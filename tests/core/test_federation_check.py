@@ -14,8 +14,9 @@ from torch import nn
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.federation.check import check_study, constant_accuracy
+from fedkd.federation.check import check_study
 from fedkd.federation.federation import Federation
+from fedkd.federation.metric_check import constant_metrics
 from fedkd.models.build import Shape, build_model
 
 MODULE = """
@@ -128,7 +129,9 @@ def test_the_largest_share_of_all_seeds_counts(make_data, cache_dir):
     changes = ({"data/test_size": 20, "data/split_seed": seed} for seed in (0, 2))
     studies = [Study.model_validate(make_data(each)) for each in changes]
     federations = [Federation.load(study, 0, cache_dir) for study in studies]
-    shares = [constant_accuracy(federation) for federation in federations]
+    shares = [
+        constant_metrics(federation.split.test.labels, 10)["accuracy"] for federation in federations
+    ]
     for federation, share in zip(federations, shares, strict=True):
         assert share == int(federation.split.test.labels.bincount().max()) / 20
     assert shares[0] != shares[1]

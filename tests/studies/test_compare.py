@@ -265,7 +265,7 @@ def test_the_summary_has_exactly_the_contracts_keys(run: Any, make_study: Any) -
     for entry in summary["runs"]:
         assert set(entry) == {*RUN_KEYS, "max_rounds", "notes", "instruments"}
         for point in entry["curve"]:
-            assert set(point) == {*POINT_KEYS, "macro_f1"}
+            assert set(point) == {*POINT_KEYS, "macro_f1", "metrics"}
         for target in entry["targets"]:
             assert list(target) == ["target", "round", "exchanges", "bytes", "seconds"]
         assert [p["round"] for p in entry["curve"]] == [0, 1, 2]

@@ -21,7 +21,7 @@ Curve = dict[str, list[tuple[int, float]]]
 
 FIGURES = (
     *("accuracy", "loss", "bytes_up", "bytes_down", "seconds", "silos_ok", "silos_failed"),
-    "macro_f1",
+    *("macro_f1", "balanced_accuracy", "auroc", "average_precision"),
 )
 
 

@@ -76,8 +76,14 @@
   function listen() {
     for (const select of document.querySelectorAll("select[data-figure]")) {
       select.addEventListener("change", () => {
-        view[select.dataset.figure] = Number(select.value);
-        draw(select.dataset.figure);
+        const { study, choice } = select.dataset;
+        // Both plots of curves have the same metrics; they move together.
+        const twins = choice === "metric" ? `select[data-study="${study}"][data-choice="metric"]` : null;
+        for (const each of twins ? document.querySelectorAll(twins) : [select]) {
+          each.value = select.value;
+          view[each.dataset.figure] = Number(select.value);
+          if (each === select || drawn.has(each.dataset.figure)) draw(each.dataset.figure);
+        }
       });
     }
     for (const chip of document.querySelectorAll("button.chip")) {
