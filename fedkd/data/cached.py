@@ -80,7 +80,7 @@ def load_cached_source(
         return is_public or find_origin(name, options) == origin
 
     source = _decode(entry, load, is_unchanged, budget)
-    keep_within(cache, _SOURCES, budget, latest=entry)
+    keep_within(cache, budget, latest=entry)
     return _read_source(entry, name) or source
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedkd.data.images import Images, as_float
-from fedkd.util.cache import cache_key, cache_root
-from fedkd.util.cache_entries import has_entry, new_entry
+from fedkd.models.feature_store import FeatureStore
+from fedkd.util.cache import cache_root
 from fedkd.util.parallel import check_stopped
 
-FEATURES = "features"
-"""The cache's folder of features."""
-_FILE, _HASHES, _VALUES = "features.safetensors", "hashes", "features"
-_IN_ENTRY = 1024
-"""Most images whose features are computed before they are written."""
 _AT_ONCE = {"cpu": 1, "cuda": 64}
 """Images in a batch, by kind of device; the last batch is filled up with zeros.
 
@@ -84,7 +74,12 @@ class FixedPart(nn.Module):
 
         Those of images that were seen before, in this process or another, are read from the cache.
         """
-        return _store(self.key, device, precision, cache_root()).get(self.on(device), images)
+
+        def compute(missing: Tensor) -> Tensor:
+            return self.on(device).compute(missing, device=device, precision=precision)
+
+        width = self.feature_bytes(tuple(images.shape[1:])) // 4
+        return _store(self.key, device, precision, cache_root()).get(images, width, compute)
 
     def compute(self, images: Tensor, *, device: str, precision: str) -> Tensor:
         """Compute features as :meth:`features` returns them.
@@ -110,80 +105,6 @@ class FixedPart(nn.Module):
             return torch.cat(list(pool.map(compute, torch.split(images, size))))
 
 
-def _batched(names: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Yield the names in lists of at most ``size``."""
-    rest = iter(names)
-    while some := list(islice(rest, size)):
-        yield some
-
-
 @lru_cache(maxsize=16)
 def _store(key: str, device: str, precision: str, root: Path) -> FeatureStore:
     return FeatureStore(key, device, precision, root)
-
-
-class FeatureStore:
-    """Features of one fixed part by the content of images, in memory and in the cache.
-
-    Every entry of the cache holds what was computed at one time. Its name begins with a hash of the
-    fixed part and ends with one of the images.
-    """
-
-    def __init__(self, key: str, device: str, precision: str, root: Path) -> None:
-        self._device, self._precision = device, precision
-        self._folder = root / FEATURES
-        parts = {"kind": "features", "fixed": key, "device": device.partition(":")[0]}
-        self._prefix = cache_key({**parts, "precision": precision})[:20]
-        self._rows: dict[bytes, Tensor] = {}
-        self._read: set[str] = set()
-        self._lock = threading.Lock()
-
-    def get(self, fixed: FixedPart, images: Tensor | Images) -> Tensor:
-        """Return the features of uint8 images ``[N, C, H, W]``; see :meth:`FixedPart.features`."""
-        starts = range(0, len(images), _IN_ENTRY)
-        hashes = [
-            _hash(image)
-            for start in starts
-            for image in _pick(images, range(start, min(start + _IN_ENTRY, len(images))))
-        ]
-        with self._lock:
-            if any(each not in self._rows for each in hashes):
-                self._read_new_entries()
-            missing = {each: n for n, each in enumerate(hashes) if each not in self._rows}
-        for names in _batched(missing, _IN_ENTRY):
-            wanted = _pick(images, [missing[name] for name in names])
-            found = fixed.compute(wanted, device=self._device, precision=self._precision)
-            self._write(names, found)
-            with self._lock:
-                self._rows.update(zip(names, found, strict=True))
-        return torch.stack([self._rows[each] for each in hashes])
-
-    def _read_new_entries(self) -> None:
-        for entry in sorted(self._folder.glob(f"{self._prefix}*")):
-            if entry.name in self._read or not has_entry(entry):
-                continue
-            try:
-                tensors = load_file(entry / _FILE)
-            except (SafetensorError, OSError):  # another process removed it meanwhile
-                continue
-            names = [bytes(row) for row in tensors[_HASHES].numpy()]
-            self._rows.update(zip(names, tensors[_VALUES], strict=True))
-            self._read.add(entry.name)
-
-    def _write(self, names: Sequence[bytes], features: Tensor) -> None:
-        digest = hashlib.sha256(b"".join(names)).hexdigest()[:20]
-        hashes = torch.tensor([list(name) for name in names], dtype=torch.uint8)
-        with new_entry(self._folder / (self._prefix + digest)) as folder:
-            save_file({_HASHES: hashes, _VALUES: features.contiguous()}, folder / _FILE)
-        self._read.add(self._prefix + digest)
-
-
-def _pick(images: Tensor | Images, rows: Sequence[int]) -> Tensor:
-    chosen = torch.tensor(list(rows), dtype=torch.int64)
-    return images[chosen] if isinstance(images, Tensor) else images.pick(chosen)
-
-
-def _hash(image: Tensor) -> bytes:
-    digest = hashlib.sha256(str(tuple(image.shape)).encode())
-    digest.update(image.contiguous().numpy().data)
-    return digest.digest()

@@ -63,7 +63,7 @@ def cache_root() -> Path:
 
 
 def disk_budget() -> int:
-    """Return the most bytes of decoded data sources in the cache: ``$FEDKD_CACHE_GB``, else 50 GB.
+    """Return the most bytes of decoded data and features: ``$FEDKD_CACHE_GB``, else 50 GB.
 
     Raises:
         UserError: the variable is not a number of gigabytes.
@@ -76,7 +76,7 @@ def disk_budget() -> int:
     if not 0 <= gigabytes < _MOST_GIGABYTES:
         raise UserError(
             f"FEDKD_CACHE_GB: {text!r} is not a valid number of gigabytes; set it to one such as "
-            f"{_DEFAULT_GIGABYTES}, or to 0 to keep no decoded data"
+            f"{_DEFAULT_GIGABYTES}, or to 0 to keep none on disk"
         )
     return int(gigabytes * 1e9)
 

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,9 @@ KINDS: Mapping[str, str] = {
     "partitions": "which silo holds which images",
 }
 """Folders of the cache, and what their entries are."""
+
+BUDGETED = ("sources", "features")
+"""Kinds that share the budget of disk; see :func:`fedkd.util.cache.disk_budget`."""
 
 MANIFEST = "manifest.json"
 """In every entry: the SHA-256 of each of its files, by name."""
@@ -50,7 +53,7 @@ class Entry:
         kind: of :data:`KINDS`.
         path: its folder, or a file of an earlier version.
         size: in bytes.
-        age: seconds since it was written, or since a decoded source was last used.
+        age: seconds since it was written, or since an entry of :data:`BUDGETED` was last used.
     """
 
     kind: str
@@ -149,16 +152,15 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def keep_within(root: Path, kind: str, budget: int, *, latest: Path) -> None:
-    """Remove the entries of a kind that were not used for longest, until the others fit.
+def keep_within(root: Path, budget: int, *, latest: Path | None = None) -> None:
+    """Remove the entries of :data:`BUDGETED` that were not used for longest, until others fit.
 
     Args:
         root: of the cache.
-        kind: of :data:`KINDS`.
-        budget: in bytes, of all entries of the kind.
+        budget: in bytes, of all entries of these kinds.
         latest: an entry that is not removed.
     """
-    entries = [each for each in find_entries(root) if each.kind == kind]
+    entries = find_entries(root, BUDGETED)
     total = sum(each.size for each in entries)
     for entry in sorted(entries, key=lambda each: -each.age):
         if total <= budget:
@@ -178,12 +180,17 @@ def drop_entry(path: Path) -> None:
             path.unlink()
 
 
-def find_entries(root: Path) -> list[Entry]:
-    """Return all entries below the cache's root; nothing that is not fedkd's own is among them."""
+def find_entries(root: Path, kinds: Collection[str] = tuple(KINDS)) -> list[Entry]:
+    """Return all entries below the cache's root; nothing that is not fedkd's own is among them.
+
+    Args:
+        root: of the cache.
+        kinds: of :data:`KINDS`; by default all.
+    """
     now = time.time()
     return [
         Entry(kind, path, _size(path), max(0.0, now - _changed(path)))
-        for kind in KINDS
+        for kind in kinds
         for path in sorted(_list(root / kind))
         if _ENTRY.fullmatch(path.name)
     ]
