@@ -110,14 +110,20 @@ class Registry(Mapping[str, str]):
         function: Callable[..., Any]
         with self.calling(name):
             try:
-                function = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, SyntaxError) as error:
+                place = importlib.import_module(module)
+            except (ImportError, SyntaxError) as error:
                 if not self.is_own(name):
                     raise
                 raise UserError(
                     f"{self.kind} {name} cannot be imported: {error}; the module must be on "
                     "PYTHONPATH or in the folder where fedkd is started"
                 ) from error
+            if self.is_own(name) and not hasattr(place, attribute):
+                raise UserError(
+                    f"{self.kind} {name} cannot be imported: module {module!r} has no attribute "
+                    f"{attribute!r}{suggest(attribute, vars(place))}"
+                )
+            function = getattr(place, attribute)
         if not callable(function):
             raise UserError(f"{self.kind} {name} is not a function or class")
         return function
@@ -126,10 +132,23 @@ class Registry(Mapping[str, str]):
         """Call what ``name`` stands for.
 
         Raises:
+            UserError: it is a function of the user's own that does not take these arguments.
             UserCodeError: it is a function of the user's own and raised an exception.
         """
+        self.check_call(name, *args, **options)
         with self.calling(name):
             return self.load(name)(*args, **options)
+
+    def check_call(self, name: str, *args: Any, **options: Any) -> None:
+        """Check that a function of the user's own takes these arguments, without calling it.
+
+        Raises:
+            UserError: it does not, or it cannot be imported.
+        """
+        if not self.is_own(name):
+            return
+        if problem := user_code.find_mismatch(self.load(name), args, options):
+            raise UserError(f"{self.kind} {name} {problem}")
 
     def calling(self, name: str) -> AbstractContextManager[None]:
         """Return a context for code of ``name``: what a user's own raises becomes an error of it.

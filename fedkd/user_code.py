@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -77,6 +77,23 @@ def calling(kind: str, name: str) -> Iterator[None]:
         if describe_exhaustion(error):
             raise
         raise UserCodeError(f"{kind} {name} raised {describe(error)}") from error
+
+
+def find_mismatch(
+    function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]
+) -> str:
+    """Return in a phrase why a function does not take these arguments, or an empty string."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a few classes in C
+        return ""
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        place = f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if code else ""
+        return f"does not fit its call: {error}; it takes {signature}{place}"
+    return ""
 
 
 def describe(error: Exception) -> str:

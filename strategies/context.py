@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,42 @@ from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
 from fedkd.util.seeding import derive_seed
+
+
+class _Options(dict[str, Any]):
+    """A dictionary that notes which of its keys are read."""
+
+    def __init__(self, values: dict[str, Any], read: set[str]) -> None:
+        super().__init__(values)
+        self._read = read
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self._read.update(super().keys())
+        return super().__iter__()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, or ``default``."""
+        self._read.add(key)
+        return super().get(key, default)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Remove a key, and return its value."""
+        self._read.add(key)
+        return super().pop(key, *default)
+
+    def keys(self) -> Any:
+        """Return the keys; all count as read, as with ``**options``."""
+        self._read.update(super().keys())
+        return super().keys()
+
+    def items(self) -> Any:
+        """Return keys and values; all count as read."""
+        self._read.update(super().keys())
+        return super().items()
 
 
 @dataclass(frozen=True)
@@ -46,6 +83,7 @@ class RunContext:
     targets: tuple[float, ...]
     classes: tuple[str, ...] = ()
     cache: Path | None = None
+    _read: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, federation: Federation, arm_name: str, targets: tuple[float, ...]) -> RunContext:
@@ -87,7 +125,12 @@ class RunContext:
     @property
     def options(self) -> dict[str, Any]:
         """A copy of the arm's ``options``, which a start or strategy of the user's own reads."""
-        return copy.deepcopy(dict(self.arm.options))
+        return _Options(copy.deepcopy(dict(self.arm.options)), self._read)
+
+    @property
+    def unread_options(self) -> list[str]:
+        """Options that nothing has read yet; a misspelt one is never read."""
+        return [name for name in self.arm.options if name not in self._read]
 
     @property
     def arch(self) -> str:

@@ -6,6 +6,7 @@ McMahan et al. 1602.05629.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
+from fedkd.distillation.consolidate import join_notes
 from fedkd.errors import FedKDError, UserError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
@@ -156,7 +158,7 @@ class SiloFedAvg(FedAvg):
         state = self.state
         state.model = start.state
         state.exchanges_before_round_1 = start.exchanges
-        state.notes |= {**start.notes, **self._validate(start)}
+        state.notes |= {**join_notes(dict(start.notes), self._unread()), **self._validate(start)}
         state.baseline = predict_baseline(self.context, start)
         return ArrayRecord(state.model)
 
@@ -175,6 +177,21 @@ class SiloFedAvg(FedAvg):
             raise UserError(
                 f"{name} reports {start.exchanges} exchanges, but made {session.exchanges}"
             )
+        try:
+            json.dumps(dict(start.notes), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{name} returned notes that JSON cannot hold ({error}): use numbers, texts, lists "
+                "and mappings"
+            ) from error
+
+    def _unread(self) -> dict[str, str]:
+        """Warn of options that neither the start nor the strategy has read."""
+        if not (unread := self.context.unread_options):
+            return {}
+        names = ", ".join(unread)
+        path = f"arms.{self.context.arm_name}.options"
+        return {"warning": f"{path}: nothing had read {names} when round 1 began; check the names"}
 
     def _validate(self, start: Start) -> dict[str, float]:
         """Return the accuracy of a student on validation data; its seconds do not count."""

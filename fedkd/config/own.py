@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import TypeAlias
 
-from fedkd.config.data import Given
+from fedkd.config.data import Given, OwnPartition
 from fedkd.config.error_messages import Problem
 from fedkd.config.study import Study
 from fedkd.config.transfer_checks import check_labels
@@ -30,6 +30,18 @@ _ASKED_OF_SILOS = (AUGMENTATIONS, LOCAL_LOSSES, METHODS, WEIGHTINGS)
 """What a silo may need of the section ``rounds``, or ``consolidation`` where it distils."""
 
 
+_ARGUMENTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    STARTS.kind: (2, ()),
+    STRATEGIES.kind: (1, ()),
+    METHODS.kind: (3, ("generator", "compute", "on_epoch")),
+    WEIGHTINGS.kind: (2, ()),
+    PARTITIONS.kind: (3, ()),
+    SOURCES.kind: (0, ()),
+    LOCAL_LOSSES.kind: (1, ()),
+}
+"""How functions of a kind are called: number of positional arguments, and keywords."""
+
+
 def find_problems(study: Study) -> list[Problem]:
     """Return what is wrong with the user's own functions, each of which is imported."""
     problems: dict[str, Problem] = {}
@@ -41,7 +53,7 @@ def find_problems(study: Study) -> list[Problem]:
         if registry is SOURCES and study.is_deployed:
             continue
         try:
-            registry.load(name)
+            _check_call(study, path, registry, name)
         except UserError as error:
             problems[path] = Problem(path, str(error))
     problems |= _find_loss_problems(study, problems)
@@ -58,6 +70,29 @@ def find_problems(study: Study) -> list[Problem]:
         except ValueError as error:
             problems[f"{path}.method"] = Problem("", str(error))
     return list(problems.values())
+
+
+def _check_call(study: Study, path: str, registry: Registry, name: str) -> None:
+    """Import a user's own function, and compare its parameters with what it is called with.
+
+    Raises:
+        UserError: it cannot be imported, or does not take such arguments.
+    """
+    function = registry.load(name)
+    if registry.kind not in _ARGUMENTS or isinstance(function, type):
+        return
+    number, keywords = _ARGUMENTS[registry.kind]
+    options: Mapping[str, object] = {}
+    if path == "partition.scheme" and isinstance(study.partition, OwnPartition):
+        options = study.partition.options
+    elif path == "data.source":
+        options = study.data.options
+    elif path == "data.transfer.source":
+        options = study.data.transfer.options
+    elif registry is LOCAL_LOSSES:
+        arm = path.split(".")[1] if path.startswith("arms.") else next(iter(study.arms))
+        options = study.rounds_of(arm).options or {}
+    registry.check_call(name, *[None] * number, **{**dict.fromkeys(keywords), **options})
 
 
 def _find_loss_problems(study: Study, known: Container[str]) -> dict[str, Problem]:

@@ -58,6 +58,14 @@ def endless(session, initial):
     return Start({k: t / 0 for k, t in initial.items()}, exchanges=0)
 
 
+def unwritable(session, initial):
+    return Start(initial, exchanges=0, notes={"scores": torch.zeros(2)})
+
+
+def short_signature(session):
+    return None
+
+
 def unpaid(session, initial):
     collect_teachers(session)
     return Start(initial, exchanges=0)
@@ -70,6 +78,11 @@ class Half(ServerUpdate):
 
 
 def half(context):
+    return Half()
+
+
+def stepping(context):
+    assert context.options.get("step") == 1
     return Half()
 
 
@@ -172,12 +185,26 @@ def test_a_start_without_models_needs_no_pretraining(
         ("short", r"mine:short returned an unusable model: 1 of \d+ tensors are missing"),
         ("endless", r"mine:endless returned an unusable model: not all of its values are finite"),
         ("unpaid", r"mine:unpaid reports 0 exchanges, but made 1"),
-        ("absent", r"start mine:absent cannot be imported"),
+        (
+            "unwritable",
+            r"mine:unwritable returned notes that JSON cannot hold \(Object",
+        ),
+        ("short_signature", r"mine:short_signature does not fit its call: too many positional"),
+        ("frist", r"mine:frist cannot be imported: .* no attribute 'frist' \(did you mean 'first'"),
     ],
 )
 def test_a_start_that_fails_is_named(start: str, sentence: str, run: Any) -> None:
     with pytest.raises(UserError, match=sentence):
         run({"start": f"mine:{start}"})
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"), [({"step": 1, "lrr": 2}, True), ({"step": 1}, False)]
+)
+def test_an_option_that_nothing_reads_is_told(options: Any, warns: bool, run: Any) -> None:
+    ran = run({"start": "random", "strategy": "mine:stepping", "options": options})
+    warning = ran.run.notes.get("warning", "")
+    assert ("arms.own.options: nothing had read lrr" in warning) is warns
 
 
 def test_a_strategy_makes_the_next_model(run: Any) -> None:
