@@ -34,17 +34,47 @@ def add_adapters(network: nn.Module, rank: int, targets: Sequence[str], head: st
             f"model.train.lora: {type(network).__name__} has no linear layers beside its head; "
             "name other layers, such as convolutions, under model.train.lora.targets"
         )
+    chosen_layers = _find_targets(network, chosen)
     config = peft.LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules=chosen)
     try:
         peft.inject_adapter_in_model(config, network)
     except ValueError as error:
-        layers = ", ".join(_linear_layers(network, head)[:6]) or "none"
-        reason = " ".join(str(error).split())[:200]
+        kinds = sorted({type(layer).__name__ for layer in chosen_layers})
         raise UserError(
-            f"model.train.lora.targets: {', '.join(chosen[:6])}: {reason}; linear layers are "
-            f"{layers}"
+            f"model.train.lora.targets: {', '.join(chosen[:6])}: peft has no adapters for layers "
+            f"of the kind {', '.join(kinds[:3])}; name {_examples(network)}"
         ) from error
     return [name for name, _ in network.named_modules() if _is_adapter(name)]
+
+
+def _find_targets(network: nn.Module, targets: Sequence[str]) -> list[nn.Module]:
+    """Return the layers that peft finds under the names; it ignores a name that is no layer's.
+
+    Raises:
+        UserError: there is no layer of such a name.
+    """
+    layers = []
+    for target in targets:
+        matched = [
+            layer
+            for name, layer in network.named_modules()
+            if name == target or name.endswith(f".{target}")
+        ]
+        if not matched:
+            raise UserError(
+                f"model.train.lora.targets: {type(network).__name__} has no layer {target!r}; name "
+                f"{_examples(network)}"
+            )
+        layers += matched
+    return layers
+
+
+def _examples(network: nn.Module) -> str:
+    """Return names of layers that can be adapted, for a sentence."""
+    names = [
+        name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    return f"linear layers or convolutions, such as {', '.join(names[:4])}"
 
 
 def _is_adapter(name: str) -> bool:

@@ -134,7 +134,8 @@ def _load(network: nn.Module, head: str, backbone: Backbone) -> None:
     given = {key: t.to(body[key].dtype) if key in body else t for key, t in given.items()}
     if problem := mismatch(given, body):
         raise UserError(
-            f"model.weights: {backbone.weights} are not those of {backbone.arch}: {problem}"
+            f"model.weights: the weights {backbone.weights} are not those of {backbone.arch}: "
+            f"{problem}"
         )
     network.load_state_dict(given, strict=False)
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import fx, nn
 from torch.fx.node import Argument, Node
 
+_TRACING = threading.Lock()
+"""Held while a network is traced: PyTorch replaces the call of all modules for that time."""
+
 
 class _Tracer(fx.Tracer):
-    """Traces a network down to its blocks."""
+    """Traces a network down to its blocks, and lets modules of other threads run as they are."""
 
     def __init__(self, blocks: Sequence[str]) -> None:
         super().__init__()
         self._blocks = frozenset(blocks)
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Note the call of a module of the network, or make that of another thread's."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
@@ -36,7 +54,8 @@ def split_at(
         None where the network cannot be traced, or more than the block's input is used later.
     """
     try:
-        nodes = list(_Tracer(blocks).trace(network).nodes)
+        with _TRACING:
+            nodes = list(_Tracer(blocks).trace(network).nodes)
     except Exception:  # a network may do anything that cannot be traced
         return None
     start = next((i for i, node in enumerate(nodes) if node.target == block), None)

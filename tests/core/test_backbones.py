@@ -355,7 +355,11 @@ def test_hugging_face_models_are_read_from_a_folder(tmp_path: Path) -> None:
     ("trained", "sentence"),
     [
         (Trained("lora", 4), "has no linear layers beside its head"),
-        (Trained("lora", 4, ("nothing",)), "model.train.lora.targets: nothing: "),
+        (
+            Trained("lora", 4, ("conv5.0", "nothing")),
+            r"ShuffleNetV2 has no layer 'nothing'; name linear layers or .*, such as conv1\.0, ",
+        ),
+        (Trained("lora", 4, ("stage2",)), "no adapters for layers of the kind Sequential; name "),
         (Trained("last", 99), "99 blocks are requested, but ShuffleNetV2 has 16"),
     ],
 )
