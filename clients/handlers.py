@@ -165,9 +165,7 @@ def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> Rec
 def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
     """Answer ``evaluate``: with figures of the global model on the silo's images."""
     metrics = silo.evaluate(evaluate.read_question(content))
-    return evaluate.write_reply(
-        metrics, len(silo.evaluation_data), class_sums=evaluate.asks_class_sums(content)
-    )
+    return evaluate.write_reply(metrics, len(silo.evaluation_data), metric=study.metric)
 
 
 def _has_one_image(silo: Silo, message: Message) -> bool:

@@ -83,7 +83,7 @@ def ask_silos(
         if member.node_id in session.roster.connected and not session.is_barred(member)
     ]
     class_sums = context.study.metric in METRICS_FROM_SUMS
-    question = write_question(number, arrays, class_sums=class_sums)
+    question = write_question(number, arrays)
     asked = session.ask(members, question, read, own_arrays=own_arrays)
     answers = [answer for _, answer in asked]
     total = sum(size for _, size in answers)

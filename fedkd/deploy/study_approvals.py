@@ -20,7 +20,7 @@ from fedkd.config.study_file import parse_study
 from fedkd.deploy.bundle_hash import bundle_hash
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
-from fedkd.registry import NO_SOURCE
+from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 from fedkd.util.files import write_new
 from fedkd.util.lock import lock_folder
 from fedkd.util.yaml_loader import MAX_CHARACTERS
@@ -158,6 +158,9 @@ def _asked(study: Study, arm: str, file: SiloFile) -> Iterator[str]:
     if study.data.source == NO_SOURCE:  # otherwise the server measures on its own images
         what = "after the start and every round metrics of the global model on its images"
         yield what + _refused(not share.metrics)
+        if study.metric in METRICS_FROM_SUMS:
+            what = "with these of each class its images, the predictions and the correct ones"
+            yield what + _refused(not (share.metrics and share.class_counts))
 
 
 def _refused(refused: bool) -> str:  # noqa: FBT001 -- one argument

@@ -8,10 +8,10 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedkd.messages import keys
 from fedkd.messages.arrays import decode_state
-from fedkd.messages.envelope import Question, read_config
+from fedkd.messages.envelope import Question
 from fedkd.messages.validate import RefusedError, printable, read_num_examples
 from fedkd.models.state import State
-from fedkd.registry import METRICS, metric_key
+from fedkd.registry import METRICS, METRICS_FROM_SUMS, metric_key
 from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics
 
@@ -21,16 +21,9 @@ _OVERALL = "overall-"
 """Before the names of metrics in the server's own records, which no message carries."""
 
 
-def write_question(number: int, arrays: ArrayRecord, *, class_sums: bool = False) -> Question:
-    """Ask how good the global model is after a round; 0 is the start.
-
-    Args:
-        number: the round.
-        arrays: the global model.
-        class_sums: whether the study's metric needs sums by class.
-    """
-    config = {keys.CLASS_SUMS: True} if class_sums else {}
-    return Question(keys.EVALUATE, number, config, {keys.ARRAYS: arrays})
+def write_question(number: int, arrays: ArrayRecord) -> Question:
+    """Ask how good the global model is after a round; 0 is the start."""
+    return Question(keys.EVALUATE, number, {}, {keys.ARRAYS: arrays})
 
 
 def read_question(content: RecordDict) -> State:
@@ -38,21 +31,16 @@ def read_question(content: RecordDict) -> State:
     return decode_state(content.array_records[keys.ARRAYS])
 
 
-def asks_class_sums(content: RecordDict) -> bool:
-    """Whether a question asks for sums by class, at the silo."""
-    return read_config(content).get(keys.CLASS_SUMS) is True
-
-
-def write_reply(metrics: Metrics, num_examples: int, *, class_sums: bool = False) -> RecordDict:
+def write_reply(metrics: Metrics, num_examples: int, *, metric: str) -> RecordDict:
     """Write a silo's figures and the number of images that they are of.
 
     Args:
         metrics: of the global model.
         num_examples: images.
-        class_sums: whether sums by class are asked for.
+        metric: of the study; if it needs sums by class, these are in the reply too.
     """
     record = write_metrics(metrics, num_examples=num_examples)
-    if class_sums and metrics.sums is not None:
+    if metric in METRICS_FROM_SUMS and metrics.sums is not None:
         for key, counts in zip(_CLASS_SUMS, vars(metrics.sums).values(), strict=True):
             record[key] = list(counts)
     return RecordDict({keys.METRICS: record})

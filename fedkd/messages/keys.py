@@ -52,7 +52,6 @@ NUM_EXAMPLES: Final = "num-examples"
 CLASS_COUNTS: Final = "class-counts"
 CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
-CLASS_SUMS: Final = "class-sums"
 FIXED_PART: Final = "fixed-part"
 PROBLEM: Final = "problem"
 

@@ -167,6 +167,28 @@ def test_class_counts_leave_only_if_shared_and_large(
     assert (keys.CLASS_COUNTS in made.audit("north")[0]["sent"]["info"]) is told
 
 
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        ({}, True),
+        ({"class_counts": False}, False),
+        ({"min_samples": 13}, True),
+        ({"min_samples": 14}, False),
+    ],
+)
+def test_sums_by_class_leave_on_the_terms_of_class_counts(
+    field: Any, share: dict[str, Any], told: bool
+) -> None:
+    made = field({"north": {"share": share}})
+    made.study["metric"] = "macro-f1"
+    record = made.run("fedavg")
+    sent = [e["sent"]["metrics"] for e in made.audit("north") if e["type"] == keys.EVALUATE]
+    assert len(sent) == 2
+    assert [keys.CLASS_HITS in each for each in sent] == [told, told]
+    assert record.notes.get("metric_without", []) == ([] if told else ["north"])
+    assert record.curve[1].metrics["macro_f1"] is not None
+
+
 def test_private_paths_stay_in_the_silos_own_log(field: Any) -> None:
     made = field()
     (made.root / "north" / "data.npz").unlink()

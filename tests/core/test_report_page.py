@@ -272,3 +272,31 @@ def test_results_are_found_and_refused_in_words(tmp_path: Path, make_summary: An
     (tmp_path / "tune-fedkd.json").write_text(json.dumps(search))
     (tmp_path / "tune-fedkd-other.json").write_text(json.dumps({**search, "study": "other"}))
     assert Results.read(newest).summary == {**summary, "tuning": [search]}
+
+
+def test_curves_can_be_switched_to_every_metric(make_summary: Any) -> None:
+    summary = make_summary({"fedavg": [[0.1, 0.6]], "fedkd": [[0.6]]})
+    assert not metric_menus(page_of(summary)), "a single metric needs no choice"
+    for run in summary["runs"]:
+        for point in run["curve"]:
+            point["metrics"] = {"accuracy": point["accuracy"], "auroc": 0.9, "macro_f1": None}
+    summary["resolved"]["metric"] = "auroc"
+    text = page_of(summary)
+    figures = json.loads(Page(text).texts["figures"])
+    for axis in ("exchanges", "megabytes"):
+        figure = figures[f"s0-accuracy-{axis}"]
+        titles = [view["layout"]["yaxis"]["title"]["text"] for view in figure["views"]]
+        assert titles == ["test accuracy", "test AUROC"]
+        assert figure["start"] == 1
+        assert [bool(view["layout"].get("shapes")) for view in figure["views"]] == [False, True]
+    assert metric_menus(text) == ["s0-accuracy-exchanges", "s0-accuracy-megabytes"]
+    assert "90\u00a0%" in text
+
+
+def metric_menus(text: str) -> list[str | None]:
+    menus = [a for _, a in Page(text).elements if a.get("data-choice") == "metric"]
+    return [menu["data-figure"] for menu in menus]
+
+
+def page_of(summary: dict[str, Any]) -> str:
+    return render_page([Results(summary, "tiny")])

@@ -51,6 +51,15 @@ def refusal(changes: dict[str, Any]) -> str:
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "a metric that is none": ({"metric": "auc"}, "s.yaml: metric: "),
+    "a metric that sums do not give": (
+        {
+            "metric": "auroc",
+            "data": {"source": "none", "transfer": {"source": "noise"}},
+            "partition": {"scheme": "given", "silos": {"a": "folder:a", "b": "folder:b"}},
+        },
+        "s.yaml: metric: auroc ranks the scores of all test images together",
+    ),
     "unknown key at the top": ({"arm": {}}, "s.yaml: arm: unknown key (did you mean 'arms'?)"),
     "unknown key below": (
         {"rounds/local_epoch": 2},

@@ -323,6 +323,43 @@ def test_targets_of_baseline_best(run: Any, make_study: Any) -> None:
     assert cached(outcome) == {"fedavg": True, "fedkd": True}
 
 
+def test_targets_follow_the_metric(run: Any, make_study: Any) -> None:
+    changes = {"metric": "auroc", "rounds/stop": "targets", "rounds/max": 4, "targets": [0.75]}
+    summary = run(make_study(changes)).summary
+    for entry in summary["runs"]:
+        values = [point["metrics"]["auroc"] for point in entry["curve"]]
+        reached = [number for number, value in enumerate(values) if value >= 0.75]
+        assert entry["targets"][0]["round"] == (reached[0] if reached else None)
+        assert entry["best_accuracy"] < 0.75, "it is not accuracy that reached it"
+    assert any(entry["targets"][0]["round"] is not None for entry in summary["runs"])
+    relative = make_study({"metric": "auroc", "targets": {"of_baseline_best": [0.9]}})
+    for entry in run(relative).summary["runs"]:
+        best = max(p["metrics"]["auroc"] for p in entry["curve"])
+        if entry["arm"] == "fedavg":
+            assert entry["targets"][0]["target"] == 0.9 * best
+
+
+def test_all_metrics_are_in_every_point_and_leave_the_curve_as_it_is(
+    run: Any, make_study: Any
+) -> None:
+    runs = {
+        metric: run(make_study({"metric": metric})).summary["runs"]
+        for metric in ("accuracy", "macro-f1")
+    }
+    for one, other in zip(*runs.values(), strict=True):
+        for first, second in zip(one["curve"], other["curve"], strict=True):
+            assert {**first, "seconds": 0} == {**second, "seconds": 0}
+            assert first["metrics"]["accuracy"] == first["accuracy"]
+            assert first["metrics"]["macro_f1"] == first["macro_f1"]
+            assert None not in first["metrics"].values()
+
+
+def test_a_metric_that_the_test_images_do_not_define_is_refused(run: Any, make_study: Any) -> None:
+    study = make_study({"metric": "auroc", "data/test_size": 8})
+    with pytest.raises(UserError, match="metric: auroc ranks the test images of each class"):
+        run(study)
+
+
 class Impatient(StudyProgress):
     """Presses Ctrl-C after a round of an arm."""
 
