@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections import defaultdict
@@ -30,7 +31,7 @@ _IN_ENTRY, _ENTRY_BYTES = 1024, 64 << 20
 """Most images whose features are computed before they are written, and most bytes of these."""
 
 _in_memory: LRUCache[Path, Tensor] = LRUCache(MEMORY_BYTES, getsizeof=lambda rows: rows.nbytes)
-"""Features ``[n, D]`` of an entry; those that were not used for longest are dropped first."""
+"""Features ``[n, ...]`` of an entry; those that were not used for longest are dropped first."""
 _memory_lock = threading.Lock()
 
 
@@ -59,18 +60,22 @@ class FeatureStore:
         self._lock = threading.Lock()
 
     def get(
-        self, images: Tensor | Images, width: int, compute: Callable[[Tensor], Tensor]
+        self,
+        images: Tensor | Images,
+        shape: tuple[int, ...],
+        compute: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Return the features, float32 ``[N, D]``, of uint8 images ``[N, C, H, W]``.
+        """Return the features, float32 ``[N, ...]``, of uint8 images ``[N, C, H, W]``.
 
         Args:
             images: the images.
-            width: D.
+            shape: of the features of one image.
             compute: returns the features of images that were not seen before.
         """
-        features = torch.empty(len(images), width)
+        features = torch.empty(len(images), *shape)
+        at_once = max(1, min(_IN_ENTRY, _ENTRY_BYTES // (4 * math.prod(shape))))
         missing = self._take_known(_positions(images), features)
-        for hashes in _batched(missing, max(1, min(_IN_ENTRY, _ENTRY_BYTES // (4 * width)))):
+        for hashes in _batched(missing, at_once):
             computed = compute(_pick(images, [missing[each][0] for each in hashes]))
             self._add(hashes, computed)
             for each, row in zip(hashes, computed, strict=True):

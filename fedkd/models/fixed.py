@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -24,7 +25,7 @@ when they were computed. On a processor each image is computed alone, to the las
 
 
 class FixedPart(nn.Module):
-    """Images in [0, 1] to features ``[N, D]``; it is shared and never changes.
+    """Images in [0, 1] to features ``[N, ...]``; it is shared and never changes.
 
     Args:
         network: maps floats ``[N, C, H, W]`` to features; it is put into evaluation mode.
@@ -36,7 +37,7 @@ class FixedPart(nn.Module):
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.key = key
         self._moved: dict[str, FixedPart] = {"cpu": self}
-        self._bytes: dict[tuple[int, ...], int] = {}
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, object]) -> FixedPart:
@@ -65,12 +66,16 @@ class FixedPart(nn.Module):
 
     def feature_bytes(self, shape: tuple[int, ...]) -> int:
         """Return how many bytes the features of one image ``[C, H, W]`` take."""
-        if shape not in self._bytes:
-            self._bytes[shape] = self(torch.zeros(1, *shape)).numel() * 4
-        return self._bytes[shape]
+        return 4 * math.prod(self._shape_of(shape))
+
+    def _shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the features of one image ``[C, H, W]``."""
+        if shape not in self._shapes:
+            self._shapes[shape] = tuple(self(torch.zeros(1, *shape)).shape[1:])
+        return self._shapes[shape]
 
     def features(self, images: Tensor | Images, *, device: str, precision: str) -> Tensor:
-        """Return the features, float32 ``[N, D]`` on the CPU, of uint8 images ``[N, C, H, W]``.
+        """Return the features, float32 ``[N, ...]`` on the CPU, of uint8 images ``[N, C, H, W]``.
 
         Those of images that were seen before, in this process or another, are read from the cache.
         """
@@ -78,8 +83,8 @@ class FixedPart(nn.Module):
         def compute(missing: Tensor) -> Tensor:
             return self.on(device).compute(missing, device=device, precision=precision)
 
-        width = self.feature_bytes(tuple(images.shape[1:])) // 4
-        return _store(self.key, device, precision, cache_root()).get(images, width, compute)
+        shape = self._shape_of(tuple(images.shape[1:]))
+        return _store(self.key, device, precision, cache_root()).get(images, shape, compute)
 
     def compute(self, images: Tensor, *, device: str, precision: str) -> Tensor:
         """Compute features as :meth:`features` returns them.

@@ -17,7 +17,7 @@ from fedkd.models.feature_store import FeatureStore
 class Network:
     """Features that are known, and which images they were computed for."""
 
-    width = 3
+    shape = (3,)
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -37,7 +37,7 @@ def make(folder, key="a"):
 
 def get(store: FeatureStore, network: Network, *values: int) -> None:
     expected = torch.tensor(values)[:, None] * torch.tensor([1.0, 2.0, 4.0])
-    assert torch.equal(store.get(images(*values), network.width, network), expected)
+    assert torch.equal(store.get(images(*values), network.shape, network), expected)
 
 
 @pytest.fixture(autouse=True)
