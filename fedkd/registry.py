@@ -251,6 +251,7 @@ ARCHITECTURES = Registry(
         "cnn": "fedkd.models.builtin:cnn",
         "patch-features": "fedkd.models.patch_features:patch_features",
         "lenet5": "fedkd.models.builtin:lenet5",
+        "linear": "fedkd.models.builtin:linear",
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
     },
@@ -260,6 +261,9 @@ ARCHITECTURES = Registry(
         "hf:": Prefix("fedkd.models.libraries:hugging_face_builder", "FOLDER or OWNER/NAME"),
     },
 )
+
+ANY_INPUT = ("mlp", "linear")
+"""Architectures for examples of any kind but text; the others take images."""
 
 HUGGING_FACE = "hf:"
 """The prefix of an architecture that is read with its weights, from a folder or a hub."""
@@ -280,9 +284,26 @@ TORCHVISION_SETS = {
 OPENCLIPART = "openclipart"
 """The data source of Debian's package openclipart-png."""
 
+_TABLE = "fedkd.data.tabular:read_table"
+_TABLE_NAMES = ("heart-disease", "flights")
+_TABLE_PREFIXES = ("csv:", "parquet:", "sklearn:")
+
+
+def is_table(source: str | None) -> bool:
+    """Whether a data source is a table with named columns."""
+    return source is not None and (source in _TABLE_NAMES or source.startswith(_TABLE_PREFIXES))
+
+
+def read_silo_names(source: str, table: Any) -> list[str]:
+    """Return the names of the silos in a table; its reader is imported only here."""
+    names: list[str] = importlib.import_module("fedkd.data.frames").read_silo_names(source, table)
+    return names
+
+
 SOURCES = Registry(
     "data source",
     {
+        **dict.fromkeys(_TABLE_NAMES, _TABLE),
         **dict.fromkeys(("digits", *TORCHVISION_SETS), "fedkd.data.public:read_public"),
         OPENCLIPART: "fedkd.data.openclipart:read_openclipart",
     },
@@ -290,6 +311,9 @@ SOURCES = Registry(
         f"{OPENCLIPART}:": Prefix("fedkd.data.openclipart:read_openclipart", "PATH", "folder"),
         "folder:": Prefix("fedkd.data.folder:read_folder", "PATH", "folder"),
         "npz:": Prefix("fedkd.data.npz:read_npz", "PATH", "file"),
+        "csv:": Prefix(_TABLE, "PATH", "file"),
+        "parquet:": Prefix(_TABLE, "PATH", "file"),
+        "sklearn:": Prefix(_TABLE, "breast_cancer, digits, iris or wine"),
         "hf:": Prefix("fedkd.data.folder:read_hugging_face", "OWNER/NAME"),
     },
 )
@@ -340,6 +364,8 @@ TRACKERS = Registry(
 )
 
 PATCH_FEATURES = "patch-features"
+
+LINEAR = "linear"
 
 NUM_PATCH_FILTERS = 200
 """Filters of the architecture patch-features (Coates & Ng 2011)."""

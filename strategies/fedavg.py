@@ -157,7 +157,8 @@ class SiloFedAvg(FedAvg):
         self._check(start, session, initial)
         state = self.state
         state.model = start.state
-        state.exchanges_before_round_1 = start.exchanges
+        shared_sums = self.context.study.statistics_exchanges
+        state.exchanges_before_round_1 = start.exchanges + shared_sums
         state.notes |= {**join_notes(dict(start.notes), self._unread()), **self._validate(start)}
         state.baseline = predict_baseline(self.context, start)
         return ArrayRecord(state.model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedkd.config.sections import Count, Section
-from fedkd.registry import ARCHITECTURES, HUGGING_FACE, PATCH_FEATURES
+from fedkd.registry import ARCHITECTURES, HUGGING_FACE, LINEAR, PATCH_FEATURES
 
 if TYPE_CHECKING:
     from fedkd.config.study import Study
@@ -205,6 +205,12 @@ def check_lda_head(study: Study, name: str) -> None:
             raise ValueError(
                 f"arms.{name}.consolidation.student: lda-head in basis: backbone is the head of a "
                 "network that nobody trains; set model.weights and model.train: head"
+            )
+    elif settings is not None and settings.familiarity.basis == "inputs":
+        if arch != LINEAR:
+            raise ValueError(
+                f"arms.{name}.consolidation.student: lda-head in basis: inputs is {LINEAR}, but "
+                f"the arm's model is {arch}; set arms.{name}.arch: {LINEAR}"
             )
     elif arch != PATCH_FEATURES:
         raise ValueError(

@@ -29,6 +29,10 @@ _SETTING_OF = {setting: setting for setting in METHOD_SETTINGS} | {
 """Keys that not every method uses, to the setting of a ``MethodSpec`` that they belong to."""
 
 
+_BASES_OF_HEADS = ("patches", "backbone", "inputs")
+"""Bases in which a linear layer is the head of a model."""
+
+
 class Consolidation(OptimizerKeys):
     """How the silos' models are distilled into one student."""
 
@@ -66,7 +70,7 @@ class Consolidation(OptimizerKeys):
         "average",
         description="initial weights: the average of the silos' models, one of them, or fresh "
         "(random weights); random: a random silo's model; lda-head: a last layer on features of "
-        "the basis, patches or backbone, in closed form",
+        "the basis, patches, backbone or inputs, in closed form",
     )
     select: Selection = Selection()
     subset: Subset | None = None
@@ -205,11 +209,11 @@ class Consolidation(OptimizerKeys):
             )
 
     def _check_moments_suffice(self) -> None:
-        if not (self.uses_moments and self.familiarity.basis in ("patches", "backbone")):
+        if not (self.uses_moments and self.familiarity.basis in _BASES_OF_HEADS):
             raise ValueError(
                 "student: lda-head is computed from class sums of features: set weighting: "
-                "familiarity with familiarity.density: pooled and familiarity.basis: patches, or "
-                "backbone"
+                "familiarity with familiarity.density: pooled and familiarity.basis: patches, "
+                "backbone, or inputs for a table"
             )
         if self.familiarity.basis == "patches" and self.familiarity.filters != NUM_PATCH_FILTERS:
             raise ValueError(

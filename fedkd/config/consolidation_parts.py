@@ -75,10 +75,11 @@ class Familiarity(Section):
         "pooled: silos share class sums of their images, from which the server estimates class "
         "means and one covariance",
     )
-    basis: Literal["pixels", "patches", "backbone", "features"] = Field(
+    basis: Literal["pixels", "patches", "backbone", "inputs", "features"] = Field(
         "pixels",
         description="space of the densities. patches: responses of filters learnt from the "
         "transfer images; backbone: features of the part of the model that nobody trains; "
+        "inputs: the columns of a table, or other floats as they are; "
         "features: inputs of the averaged model's last layer, which costs a second exchange",
     )
     dims: Count | None = Field(
@@ -119,7 +120,7 @@ class Familiarity(Section):
     def _check(self) -> Familiarity:
         if self.density == "pooled" and self.basis == "features":
             raise ValueError(
-                "density: pooled needs basis: pixels, patches or backbone; features of a model are "
-                "unbounded, so that implausible class sums could not be refused"
+                "density: pooled needs basis: pixels, patches, backbone or inputs; features of a "
+                "model are unbounded, so that implausible class sums could not be refused"
             )
         return self

@@ -17,6 +17,7 @@ from fedkd.config.sections import (
     Source,
     refuse_options,
 )
+from fedkd.config.table import Table
 from fedkd.errors import UserError
 from fedkd.registry import NOISE, OWN, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.names import SILO_NAME
@@ -53,7 +54,7 @@ class TransferSet(Section):
 
 
 class Data(Section):
-    """Where images come from and how they are split."""
+    """Where examples come from and how they are split."""
 
     source: Source | Literal["none"] = Field(
         "digits",
@@ -91,6 +92,7 @@ class Data(Section):
     channels: int | None = Field(
         None, ge=1, le=16, description="1 for greyscale, 3 for RGB; for deployed silos only"
     )
+    table: Table | None = Field(None, description="columns of a table; for sources that are tables")
 
     @model_validator(mode="after")
     def _check(self) -> Data:
@@ -218,6 +220,16 @@ class Indices(Section):
             raise ValueError(f"path: {error}") from None
 
 
+class ByColumn(Section):
+    """A column of the table says which silo each row is of (``data.table.silo``)."""
+
+    scheme: Literal["by-column"]
+    names: list[SiloName] = Field(
+        default=[], max_length=1000, description="of the silos; read from the column"
+    )
+    min_size: int = MinSize
+
+
 def kind_of_partition(value: Any) -> Any:
     """Return the tag in :data:`AnyPartition` of a section, or of what a study has for one."""
     if not isinstance(value, dict | Section):
@@ -234,6 +246,7 @@ AnyPartition = Annotated[
     | Annotated[LabelDominant, Tag("label-dominant")]
     | Annotated[Given, Tag("given")]
     | Annotated[Indices, Tag("indices")]
+    | Annotated[ByColumn, Tag("by-column")]
     | Annotated[Deployed, Tag("deployed")]
     | Annotated[OwnPartition, Tag(PARTITIONS.own)],
     Discriminator(kind_of_partition),

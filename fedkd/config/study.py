@@ -11,12 +11,13 @@ from fedkd.config.arm import Arm
 from fedkd.config.at_silo import check_at_silo
 from fedkd.config.backbone import check_backbones, check_lda_head
 from fedkd.config.consolidation import Consolidation
-from fedkd.config.data import AnyPartition, Data, Deployed, Given, Iid, Indices
+from fedkd.config.data import AnyPartition, ByColumn, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
 from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed, refuse_options
+from fedkd.config.table_checks import check_table
 from fedkd.config.targets import RelativeTargets, Targets, check_metric
 from fedkd.config.transfer_checks import check_labels, check_recalibration
 from fedkd.config.tuned import check_tuning_seeds
@@ -26,6 +27,7 @@ from fedkd.registry import (
     METHODS,
     STARTS,
     MetricName,
+    is_table,
 )
 from fedkd.suggestions import suggest
 from fedkd.util.names import natural_key
@@ -91,6 +93,7 @@ class Study(Section):
             check_deployed(self.data, self.pretraining, rounds, self.arms)
         else:
             check_simulated(self.data, self.partition.scheme, self.arms)
+        check_table(self)
         _check_silo_names(self)
         check_recalibration(self)
         check_backbones(self)
@@ -109,7 +112,7 @@ class Study(Section):
         """Names of all silos, in natural order."""
         if isinstance(self.partition, Given):
             return tuple(sorted(self.partition.silos, key=natural_key))
-        if isinstance(self.partition, Deployed | Indices):
+        if isinstance(self.partition, Deployed | Indices | ByColumn):
             return tuple(sorted(self.partition.names, key=natural_key))
         return tuple(f"silo-{index}" for index in range(self.partition.silos))
 
@@ -171,6 +174,24 @@ class Study(Section):
         A random start and the control on validation labels alone send silos nothing.
         If all transfer images turn out to be alike, the run leaves out the second.
         """
+        return self.statistics_exchanges + self._start_exchanges(arm)
+
+    @property
+    def statistics_exchanges(self) -> int:
+        """Exchanges in which silos share sums of a table's columns; every arm pays for them."""
+        table = self.data.table
+        shared = table is None or table.statistics == "silos"
+        return int(self.is_table and shared)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the examples are rows of a table with named columns."""
+        sources = [self.data.source]
+        if isinstance(self.partition, Given):
+            sources += self.partition.silos.values()
+        return any(is_table(source) for source in sources)
+
+    def _start_exchanges(self, arm: str) -> int:
         if self.arms[arm].start == "random":
             return 0
         settings, transfer = self.arms[arm].consolidation, self.data.transfer

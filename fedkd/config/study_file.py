@@ -16,8 +16,9 @@ from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.own import find_problems
 from fedkd.config.paths import absolute_arch, absolute_model, absolute_path, absolute_source
+from fedkd.config.table import Table
 from fedkd.errors import UserError
-from fedkd.registry import SOURCES
+from fedkd.registry import SOURCES, is_table, read_silo_names
 from fedkd.util.checkpoint_files import find_weights_problem
 from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
 
@@ -54,7 +55,7 @@ def load_study(
     if engine is not None:
         data = _replace(data, ["engine", "name"], engine, origin=origin)
     folder = path.absolute().parent
-    study = _validate(_with_absolute_rows(data, folder), origin=origin)
+    study = _validate(_with_silos(data, folder, origin), origin=origin)
     return _make_paths_absolute(study, folder)
 
 
@@ -81,7 +82,7 @@ def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
     Raises:
         UserError: if it is no valid study; one line a problem.
     """
-    study = _validate(_with_absolute_rows(dict(data), Path.cwd()), origin=origin)
+    study = _validate(_with_silos(dict(data), Path.cwd(), origin), origin=origin)
     return _make_paths_absolute(study, Path.cwd())
 
 
@@ -243,6 +244,26 @@ def _replace(data: Any, keys: Sequence[str], value: Any, *, origin: str, done: s
     index = int(key)
     entry = _replace(data[index], rest, value, origin=origin, done=here)
     return [*data[:index], entry, *data[index + 1 :]]
+
+
+def _with_silos(data: dict[str, Any], folder: Path, origin: str) -> dict[str, Any]:
+    """Return a study with its silos' names, where a file or a column of the data has them."""
+    partition, section = data.get("partition"), data.get("data")
+    if not isinstance(partition, dict) or partition.get("scheme") != "by-column":
+        return _with_absolute_rows(data, folder)
+    if not isinstance(section, dict):
+        return data
+    source, columns = section.get("source"), section.get("table")
+    if not isinstance(source, str) or not is_table(source) or partition.get("names"):
+        return data
+    try:
+        table = None if columns is None else Table.model_validate(columns)
+        names = read_silo_names(str(absolute_source(source, folder)), table)
+    except ValidationError:
+        return data  # the whole study's validation says what is wrong
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return {**data, "partition": {**partition, "names": names}}
 
 
 def _with_absolute_rows(data: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from fedkd.data.origin import find_origin
 from fedkd.data.partition import Indices, partition
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
-from fedkd.registry import PARTITIONS, SOURCES
+from fedkd.registry import PARTITIONS, SOURCES, is_table
 from fedkd.util.cache import cache_key, disk_budget
 from fedkd.util.cache_entries import has_entry, is_complete, keep_within, new_entry
 from fedkd.util.places import expand
 
 if TYPE_CHECKING:
+    from fedkd.config.table import Table
     from fedkd.data.partition import Scheme
 
 _SOURCES, _PARTITIONS = "sources", "partitions"
@@ -50,6 +51,7 @@ def load_cached_source(
     cache: Path | None,
     options: Mapping[str, Any] | None = None,
     unlabelled: bool = False,
+    table: Table | None = None,
 ) -> Source:
     """Read a data source, from the cache if the same files were decoded before.
 
@@ -59,18 +61,21 @@ def load_cached_source(
         cache: root of the cache, or None to read the files themselves.
         options: keyword arguments of a function of the user's own.
         unlabelled: see :func:`fedkd.data.sources.load_source`.
+        table: likewise; tables are not kept, as they are read faster than pictures are decoded.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
     """
 
     def load() -> Source:
-        return load_source(name, image_size=image_size, options=options, unlabelled=unlabelled)
+        return load_source(
+            name, image_size=image_size, options=options, unlabelled=unlabelled, table=table
+        )
 
     origin = None if cache is None else find_origin(name, options)
     is_public = name in SOURCES and origin is None
     budget = 0 if cache is None else disk_budget()
-    if cache is None or budget == 0 or not (is_public or origin):
+    if cache is None or budget == 0 or is_table(name) or not (is_public or origin):
         return load()
     entry = _entry(cache, name, image_size, origin, unlabelled=unlabelled)
     if (source := _read_source(entry, name)) is not None:
@@ -162,7 +167,9 @@ def _write_source(folder: Path, source: Source, seen: Seen, area: Area) -> None:
     parts = [part for part in (source.train, source.test) if part is not None]
     total = sum(len(part) for part in parts)
     if not _is_written(parts, total, area):
-        pixels = map_new(folder / IMAGES_FILE, (total, *source.train.shape[1:]))
+        pixels = map_new(
+            folder / IMAGES_FILE, (total, *source.train.shape[1:]), source.train.stored.dtype
+        )
         start = 0
         for part in parts:
             pixels[start : start + len(part)] = part.images
@@ -180,7 +187,11 @@ def _write_source(folder: Path, source: Source, seen: Seen, area: Area) -> None:
 
 def _is_written(parts: list[Images], total: int, area: Area) -> bool:
     """Return whether the file of an area holds just these images, in this order."""
-    if area.pixels is None or area.pixels.shape != (total, *parts[0].shape[1:]):
+    if (
+        area.pixels is None
+        or parts[0].kind != "image"
+        or area.pixels.shape != (total, *parts[0].shape[1:])
+    ):
         return False
     ends = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     places = [area.pixels[end:].data_ptr() for end in ends[:-1]]

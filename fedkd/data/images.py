@@ -1,11 +1,11 @@
-"""Labelled images in memory, their hash, and conversions of size and channels."""
+"""Labelled examples in memory, their hash, and conversions of the size and channels of images."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn.functional import interpolate
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
+
+Kind = Literal["image", "table", "text", "tensor"]
+"""What an example is: pixels ``[C, H, W]``, columns ``[F]``, token ids ``[L]``, or any floats."""
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601's luma."""
@@ -38,12 +41,35 @@ _HASHED_AT_ONCE = 64 << 20
 """Bytes of a view that are in memory at a time while it is hashed."""
 
 
+def kind_of(inputs: torch.Tensor) -> Kind:
+    """Return what examples are, by type and number of dimensions.
+
+    uint8 ``[N, C, H, W]`` are images, float32 ``[N, F]`` is a table (float64 before its columns are
+    standardized), int64 ``[N, L]`` are texts, float32 of more dimensions are tensors.
+
+    Raises:
+        ValueError: they are none of these.
+    """
+    if inputs.dtype == torch.uint8 and inputs.ndim == 4:
+        return "image"
+    if inputs.dtype in (torch.float32, torch.float64) and inputs.ndim == 2:
+        return "table"
+    if inputs.dtype == torch.int64 and inputs.ndim == 2:
+        return "text"
+    if inputs.dtype == torch.float32 and inputs.ndim > 2:
+        return "tensor"
+    raise ValueError(
+        "examples must be images (uint8 [N, C, H, W]), a table (float32 [N, F]), texts (int64 "
+        f"[N, L]) or tensors (float32), not {inputs.dtype} {list(inputs.shape)}"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images and their labels, in one order: whole tensors, or some rows of a large one.
+    """Examples, mostly images, and their labels: whole tensors, or some rows of a large one.
 
     Attributes:
-        stored: uint8 ``[M, C, H, W]``, in memory or mapped to a file.
+        stored: of a kind that :func:`kind_of` knows, ``[M, ...]``, in memory or mapped to a file.
         labels: int64 ``[N]``; -1 where a label is withheld.
         rows: int64 ``[N]``, positions in ``stored``; None where the images are all of it.
 
@@ -56,11 +82,7 @@ class Images:
     rows: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.stored.dtype != torch.uint8 or self.stored.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 [N, C, H, W], not {self.stored.dtype} "
-                f"{list(self.stored.shape)}"
-            )
+        kind_of(self.stored)
         expected = self.stored.shape[:1] if self.rows is None else self.rows.shape
         if self.labels.dtype != torch.int64 or self.labels.shape != expected:
             raise ValueError(
@@ -72,18 +94,22 @@ class Images:
         return len(self.labels)
 
     @property
+    def kind(self) -> Kind:
+        """What an example is."""
+        return kind_of(self.stored)
+
+    @property
     def images(self) -> torch.Tensor:
-        """All images, uint8 ``[N, C, H, W]``; those of a view are copied at each call."""
+        """All examples ``[N, ...]``; those of a view are copied at each call."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """``(N, C, H, W)``."""
-        channels, height, width = self.stored.shape[1:]
-        return len(self), channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """``(N, C, H, W)`` of images, ``(N, ...)`` of other examples."""
+        return len(self), *self.stored.shape[1:]
 
     def pick(self, chosen: torch.Tensor | slice) -> torch.Tensor:
-        """Return the images at positions ``[B]``, uint8 ``[B, C, H, W]``."""
+        """Return the examples at positions ``[B]``, ``[B, ...]``."""
         return self.stored[chosen] if self.rows is None else self.stored[self.rows[chosen]]
 
     def take(self, indices: np.ndarray | torch.Tensor | Sequence[int]) -> Images:
@@ -95,36 +121,37 @@ class Images:
         return Images(self.stored, self.labels[chosen], rows)
 
     def blocks(self, size: int) -> Iterator[torch.Tensor]:
-        """Yield the images in order, uint8 ``[B, C, H, W]``, at most ``size`` at a time."""
+        """Yield the examples in order, ``[B, ...]``, at most ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.pick(slice(start, start + size))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of shape, pixels and labels, in hexadecimal; computed once."""
-        digest = hashlib.sha256(str(self.shape).encode())
+        """SHA-256 of type (but for images), shape, values and labels, in hexadecimal."""
+        dtype = "" if self.kind == "image" else _name_of(self.stored.dtype)
+        digest = hashlib.sha256(f"{dtype}{self.shape}".encode())
         _hash_pixels(digest, self)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
 
 def content_hash(images: torch.Tensor | Images) -> str:
-    """Return the SHA-256 of a transfer set's images, in hexadecimal.
+    """Return the SHA-256 of a transfer set's examples, in hexadecimal.
 
     Hashed are, one after the other without a separator, in UTF-8 the name of the type and the
     shape as Python writes a tuple (for 300 greyscale images of 8 x 8 pixels
-    ``uint8(300, 1, 8, 8)``), and the raw bytes of the pixels in C order: images, channels, rows,
-    columns. Labels are not part of it.
+    ``uint8(300, 1, 8, 8)``, for a table of 20 columns ``float32(300, 20)``), and the raw bytes of
+    the values in C order: images, channels, rows, columns. Labels are not part of it.
 
     Args:
-        images: uint8 ``[N, C, H, W]``, in any memory layout, on any device.
+        images: examples ``[N, ...]``, in any memory layout, on any device.
 
     Raises:
-        ValueError: the images are not uint8.
+        ValueError: the examples are of no kind that :func:`kind_of` knows.
     """
-    if isinstance(images, torch.Tensor) and images.dtype != torch.uint8:
-        raise ValueError(f"a transfer set must be uint8 images, not {images.dtype}")
-    digest = hashlib.sha256(f"uint8{tuple(images.shape)}".encode())
+    stored = images if isinstance(images, torch.Tensor) else images.stored
+    kind_of(stored)
+    digest = hashlib.sha256(f"{_name_of(stored.dtype)}{tuple(images.shape)}".encode())
     _hash_pixels(digest, images)
     return digest.hexdigest()
 
@@ -137,7 +164,7 @@ def image_hashes(images: Images) -> Iterator[bytes]:
 
 
 def _hash_pixels(digest: hashlib._Hash, images: torch.Tensor | Images) -> None:
-    """Hash pixels in C order; of a view a part at a time."""
+    """Hash values in C order; of a view a part at a time."""
     if isinstance(images, Images) and images.rows is not None:
         size = max(1, _HASHED_AT_ONCE // max(1, images.stored[:1].nbytes))
         for block in images.blocks(size):
@@ -145,6 +172,15 @@ def _hash_pixels(digest: hashlib._Hash, images: torch.Tensor | Images) -> None:
         return
     whole = images.stored if isinstance(images, Images) else images
     digest.update(whole.contiguous().cpu().numpy().data)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def as_inputs(examples: torch.Tensor) -> torch.Tensor:
+    """Return examples ``[N, ...]`` as models take them: pixels in [0, 1], all else as it is."""
+    return as_float(examples) if examples.dtype == torch.uint8 else examples
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:

@@ -74,13 +74,14 @@ def new_pixels(shape: tuple[int, ...]) -> torch.Tensor:
     return area.pixels
 
 
-def map_new(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """Make a file of uint8 numbers in NumPy's format and return it as a tensor, writable.
+def map_new(path: Path, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Make a file of numbers in NumPy's format and return it as a tensor, writable.
 
     Raises:
         OSError: there is no room for it.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    numbers = torch.empty(0, dtype=dtype).numpy().dtype
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)
     if hasattr(os, "posix_fallocate") and (size := path.stat().st_size):
         with path.open("rb+") as file:
             # Otherwise a full disk would end the process at a write to memory.

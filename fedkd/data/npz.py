@@ -1,10 +1,10 @@
-"""Images and labels from an ``.npz`` archive of NumPy arrays, checked before they are decoded."""
+"""Examples and labels from an ``.npz`` archive of NumPy arrays, checked before decoding."""
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,8 @@ from fedkd.errors import UserError, describe_exhaustion
 Array = npt.NDArray[Any]
 
 NAMES = ("images", "labels", "test_images", "test_labels")
+OF_ANY_KIND = ("inputs", "labels", "test_inputs", "test_labels")
+"""The same for examples that are no images; see :func:`fedkd.data.images.kind_of`."""
 _OTHER_NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
@@ -56,7 +58,9 @@ def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  #
     """Read arrays ``images`` and ``labels``, and ``test_images`` and ``test_labels`` if present.
 
     Images are uint8 ``[N, H, W]``, ``[N, C, H, W]`` or, of 1, 3 or 4 channels, ``[N, H, W, C]``;
-    labels are integers ``[N]`` from 0. The number of classes is the highest label plus one. Sizes
+    labels are integers ``[N]`` from 0. In place of images, ``inputs`` are floats ``[N, F]`` of a
+    table whose columns are standardized already, floats of more dimensions, or integers ``[N, L]``,
+    the token ids of texts. The number of classes is the highest label plus one. Sizes
     are bounded before anything is decoded, and nothing is unpickled.
 
     Raises:
@@ -112,13 +116,14 @@ def source_of(
     Raises:
         UserError: an array is missing or not as it should be.
     """
-    for key in NAMES[: 4 if arrays.keys() & set(NAMES[2:]) else 2]:
+    names = _names_in(arrays)
+    for key in names[: 4 if arrays.keys() & set(names[2:]) else 2]:
         if key not in arrays:
             raise UserError(f"the array {key} is missing")
         if problem := _find_misfit(key, arrays[key].shape, arrays[key].dtype):
             raise UserError(problem)
-    train = _as_images(arrays, "images", "labels")
-    test = _as_images(arrays, "test_images", "test_labels") if "test_images" in arrays else None
+    train = _as_images(arrays, *names[:2])
+    test = _as_images(arrays, *names[2:]) if names[2] in arrays else None
     labels = torch.cat([part.labels for part in (train, test) if part is not None])
     numbers = tuple(str(label) for label in range(int(labels.max()) + 1))
     return Source(name, train, test, classes or numbers, () if classes else _find_gaps(labels))
@@ -157,7 +162,8 @@ def _find_wanted(names: list[str], members: list[str]) -> list[str]:
     Raises:
         UserError: one is missing, or stands there twice.
     """
-    wanted = list(NAMES if {"test_images", "test_labels"} & set(names) else NAMES[:2])
+    ours = _names_in(names)
+    wanted = list(ours if set(ours[2:]) & set(names) else ours[:2])
     for key in wanted:
         if names.count(key) > 1:
             raise UserError(f"the array {key} stands in the archive twice")
@@ -165,6 +171,11 @@ def _find_wanted(names: list[str], members: list[str]) -> list[str]:
             have = ", ".join(sorted(names or members)[:20]) or "none"
             raise UserError(f"the array {key} is missing; the archive has {have}{_renaming(names)}")
     return wanted
+
+
+def _names_in(keys: Container[str]) -> tuple[str, str, str, str]:
+    """Return the names of training and test arrays, of images or of other examples."""
+    return NAMES if "images" in keys or "inputs" not in keys else OF_ANY_KIND
 
 
 def _renaming(names: list[str]) -> str:
@@ -209,6 +220,12 @@ def _find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str 
         if dtype.kind in "iu" and len(shape) == 1:
             return None
         return f"{given} integers [N], one class for each image: {_mend_labels(key, shape, dtype)}"
+    if key in OF_ANY_KIND:
+        if 0 in shape:
+            return f"{given} not empty"
+        if (dtype.kind == "f" and len(shape) > 1) or (dtype.kind in "iu" and len(shape) == 2):
+            return None
+        return f"{given} floats [N, F] or of more dimensions, or integers [N, L] of token ids"
     if dtype != np.uint8 or len(shape) not in (3, 4):
         return (
             f"{given} uint8 [N, H, W] or [N, C, H, W] with values 0 to 255: "
@@ -277,7 +294,11 @@ def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
             f"{labels} run from {least} to {most}, but must be the numbers of classes, from 0 and "
             f"below {MAX_CLASSES}"
         )
-    if pixels.ndim == 3:
+    if images in OF_ANY_KIND:
+        if not np.isfinite(pixels).all():
+            raise UserError(f"{images} has values that are not finite; replace or leave them out")
+        pixels = pixels.astype(np.float32 if pixels.dtype.kind == "f" else np.int64)
+    elif pixels.ndim == 3:
         pixels = pixels[:, None]
     elif _channel_axis(pixels.shape) == 3:
         pixels = pixels.transpose(0, 3, 1, 2)

@@ -6,7 +6,8 @@ arrays that an npz source holds, as a mapping::
     def blobs(**options):
         return {"images": images, "labels": labels}
 
-``images`` is uint8 ``[N, H, W]`` or ``[N, C, H, W]``, ``labels`` are integers ``[N]`` from 0.
+``images`` is uint8 ``[N, H, W]`` or ``[N, C, H, W]``, ``labels`` are integers ``[N]`` from 0. In
+place of images, ``inputs`` are floats ``[N, ...]`` or token ids ``[N, L]``, as in an npz source.
 ``test_images`` and ``test_labels`` are the test set, if the source has its own; ``classes`` are the
 names of the classes. The same options must give the same arrays: every process of a study calls
 the function anew.
@@ -29,10 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import OwnPartition
-from fedkd.data.npz import NAMES, source_of
+from fedkd.data.npz import NAMES, OF_ANY_KIND, source_of
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.registry import PARTITIONS, SOURCES
+
+_KEYS = (*dict.fromkeys((*NAMES, *OF_ANY_KIND)), "classes")
 
 Indices = npt.NDArray[np.int64]
 
@@ -52,10 +55,10 @@ def call_source(name: str, options: Mapping[str, Any]) -> Source:
         raise UserError(
             f"it must return a mapping with images and labels, not {type(returned).__name__}"
         )
-    if unknown := [key for key in returned if key not in (*NAMES, "classes")]:
-        raise UserError(f"it returned {unknown[0]!r}; known are {', '.join(NAMES)}, classes")
+    if unknown := [key for key in returned if key not in _KEYS]:
+        raise UserError(f"it returned {unknown[0]!r}; known are {', '.join(_KEYS)}")
     with SOURCES.calling(name):
-        arrays = {key: np.asarray(returned[key]) for key in NAMES if key in returned}
+        arrays = {key: np.asarray(returned[key]) for key in _KEYS[:-1] if key in returned}
     return source_of(name, arrays, _class_names(returned.get("classes")))
 
 

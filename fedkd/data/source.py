@@ -1,10 +1,14 @@
-"""A data source: labelled images, with test images of its own or without."""
+"""A data source: labelled examples, with test examples of its own or without."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedkd.data.images import Images
+import numpy as np
+import numpy.typing as npt
+
+from fedkd.data.columns import Column
+from fedkd.data.images import Images, Kind
 from fedkd.errors import UserError
 
 MAX_CLASSES = 10_000
@@ -15,7 +19,7 @@ MAX_BYTES = 16 << 30
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """All labelled images of one source.
+    """All labelled examples of one source, mostly images.
 
     Attributes:
         name: as the study gives it, such as ``digits`` or ``npz:mine.npz``.
@@ -23,6 +27,8 @@ class Source:
         test: the source's own test set, or None where it has none.
         classes: names of the classes; a label is a position in it.
         warnings: sentences on possible mistakes, such as files that are left out.
+        columns: of a table whose columns are not standardized yet; empty for all else.
+        silo_of: name of the silo of each training row, or None where no column says it.
     """
 
     name: str
@@ -30,6 +36,13 @@ class Source:
     test: Images | None
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    silo_of: npt.NDArray[np.object_] | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What an example is."""
+        return self.train.kind
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +51,12 @@ class Source:
 
     @property
     def in_channels(self) -> int:
-        """Number of channels: 1 for greyscale, 3 for RGB."""
+        """Number of channels: 1 for greyscale, 3 for RGB.
+
+        Raises:
+            UserError: its examples are no images.
+        """
+        self._check_images()
         return self.train.shape[1]
 
     @property
@@ -46,8 +64,9 @@ class Source:
         """Height and width of all images, in pixels.
 
         Raises:
-            UserError: the images are not square.
+            UserError: the images are not square, or its examples are no images.
         """
+        self._check_images()
         height, width = self.train.shape[2:]
         if height != width:
             raise UserError(
@@ -55,3 +74,9 @@ class Source:
                 "but must be square; set data.image_size to resize and crop them"
             )
         return height
+
+    def _check_images(self) -> None:
+        if self.kind != "image":
+            raise UserError(
+                f"data source {self.name!r} has no images, but examples of the kind {self.kind}"
+            )

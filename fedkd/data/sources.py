@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedkd.data.folder import read_flat_folder
 from fedkd.data.images import Images, describe_few_values, resize, to_channels
@@ -12,8 +12,11 @@ from fedkd.data.npz import read_unlabelled_npz
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError, describe_exhaustion
-from fedkd.registry import SOURCES
+from fedkd.registry import SOURCES, is_table
 from fedkd.util.places import expand
+
+if TYPE_CHECKING:
+    from fedkd.config.table import Table
 
 
 def load_source(
@@ -22,6 +25,7 @@ def load_source(
     image_size: int | None = None,
     options: Mapping[str, Any] | None = None,
     unlabelled: bool = False,
+    table: Table | None = None,
 ) -> Source:
     """Read a data source: local files first, then a download where there is one.
 
@@ -32,6 +36,7 @@ def load_source(
         options: keyword arguments of a function of the user's own.
         unlabelled: whether a folder or archive may be without labels, as for a transfer set: the
             source then has no classes, and all labels are -1.
+        table: says what the columns of a table are.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
@@ -41,8 +46,14 @@ def load_source(
     except ValueError as problem:
         raise UserError(str(problem)) from problem
     try:
-        source = _read(name, image_size, options or {}, unlabelled=unlabelled)
+        if is_table(name):
+            source: Source = SOURCES.load(name)(name, table, unlabelled=unlabelled)
+        else:
+            source = _read(name, image_size, options or {}, unlabelled=unlabelled)
         _check_filled(source)
+        if source.kind != "image":
+            _check(source)
+            return source
         if image_size is not None:
             source = _resize_all(source, image_size)
         _check(source)
@@ -55,6 +66,24 @@ def load_source(
         raise UserError(f"data source {name!r}: {problem}") from problem
     _ = source.image_size  # refuses what is not square
     return source
+
+
+def check_like(examples: Images, wanted: Sequence[int], what: str) -> None:
+    """Refuse examples that differ in shape from those of a study, which are no images.
+
+    Args:
+        examples: of another source.
+        wanted: shape of the study's examples.
+        what: names them in the error.
+
+    Raises:
+        UserError: they differ.
+    """
+    if examples.shape[1:] != tuple(wanted):
+        raise UserError(
+            f"{what}: its examples have the shape {list(examples.shape[1:])}, but those of the "
+            f"study have {list(wanted)}"
+        )
 
 
 def convert_like(images: Images, *, channels: int, size: int) -> Images:
@@ -139,5 +168,5 @@ def _check(source: Source) -> None:
 
 
 def _dimensions(part: Images) -> str:
-    channels, height, width = part.shape[1:]
-    return f"{channels} x {height} x {width} (channels, height, width)"
+    sizes = " x ".join(map(str, part.shape[1:]))
+    return f"{sizes} (channels, height, width)" if part.kind == "image" else sizes

@@ -105,6 +105,8 @@ def _check_augmentations(federation: Federation) -> None:
     for path, augmentation in named.items():
         if study.is_deployed and AUGMENTATIONS.is_own(augmentation):
             continue
+        if shape.kind != "image":
+            continue  # refused already unless it is none
         try:
             check_augmentation(augmentation, shape.in_channels, shape.image_size)
         except UserError as error:
@@ -114,8 +116,7 @@ def _check_augmentations(federation: Federation) -> None:
 def _check_features(federation: Federation, arm: str) -> None:
     """Compute once the features that an arm's densities are fitted to."""
     model = build_model(federation.study.global_arch(arm), federation.shape, seed=0)
-    side = federation.shape.image_size
-    images = torch.zeros(2, federation.shape.in_channels, side, side, dtype=torch.uint8)
+    images = federation.shape.zeros(2)
     try:
         penultimate_features(model, images, compute=Compute())
     except UserError as error:

@@ -12,6 +12,7 @@ from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
 from fedkd.federation.split import Split, split
+from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, SOURCES, STUDENT_SILO
 from fedkd.util.cache import cache_root
 
@@ -34,7 +35,8 @@ def empty_split(study: Study) -> Split:
     """Return a split without images: classes and shape alone."""
     source = _empty_source(study)
     no_images = source.train
-    return Split(no_images, no_images, None, (), source.classes, *_shape(study))
+    shape = Shape(*_shape(study))
+    return Split(no_images, no_images, None, (), source.classes, source.num_classes, shape)
 
 
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:

@@ -1,4 +1,4 @@
-"""A study's data in a few lines: shapes, classes, numbers by class and the values of pixels."""
+"""A study's data in a few lines: shapes, classes, numbers by class, and pixels or columns."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from collections.abc import Iterator
 
 import torch
 
+from fedkd.config.table import Table
+from fedkd.data.columns import Encoder
 from fedkd.data.images import Images, count_values
 from fedkd.federation.federation import Federation
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SAMPLED = 1000
+_NOUNS = {"image": "images", "table": "rows", "text": "texts", "tensor": "tensors"}
+_COLUMNS = 100
 _SHOWN = 12
 """Classes and silos beyond this number are counted."""
 
 
 def describe_data(federation: Federation) -> Iterator[str]:
     """Yield lines on the data of one seed: each set, each silo, and the values of their pixels."""
-    split, shape = federation.split, federation.shape
-    yield (
-        f"{shape.num_classes} classes: {_some(list(split.classes))}; images of {shape.in_channels} "
-        f"x {shape.image_size} x {shape.image_size} (channels, height, width)"
+    study, split, shape = federation.study, federation.split, federation.shape
+    sizes = " x ".join(map(str, shape.input_shape))
+    yield f"{shape.num_classes} classes: {_some(list(split.classes))}; " + (
+        f"images of {sizes} (channels, height, width)"
+        if shape.kind == "image"
+        else f"{_NOUNS[shape.kind]} of {sizes} values each"
     )
     sets = {"test": split.test, "validation": split.validation, "transfer": split.transfer}
     for name, images in sets.items():
@@ -33,12 +39,27 @@ def describe_data(federation: Federation) -> Iterator[str]:
         yield f"and {len(silos) - _SHOWN} more silos"
     held = [split.test, *(federation.data_of(name) for name in silos)]
     filled = [images for images in held if len(images)]
-    if filled:
+    if split.encoder is not None:
+        yield from _columns(split.encoder, study.data.table)
+    if filled and shape.kind == "image":
         yield f"pixels of 0 (black) to 255 (white): {_values(filled)}"
 
 
+def _columns(encoder: Encoder, table: Table | None) -> Iterator[str]:
+    """Yield a line for each column of a table: what it holds, and what models get."""
+    from_transfer = table is not None and table.statistics == "transfer"
+    whose = "the transfer set" if from_transfer else "sums of the silos"
+    yield f"columns, by {whose}: {len(encoder.columns)} become {len(encoder.names)}"
+    rows = encoder.describe()
+    widths = [max(len(row[index]) for row in rows) for index in range(2)]
+    for name, holds, given in rows[:_COLUMNS]:
+        yield f"  {name:<{widths[0]}}  {holds:<{widths[1]}}  {given}"
+    if len(rows) > _COLUMNS:
+        yield f"  and {len(rows) - _COLUMNS} more columns"
+
+
 def _count(images: Images, classes: tuple[str, ...]) -> str:
-    text = f"{len(images)} images"
+    text = f"{len(images)} {_NOUNS[images.kind]}"
     if not len(images) or int(images.labels.min()) < 0:
         return text if not len(images) else f"{text} without labels"
     counts = torch.bincount(images.labels, minlength=len(classes)).tolist()

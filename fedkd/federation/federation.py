@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fedkd.errors import UserCodeError, UserError
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
 from fedkd.models.backbone import Backbone
-from fedkd.models.build import Shape, arch_fingerprint, build_model
+from fedkd.models.build import arch_fingerprint, build_model
 from fedkd.models.card import check_preprocessing
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.pool import ModelPool
@@ -67,7 +67,7 @@ class Federation:
         self.split = split
         self.cache = cache
         backbone = Backbone.of(study) if with_weights else None
-        self.shape = Shape(split.num_classes, split.in_channels, split.image_size, backbone)
+        self.shape = replace(split.shape, backbone=backbone)
         self.compute = Compute(study.engine.device, study.engine.precision)
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None

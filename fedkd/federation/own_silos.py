@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,18 @@ import torch
 
 from fedkd.config.rows import read_rows
 from fedkd.data.cached import load_cached_source
+from fedkd.data.columns import Column, align, unite_columns
 from fedkd.data.images import Images, image_hashes
 from fedkd.data.source import Source
-from fedkd.data.sources import convert_like
+from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
 from fedkd.registry import NO_SOURCE
 from fedkd.util.names import natural_key
 
 if TYPE_CHECKING:
     from fedkd.config import Study
-    from fedkd.config.data import Given, Indices
+    from fedkd.config.data import ByColumn, Given, Indices
+    from fedkd.config.table import Table
     from fedkd.data.partition import Indices as Rows
 
 MAX_SHARE_IN_SILOS = 0.01
@@ -45,12 +47,21 @@ def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, 
     size, central = study.data.image_size, None
     if study.data.source != NO_SOURCE:
         central = load_cached_source(
-            study.data.source, image_size=size, cache=cache, options=study.data.options
+            study.data.source,
+            image_size=size,
+            cache=cache,
+            options=study.data.options,
+            table=study.data.table,
         )
-        size = central.image_size
-    sources = {silo: _load_silo(silo, given.silos[silo], size, cache) for silo in study.silo_names}
+        size = central.image_size if central.kind == "image" else size
+    sources = {
+        silo: _load_silo(silo, given.silos[silo], size, cache, study.data.table)
+        for silo in study.silo_names
+    }
     every = [*([central] if central else []), *sources.values()]
     classes = unite_classes([each.classes for each in every], ordered=central is not None)
+    if any(each.kind != "image" for each in every):
+        return _unite_others(central, sources, classes)
     channels = central.in_channels if central else max(each.in_channels for each in every)
     sizes = {each.image_size for each in every}
     if len(sizes) > 1:
@@ -110,6 +121,31 @@ def read_split(spec: Indices, num_rows: int) -> list[Rows]:
     return parts
 
 
+def rows_by_column(spec: ByColumn, source: Source, remaining: Rows) -> list[Rows]:
+    """Return the rows of each silo among those that remain, in natural order of names.
+
+    Raises:
+        UserError: the column has other silos than the study, or a silo has too few rows.
+    """
+    silo_of = source.silo_of
+    if silo_of is None:
+        raise UserError(f"data.table.silo: {source.name} has no column of silos")
+    if set(silo_of) != set(spec.names):
+        raise UserError(
+            "partition.names: the column has other silos than the study: "
+            f"{', '.join(sorted(set(silo_of) ^ set(spec.names))[:5])}"
+        )
+    held = silo_of[remaining]
+    parts = [remaining[held == name] for name in sorted(spec.names, key=natural_key)]
+    for name, part in zip(sorted(spec.names, key=natural_key), parts, strict=True):
+        if len(part) < spec.min_size:
+            raise UserError(
+                f"partition.min_size: asks for {spec.min_size} rows in every silo, but {name} has "
+                f"{len(part)} after test, validation and transfer; lower it"
+            )
+    return parts
+
+
 def check_sizes(silos: Mapping[str, Images], least: int) -> None:
     """Refuse silos with too few images.
 
@@ -161,21 +197,64 @@ def leave_out_known(
     return kept, notes
 
 
-def _load_silo(silo: str, name: str, size: int | None, cache: Path | None) -> Source:
+def _load_silo(
+    silo: str, name: str, size: int | None, cache: Path | None, table: Table | None
+) -> Source:
     try:
-        return load_cached_source(name, image_size=size, cache=cache)
+        return load_cached_source(name, image_size=size, cache=cache, table=table)
     except UserError as error:
         raise UserError(f"partition.silos.{silo}: {error}") from error
 
 
+def _unite_others(
+    central: Source | None, sources: dict[str, Source], classes: tuple[str, ...]
+) -> tuple[Source, dict[str, Source]]:
+    """Bring sources that are no images into one list of classes, and tables into equal columns."""
+    every = [*([central] if central else []), *sources.values()]
+    first = every[0]
+    for source in every:
+        if bool(source.columns) != bool(first.columns) or source.kind != first.kind:
+            raise UserError(
+                f"partition.silos: {first.name} and {source.name} hold examples of other kinds"
+            )
+    columns: tuple[Column, ...] = ()
+    if first.columns:
+        try:
+            columns = unite_columns([(each.name, each.columns) for each in every])
+        except UserError as error:
+            raise UserError(f"partition.silos: {error}") from error
+
+    def convert(source: Source) -> Source:
+        relabelled = _relabel(source, classes, lambda rows: align(rows, source.columns, columns))
+        for part in (relabelled.train, relabelled.test):
+            if part is not None and not columns:
+                check_like(part, first.train.shape[1:], f"partition.silos: {source.name}")
+        return dataclasses.replace(relabelled, columns=columns)
+
+    converted = {silo: convert(source) for silo, source in sources.items()}
+    if central is not None:
+        return convert(central), converted
+    nothing = next(iter(converted.values())).train.take([])
+    return Source(NO_SOURCE, nothing, nothing, classes, columns=columns), converted
+
+
 def _convert(source: Source, classes: tuple[str, ...], channels: int, size: int) -> Source:
-    """Bring a source into the study's classes and shape."""
+    """Bring a source of images into the study's classes and shape."""
+    return _relabel(
+        source, classes, lambda images: convert_like(images, channels=channels, size=size)
+    )
+
+
+def _relabel(
+    source: Source, classes: tuple[str, ...], change: Callable[[Images], Images]
+) -> Source:
+    """Number a source's labels by ``classes``, and change its examples."""
     place = {name: index for index, name in enumerate(classes)}
     mapping = torch.tensor([place[name] for name in source.classes], dtype=torch.int64)
 
     def convert(images: Images) -> Images:
         labelled = dataclasses.replace(images, labels=mapping[images.labels])
-        return convert_like(labelled, channels=channels, size=size)
+        return change(labelled)
 
     test = None if source.test is None else convert(source.test)
     return dataclasses.replace(source, train=convert(source.train), test=test, classes=classes)

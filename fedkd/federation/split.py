@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.config.data import Deployed, Given, Indices
+from fedkd.config.data import ByColumn, Deployed, Given, Indices
+from fedkd.config.table_checks import check_kind
 from fedkd.data.cached import cached_partition, load_cached_source
+from fedkd.data.columns import Encoder, align, unite_columns
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.data.sources import convert_like
+from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
-from fedkd.federation.own_silos import check_sizes, leave_out_known, load_given, read_split
+from fedkd.federation.own_silos import (
+    check_sizes,
+    leave_out_known,
+    load_given,
+    read_split,
+    rows_by_column,
+)
+from fedkd.federation.tables import encode_tables
+from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.util.seeding import derive_seed, numpy_generator
 
@@ -48,11 +58,11 @@ class Split:
         silos: private images of every silo, in natural order of names.
         classes: names of the classes.
         num_classes: number of classes, whether or not all of them occur.
-        in_channels: 1 for greyscale, 3 for RGB.
-        image_size: height and width of all images, in pixels.
+        shape: what models are built for.
         warnings: about the sources, one sentence each.
         silo_tests: for each silo the test images of its own source, or None where it has none;
             empty where silos have no sources of their own.
+        encoder: what was done to the columns of a table; None for all else.
     """
 
     test: Images
@@ -61,10 +71,10 @@ class Split:
     silos: tuple[Images, ...]
     classes: tuple[str, ...]
     num_classes: int
-    in_channels: int
-    image_size: int
+    shape: Shape
     warnings: tuple[str, ...] = ()
     silo_tests: tuple[Images | None, ...] = ()
+    encoder: Encoder | None = None
 
 
 def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
@@ -94,15 +104,21 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             image_size=study.data.image_size,
             cache=cache,
             options=study.data.options,
+            table=study.data.table,
         )
+    try:
+        check_kind(study, source.kind)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     transfer_source = None
     if study.data.transfer.source not in (None, NOISE, STUDENT_SILO):
         transfer_source = load_cached_source(
             study.data.transfer.source,
-            image_size=source.image_size,
+            image_size=source.image_size if source.kind == "image" else None,
             cache=cache,
             options=study.data.transfer.options,
             unlabelled=not study.data.transfer.labelled,
+            table=study.data.table,
         )
     made = split(source, study, seed, transfer_source, cache)
     if silos:
@@ -112,7 +128,8 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             silo_tests=tuple(each.test for each in silos.values()),
             warnings=(*made.warnings, *_warnings_of(silos.values())),
         )
-    return _without_leaks(made, study) if study.has_own_split else made
+    made = _without_leaks(made, study) if study.has_own_split else made
+    return encode_tables(made, study, source.columns) if source.columns else made
 
 
 def _without_leaks(made: Split, study: Study) -> Split:
@@ -195,6 +212,8 @@ def split(
                 f"{source.name}: {len(remaining)} of {len(source.train)} training images are in "
                 "no silo and no other set, and are not used"
             )
+    elif isinstance(study.partition, ByColumn):
+        parts = rows_by_column(study.partition, source, remaining)
     elif not isinstance(study.partition, Deployed | Given):
         labels = source.train.labels.numpy()[remaining]
         drawn = cached_partition(labels, study.partition, derive_seed(seed, "partition"), cache)
@@ -206,10 +225,15 @@ def split(
         silos=tuple(source.train.take(part) for part in parts),
         classes=source.classes,
         num_classes=source.num_classes,
-        in_channels=source.in_channels,
-        image_size=source.image_size,
+        shape=_shape_of(source),
         warnings=tuple(warnings),
     )
+
+
+def _shape_of(source: Source) -> Shape:
+    if source.kind == "image":
+        return Shape(source.num_classes, source.in_channels, source.image_size)
+    return Shape.of(source.num_classes, source.kind, source.train.shape[1:])
 
 
 def _warnings_of(sources: Iterable[Source]) -> Iterator[str]:
@@ -260,9 +284,15 @@ def _draw_from_other(source: Source, study: Study, seed: int, transfer_source: S
     )
     pool = np.arange(len(transfer_source.train), dtype=np.int64)
     chosen, _ = _draw(pool, settings.size, seed, "cut-transfer")
-    drawn = convert_like(
-        transfer_source.train.take(chosen), channels=source.in_channels, size=source.image_size
-    )
+    drawn = transfer_source.train.take(chosen)
+    if source.columns:
+        tables = [(each.name, each.columns) for each in (source, transfer_source)]
+        unite_columns(tables)  # refuses columns that differ
+        drawn = align(drawn, transfer_source.columns, source.columns)
+    elif source.kind == "image":
+        drawn = convert_like(drawn, channels=source.in_channels, size=source.image_size)
+    else:
+        check_like(drawn, source.train.shape[1:], f"data.transfer.source: {transfer_source.name}")
     return _hide_labels(drawn, study)
 
 

@@ -9,6 +9,7 @@ from fedkd.distillation.density.basis import (
     BackboneBasis,
     Basis,
     FeatureBasis,
+    InputBasis,
     PatchBasis,
     PixelBasis,
 )
@@ -18,9 +19,12 @@ from fedkd.messages.arrays import decode, decode_state
 from fedkd.models.build import Shape, build_fixed_part, build_model
 from fedkd.training.compute import Compute
 
+_NOT_IMAGES = -1
+"""Side of a basis of inputs, which are not pooled and never become images."""
+
 
 def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: Compute) -> Basis:
-    """Read the basis that the server sent: of pixels, filters, a backbone or a model.
+    """Read the basis that the server sent: of pixels, inputs, filters, a backbone or a model.
 
     Args:
         content: of ``query.teacher``.
@@ -35,6 +39,8 @@ def read_basis(content: RecordDict, *, global_arch: str, shape: Shape, compute: 
     mean = torch.from_numpy(decode(record[keys.BASIS_MEAN]))
     components = torch.from_numpy(decode(record[keys.BASIS_COMPONENTS]))
     side = int(decode(record[keys.BASIS_SIDE]))
+    if side == _NOT_IMAGES:
+        return InputBasis(mean, components, float(decode(record[keys.BASIS_LIMIT])))
     if side:
         return PixelBasis(mean, components, side)
     if keys.BASIS_FILTERS in record:
@@ -67,9 +73,12 @@ def _read_backbone(
 def write_basis(basis: Basis) -> ArrayRecord:
     """Write a basis; a side of 0 says that filters or a network see the images, not pooled.
 
+    A side of -1 says that the inputs are not images.
+
     The network of a backbone is not sent: every silo has it.
     """
     side = basis.side if isinstance(basis, PixelBasis) else 0
+    side = _NOT_IMAGES if isinstance(basis, InputBasis) else side
     arrays = {
         keys.BASIS_MEAN: basis.mean,
         keys.BASIS_COMPONENTS: basis.components,
@@ -78,6 +87,6 @@ def write_basis(basis: Basis) -> ArrayRecord:
     if isinstance(basis, PatchBasis):
         arrays[keys.BASIS_FILTERS] = basis.filters.kernels
         arrays[keys.BASIS_OFFSET] = basis.filters.offset
-    if isinstance(basis, BackboneBasis):
+    if isinstance(basis, BackboneBasis | InputBasis):
         arrays[keys.BASIS_LIMIT] = torch.tensor(basis.limit, dtype=torch.float64)
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fedkd.data.images import Kind
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone
 from fedkd.models.fixed import FixedPart
 from fedkd.models.preprocessing import Preprocessing
-from fedkd.registry import ARCHITECTURES
+from fedkd.registry import ANY_INPUT, ARCHITECTURES
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 
@@ -27,6 +28,9 @@ _NAME = "_fedkd_architecture"
 """Where a model keeps the name of an architecture that is not built in; copies of it do too."""
 _LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 """Prefixes of architectures, to the packages whose version decides what their names stand for."""
+
+
+_MANY = {"image": "images", "table": "rows", "text": "texts", "tensor": "tensors"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,39 @@ class Shape:
         image_size: their height and width in pixels.
         backbone: pre-trained weights, preprocessing and the part that is trained; None for
             networks as they are, from random weights.
+        kind: what an example is; ``in_channels`` and ``image_size`` are 0 where it is no image.
+        inputs: shape of an example that is no image, such as ``(F,)`` of a table.
     """
 
     num_classes: int
     in_channels: int
     image_size: int
     backbone: Backbone | None = None
+    kind: Kind = "image"
+    inputs: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, num_classes: int, kind: Kind, inputs: Sequence[int]) -> Shape:
+        """Return what models are built for where an example of a kind has the shape ``inputs``."""
+        if kind == "image":
+            return cls(num_classes, inputs[0], inputs[-1])
+        return cls(num_classes, 0, 0, None, kind, tuple(inputs))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of an example: ``(C, H, W)`` of an image."""
+        if self.kind == "image":
+            return self.in_channels, self.image_size, self.image_size
+        return self.inputs
+
+    def zeros(self, count: int) -> torch.Tensor:
+        """Return ``count`` blank examples as models take them, ``[count, ...]``."""
+        dtype = torch.int64 if self.kind == "text" else torch.float32
+        return torch.zeros(count, *self.input_shape, dtype=dtype)
+
+    def __str__(self) -> str:
+        """Such as ``images of 1 x 8 x 8``."""
+        return f"{_MANY[self.kind]} of {' x '.join(map(str, self.input_shape))}"
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -52,8 +83,10 @@ class Shape:
         return None if self.backbone is None else self.backbone.preprocessing
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The three numbers by their names."""
+    def sizes(self) -> dict[str, Any]:
+        """What a model's card says of it: three numbers for images."""
+        if self.kind != "image":
+            return {"num_classes": self.num_classes, "kind": self.kind, "inputs": [*self.inputs]}
         return {
             "num_classes": self.num_classes,
             "in_channels": self.in_channels,
@@ -140,7 +173,7 @@ def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
     if not any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
     reason = ""
-    images = torch.zeros(2, shape.in_channels, shape.image_size, shape.image_size)
+    images = shape.zeros(2)
     training = model.training
     try:
         with torch.no_grad():
@@ -155,18 +188,22 @@ def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
 
 
 def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
-    try:
-        model = function(
-            num_classes=shape.num_classes,
-            in_channels=shape.in_channels,
-            image_size=shape.image_size,
+    given: dict[str, object] = {"shape": shape.inputs}
+    if shape.kind == "image":
+        given = {"in_channels": shape.in_channels, "image_size": shape.image_size}
+    elif not ARCHITECTURES.is_own(arch) and arch not in ANY_INPUT:
+        raise UserError(
+            f"model.arch: {arch} takes images, but the study's examples are {shape}; use "
+            f"{' or '.join(ANY_INPUT)}, or an architecture of your own"
         )
+    try:
+        model = function(num_classes=shape.num_classes, **given)
     except Exception as error:
         if describe_exhaustion(error):
             raise
         raise UserError(
-            f"model.arch: {arch} cannot be built for {shape.in_channels} x {shape.image_size} x "
-            f"{shape.image_size} images and {shape.num_classes} classes: {error}"
+            f"model.arch: {arch} cannot be built for {shape} and {shape.num_classes} classes: "
+            f"{error}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(

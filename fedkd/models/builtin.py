@@ -1,11 +1,15 @@
 """The built-in architectures. None has batch statistics, so averaging their weights is sound.
 
-All take images ``[N, in_channels, image_size, image_size]`` in [0, 1] to logits ``[N, C]``.
+All take images ``[N, in_channels, image_size, image_size]`` in [0, 1] to logits ``[N, C]``;
+``mlp`` and ``linear`` take other floats ``[N, *shape]`` too, such as the columns of a table.
 Pooling comes before the activation: the greatest of four values is the same either way, bit for
 bit, and so are gradients, with a quarter of the activations.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +53,21 @@ def lenet5(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     )
 
 
-def mlp(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def linear(
+    num_classes: int, in_channels: int = 0, image_size: int = 0, *, shape: Sequence[int] = ()
+) -> nn.Module:
+    """Logistic regression: one linear layer."""
+    features = math.prod(shape or (in_channels, image_size, image_size))
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, num_classes))
+
+
+def mlp(
+    num_classes: int, in_channels: int = 0, image_size: int = 0, *, shape: Sequence[int] = ()
+) -> nn.Module:
     """Two hidden layers of 200 units, the "2NN" of McMahan et al. 1602.05629."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(in_channels * image_size * image_size, 200),
+        nn.Linear(math.prod(shape or (in_channels, image_size, image_size)), 200),
         nn.ReLU(),
         nn.Linear(200, 200),
         nn.ReLU(),

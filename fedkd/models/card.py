@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ _BOUNDS = {
     "in_channels": (1, 16),
     "image_size": (1, 2048),
 }
+
+_MAX_INPUTS = 16 * 2048 * 2048
 
 _AFFORDABLE = 64 << 20
 """Bytes of parameters that are allocated for a file of any size."""
@@ -102,16 +105,16 @@ class ModelCard:
         card = json.loads(metadata[_KEY], parse_constant=_refuse_constant)
         if not isinstance(card, dict):
             raise ValueError("it is not a mapping")  # noqa: TRY004 -- all one kind
-        sizes = {key: _bounded(key, card.get(key)) for key in _BOUNDS}
+        shape = _read_shape(card)
         classes = _typed("classes", card.get("classes"), list)
         arch = _typed("arch", card.get("arch"), str)
-        if classes and len(classes) != sizes["num_classes"]:
-            raise ValueError(f"it names {len(classes)} classes of {sizes['num_classes']}")
+        if classes and len(classes) != shape.num_classes:
+            raise ValueError(f"it names {len(classes)} classes of {shape.num_classes}")
         given = card.get("preprocessing")
         preprocessing = None if given is None else _read_preprocessing(given)
         return cls(
             arch=ARCHITECTURES.check(RENAMED.get(arch, arch)),
-            shape=Shape(sizes["num_classes"], sizes["in_channels"], sizes["image_size"]),
+            shape=shape,
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),
             version=_typed("version", card.get("version"), str),
@@ -161,8 +164,7 @@ def load_model(
         shape = card.shape
         raise UserError(
             f"{what}: {path} does not fit the architecture: it is too small for {card.arch} on "
-            f"{shape.in_channels} x {shape.image_size} x {shape.image_size} images and "
-            f"{shape.num_classes} classes"
+            f"{shape} and {shape.num_classes} classes"
         )
     check_model(card.arch, card.shape, trained=False)
     return read_model(
@@ -212,6 +214,19 @@ def _read_preprocessing(value: object) -> Preprocessing | None:
         return from_config(Normalization.model_validate(value))
     except ValidationError as error:
         raise ValueError("its preprocessing is not valid") from error
+
+
+def _read_shape(card: Mapping[str, Any]) -> Shape:
+    if "kind" not in card:
+        return Shape(*(_bounded(key, card.get(key)) for key in _BOUNDS))
+    kind, inputs = card["kind"], _typed("inputs", card.get("inputs"), list)
+    if kind not in ("table", "text", "tensor"):
+        raise ValueError("kind must be table, text or tensor")
+    if not inputs or any(type(size) is not int or size < 1 for size in inputs):
+        raise ValueError("inputs must be whole numbers from 1")
+    if math.prod(inputs) > _MAX_INPUTS:
+        raise ValueError(f"inputs must have at most {_MAX_INPUTS} values")
+    return Shape.of(_bounded("num_classes", card.get("num_classes")), kind, inputs)
 
 
 def _bounded(key: str, value: object) -> int:

@@ -99,8 +99,7 @@ def _find_output_problem(model: nn.Module, shape: Shape, count: int) -> str:
     except Exception as error:  # it is the user's code
         if describe_exhaustion(error):
             raise
-        size = f"{shape.in_channels} x {shape.image_size} x {shape.image_size}"
-        return f"does not take {count} images of {size}: {_reason(error)}"
+        return f"does not take {count} {shape}: {_reason(error)}"
     return _find_misfit(logits, (count, shape.num_classes))
 
 
@@ -132,8 +131,9 @@ def _find_state_problem(model: nn.Module) -> str:
 
 
 def _images(shape: Shape, count: int) -> Tensor:
-    size = (count, shape.in_channels, shape.image_size, shape.image_size)
-    return torch.rand(size, generator=torch.Generator().manual_seed(0))
+    if shape.kind == "text":
+        return shape.zeros(count)
+    return torch.rand((count, *shape.input_shape), generator=torch.Generator().manual_seed(0))
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedkd.data.images import Images, as_float
+from fedkd.data.images import Images, as_inputs
 from fedkd.models.build import Shape, build_model, running
 from fedkd.models.state import State, copy_state
 from fedkd.training.compute import Compute, batch_bounds, intra_op_threads
@@ -74,5 +74,5 @@ def recalibrate(state: State, arch: str, shape: Shape, images: Images, compute: 
     with torch.no_grad(), noise, intra_op_threads(1), compute.autocast(), running(model):
         for start, end in batch_bounds(len(images), _BATCH_SIZE):
             check_stopped()
-            model(as_float(images.pick(slice(start, end))).to(compute.device))
+            model(as_inputs(images.pick(slice(start, end))).to(compute.device))
     return copy_state(model)

@@ -1,4 +1,4 @@
-"""Batches of images: uint8 in memory or in a mapped file, floats only while they are used."""
+"""Batches of examples: pixels are uint8 in memory or in a mapped file, floats only when used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedkd.data.images import Images, as_float
+from fedkd.data.images import Images, as_inputs
 from fedkd.training.augment import Augment
 
 _FLOAT_BYTES = 64 << 20
@@ -21,7 +21,7 @@ def whole_or_view(images: Tensor | Images, layout: torch.memory_format) -> Tenso
         if images.rows is not None:
             return images
         images = images.images
-    return images.contiguous(memory_format=layout)
+    return images.contiguous(memory_format=layout) if images.ndim == 4 else images.contiguous()
 
 
 def float_batches(
@@ -34,10 +34,10 @@ def float_batches(
     device: str,
     augment: Augment | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Yield the batches of an epoch on a device: floats in [0, 1], then the other tensors.
+    """Yield the batches of an epoch on a device: what the model takes, then the other tensors.
 
     Args:
-        images: of :func:`whole_or_view`, uint8, or floats ``[N, ...]``.
+        images: examples of any kind, of :func:`whole_or_view`.
         others: tensors ``[N, ...]``.
         order: of the images, int64 ``[N]``.
         bounds: where each batch begins and ends in ``order``.
@@ -52,9 +52,9 @@ def float_batches(
         picked = images[chosen] if isinstance(images, Tensor) else images.pick(chosen)
         if augment is not None:
             picked = augment(picked)
-        floats = picked if picked.is_floating_point() else as_float(picked)
+        floats = as_inputs(picked)
         if isinstance(images, Images) or augment is not None:
-            floats = floats.contiguous(memory_format=layout)
+            floats = floats.contiguous(memory_format=layout) if floats.ndim == 4 else floats
         tensors = [floats.to(device), *(other[chosen].to(device) for other in others)]
         for start, end in some:
             yield [tensor[start - first : end - first] for tensor in tensors]

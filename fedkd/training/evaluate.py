@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.data.images import Images, as_float
+from fedkd.data.images import Images, as_inputs
 from fedkd.models.build import running
 from fedkd.models.partial import kept_features
 from fedkd.registry import METRICS, metric_key
@@ -57,7 +57,7 @@ def predict(
     compute: Compute,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Return logits ``[N, C]`` (fp32, on the CPU) for uint8 images ``[N, C, H, W]``.
+    """Return logits ``[N, C]`` (fp32, on the CPU) for examples ``[N, ...]`` of any kind.
 
     Features of a fixed part are computed once for each image, and kept in the cache.
 
@@ -90,8 +90,7 @@ def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
     """Return one batch's logits. Gradient mode and autocast are per thread, so set here."""
     check_stopped()
     with compute.autocast(), running(model):
-        batch = batch if batch.is_floating_point() else as_float(batch)
-        logits: Tensor = model(batch.to(compute.device))
+        logits: Tensor = model(as_inputs(batch).to(compute.device))
     return logits.float().cpu()
 
 

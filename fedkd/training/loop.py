@@ -12,7 +12,7 @@ from cachetools import LRUCache, cached
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.data.images import Images, as_float, content_hash
+from fedkd.data.images import Images, as_inputs, content_hash
 from fedkd.models.build import running
 from fedkd.models.partial import FeaturesModel, kept_features
 from fedkd.models.state import copy_state, state_hash
@@ -60,7 +60,7 @@ def fit(
 
     Args:
         model: the model, on ``compute.device``.
-        images: uint8 ``[N, C, H, W]``, converted to floats when they are needed; or floats. The
+        images: examples of any kind; pixels are converted to floats when they are needed. The
             output of the model's fixed part, if it has one, is computed once for uint8 images that
             are neither augmented nor mixed; see :class:`HasFixedPart`.
         others: tensors ``[N, ...]`` in the order of the images, such as labels or targets.
@@ -113,8 +113,8 @@ def fit(
 
 
 def floats_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return uint8 images as floats, but as they are for a model whose features are kept."""
-    return images if isinstance(model, FeaturesModel) else as_float(images)
+    """Return examples as models take them, but images as they are where features are kept."""
+    return images if isinstance(model, FeaturesModel) else as_inputs(images)
 
 
 MAX_FEATURE_BYTES = 4 << 30

@@ -93,7 +93,7 @@ def test_classes_are_united_by_name_and_channels_follow_the_source(tmp_path, giv
             Image.new("RGB", (6, 6), (index, 100, 5)).save(path)
     split = load_split(given({"partition/silos": {"a": "folder:colour", "b": "npz:north.npz"}}), 0)
     assert split.classes == ("0", "1", "2", "ant", "cat")
-    assert split.in_channels == 1
+    assert split.shape.in_channels == 1
     assert sorted(set(split.silos[0].labels.tolist())) == [3, 4]
     alone = given(
         {
@@ -103,7 +103,7 @@ def test_classes_are_united_by_name_and_channels_follow_the_source(tmp_path, giv
     )
     split = load_split(alone, 0)
     assert split.classes == ("0", "1", "ant", "cat")
-    assert (split.in_channels, len(split.test), len(split.validation)) == (3, 0, 0)
+    assert (split.shape.in_channels, len(split.test), len(split.validation)) == (3, 0, 0)
 
 
 def copy_images(source: Path, target: Path, count: int) -> None:

@@ -77,7 +77,7 @@ def test_taking_keeps_images_and_labels_together():
 @pytest.mark.parametrize(
     ("images", "labels"),
     [
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2)),
@@ -100,7 +100,7 @@ def test_the_hash_of_a_transfer_set_covers_type_shape_and_pixels():
     empty = hashlib.sha256(b"uint8(0, 1, 8, 8)").hexdigest()
     assert content_hash(images[:0]) == empty
     with pytest.raises(ValueError, match="uint8"):
-        content_hash(images.float())
+        content_hash(images.double())
 
 
 def test_floats_lie_between_zero_and_one():

@@ -58,7 +58,7 @@ def test_every_image_lands_in_exactly_one_place():
     assert sorted(number for part in places for number in numbers_of(part)) == list(range(400))
     for part in (made.test, made.validation, *made.silos):
         assert part.labels.tolist() == [number % 5 for number in numbers_of(part)]
-    assert (made.num_classes, made.in_channels, made.image_size) == (5, 1, 6)
+    assert made.shape == Shape(5, 1, 6)
     assert made.classes == ("class-0", "class-1", "class-2", "class-3", "class-4")
 
 
@@ -239,7 +239,7 @@ def test_the_default_data_set_is_cut_as_documented():
     made: Split = load_split(make_study(partition={"scheme": "iid", "silos": 10}), 0)
     assert (len(made.test), len(made.validation), len(made.transfer)) == (360, 144, 300)
     assert sum(map(len, made.silos)) == 1797 - 360 - 144 - 300
-    assert (made.num_classes, made.in_channels, made.image_size) == (10, 1, 8)
+    assert made.shape == Shape(10, 1, 8)
 
 
 def test_both_sources_are_loaded_and_resized(tmp_path):

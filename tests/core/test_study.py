@@ -110,7 +110,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"partition/scheme": "label-dirichlt"},
         (
             "s.yaml: partition.scheme: 'label-dirichlt' is not one of iid, quantity, "
-            "label-dirichlet, label-shards, label-dominant, given, indices, deployed, "
+            "label-dirichlet, label-shards, label-dominant, given, indices, by-column, deployed, "
             "package.module:function (did you mean 'label-dirichlet'?)"
         ),
     ),

@@ -34,7 +34,7 @@ LARGEST_SIDE = 32
 REACH = 4.0
 """Largest norm of a deployed silo's image in a whitened basis, in square roots of dimensions."""
 _LIMIT = 2.0
-"""Largest norm of features of a backbone, in largest norms among the transfer images."""
+"""Largest norm of features of a backbone or of inputs, in largest norms of the transfer set."""
 PROJECTION_BATCH = 1024
 """Images projected at a time, to bound memory."""
 
@@ -52,12 +52,12 @@ class Basis(ABC):
     components: Tensor
 
     def project(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``[N, C, H, W]`` to float64 ``[N, d]``."""
+        """Map examples ``[N, ...]`` to float64 ``[N, d]``."""
         return (self.features(images) - self.mean.double()) @ self.components.double().T
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Return the features, float64 ``[N, D]``, of uint8 images ``[N, C, H, W]``."""
+        """Return the features, float64 ``[N, D]``, of examples ``[N, ...]``."""
 
     @property
     def max_norm(self) -> float:
@@ -85,6 +85,26 @@ class PixelBasis(Basis):
     def max_feature_norm(self) -> float:
         """The norm of an all-white image."""
         return math.sqrt(len(self.mean))
+
+
+@dataclass(frozen=True)
+class InputBasis(Basis):
+    """Inputs as they are, such as the standardized columns of a table.
+
+    Attributes:
+        limit: inputs of a larger norm are scaled down to it, so that class sums are bounded.
+    """
+
+    limit: float
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the inputs, float64 ``[N, D]``."""
+        return _clip(images.flatten(1).double(), self.limit)
+
+    @property
+    def max_feature_norm(self) -> float:
+        """The limit."""
+        return self.limit
 
 
 @dataclass(frozen=True)
@@ -135,9 +155,7 @@ class BackboneBasis(Basis):
         found = self.fixed.features(
             images, device=self.compute.device, precision=self.compute.precision
         ).double()
-        norms = torch.linalg.vector_norm(found, dim=1, keepdim=True)
-        scale: Tensor = self.limit / norms.clamp_min(self.limit)
-        return found * scale
+        return _clip(found, self.limit)
 
     @property
     def max_feature_norm(self) -> float:
@@ -153,7 +171,7 @@ def make_basis(
     filters: int = FILTERS,
     fine: bool = False,
 ) -> Basis | None:
-    """Fit a basis to uint8 transfer images ``[N, C, H, W]``, or None for fewer than 20.
+    """Fit a basis to transfer examples ``[N, ...]``, or None for fewer than 20.
 
     d = min(dims, N - 1, number of eigenvalues above 0.001 of the largest). In each component the
     entry of largest magnitude is positive, so that signs do not depend on the solver.
@@ -161,7 +179,7 @@ def make_basis(
     Args:
         images: the transfer images.
         dims: maximum number of dimensions.
-        kind: ``pixels`` or ``patches``.
+        kind: ``pixels``, ``patches`` or, for examples other than images, ``inputs``.
         filters: number of filters for ``patches``.
         fine: keep nearly all eigenvalues, but at most N / 2 dimensions; for a covariance that is
             pooled over silos.
@@ -172,6 +190,11 @@ def make_basis(
         bank = learn_filters(images, filters)
         fitted = _fit(bank.features(images).double(), dims, fine=fine)
         return None if fitted is None else PatchBasis(*fitted, bank)
+    if kind == "inputs":
+        points = images.flatten(1).double()
+        fitted = _fit(points, dims, fine=fine)
+        limit = _LIMIT * float(points.norm(dim=1).max())
+        return None if fitted is None else InputBasis(*fitted, limit)
     side = min(images.shape[-1], LARGEST_SIDE)
     fitted = _fit(_pool(images, side), dims, fine=fine)
     return None if fitted is None else PixelBasis(*fitted, side)
@@ -180,7 +203,7 @@ def make_basis(
 def fit_basis(
     images: Tensor, settings: Consolidation, shape: Shape, compute: Compute
 ) -> Basis | None:
-    """Fit the basis of pixels, patches or a backbone that a consolidation asks for.
+    """Fit the basis of pixels, patches, a backbone or inputs that a consolidation asks for.
 
     See :func:`make_basis` and :func:`make_backbone_basis`.
     """
@@ -230,7 +253,11 @@ def clip_points(points: Tensor) -> Tensor:
 
     The mean squared norm of the transfer images is d. So no single image moves a sum by more.
     """
-    most = REACH * math.sqrt(points.shape[1])
+    return _clip(points, REACH * math.sqrt(points.shape[1]))
+
+
+def _clip(points: Tensor, most: float) -> Tensor:
+    """Scale points ``[N, d]`` down to a norm of at most ``most``."""
     scale: Tensor = most / torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp_min(most)
     return points * scale
 

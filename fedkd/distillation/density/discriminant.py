@@ -1,9 +1,9 @@
 """A student in closed form: linear discriminant analysis on features, from silo moments.
 
-The features are responses of filters that the server learns from the transfer images, or those of
-a pre-trained network. Silos share class moments of them, and the linear layer follows from their
-sums. The result equals that of centralized data,
-however the images are partitioned (He et al. 2405.16240; Fani et al. 2406.01116).
+The features are responses of filters that the server learns from the transfer images, those of a
+pre-trained network, or the inputs themselves. Silos share class moments of them, and the linear
+layer follows from their sums. The result equals that of centralized data, however the images are
+partitioned (He et al. 2405.16240; Fani et al. 2406.01116).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.distillation.density.basis import BackboneBasis, Basis, PatchBasis
+from fedkd.distillation.density.basis import BackboneBasis, Basis, InputBasis, PatchBasis
 from fedkd.distillation.density.moments import Moments, common_factor, merge_moments
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.partial import HEAD_KEYS
 from fedkd.models.state import State
-from fedkd.registry import PATCH_FEATURES
+from fedkd.registry import LINEAR, PATCH_FEATURES
 
 
 def lda_head_student(
@@ -28,7 +28,7 @@ def lda_head_student(
 ) -> State:
     """Return a student whose logits are the discriminant's over ``scale``.
 
-    It is ``patch-features``, or a pre-trained network with this head.
+    It is ``patch-features``, a pre-trained network with this head, or ``linear`` on inputs.
 
     With S the within-class covariance over all silos, mu_k and pi_k mean and share of class k:
     z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. The logit of a class without
@@ -36,14 +36,15 @@ def lda_head_student(
 
     Args:
         silo_moments: moments in the basis, one per silo; None for a silo that is too small.
-        basis: whitened components of the responses of 200 filters, or of a backbone's features.
+        basis: whitened components of the responses of 200 filters, of a backbone's features, or of
+            inputs.
         shape: what models are built for.
         scale: divides the logits, since Gaussian posteriors are overconfident.
 
     Raises:
         FedKDError: there is no basis, or no silo has moments.
     """
-    if not isinstance(basis, PatchBasis | BackboneBasis):
+    if not isinstance(basis, PatchBasis | BackboneBasis | InputBasis):
         raise FedKDError(
             "student: lda-head is a layer on features of the transfer images, of which 20 distinct "
             "ones are needed"
@@ -71,13 +72,15 @@ def linear_layer(merged: Moments) -> tuple[Tensor, Tensor]:
 
 
 def _to_state(
-    basis: PatchBasis | BackboneBasis, shape: Shape, weight: Tensor, bias: Tensor
+    basis: PatchBasis | BackboneBasis | InputBasis, shape: Shape, weight: Tensor, bias: Tensor
 ) -> State:
     """Return the state of the model: the layer on projected points becomes one on features."""
     of_features = weight @ basis.components.double()
     layer = (of_features.float(), (bias - of_features @ basis.mean.double()).float())
     if isinstance(basis, BackboneBasis):
         return dict(zip(HEAD_KEYS, layer, strict=True))
+    if isinstance(basis, InputBasis):
+        return dict(zip(build_model(LINEAR, shape, seed=0).state_dict(), layer, strict=True))
     return build_model(PATCH_FEATURES, shape, seed=0).state_dict() | {
         "0.kernels": basis.filters.kernels,
         "0.offset": basis.filters.offset,

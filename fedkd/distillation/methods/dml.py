@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.config import Consolidation
-from fedkd.data.images import as_float
+from fedkd.data.images import as_inputs
 from fedkd.distillation.methods.base import DistillationData, optimizer_of
 from fedkd.models.build import running
 from fedkd.training.compute import Compute, batch_bounds
@@ -45,7 +45,7 @@ def dml(
         DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()
         for model in models
     ]
-    images = as_float(data.images)
+    images = as_inputs(data.images)
     bounds = batch_bounds(len(images), settings.batch_size)
     steps = settings.epochs * len(bounds)
     steppers = [Stepper(model, optimizer_of(settings), steps) for model in models]

@@ -1,0 +1,252 @@
+"""From a table's columns to inputs of models, by sums over training rows that silos may share.
+
+A number is standardized; where it is missing it is the mean, and another column says so. A name
+becomes one column for each category that training rows have; any other category is zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedkd.data.images import Images
+from fedkd.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+_AT_ONCE = 1 << 16
+_UNKNOWN = -1
+"""Code of a category that the table of reference has nowhere: all its columns are zeros."""
+_LEAST_VARIANCE = 1e-12
+"""Of a column's mean square: a smaller variance is rounding, and the column constant."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: numbers, or the positions of names in ``categories``.
+
+    Attributes:
+        name: of the column.
+        categories: all names that the column's files have, sorted; None for numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TableSums:
+    """Sums over some rows of a table with F columns.
+
+    Attributes:
+        rows: number of rows.
+        present: number of rows with a value in each column, float64 ``[F]``.
+        sums: of the values, ``[F]``; 0 for names.
+        squares: of their squares, ``[F]``; 0 for names.
+        counts: for each column, rows of each category; empty for numbers.
+    """
+
+    rows: int
+    present: Floats
+    sums: Floats
+    squares: Floats
+    counts: tuple[Floats, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a message with these sums."""
+        arrays = (self.present, self.sums, self.squares, *self.counts)
+        return 8 + sum(array.nbytes for array in arrays)
+
+    def __add__(self, other: TableSums) -> TableSums:
+        """Return the sums over the rows of both."""
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return TableSums(
+            self.rows + other.rows,
+            self.present + other.present,
+            self.sums + other.sums,
+            self.squares + other.squares,
+            tuple(counts),
+        )
+
+
+def sums_of(rows: Images, columns: Sequence[Column]) -> TableSums:
+    """Return the sums over rows of a table as it was read, float64 ``[N, F]``."""
+    present, sums, squares = (np.zeros(len(columns)) for _ in range(3))
+    counts = [np.zeros(len(column.categories or ())) for column in columns]
+    are_numbers = np.array([column.categories is None for column in columns])
+    for block in rows.blocks(_AT_ONCE):
+        values = block.numpy()
+        there = ~np.isnan(values)
+        present += there.sum(0)
+        numbers = np.where(there & are_numbers, values, 0.0)
+        sums += numbers.sum(0)
+        squares += (numbers**2).sum(0)
+        for index in np.flatnonzero(~are_numbers):
+            codes = values[there[:, index], index].astype(np.int64)
+            counts[index] += np.bincount(codes[codes >= 0], minlength=len(counts[index]))
+    return TableSums(len(rows), present, sums, squares, tuple(counts))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What is done to each column, from sums over training rows.
+
+    Attributes:
+        columns: of the table.
+        means: of each column of numbers, float64 ``[F]``.
+        deviations: standard deviations, ``[F]``; 0 for names and for a constant column.
+        kept: for each column of names the positions of the categories that training rows have.
+        missing: share of the training rows without a value in each column, ``[F]``.
+    """
+
+    columns: tuple[Column, ...]
+    means: Floats
+    deviations: Floats
+    kept: tuple[tuple[int, ...], ...]
+    missing: Floats
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns that models get."""
+        names: list[str] = []
+        for index, column in enumerate(self.columns):
+            if column.categories is not None:
+                names += [f"{column.name}={column.categories[k]}" for k in self.kept[index]]
+            elif self.deviations[index]:
+                names.append(column.name)
+            if self.missing[index]:
+                names.append(f"{column.name} missing")
+        return tuple(names)
+
+    def encode(self, rows: Images) -> Images:
+        """Return rows of the table, as they were read, as models get them, float32 ``[N, D]``."""
+        encoded = torch.empty(len(rows), len(self.names))
+        start = 0
+        for block in rows.blocks(_AT_ONCE):
+            encoded[start : start + len(block)] = torch.from_numpy(self._encode(block.numpy()))
+            start += len(block)
+        return Images(encoded, rows.labels)
+
+    def _encode(self, values: Floats) -> npt.NDArray[np.float32]:
+        absent = np.isnan(values)
+        parts: list[npt.NDArray[np.float32]] = []
+        for index, column in enumerate(self.columns):
+            own = values[:, index]
+            if column.categories is not None:
+                parts += [(own == k).astype(np.float32) for k in self.kept[index]]
+            elif self.deviations[index]:
+                scaled = (own - self.means[index]) / self.deviations[index]
+                parts.append(np.where(absent[:, index], 0.0, scaled).astype(np.float32))
+            if self.missing[index]:
+                parts.append(absent[:, index].astype(np.float32))
+        return np.stack(parts, axis=1)
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Return what is done to each column: its name, what it holds, what models get."""
+        lines = []
+        for index, column in enumerate(self.columns):
+            empty = f", {self.missing[index]:.1%} missing" if self.missing[index] else ""
+            and_indicator = " and a column for missing" if self.missing[index] else ""
+            if column.categories is not None:
+                kept = len(self.kept[index])
+                unseen = len(column.categories) - kept
+                holds = f"{len(column.categories)} categories{empty}"
+                given = f"{kept} columns of 0 and 1"
+                given += f", {unseen} categories not in training are zeros" if unseen else ""
+            else:
+                mean, deviation = self.means[index], self.deviations[index]
+                holds = f"numbers{empty}"
+                given = f"(value - {mean:.4g}) / {deviation:.4g}"
+                if not deviation:
+                    given = "left out, as it is constant"
+                elif self.missing[index]:
+                    given += ", the mean where missing"
+            lines.append((column.name, holds, given + and_indicator))
+        return lines
+
+
+def fit_encoder(columns: Sequence[Column], sums: TableSums) -> Encoder:
+    """Return what is done to each column, from sums over all training rows.
+
+    Raises:
+        UserError: no column has two different values there.
+    """
+    present = np.maximum(sums.present, 1)
+    means = sums.sums / present
+    squares = sums.squares / present
+    variances = squares - means**2
+    constant = variances <= _LEAST_VARIANCE * squares
+    encoder = Encoder(
+        tuple(columns),
+        means,
+        np.where(constant, 0.0, np.sqrt(np.maximum(variances, 0.0))),
+        tuple(tuple(np.flatnonzero(count).tolist()) for count in sums.counts),
+        1 - sums.present / max(1, sums.rows),
+    )
+    if not encoder.names:
+        raise UserError("no column of the table has two different values in the training rows")
+    return encoder
+
+
+def align(rows: Images, columns: Sequence[Column], wanted: Sequence[Column]) -> Images:
+    """Return rows of a table with their columns and categories in the order of another table.
+
+    Args:
+        rows: as they were read, float64 ``[N, F]``.
+        columns: of these rows.
+        wanted: of :func:`unite_columns`.
+    """
+    if tuple(columns) == tuple(wanted):
+        return rows
+    place = {column.name: index for index, column in enumerate(columns)}
+    values = rows.images.numpy()
+    parts = []
+    for column in wanted:
+        index = place[column.name]
+        own, held = values[:, index], columns[index].categories
+        if column.categories is not None and held is not None:
+            known = {name: code for code, name in enumerate(column.categories)}
+            codes = [known.get(name, _UNKNOWN) for name in held]
+            renamed = np.array([*codes, np.nan])
+            own = renamed[np.where(np.isnan(own), len(held), own).astype(np.int64)]
+        parts.append(own)
+    return dataclasses.replace(rows, stored=torch.from_numpy(np.stack(parts, axis=1)), rows=None)
+
+
+def unite_columns(tables: Sequence[tuple[str, Sequence[Column]]]) -> tuple[Column, ...]:
+    """Return the columns of several tables, with the categories of all.
+
+    Args:
+        tables: name of each, for errors, and its columns.
+
+    Raises:
+        UserError: their columns differ, or one is of numbers here and of names there.
+    """
+    first_name, first = tables[0]
+    for name, columns in tables[1:]:
+        for one, other, lacks in ((first, columns, name), (columns, first, first_name)):
+            names = {column.name for column in other}
+            if absent := [column.name for column in one if column.name not in names]:
+                raise UserError(
+                    f"the columns of {first_name} and {name} differ: {lacks} lacks {absent[0]!r}; "
+                    "leave it out by data.table.drop, or add it"
+                )
+    united = []
+    for column in first:
+        others = [each for _, columns in tables for each in columns if each.name == column.name]
+        if len({each.categories is None for each in others}) > 1:
+            raise UserError(
+                f"column {column.name!r} holds numbers in one table and text in another; name it "
+                "in data.table.categorical, or correct it"
+            )
+        if column.categories is not None:
+            all_names = {name for each in others for name in each.categories or ()}
+            column = Column(column.name, tuple(sorted(all_names)))
+        united.append(column)
+    return tuple(united)

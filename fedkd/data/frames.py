@@ -1,0 +1,220 @@
+"""Tables as files hold them: which columns are inputs, the label and the silo.
+
+Read with pandas, without PyTorch, since a study takes the names of its silos from a column.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from fedkd.config.table import Table
+from fedkd.data.public_tables import read_public_table
+from fedkd.errors import UserError, describe_exhaustion
+from fedkd.registry import SOURCES
+from fedkd.util.names import SILO_NAME, natural_key
+from fedkd.util.places import expand
+
+MAX_LABELS = 1000
+"""Classes beyond this number are taken for a column of other values."""
+MAX_CATEGORIES = 1000
+MAX_SILOS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A table and what its columns are.
+
+    Attributes:
+        inputs: columns that models take.
+        labels: number of each row's class, int64 ``[N]``; -1 for all where there is no label.
+        classes: names of the classes, in natural order.
+        silos: name of each row's silo, or None without a column of silos.
+        categorical: columns of ``inputs`` that are names.
+    """
+
+    inputs: pd.DataFrame
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    silos: npt.NDArray[np.object_] | None
+    categorical: frozenset[str]
+
+
+def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) -> Frame:
+    """Read the table of a data source.
+
+    Args:
+        source: such as ``csv:PATH`` or ``heart-disease``.
+        table: the study's section ``data.table``, if it has one.
+        unlabelled: whether the label's column may be missing, as in a transfer set.
+
+    Raises:
+        UserError: the file cannot be read, a column is missing, the labels are constant or
+            continuous, or there are too many silos.
+    """
+    whole, defaults = _read(source)
+    table = Table() if table is None else table
+    label = table.label or defaults.label
+    silo = table.silo or defaults.silo
+    if label is None:
+        raise UserError(
+            "data.table.label: is missing; it names the column of the classes, one of "
+            f"{_some(whole.columns)}"
+        )
+    named_in = {"silo": [silo], "drop": table.drop, "categorical": table.categorical}
+    for where, names in named_in.items():
+        for each in names:
+            if each is not None and each not in whole and not unlabelled:
+                raise UserError(f"data.table.{where}: {_missing(each, whole)}")
+    if label in whole:
+        labels, classes = _read_labels(whole[label], label)
+    elif unlabelled:
+        labels, classes = np.full(len(whole), -1), ()
+    else:
+        raise UserError(f"data.table.label: {_missing(label, whole)}")
+    left_out = {label, silo, *table.drop, *(set(defaults.drop) - {table.label})}
+    inputs = whole[[name for name in whole.columns if name not in left_out]]
+    if not len(inputs.columns):
+        raise UserError("it has no column that models can take, but those of label and silo")
+    silos = None if silo is None or silo not in whole else _read_silos(whole[silo], silo)
+    named = {*table.categorical, *defaults.categorical} & set(inputs.columns)
+    for key, column in inputs.items():
+        name = str(key)
+        if _is_text(column):
+            named.add(name)
+        elif not pd.api.types.is_numeric_dtype(column):
+            raise UserError(
+                f"column {name!r} is {column.dtype}; turn it into numbers or text, or leave "
+                "it out by data.table.drop"
+            )
+    return Frame(inputs, labels, classes, silos, frozenset(named))
+
+
+def read_silo_names(source: str, table: Table | None) -> list[str]:
+    """Return the names of the silos of a table, in natural order.
+
+    Raises:
+        UserError: the table has no column of silos, or one of too many values.
+    """
+    silos = read_frame(source, table).silos
+    if silos is None:
+        raise UserError("data.table.silo: is missing; it names the column of the silos")
+    return sorted(set(silos), key=natural_key)
+
+
+def as_names(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column's values as text, 1.0 as 1; missing ones stay missing."""
+    if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
+        names = column.astype("string")
+    else:
+        whole = column.dropna()
+        are_whole = bool((whole == whole.round()).all())
+        names = column.astype("Int64" if are_whole else "float64").astype("string")
+    return names.where(column.notna(), None)
+
+
+def _read(source: str) -> tuple[pd.DataFrame, Table]:
+    """Return a table, and what its columns are by default."""
+    prefix, place = SOURCES.split(source)
+    if prefix is None or prefix.path is None:
+        return read_public_table(source)
+    path = expand(place)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; a relative path is seen from {Path.cwd()}")
+    status = path.stat()
+    return _read_file(source.partition(":")[0], path, status.st_mtime_ns, status.st_size), Table()
+
+
+@lru_cache(maxsize=2)
+def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
+    try:
+        is_csv = form == "csv"
+        whole = pd.read_csv(path, low_memory=False) if is_csv else pd.read_parquet(path)
+    except ImportError:
+        raise UserError(
+            f"{path} needs a reader of Parquet; install it: pip install pyarrow"
+        ) from None
+    except Exception as error:  # a damaged file raises all kinds
+        if describe_exhaustion(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path} cannot be read as {form.upper()}: {reason}") from error
+    if not len(whole):
+        raise UserError(f"{path} has no rows")
+    whole.columns = [str(name) for name in whole.columns]
+    if twice := whole.columns[whole.columns.duplicated()].tolist():
+        raise UserError(f"{path} has two columns named {twice[0]!r}")
+    return whole
+
+
+def _read_labels(
+    column: pd.Series[Any], name: str
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    key = f"data.table.label: column {name!r}"
+    if missing := int(column.isna().sum()):
+        raise UserError(f"{key} is empty in {missing} of {len(column)} rows; leave these rows out")
+    if pd.api.types.is_float_dtype(column) and bool((column != column.round()).any()):
+        raise UserError(
+            f"{key} has fractions such as {column[column != column.round()].iloc[0]:g}, so it is "
+            "continuous; classes are text or whole numbers"
+        )
+    names = as_names(column).astype(str)
+    classes = sorted(names.unique(), key=natural_key)
+    if len(classes) == 1:
+        raise UserError(f"{key} is constant: all rows are {classes[0]!r}")
+    if len(classes) > MAX_LABELS:
+        raise UserError(
+            f"{key} has {len(classes)} different values, more than the {MAX_LABELS} classes that "
+            "a table may have; name a column of classes"
+        )
+    codes = pd.Categorical(names, categories=classes).codes
+    return codes.astype(np.int64), tuple(classes)
+
+
+def _read_silos(column: pd.Series[Any], name: str) -> npt.NDArray[np.object_]:
+    key = f"data.table.silo: column {name!r}"
+    if missing := int(column.isna().sum()):
+        raise UserError(f"{key} is empty in {missing} of {len(column)} rows; fill or drop these")
+    values = as_names(column).astype(str)
+    distinct = values.unique()
+    if len(distinct) > MAX_SILOS:
+        raise UserError(
+            f"{key} has {len(distinct)} different values, more than {MAX_SILOS} silos; name a "
+            "column of fewer"
+        )
+    names: dict[str, str] = {}
+    for value in distinct:
+        silo = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:64]
+        if not SILO_NAME.fullmatch(silo):
+            raise UserError(f"{key} has {value[:80]!r}, which has no letter or digit for a name")
+        if silo in names.values():
+            raise UserError(f"{key} has two values that are both named {silo!r} as silos")
+        names[value] = silo
+    return cast("npt.NDArray[np.object_]", values.map(names).to_numpy(dtype=object))
+
+
+def _is_text(column: pd.Series[Any]) -> bool:
+    types = pd.api.types
+    return bool(
+        types.is_bool_dtype(column)
+        or types.is_string_dtype(column)
+        or types.is_object_dtype(column)
+        or isinstance(column.dtype, pd.CategoricalDtype)
+    )
+
+
+def _missing(name: str, whole: pd.DataFrame) -> str:
+    return f"there is no column {name!r}; there are {_some(whole.columns)}"
+
+
+def _some(names: Any) -> str:
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+    return ", ".join(shown[:20]) + more
