@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from fedkd.config.study_file import resolve_study
 from fedkd.data.images import Images, content_hash
 from fedkd.errors import UserError
 from fedkd.federation.deployed_data import draw_transfer, load_server_split
+from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
-from fedkd.models.state import copy_state
+from fedkd.models.state import copy_state, save_state
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.training.compute import Compute
 from fedkd.training.loop import train_supervised
@@ -97,19 +99,33 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
         "allow": sorted({function for _, _, function in names_at_silo(study, name)}),
     }
     if study.needs_pretrained:
-        arch = study.arch_of(name)
         path = folder / "model.safetensors"
-        with np.load(folder / "data.npz") as arrays:
-            pixels, labels = (torch.from_numpy(arrays[key]) for key in ("images", "labels"))
-        model = build_model(arch, shape, seed=study.seeds[0])
-        generator = torch_generator(study.seeds[0], "rehearsal", name)
-        data = Images(pixels, labels)
-        train_supervised(model, data, optimizer=TRAINING, generator=generator, compute=Compute())
-        save_model(path, copy_state(model), ModelCard(arch, shape))
-        file["model"] = {"checkpoint": str(path), "arch": arch}
+        _write_model(study, name, folder / "data.npz", path)
+        file["model"] = {"checkpoint": str(path), "arch": study.arch_of(name)}
     path = folder / "silo.yaml"
     write_text(path, dump_yaml(file))
     return path
+
+
+def _write_model(study: Study, name: str, data: Path, path: Path) -> None:
+    """Train a silo's own model on its generated images; of a fixed part all have the same."""
+    arch, backbone = study.arch_of(name), Backbone.of(study)
+    shape = replace(_shape(study), backbone=backbone)
+    with np.load(data) as arrays:
+        pixels, labels = (torch.from_numpy(arrays[key]) for key in ("images", "labels"))
+    model = build_model(arch, shape, seed=study.seeds[0])
+    generator = torch_generator(study.seeds[0], "rehearsal", name)
+    train_supervised(
+        model,
+        Images(pixels, labels),
+        optimizer=TRAINING,
+        generator=generator,
+        compute=Compute(),
+    )
+    if backbone is not None and backbone.trained.kind == "lora":
+        save_state(path, copy_state(model))  # a whole network has no adapters of its own
+    else:
+        save_model(path, copy_state(model), ModelCard(arch, shape))
 
 
 def _transfer_hash(study: Study) -> str | None:

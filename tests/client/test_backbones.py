@@ -10,7 +10,9 @@ import yaml
 
 from clients.deployed import open_silo
 from fedkd.config.study_file import parse_study
+from fedkd.deploy.rehearsal import shorten, write_silo
 from fedkd.deploy.silo_file import load_silo_file
+from fedkd.engines.loopback import CONNECTION
 from fedkd.errors import UserError
 from fedkd.messages.describe import Description
 from fedkd.messages.validate import RefusedError
@@ -104,3 +106,27 @@ def test_a_silo_with_another_fixed_part_takes_no_part() -> None:
     ):
         with pytest.raises(RefusedError, match=r"both need the same model\.weights"):
             _check_fixed_part(ours, description)
+
+
+@pytest.mark.parametrize(
+    ("train", "num_trained"),
+    [("all", 10), ("head", 2), ({"lora": {"rank": 2, "targets": ["7"]}}, 4)],
+)
+def test_a_silo_of_a_rehearsal_has_the_fixed_part_of_the_study(
+    train: Any, num_trained: int, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_state(weights, build_model("cnn", SHAPE, seed=0).state_dict())
+    model = {"arch": "cnn", "weights": str(weights), "train": train, "preprocessing": OWN}
+    settings = {
+        "name": "rehearsed",
+        "data": {"classes": ["a", "b", "c"], "channels": 1, "image_size": 8},
+        "partition": {"scheme": "deployed", "names": ["north"]},
+        "model": model,
+        "targets": [0.9],
+        "arms": {"fedavg": {"start": "average"}},
+    }
+    short = shorten(parse_study(yaml.safe_dump(settings)), folder=tmp_path, engine=CONNECTION)
+    path = write_silo(short, "north", tmp_path / "north", images=12)
+    silo = open_silo(load_silo_file(path), short, "fedavg", 0)[0]
+    assert len(silo.own_model().state) == num_trained
