@@ -76,6 +76,13 @@ class Data(Section):
         "study; these draw the transfer set and the silos' images from the rest",
     )
     transfer: TransferSet = TransferSet()
+    silo_test: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="fraction of each silo's images that it does not train on and judges models "
+        "by; with 0 it judges by the server's test images in its class mix",
+    )
     train_size: Count | None = Field(
         None, description="maximum number of images for all silos together"
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from fedkd.errors import UserError
 from fedkd.federation.metric_check import check_metric_is_defined, constant_metrics
 from fedkd.models.build import build_model

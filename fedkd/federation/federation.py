@@ -191,8 +191,10 @@ class Federation:
             silo: hash_files([str(file) for file in files_of(Path(path))])
             for silo, path in self.study.pretraining.checkpoints.items()
         }
+        tests = [None if test is None else test.digest for test in self._tests.values()]
         return {
             "seed": self.seed,
+            "silo_tests": tests,
             "images": [part.digest for part in parts],
             "classes": self.shape.num_classes,
             "archs": [self._arch_key(self.study.arch_of(silo)) for silo in self._silos],

@@ -19,6 +19,7 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
+from fedkd.federation.held_out import divide
 from fedkd.federation.own_silos import (
     check_sizes,
     leave_out_known,
@@ -60,8 +61,8 @@ class Split:
         num_classes: number of classes, whether or not all of them occur.
         shape: what models are built for.
         warnings: about the sources, one sentence each.
-        silo_tests: for each silo the test images of its own source, or None where it has none;
-            empty where silos have no sources of their own.
+        silo_tests: for each silo the test images of its own source or those that it holds out, or
+            None where it has none; empty where no silo has any.
         encoder: what was done to the columns of a table; None for all else.
     """
 
@@ -129,7 +130,22 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             warnings=(*made.warnings, *_warnings_of(silos.values())),
         )
     made = _without_leaks(made, study) if study.has_own_split else made
+    made = _hold_out(made, study, seed) if study.data.silo_test else made
     return encode_tables(made, study, source.columns) if source.columns else made
+
+
+def _hold_out(made: Split, study: Study, seed: int) -> Split:
+    """Hold out a share of each silo's images, unless its own source has test images."""
+    tests = made.silo_tests or (None,) * len(made.silos)
+    divided = [
+        (images, test) if test is not None else divide(silo, images, study.data.silo_test, seed)
+        for silo, images, test in zip(study.silo_names, made.silos, tests, strict=True)
+    ]
+    return dataclasses.replace(
+        made,
+        silos=tuple(images for images, _ in divided),
+        silo_tests=tuple(test for _, test in divided),
+    )
 
 
 def _without_leaks(made: Split, study: Study) -> Split:

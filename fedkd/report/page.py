@@ -20,9 +20,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.registry import METRICS
 from fedkd.report import costs, learning, silos, tables
 from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import Figure
+from fedkd.report.silos_get import silos_get_tables
 from fedkd.report.theme import MARKERS, OKABE_ITO
 from fedkd.report.tuned import tuning_lines
 from fedkd.report.verdict import Verdict, judge
@@ -141,6 +143,8 @@ def _section(prefix: str, results: Results, verdict: Verdict) -> dict[str, Any]:
             (results.name_target(target), tables.cost_table(results, index))
             for index, target in enumerate(results.targets)
         ],
+        "silos_get": silos_get_tables(results),
+        "metric": METRICS[results.metric],
         "refused": tables.refused_table(results),
         "failures": tables.failures_table(results),
         "settings": tables.settings_table(results),

@@ -19,6 +19,7 @@ from fedkd.report.savings import (
     reached_all,
     saved,
 )
+from fedkd.report.silos_get import remarks_on_silos
 from fedkd.results.folder import Results, percent
 from fedkd.results.interval import LEAST_SEEDS
 
@@ -29,6 +30,7 @@ def remarks_on(results: Results, headline: Row | None) -> list[str]:
     if headline is not None:
         remarks += _about_headline(results, headline)
         remarks += _worse_arms(results, headline)
+    remarks += remarks_on_silos(results, headline)
     remarks += chance_remarks(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)

@@ -76,6 +76,10 @@ class Quarantined:
     reason: str
 
 
+SiloGets = dict[str, str | int | float | None]
+"""What a silo gets from a run; see :func:`fedkd.federation.silos_get.conclude`."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The record of one arm and seed; ``metric`` is the one that its targets are in."""
@@ -94,6 +98,7 @@ class RunRecord:
     notes: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
+    silos_get: tuple[SiloGets, ...] = ()
 
     @property
     def budget(self) -> int:

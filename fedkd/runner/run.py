@@ -21,6 +21,7 @@ from fedkd.results.record import CUT_SHORT, RunRecord, read_points, write_state
 from fedkd.runner import resume as resumption
 from fedkd.runner import run_cache
 from fedkd.runner.results_folder import make_results_folder
+from fedkd.runner.silos_get import SiloMeasurements
 from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
@@ -85,8 +86,8 @@ def run_study(
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
         with lock_folder(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
-            runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
-            return runner.run(federations, pool, warnings)
+            runner = _Runner(study, engine, folder, progress, tracking, track, pool, fresh=fresh)
+            return runner.run(federations, warnings)
 
 
 def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
@@ -116,8 +117,10 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
             for name in (SUMMARY_FILE, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             with Tracking(trackers, study, folder, progress.warn) as tracking:
-                runner = _Runner(study, engine, folder, progress, tracking, track, fresh=fresh)
-                return runner.run(federations, pool, warnings)
+                runner = _Runner(
+                    study, engine, folder, progress, tracking, track, pool, fresh=fresh
+                )
+                return runner.run(federations, warnings)
 
 
 def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
@@ -146,9 +149,12 @@ class _Runner:
         progress: Progress,
         tracking: Tracking,
         track: Sequence[str],
+        pool: Executor,
         *,
         fresh: bool,
     ) -> None:
+        self._pool = pool
+        self._silos = SiloMeasurements(pool)
         self._study = study
         self._engine = engine
         self._folder = folder
@@ -159,12 +165,10 @@ class _Runner:
         self._records: dict[tuple[str, int], RunRecord] = {}
         self._failures: list[Failure] = []
 
-    def run(
-        self, federations: Sequence[Federation], pool: Executor, warnings: Sequence[str]
-    ) -> Outcome:
+    def run(self, federations: Sequence[Federation], warnings: Sequence[str]) -> Outcome:
         interrupt.advise(f"Resume with: {self._resume}")
         try:
-            interrupted = self._run_all(federations, pool)
+            interrupted = self._run_all(federations)
             summary = summarise(self._study, federations, self._records, self._failures, warnings)
             write_json(self._folder / SUMMARY_FILE, summary)
             write_run_report(self._folder)
@@ -179,11 +183,11 @@ class _Runner:
             ) from error
         return Outcome(self._folder, summary, interrupted)
 
-    def _run_all(self, federations: Sequence[Federation], pool: Executor) -> bool:
+    def _run_all(self, federations: Sequence[Federation]) -> bool:
         """Run all arms of all seeds; return whether a signal such as Ctrl-C interrupted them."""
         try:
             for federation in federations:
-                self._pretrain(federation, pool)
+                self._pretrain(federation)
                 for arm in self._order():
                     self._run_arm(federation, arm)
         except KeyboardInterrupt:
@@ -198,7 +202,7 @@ class _Runner:
             arms.sort(key=lambda arm: arm != self._study.baselines[0])
         return arms
 
-    def _pretrain(self, federation: Federation, pool: Executor) -> None:
+    def _pretrain(self, federation: Federation) -> None:
         if not self._study.needs_pretrained or self._engine.remote:
             return
         runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
@@ -206,7 +210,7 @@ class _Runner:
             return
         total = self._study.num_silos - len(self._study.pretraining.checkpoints)
         with self._progress.pretraining(federation.seed, total) as on_silo:
-            federation.pretrain(pool, fresh=self._fresh, on_silo=on_silo)
+            federation.pretrain(self._pool, fresh=self._fresh, on_silo=on_silo)
 
     def _run_arm(self, federation: Federation, arm: str) -> None:
         targets = self._targets(federation.seed)
@@ -222,6 +226,7 @@ class _Runner:
         try:
             kept = self._keep(task, anew=targets is not None)
             record = kept or self._reuse(task) or self._compute(task)
+            record = self._measure_silos(task, record)
         except FedKDError as error:
             self._fail(arm, federation.seed, str(error))
             return
@@ -282,13 +287,17 @@ class _Runner:
             except KeyboardInterrupt:
                 self._keep_interrupted(task)
                 raise
-        record = RunRecord.read(task.folder)
+        record = self._measure_silos(task, RunRecord.read(task.folder))
         if record.stopped not in CUT_SHORT and not self._engine.remote:
             try:
                 run_cache.store(task)
             except OSError as error:  # the results are written; a full cache must not end a study
                 self._progress.warn(f"{task.arm}, seed {seed} is not kept in the cache: {error}")
         return record
+
+    def _measure_silos(self, task: Task, record: RunRecord) -> RunRecord:
+        """Add what each silo gets; the model of a run on other hosts is not here."""
+        return record if self._engine.remote else self._silos.add(task, record)
 
     def _keep_interrupted(self, task: Task) -> None:
         """Keep the measurements of an interrupted run."""

@@ -98,6 +98,7 @@ def run_entry(record: RunRecord) -> dict[str, Any]:
         "quarantined": [vars(entry) for entry in record.quarantined],
         "notes": record.notes,
         "instruments": record.instruments,
+        "silos_get": list(record.silos_get),
     }
 
 

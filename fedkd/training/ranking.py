@@ -7,10 +7,14 @@ hundred times as long for a small test set, and a curve has a value of both for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+_ROWS_AT_ONCE = 8192
 
 
 def rank_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -23,16 +27,24 @@ def rank_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     counts = torch.bincount(labels, minlength=num_classes)
     if num_classes < 2 or not bool((counts > 0).all()) or not bool(torch.isfinite(logits).all()):
         return {"auroc": None, "average_precision": None}
-    logits = logits.double()
-    if num_classes == 2:
-        # The difference ranks as the probability does, without rounding to 1.
-        scores, first = (logits[:, 1] - logits[:, 0])[None], 1
-    else:
-        scores, first = logits.softmax(1).T.contiguous(), 0
     own = labels.numpy()
-    pairs = [_rank(row, row[own == label]) for label, row in enumerate(scores.numpy(), start=first)]
+    pairs = [_rank(scores, scores[own == label]) for label, scores in _scores(logits)]
     auroc, precision = np.mean(pairs, axis=0).tolist()
     return {"auroc": auroc, "average_precision": precision}
+
+
+def _scores(logits: Tensor) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield each class that counts as positive, with scores ``[N]`` that rank as its probability.
+
+    One class is in memory at a time: of a thousand classes all would be gigabytes.
+    """
+    if logits.shape[1] == 2:
+        # Log-odds, which do not round to those of certainty.
+        yield 1, (logits[:, 1].double() - logits[:, 0].double()).numpy()
+        return
+    total = torch.cat([rows.double().logsumexp(1) for rows in logits.split(_ROWS_AT_ONCE)])
+    for label in range(logits.shape[1]):
+        yield label, (logits[:, label].double() - total).numpy()
 
 
 def _rank(scores: NDArray[np.float64], positive: NDArray[np.float64]) -> tuple[float, float]:

@@ -29,9 +29,10 @@ from fedkd.tuning.objective import describe_judge, make_objective
 
 
 def draw(seed: int, size: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw logits with ties, and labels that have every class."""
+    """Draw logits, of which some are the same for several images, and labels of every class."""
     generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(size, classes, generator=generator) * 2).round()
+    logits = torch.randn(size, classes, generator=generator) * 2
+    logits = logits[torch.randint(max(2, size // 2), (size,), generator=generator)]
     labels = torch.randint(classes, (size,), generator=generator)
     labels[:classes] = torch.arange(classes)
     return logits, labels

@@ -14,6 +14,7 @@ from fedkd.data.source import Source
 from fedkd.data.sources import load_source
 from fedkd.errors import UserError
 from fedkd.federation.split import Split, load_split, split
+from fedkd.models.build import Shape
 
 
 def make_study(arms=None, partition=None, **data) -> Study:

@@ -263,7 +263,7 @@ def test_the_summary_has_exactly_the_contracts_keys(run: Any, make_study: Any) -
     ]
     assert summary["schema"] == 1
     for entry in summary["runs"]:
-        assert set(entry) == {*RUN_KEYS, "max_rounds", "notes", "instruments"}
+        assert set(entry) == {*RUN_KEYS, "max_rounds", "notes", "instruments", "silos_get"}
         for point in entry["curve"]:
             assert set(point) == {*POINT_KEYS, "macro_f1", "metrics"}
         for target in entry["targets"]:
