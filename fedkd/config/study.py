@@ -14,6 +14,7 @@ from fedkd.config.data import AnyPartition, ByColumn, Data, Deployed, Given, Iid
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
 from fedkd.config.optimizer import optimizer_defaults
+from fedkd.config.part_defaults import PART_RATES, fill_part_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed
 from fedkd.config.study_checks import check_arms, check_baselines, check_needs, check_silo_names
@@ -71,8 +72,8 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_deployed(cls, data: Any) -> Any:
-        return fill_deployed(data)
+    def _fill(cls, data: Any) -> Any:
+        return fill_part_rates(fill_deployed(data))
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -153,7 +154,10 @@ class Study(Section):
         overrides = self.arms[arm].rounds.model_dump(exclude_none=True)
         optimizer = overrides.get("optimizer", self.rounds.optimizer)
         if optimizer != self.rounds.optimizer:
-            overrides = optimizer_defaults(optimizer) | overrides
+            defaults = optimizer_defaults(optimizer)
+            if optimizer == "sgd" and self.model.train != "all":
+                defaults["lr"] = PART_RATES["rounds"]
+            overrides = defaults | overrides
         if overrides.get("local_loss", self.rounds.local_loss) != self.rounds.local_loss:
             overrides.setdefault("options", {})
         if isinstance(self.targets, RelativeTargets) and arm == self.baselines[0]:
