@@ -82,10 +82,10 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
     holdings = _read_holdings(file, study)
     if len(holdings.train) < file.share.min_samples:
         raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
-    shape = replace(holdings.shape, backbone=Backbone.of(study))
+    shape = replace(holdings.shape, backbone=Backbone.of(study, weights=file.weights))
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
-    if file.model is not None:
+    if file.checkpoint is not None:
         arch, checkpoint = _read_own_model(file, shape, holdings.classes)
         own = Pretrained(checkpoint.state)
 
@@ -140,11 +140,11 @@ def _read_own_model(
     file: SiloFile, shape: Shape, classes: tuple[str, ...]
 ) -> tuple[str, Checkpoint]:
     """Return the silo's own model; it is read anew once its file has changed."""
-    if file.model is None:
+    if file.model is None or file.checkpoint is None:
         raise UserError("model: the silo has none")
-    path, arch = file.model.checkpoint, file.model.arch
+    path, arch = file.checkpoint, file.model.arch
     labels, preprocessing = tuple(file.labels.items()), str(file.model.preprocessing)
     return _own_model.get(
-        (stamp_path(Path(path)), path, arch, preprocessing, labels, shape, classes),
+        (stamp_path(path), path, arch, preprocessing, labels, shape, classes),
         lambda: read_own_model(file, shape, classes),
     )

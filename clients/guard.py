@@ -20,7 +20,6 @@ from fedkd.errors import FedKDError, NotAllowedError
 from fedkd.messages import describe, evaluate, keys, teacher
 from fedkd.messages.failures import FAILED
 from fedkd.messages.teacher import Wanted
-from fedkd.user_code import importing_only
 
 NOT_READY = "it is not ready; its own log says why, and so does `fedkd silo check` there"
 
@@ -42,7 +41,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     with noting_facts() as facts:
         try:
             check_question(file.share, message)
-            with importing_only(file.importable):
+            with file.permissions():
                 reply = _answer(file, message, context, call_next)
             if not reply.has_error():
                 withhold(file.share, message, reply.content)

@@ -157,7 +157,6 @@ def silo_check(
     from fedkd.deploy.check import SiloCheck
     from fedkd.deploy.link import Address, check_link
     from fedkd.deploy.silo_file import load_silo_file
-    from fedkd.user_code import importing_only
 
     if insecure and root_certificates is not None:
         raise UserError("--insecure: plain HTTP has no certificate; leave out --root-certificates")
@@ -165,7 +164,7 @@ def silo_check(
     if accept and study is None:
         raise UserError("--accept: approves the transfer sets of a study; name it by --study")
     file = load_silo_file(path)
-    with importing_only(file.importable):
+    with file.permissions():
         loaded = None if study is None else load_study(study)
         check = SiloCheck(file, loaded, accept=accept, path=path)
         findings = _show(check.findings(), as_json=as_json)

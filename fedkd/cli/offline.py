@@ -125,6 +125,14 @@ def consolidate(
             metavar="NAME", help="Initial student model: average, best, worst, random, fresh."
         ),
     ] = "average",
+    batch_norm: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="BatchNorm of an average: average, or recalibrate for statistics computed anew on "
+            "the transfer images.",
+        ),
+    ] = "average",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -172,6 +180,7 @@ def consolidate(
         arch=_check_arch(arch),
         settings=settings,
         examples=tuple(numbers or ()),
+        batch_norm=batch_norm,
         seed=seed,
     )
     if out.resolve() in {teacher.path.resolve() for teacher in offline.teachers}:

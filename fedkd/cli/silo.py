@@ -74,7 +74,6 @@ def silo_pending(path: SiloPath, as_json: AsJson = False) -> None:
     """
     from fedkd.deploy.silo_file import load_silo_file
     from fedkd.deploy.study_approvals import explain, read_requests
-    from fedkd.user_code import importing_only
 
     file = load_silo_file(path)
     requests = read_requests(file)
@@ -85,7 +84,7 @@ def silo_pending(path: SiloPath, as_json: AsJson = False) -> None:
         typer.echo(f"{path} approves every study (approve: any).")
     waiting = [request for request in requests if not request.approved]
     for request in waiting:
-        with importing_only(file.importable):
+        with file.permissions():
             try:
                 lines = explain(request, file)
             except UserError as error:

@@ -19,7 +19,8 @@ from fedkd.config.sections import (
 )
 from fedkd.config.table import Table
 from fedkd.errors import UserError
-from fedkd.registry import NOISE, OWN, PARTITIONS, SOURCES, STUDENT_SILO
+from fedkd.registry import NOISE, PARTITIONS, SOURCES, STUDENT_SILO
+from fedkd.util.name_registry import OWN
 from fedkd.util.names import SILO_NAME
 
 SiloName = Annotated[str, Field(pattern=rf"^{SILO_NAME.pattern}$")]

@@ -30,7 +30,11 @@ class OptimizerKeys(Section):
     """What every section on training has in common."""
 
     optimizer: OptimizerName = "sgd"
-    lr: Rate = Field(0.05, description="learning rate; by default 0.001 for adam and adamw")
+    lr: Rate = Field(
+        0.05,
+        description="learning rate; by default 0.001 for adam and adamw, and for sgd, where "
+        "model.train is not all, 0.02 in a consolidation and 0.01 in rounds",
+    )
     momentum: Momentum = Field(0.9, description="beta_1 for adam and adamw")
     weight_decay: WeightDecay = Field(
         0.0, description="by default 0.01 for adamw, which decouples it from the gradient"

@@ -20,8 +20,8 @@ from fedkd.registry import (
     STARTS,
     STRATEGIES,
     WEIGHTINGS,
-    Registry,
 )
+from fedkd.util.name_registry import Registry
 
 Named: TypeAlias = tuple[str, Registry, str]
 """The dotted path of a key, the registry of its names, and the name."""

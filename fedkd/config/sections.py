@@ -15,8 +15,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedkd.registry import ARCHITECTURES, OWN, SOURCES, Registry
+from fedkd.registry import ARCHITECTURES, SOURCES
 from fedkd.suggestions import suggest
+from fedkd.util.name_registry import OWN, Registry
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]

@@ -8,28 +8,21 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from fedkd.config.arm import Arm
-from fedkd.config.at_silo import check_at_silo
-from fedkd.config.backbone import check_backbones, check_lda_head
+from fedkd.config.backbone import check_backbones
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, ByColumn, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
 from fedkd.config.optimizer import optimizer_defaults
+from fedkd.config.part_defaults import PART_RATES, fill_part_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
-from fedkd.config.sections import Section, Seed, refuse_options
+from fedkd.config.sections import Section, Seed
+from fedkd.config.study_checks import check_arms, check_baselines, check_needs, check_silo_names
 from fedkd.config.table_checks import check_table
 from fedkd.config.targets import RelativeTargets, Targets, check_metric
-from fedkd.config.transfer_checks import check_labels, check_recalibration
+from fedkd.config.transfer_checks import check_recalibration
 from fedkd.config.tuned import check_tuning_seeds
-from fedkd.registry import (
-    LEAST_TRANSFER_IMAGES,
-    LOCAL_LOSSES,
-    METHODS,
-    STARTS,
-    MetricName,
-    is_table,
-)
-from fedkd.suggestions import suggest
+from fedkd.registry import LEAST_TRANSFER_IMAGES, MetricName, is_table
 from fedkd.util.names import natural_key
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -79,13 +72,13 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_deployed(cls, data: Any) -> Any:
-        return fill_deployed(data)
+    def _fill(cls, data: Any) -> Any:
+        return fill_part_rates(fill_deployed(data))
 
     @model_validator(mode="after")
     def _check(self) -> Study:
-        _check_arms(self)
-        _check_baselines(self)
+        check_arms(self)
+        check_baselines(self)
         check_tuning_seeds({name: arm.tuned for name, arm in self.arms.items()}, self.seeds)
         check_metric(self.metric, self.data.source)
         if self.is_deployed:
@@ -94,10 +87,10 @@ class Study(Section):
         else:
             check_simulated(self.data, self.partition.scheme, self.arms)
         check_table(self)
-        _check_silo_names(self)
+        check_silo_names(self)
         check_recalibration(self)
         check_backbones(self)
-        _check_needs(self)
+        check_needs(self)
         for key, values, noun in (
             ("seeds", self.seeds, "seed"),
             ("baselines", self.baselines, "baseline"),
@@ -161,7 +154,10 @@ class Study(Section):
         overrides = self.arms[arm].rounds.model_dump(exclude_none=True)
         optimizer = overrides.get("optimizer", self.rounds.optimizer)
         if optimizer != self.rounds.optimizer:
-            overrides = optimizer_defaults(optimizer) | overrides
+            defaults = optimizer_defaults(optimizer)
+            if optimizer == "sgd" and self.model.train != "all":
+                defaults["lr"] = PART_RATES["rounds"]
+            overrides = defaults | overrides
         if overrides.get("local_loss", self.rounds.local_loss) != self.rounds.local_loss:
             overrides.setdefault("options", {})
         if isinstance(self.targets, RelativeTargets) and arm == self.baselines[0]:
@@ -227,104 +223,3 @@ class Study(Section):
     def to_dict(self) -> dict[str, Any]:
         """The resolved study as plain values; loading it again gives an equal study."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-def _check_arms(study: Study) -> None:
-    for name, arm in study.arms.items():
-        named = name == "fedkd" or name.startswith("fedkd-")
-        control = name.startswith("control-")
-        if arm.start == "consolidated" and not (named or control):
-            raise ValueError(
-                f"arms.{name}: an arm that consolidates is named fedkd, fedkd-... or control-..."
-            )
-        if arm.start != "consolidated" and named:
-            raise ValueError(
-                f"arms.{name}: the name says that it consolidates but start is {arm.start!r}"
-            )
-
-
-def _check_baselines(study: Study) -> None:
-    for name in study.baselines:
-        if name not in study.arms:
-            raise ValueError(
-                f"baselines: no arm is named {name!r}{suggest(name, list(study.arms))}"
-            )
-    if isinstance(study.targets, RelativeTargets) and not study.baselines:
-        raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
-
-
-def _check_silo_names(study: Study) -> None:
-    known = set(study.silo_names)
-    for key, mapping in (
-        ("model.per_silo", study.model.per_silo),
-        ("pretraining.checkpoints", study.pretraining.checkpoints),
-        ("pretraining.preprocessing", study.pretraining.preprocessing),
-    ):
-        for silo in mapping:
-            if silo not in known:
-                names = (
-                    ", ".join(study.silo_names)
-                    if study.is_deployed or study.has_own_split
-                    else f"silo-0 to silo-{study.num_silos - 1}"
-                )
-                raise ValueError(f"{key}: no silo is named {silo!r}; they are {names}")
-
-
-def _check_needs(study: Study) -> None:
-    for name, arm in study.arms.items():
-        settings = arm.consolidation
-        chosen = settings.student if settings else arm.start
-        _check_architectures(study, name, chosen)
-        rounds = study.rounds_of(name)
-        try:
-            refuse_options(rounds.options, LOCAL_LOSSES, rounds.local_loss)
-            if not LOCAL_LOSSES.is_own(rounds.local_loss):
-                rounds.check_local_loss(LOCAL_LOSSES.spec(rounds.local_loss))
-        except ValueError as error:
-            raise ValueError(f"arms.{name}.rounds.{error}") from None
-        if study.data.validation == 0 and (
-            chosen == "best" or (settings and settings.needs_validation)
-        ):
-            raise ValueError(
-                f"arms.{name}: compares models on validation data, but data.validation is 0"
-            )
-        if arm.strategy == "feddf" and study.data.transfer.at_silo:
-            raise ValueError(
-                f"arms.{name}.strategy: feddf distils on the server, but data.transfer.source is "
-                "student-silo"
-            )
-        if settings is None:
-            continue
-        path = f"arms.{name}.consolidation"
-        if not METHODS.is_own(settings.method):
-            check_labels(study, settings, path)
-        if study.data.transfer.at_silo:
-            try:
-                check_at_silo(settings)
-            except ValueError as error:
-                raise ValueError(f"{path}.{error}") from None
-
-
-def _check_architectures(study: Study, name: str, chosen: str) -> None:
-    """Refuse an arm that starts from silos' models of which none has its architecture."""
-    start = study.arms[name].start
-    if start == "random" or STARTS.is_own(start):
-        return
-    arch = study.global_arch(name)
-    if chosen == "lda-head":
-        check_lda_head(study, name)
-        return
-    others = sorted({study.arch_of(silo) for silo in study.silo_names})
-    if chosen != "fresh" and arch not in others:
-        key = "consolidation.student" if study.arms[name].consolidation else "start"
-        raise ValueError(
-            f"arms.{name}.{key}: {chosen} needs a silo whose model is {arch}, but they are "
-            f"{', '.join(others)}; use "
-            + ("student: fresh" if study.arms[name].consolidation else "start: random")
-        )
-    settings = study.arms[name].consolidation
-    if settings and settings.uses_features and arch not in others:
-        raise ValueError(
-            f"arms.{name}.consolidation.familiarity.basis: features averages silos' models of the "
-            f"architecture {arch}, but they are {', '.join(others)}; use basis: pixels"
-        )

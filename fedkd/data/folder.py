@@ -11,9 +11,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fedkd.data.decode import Picture, read_pictures
+from fedkd.data.decode import read_pictures
 from fedkd.data.images import Images
 from fedkd.data.listing import TEST, find_parts, list_flat, list_pictures
+from fedkd.data.picture_reader import Picture
 from fedkd.data.source import Source
 from fedkd.errors import UserError, describe_exhaustion
 

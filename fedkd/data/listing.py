@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedkd.data.decode import ENDINGS
+from fedkd.data.picture_reader import ENDINGS
 from fedkd.errors import UserError
 
 TRAIN, TEST, VALIDATION = "train", "test", "validation"

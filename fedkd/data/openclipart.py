@@ -12,8 +12,9 @@ from typing import IO
 import torch
 from PIL import Image
 
-from fedkd.data.decode import Picture, read_pictures
+from fedkd.data.decode import read_pictures
 from fedkd.data.images import Images
+from fedkd.data.picture_reader import Picture
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.util.seeding import numpy_generator

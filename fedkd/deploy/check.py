@@ -126,8 +126,11 @@ class SiloCheck:
         return Finding("labels", "ok", value + (", ..." if len(told) > 12 else ""))
 
     def _check_model(self) -> Finding:
-        if self._file.model is None:
-            return Finding("model", "note", "none: the silo takes part in rounds alone")
+        if self._file.checkpoint is None:
+            backbone, value = self._backbone(), "none: the silo takes part in rounds alone"
+            if backbone is not None and backbone.is_pretrained:
+                value += f"; the study's weights are here ({backbone.weights_hash[:12]})"
+            return Finding("model", "note", value)
         held = self._holdings()
         shape = replace(held.shape, backbone=self._backbone())
         arch, checkpoint = read_own_model(self._file, shape, held.classes)
@@ -153,7 +156,7 @@ class SiloCheck:
     def _backbone(self) -> Backbone | None:
         """Return what the study says of its models; without a study, what the silo's file says."""
         if self._study and self._study.is_deployed:
-            return Backbone.of(self._study)
+            return Backbone.of(self._study, weights=self._file.weights)
         own = self._file.model
         preprocessing = from_config(own.preprocessing) if own else None
         if own is None or own.arch is None or preprocessing is None:

@@ -84,9 +84,9 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
     Raises:
         UserError: there is no such model, or it does not fit.
     """
-    if file.model is None:
+    if file.model is None or file.checkpoint is None:
         raise UserError("model: the silo has none")
-    path, what = Path(file.model.checkpoint), "model.checkpoint"
+    path, what = file.checkpoint, "model.checkpoint"
     card = read_card(path, what=what)
     arch = file.model.arch or (card.arch if card else None)
     if arch is None:
@@ -117,9 +117,9 @@ def _preprocessing(
         UserError: owner and card contradict each other.
     """
     given = None if file.model is None else file.model.preprocessing
-    if given is not None and file.model is not None:
+    if given is not None and file.checkpoint is not None:
         chosen = from_config(given)
-        check_preprocessing(Path(file.model.checkpoint), chosen, what="model.preprocessing")
+        check_preprocessing(file.checkpoint, chosen, what="model.preprocessing")
         return chosen or identity(len(IMAGENET.mean))
     if card is not None:
         return card.preprocessing

@@ -96,6 +96,7 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
         },
         "audit": str(folder / "audit.jsonl"),
         "approve": {"study": "any", "transfer": [transfer] if transfer else []},
+        "download": True,  # as the study itself does on this host
         "allow": sorted({function for _, _, function in names_at_silo(study, name)}),
     }
     if study.needs_pretrained:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedkd.config.backbone import Preprocessing
+from fedkd.config.backbone import WEIGHTS_SUFFIXES, Preprocessing, is_weights_file
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.error_messages import to_user_error
 from fedkd.config.paths import absolute_path, absolute_source
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
 from fedkd.errors import UserError
+from fedkd.models.downloads import local_files_only
+from fedkd.user_code import importing_only
 from fedkd.util.yaml_loader import load_yaml
 
 MAX_BYTES = 1 << 20
@@ -23,10 +27,14 @@ OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_le
 
 
 class OwnModel(Section):
-    """The model that the silo trained before."""
+    """The model that the silo trained before, and pre-trained weights on its host."""
 
-    checkpoint: FilePath = Field(
-        description="a file of safetensors or torch.save, its outputs in the study's order"
+    checkpoint: FilePath | None = Field(
+        None, description="a file of safetensors or torch.save, its outputs in the study's order"
+    )
+    weights: FilePath | None = Field(
+        None,
+        description="the file of the study's model.weights on this host, if it lies elsewhere",
     )
     arch: Architecture | None = Field(
         None, description="its architecture; may be left out where the file names it"
@@ -35,6 +43,17 @@ class OwnModel(Section):
         None,
         description="of images in [0, 1], as when the model was trained; by default the study's",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> OwnModel:
+        if self.weights is not None and not is_weights_file(self.weights):
+            raise ValueError(
+                f"weights: {self.weights} is not a file of weights, which ends in "
+                f"{', '.join(WEIGHTS_SUFFIXES)}"
+            )
+        if self.checkpoint is None and (self.weights is None or self.arch or self.preprocessing):
+            raise ValueError("checkpoint: is missing: the file of the model that the silo trained")
+        return self
 
 
 class Share(Section):
@@ -123,7 +142,9 @@ class SiloFile(Section):
     labels: dict[str, ClassName] = Field(
         default={}, description="its own class names to the study's, where they differ"
     )
-    model: OwnModel | None = Field(None, description="without one it takes part in rounds alone")
+    model: OwnModel | None = Field(
+        None, description="without a checkpoint it takes part in rounds alone"
+    )
     share: Share
     audit: FilePath = Field(description="log of all that leaves, one JSON object a line")
     transfer: Source | None = Field(
@@ -134,6 +155,11 @@ class SiloFile(Section):
         default=[],
         max_length=1000,
         description="functions (package.module:function) that a study may make this host import",
+    )
+    download: bool = Field(
+        default=False,
+        description="whether pre-trained weights that a study names are downloaded where they are "
+        "not on this host",
     )
     local_dp: LocalDp | None = None
     idle: int = Field(
@@ -157,9 +183,26 @@ class SiloFile(Section):
         own = (self.data, self.transfer, self.model.arch if self.model else None)
         return frozenset([*self.allow, *filter(None, own)])
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of the model that the silo trained before."""
+        own = self.model.checkpoint if self.model else None
+        return None if own is None else Path(own)
+
+    @property
+    def weights(self) -> str | None:
+        """The file of the study's ``model.weights`` on this host; None for where the study says."""
+        return self.model.weights if self.model else None
+
+    @contextmanager
+    def permissions(self) -> Iterator[None]:
+        """Import and download in the block only what the file allows."""
+        with importing_only(self.importable), local_files_only(enabled=not self.download):
+            yield
+
     @model_validator(mode="after")
     def _check(self) -> SiloFile:
-        if self.model is None and self.share.teacher != "none":
+        if self.checkpoint is None and self.share.teacher != "none":
             raise ValueError("share.teacher: must be none for a silo without a model")
         if self.local_dp is not None and self.share.teacher == "weights":
             raise ValueError(
@@ -209,7 +252,9 @@ def _read_text(path: Path) -> str:
 def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:
     model = file.model
     if model is not None:
-        model = model.model_copy(update={"checkpoint": absolute_path(model.checkpoint, folder)})
+        files = {"checkpoint": model.checkpoint, "weights": model.weights}
+        found = {key: absolute_path(path, folder) for key, path in files.items() if path}
+        model = model.model_copy(update=found)
     return file.model_copy(
         update={
             "data": absolute_source(file.data, folder),

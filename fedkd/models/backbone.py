@@ -54,8 +54,12 @@ class Backbone:
     others: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, study: Study) -> Backbone | None:
+    def of(cls, study: Study, *, weights: str | None = None) -> Backbone | None:
         """Return what a study says; None for networks as they are, from random weights.
+
+        Args:
+            study: the study.
+            weights: this host's file of ``model.weights``; by default where the study says.
 
         Raises:
             UserError: weights cannot be found or read, or contradict the preprocessing.
@@ -69,10 +73,12 @@ class Backbone:
             preprocessing = identity(channels, *sizes) if channels else None
         if not pretrained and preprocessing is None:
             return None
+        if weights is None or model.weights is None:
+            weights = model.weights
         return cls(
             model.arch,
-            model.weights or "",
-            hash_weights(model.arch, model.weights) if pretrained else "",
+            weights or "",
+            hash_weights(model.arch, weights) if pretrained else "",
             preprocessing,
             _trained(model.train),
             tuple(sorted({*model.per_silo.values()} - {model.arch})),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
+from fedkd.models.downloads import check_download
 from fedkd.suggestions import suggest
 from fedkd.util.requirements import install_command
 
@@ -150,7 +151,11 @@ def hugging_face_preprocessing(name: str) -> dict[str, Any]:
 
 
 def _from_hub(kind: Any, name: str, **options: Any) -> Any:
-    """Read from a folder or the local cache, else from the hub; never code that comes along."""
+    """Read from a folder or the local cache, else from the hub; never code that comes along.
+
+    Raises:
+        UserError: it is not here, and this host downloads nothing.
+    """
     options["trust_remote_code"] = False
     transformers = require("transformers", "model.arch: hf")
     transformers.logging.set_verbosity_error()  # it reports every new head as a mismatch
@@ -160,6 +165,7 @@ def _from_hub(kind: Any, name: str, **options: Any) -> Any:
     except OSError:
         if Path(name).is_dir() or name.startswith(("/", ".", "~")):
             raise
+        check_download(f"model.arch: hf:{name}", f"fetch it with `hf download {name}`")
         return kind.from_pretrained(name, **options)
 
 

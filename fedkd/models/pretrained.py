@@ -12,6 +12,7 @@ import torch
 
 from fedkd.config.backbone import is_weights_file
 from fedkd.errors import UserError
+from fedkd.models.downloads import check_download
 from fedkd.models.libraries import hugging_face_preprocessing, read_hugging_face, require
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.models.state import State, state_hash
@@ -41,13 +42,18 @@ def load_weights(arch: str, weights: str) -> State:
     return _read_once(str(path), _changed(path))
 
 
-@lru_cache(maxsize=4)
 def hash_weights(arch: str, weights: str | None) -> str:
     """Hash the content of weights; those of ``hf:`` are its own.
 
     Raises:
         UserError: they cannot be found, downloaded or read.
     """
+    is_file = weights is not None and is_weights_file(weights)
+    return _hash_once(arch, weights, _changed(Path(weights or "")) if is_file else None)
+
+
+@lru_cache(maxsize=4)
+def _hash_once(arch: str, weights: str | None, _: tuple[int, int] | None) -> str:
     if arch.startswith(HUGGING_FACE):
         try:
             network = read_hugging_face(arch.removeprefix(HUGGING_FACE))
@@ -121,6 +127,7 @@ def _find_torchvision(arch: str, weights: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if path.is_file():
         return path
+    check_download(f"model.weights: {weights} of {arch}", f"put {url} at {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     # PyTorch's file names end with the first digits of the content's SHA-256.
     prefix = path.stem.rpartition("-")[2]
@@ -144,13 +151,30 @@ def _load_timm(name: str, tag: str) -> State:
             f"model.weights: timm:{name} has no weights {tag!r}{suggest(tag, tags)}; it has "
             f"{', '.join(tags) or 'none'}; a file may be given instead"
         )
+    settings = timm.get_pretrained_cfg(f"{name}.{tag}")
+    file = _find_timm(settings)
+    if file is None:
+        remedy = f"fetch it with `hf download {settings.hf_hub_id}`"
+        check_download(f"model.weights: {tag} of timm:{name}", remedy)
+    overlay = None if file is None else {"file": file}
     try:
-        network = timm.create_model(f"{name}.{tag}", pretrained=True)
+        network = timm.create_model(
+            f"{name}.{tag}", pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except Exception as error:  # of the hub's client: no network, no such file
         raise UserError(
             f"model.weights: {tag} of timm:{name} cannot be read or downloaded: {_reason(error)}"
         ) from error
     return dict(network.state_dict())
+
+
+def _find_timm(settings: Any) -> str | None:
+    """Return the file of weights in the local cache of Hugging Face's hub."""
+    if settings.custom_load or not settings.hf_hub_id:
+        return None
+    hub = require("huggingface_hub", "model.weights")
+    file = hub.try_to_load_from_cache(settings.hf_hub_id, "model.safetensors")
+    return file if isinstance(file, str) else None
 
 
 def _changed(path: Path) -> tuple[int, int]:

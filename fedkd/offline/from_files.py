@@ -30,6 +30,7 @@ from fedkd.offline.request import (
 )
 from fedkd.registry import METHODS
 from fedkd.results.diagnostics import pairwise_agreement
+from fedkd.training.batch_norm import batch_norms
 from fedkd.training.compute import Compute, intra_op_threads, smallest_batch
 from fedkd.training.evaluate import evaluate
 
@@ -75,6 +76,7 @@ def consolidate_files(
             for teacher, teacher_arch, (_, card) in zip(offline.teachers, archs, cards, strict=True)
         ]
         _check_training(offline.settings, arch, archs, images)
+        batch_norm = _warn_of_batch_norm(offline, arch, archs, images)
         teachers = _make_teachers(offline, archs, checkpoints, images, compute)
         setup = DistillationSetup(
             transfer=images.transfer,
@@ -90,6 +92,7 @@ def consolidate_files(
         report = _report(offline, teachers, learnt, setup, images)
     report["warnings"] = [
         *images.warnings,
+        *batch_norm,
         *(note for checkpoint in checkpoints for note in checkpoint.notes),
         *([learnt.notes["warning"]] if "warning" in learnt.notes else []),
     ]
@@ -113,7 +116,8 @@ def _make_teachers(
             offline.teachers, archs, examples, checkpoints, strict=True
         )
     ]
-    return Teachers(members, images.shape, compute)
+    recalibrate_on = images.transfer if offline.batch_norm == "recalibrate" else None
+    return Teachers(members, images.shape, compute, recalibrate_on=recalibrate_on)
 
 
 def _prepared(
@@ -187,6 +191,30 @@ def _check_training(
             raise UserError(f"{key} is 1, but {each} {problem}; use 2 or more")
 
 
+def _warn_of_batch_norm(
+    offline: Offline, arch: str, archs: Sequence[str], images: OfflineImages
+) -> list[str]:
+    """Return a warning if the student is an average with averaged BatchNorm statistics.
+
+    Raises:
+        UserError: they are to be computed anew, and the student has none.
+    """
+    if offline.settings.student != "average":
+        return []
+    has_any = bool(batch_norms(build_model(arch, images.shape, seed=0)))
+    if offline.batch_norm == "recalibrate":
+        if not has_any:
+            raise UserError(f"--batch-norm: {arch} has no BatchNorm; leave it out")
+        return []
+    if not has_any or archs.count(arch) < 2:
+        return []
+    sentence = (
+        f"student: average averages {archs.count(arch)} models with BatchNorm, whose averaged "
+        "statistics fit none of them; give --batch-norm recalibrate"
+    )
+    return [sentence]
+
+
 def _report(
     offline: Offline,
     teachers: Teachers,
@@ -205,6 +233,7 @@ def _report(
         "method": settings.method,
         "weighting": settings.weighting,
         "student": learnt.notes.get("student", settings.student),
+        "batch_norm": offline.batch_norm,
         "arch": setup.arch,
         "shape": images.shape.sizes,
         "seed": offline.seed,

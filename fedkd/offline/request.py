@@ -47,6 +47,8 @@ class Offline:
         arch: of the student, and of teachers for which neither user nor file names another.
         settings: of the consolidation, as in a study.
         examples: how many images each teacher was trained on; empty where that is unknown.
+        batch_norm: ``average``, or ``recalibrate`` for statistics of an average that are computed
+            anew on the transfer set.
         seed: of every random choice.
     """
 
@@ -55,6 +57,7 @@ class Offline:
     arch: str | None = None
     settings: Consolidation = field(default_factory=Consolidation)
     examples: tuple[int, ...] = ()
+    batch_norm: str = "average"
     seed: int = 0
 
 
@@ -90,6 +93,7 @@ def refuse_what_needs_silos(offline: Offline) -> None:
         raise UserError(f"--examples: has {len(offline.examples)} numbers for {number} teachers")
     if min(offline.examples, default=1) < 1:
         raise UserError("--examples: every number must be at least 1")
+    _check_batch_norm(offline)
     spec = METHODS.spec(settings.method)
     try:
         settings.check_method(spec)
@@ -105,6 +109,19 @@ def refuse_what_needs_silos(offline: Offline) -> None:
         raise UserError(
             f"{reason} uses labelled images that are set apart; give --validation, such as "
             "--validation 0.2"
+        )
+
+
+def _check_batch_norm(offline: Offline) -> None:
+    if offline.batch_norm not in ("average", "recalibrate"):
+        raise UserError(
+            f"--batch-norm: {offline.batch_norm!r} is not valid here; known are average and "
+            "recalibrate"
+        )
+    if offline.batch_norm == "recalibrate" and offline.settings.student != "average":
+        raise UserError(
+            "--batch-norm: recalibrate computes the statistics of an average, but the student is "
+            f"{offline.settings.student}; leave it out, or use --student average"
         )
 
 

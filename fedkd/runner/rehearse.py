@@ -12,7 +12,8 @@ from typing import Any
 from fedkd.config import Study
 from fedkd.deploy.rehearsal import shorten, write_silo
 from fedkd.engines.loopback import CONNECTION, Loopback
-from fedkd.runner.run import Progress, run_study
+from fedkd.runner.progress import Progress
+from fedkd.runner.run import run_study
 
 CACHE = "FEDKD_CACHE_DIR"
 

@@ -10,14 +10,23 @@ from pathlib import Path
 
 from fedkd.config import Study
 from fedkd.config.study_file import load_study
+from fedkd.engines.base import Task
 from fedkd.engines.connection import RUN_FILE
 from fedkd.errors import FedKDError, UserError
 from fedkd.results.folder import STUDY_FILE
-from fedkd.results.record import CHECKPOINT_FILE, CUT_SHORT, PROGRESS_FILE, STATE_FILE, RunRecord
+from fedkd.results.record import (
+    CHECKPOINT_FILE,
+    CUT_SHORT,
+    PROGRESS_FILE,
+    STATE_FILE,
+    RunRecord,
+    read_points,
+)
 from fedkd.util.cache import environment
 from fedkd.util.files import write_json
 from fedkd.util.lock import lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
+from strategies.savepoint import read_exchanges
 from strategies.server_app import ERROR_FILE, FAULT_FILE, LOCK_WAIT_SECONDS
 
 BEGINNING_FILE = "beginning.json"
@@ -127,3 +136,24 @@ def command(folder: Path, track: Sequence[str] = ()) -> str:
     for name in track:
         words += ["--track", name]
     return shlex.join(words)
+
+
+def record_interrupted(task: Task, study: Study) -> RunRecord | None:
+    """Return what an interrupted run has measured; None if it has measured nothing."""
+    curve = read_points(task.folder)
+    if not curve:
+        return None
+    exchanges = read_exchanges(task.folder)
+    if exchanges is None:
+        exchanges = study.exchanges_before_round_1(task.arm)
+    return RunRecord(
+        arm=task.arm,
+        seed=task.federation.seed,
+        engine=study.engine.name,
+        curve=curve,
+        stopped="interrupted",
+        exchanges_before_round_1=exchanges,
+        max_rounds=study.rounds_of(task.arm).max,
+        targets=task.targets,
+        metric=study.metric,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedkd.config import RelativeTargets, Study
 from fedkd.engines import check_engine, make_engine
@@ -17,9 +17,10 @@ from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.page import write_run_report
 from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
-from fedkd.results.record import CUT_SHORT, RunRecord, read_points, write_state
+from fedkd.results.record import CUT_SHORT, RunRecord, write_state
 from fedkd.runner import resume as resumption
 from fedkd.runner import run_cache
+from fedkd.runner.progress import Progress
 from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.silos_get import SiloMeasurements
 from fedkd.runner.summary import Failure, summarise
@@ -29,29 +30,6 @@ from fedkd.util import interrupt
 from fedkd.util.files import remove_unfinished, write_json
 from fedkd.util.lock import lock_folder
 from fedkd.util.resources import describe_shortage
-from strategies.savepoint import read_exchanges
-
-
-class Progress(Protocol):
-    """Shows how far a study is; see :mod:`fedkd.report.progress`."""
-
-    def pretraining(self, seed: int, total: int) -> Any:
-        """Return a context manager that yields a function to call for every silo."""
-
-    def run(self, arm: str, seed: int, rounds: int, targets: Sequence[float]) -> Any:
-        """Return a context manager that yields an Observer of the run."""
-
-    def reused(self, arm: str, seed: int) -> None:
-        """A run was taken from the cache."""
-
-    def failed(self, arm: str, seed: int, reason: str) -> None:
-        """A run failed."""
-
-    def quarantined(self, record: RunRecord) -> None:
-        """A run ended; some replies in it may have been refused."""
-
-    def warn(self, sentence: str) -> None:
-        """Something other than a run failed, or a result may be misleading."""
 
 
 @dataclass(frozen=True)
@@ -301,23 +279,9 @@ class _Runner:
 
     def _keep_interrupted(self, task: Task) -> None:
         """Keep the measurements of an interrupted run."""
-        curve = read_points(task.folder)
-        if not curve:
+        record = resumption.record_interrupted(task, self._study)
+        if record is None:
             return
-        exchanges = read_exchanges(task.folder)
-        if exchanges is None:
-            exchanges = self._study.exchanges_before_round_1(task.arm)
-        record = RunRecord(
-            arm=task.arm,
-            seed=task.federation.seed,
-            engine=self._study.engine.name,
-            curve=curve,
-            stopped="interrupted",
-            exchanges_before_round_1=exchanges,
-            max_rounds=self._study.rounds_of(task.arm).max,
-            targets=task.targets,
-            metric=self._study.metric,
-        )
         write_state(task.folder, record)
         self._records[task.arm, task.federation.seed] = record
         self._tracking.finish(record)

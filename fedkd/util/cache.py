@@ -35,6 +35,7 @@ CODE = (
     "fedkd/training",
     "fedkd/tuning",
     "fedkd/user_code.py",
+    "fedkd/util/name_registry.py",
     "fedkd/util/names.py",
     "fedkd/util/parallel.py",
     "fedkd/util/random_ops.py",

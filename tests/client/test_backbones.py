@@ -86,6 +86,28 @@ def test_a_silo_says_how_its_own_model_was_trained(study: Any) -> None:
     assert [float(state["preprocess.std"]) for state in states] == pytest.approx([0.1, 0.5])
 
 
+def test_weights_may_lie_elsewhere_on_a_silos_host(study: Any, tmp_path: Path) -> None:
+    made = study({"train": "head"}, {"north": {"weights": "here/network.safetensors"}})
+    (tmp_path / "north" / "here").mkdir()
+    expected = opened(made, "south").shape.backbone.fixed_hash
+    weights = tmp_path / "weights.safetensors"
+    weights.rename(tmp_path / "north" / "here" / "network.safetensors")
+    assert opened(made, "north").shape.backbone.fixed_hash == expected
+    with pytest.raises(UserError, match=f"model.weights: {weights} cannot be read"):
+        opened(made, "south")
+
+
+def test_weights_of_a_silo_without_a_model_of_its_own(study: Any, tmp_path: Path) -> None:
+    own = {"checkpoint": None, "arch": None, "weights": str(tmp_path / "weights.safetensors")}
+    made = study({"train": "head"}, {"north": own})
+    path = tmp_path / "north" / "silo.yaml"
+    data = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(data | {"share": data["share"] | {"teacher": "none"}}))
+    silo = opened(made, "north")
+    assert silo.own_model().problem == "it has no model of its own"
+    assert silo.shape.backbone.fixed_hash == opened(made, "south").shape.backbone.fixed_hash
+
+
 @pytest.mark.parametrize("model", [{}, {"train": "head", "preprocessing": OWN}])
 def test_a_preprocessing_that_the_study_has_no_place_for_is_refused(
     study: Any, model: dict[str, Any]

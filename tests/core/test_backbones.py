@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hub
 import pytest
 import torch
 from torch import nn
@@ -23,10 +24,11 @@ from fedkd.models import fixed
 from fedkd.models.backbone import Backbone, Trained, choose_preprocessing
 from fedkd.models.build import Shape, build_fixed_part, build_model
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
+from fedkd.models.downloads import local_files_only
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.partial import BackboneModel, FeaturesModel, HeadModel
 from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, with_preprocessing
-from fedkd.models.pretrained import hash_weights, preprocessing_of_weights
+from fedkd.models.pretrained import hash_weights, load_weights, preprocessing_of_weights
 from fedkd.models.state import copy_state, save_state
 from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
@@ -382,6 +384,48 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, weights: Pa
     damaged.write_bytes(b"no weights")
     with pytest.raises(UserError, match=f"model.weights: {damaged} "):
         hash_weights("cnn", str(damaged))
+
+
+def test_weights_that_are_not_here_are_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network is used")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(timm, "create_model", refuse)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", "/nowhere")
+    refused = (
+        (ARCH, TAG, None),
+        ("torchvision:shufflenet_v2_x1_0", TAG, "put https://.* at .*shufflenetv2_x1-.*pth, or"),
+        ("timm:test_vit", "r160_in1k", r"`hf download timm/test_vit\.r160_in1k`, or set"),
+        ("hf:owner/name", None, "`hf download owner/name`, or set download: true in silo.yaml"),
+    )
+    with local_files_only():
+        for arch, name, sentence in refused:
+            if sentence is None:
+                assert hash_weights(arch, name)
+                continue
+            with pytest.raises(UserError, match=f"is not on this host, .*{sentence}"):
+                hash_weights(arch, name)
+
+
+def test_timm_weights_are_taken_from_the_local_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--timm--test_vit.r160_in1k"
+    for part in ("refs", "snapshots/1"):
+        (folder / part).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("1")
+    torch.manual_seed(4)
+    network = timm.create_model("test_vit", pretrained=False).state_dict()
+    save_state(folder / "snapshots" / "1" / "model.safetensors", network)
+    with local_files_only():
+        found = load_weights("timm:test_vit", "r160_in1k")
+    assert torch.equal(found["cls_token"], network["cls_token"])
 
 
 def test_the_hash_of_weights_is_of_their_content(weights: Path, tmp_path: Path) -> None:

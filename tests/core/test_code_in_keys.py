@@ -38,6 +38,8 @@ BESIDE = (
         "fedkd.trackers",
         "fedkd.runner.run",
         "fedkd.runner.silos_get",
+        "fedkd.runner.progress",
+        "fedkd.runner.run",
         "fedkd.runner.summary",
         "fedkd.runner.results_folder",
     ),

@@ -413,3 +413,29 @@ def test_a_student_that_could_not_learn_is_refused_at_once(
     dml = {"student": "fresh", "method": "dml"}
     with pytest.raises(UserError, match="offline_models:two gives tuple"):
         teach(dml, teachers=(two,))
+
+
+def test_batch_norm_of_an_average_is_told_and_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: Any
+) -> None:
+    (tmp_path / "offline_models.py").write_text(NORMALISING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arch = "offline_models:bn"
+    files = tuple(TeacherFile(write(tmp_path, f"n{seed}", arch, seed), arch) for seed in (0, 1))
+    told = "student: average averages 2 models with BatchNorm"
+    averaged, anew = (
+        teach({"epochs": 1, "lr": 1e-9}, teachers=files, arch=arch, batch_norm=value)
+        for value in ("average", "recalibrate")
+    )
+    assert [told in " ".join(made.report["warnings"]) for made in (averaged, anew)] == [True, False]
+    assert [made.report["batch_norm"] for made in (averaged, anew)] == ["average", "recalibrate"]
+    assert not same(averaged.state, anew.state)
+    for changes, settings, sentence in (
+        ({"batch_norm": "local"}, {}, "--batch-norm: 'local' is not valid here"),
+        ({"batch_norm": "recalibrate"}, {}, "--batch-norm: mlp has no BatchNorm"),
+        ({"batch_norm": "recalibrate"}, {"student": "fresh"}, "but the student is fresh; leave it"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            teach(settings, **changes)
+    one = teach(teachers=files[:1], arch=arch)
+    assert told[:30] not in " ".join(one.report["warnings"])

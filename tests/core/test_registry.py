@@ -12,8 +12,9 @@ import fedkd
 from fedkd import registry
 from fedkd.config import Rounds
 from fedkd.errors import UserCodeError, UserError
-from fedkd.registry import ARCHITECTURES, LOCAL_LOSSES, METHODS, SOURCES, WEIGHTINGS, Registry
+from fedkd.registry import ARCHITECTURES, LOCAL_LOSSES, METHODS, SOURCES, WEIGHTINGS
 from fedkd.user_code import MethodSpec
+from fedkd.util.name_registry import Registry
 
 REGISTRIES = [each for each in vars(registry).values() if isinstance(each, Registry)]
 NUMBERS = itertools.count()

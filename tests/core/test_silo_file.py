@@ -24,6 +24,7 @@ from fedkd.deploy.silo_file import SiloFile, load_silo_file
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
+from fedkd.models.downloads import check_download
 from fedkd.models.state import copy_state
 
 SHAPE = Shape(3, 1, 8)
@@ -70,12 +71,14 @@ def make_field(changes: dict[str, Any] | None = None) -> Study:
 
 
 def test_paths_are_seen_from_the_files_own_folder(write: Write, tmp_path: Path) -> None:
-    file = write({"transfer": "npz:t.npz"})
+    own = {"checkpoint": "own.safetensors", "weights": "network.pt"}
+    file = write({"transfer": "npz:t.npz", "model": own})
     assert file.data == f"npz:{tmp_path}/data.npz"
     assert file.transfer == f"npz:{tmp_path}/t.npz"
     assert file.audit == f"{tmp_path}/log/audit.jsonl"
     assert file.model is not None
     assert file.model.checkpoint == f"{tmp_path}/own.safetensors"
+    assert file.weights == f"{tmp_path}/network.pt"
 
 
 def test_a_silo_shares_little_unless_it_says_so(write: Write) -> None:
@@ -94,6 +97,13 @@ def test_a_silo_shares_little_unless_it_says_so(write: Write) -> None:
         ({"audit": None}, "audit: is missing"),
         ({"name": "a/b"}, "name"),
         ({"model": None}, "must be none for a silo without a model"),
+        ({"model": {"weights": "network.pt"}}, "must be none for a silo without a model"),
+        ({"model": {}}, "model: checkpoint: is missing"),
+        ({"model": {"weights": "network.pt", "arch": "mlp"}}, "model: checkpoint: is missing"),
+        (
+            {"model": {"checkpoint": "own.pt", "weights": "IMAGENET1K_V1"}},
+            "model: weights: IMAGENET1K_V1 is not a file of weights",
+        ),
         (
             {"local_dp": {"clipping_norm": 1, "sensitivity": 1, "epsilon": 1, "delta": 0.1}},
             "use logits or none",
@@ -159,6 +169,17 @@ def test_a_model_of_another_architecture_or_with_nan_is_refused(
     save_model(tmp_path / "own.safetensors", state, ModelCard("mlp", SHAPE))
     with pytest.raises(UserError, match="not finite"):
         read_own_model(file, SHAPE, CLASSES)
+
+
+def test_a_silo_downloads_weights_only_if_its_file_says_so(write: Write) -> None:
+    for allowed in (False, True):
+        with write({"download": allowed}).permissions():
+            if allowed:
+                check_download("model.weights: W", "fetch it")
+                continue
+            with pytest.raises(UserError, match=r"W is not on this host.*; fetch it, or set"):
+                check_download("model.weights: W", "fetch it")
+    check_download("model.weights: W", "fetch it")
 
 
 def levels(file: SiloFile, study: Study | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedkd.config import Familiarity, Study
+from fedkd.config.part_defaults import PART_RATES
 from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import UserError
 
@@ -612,6 +613,29 @@ def test_a_rounds_rate_rises_while_it_warms_up() -> None:
     study = parse_study(yaml.safe_dump(make_data({"rounds": {"max": 6, "warmup": 0.5}})))
     rates = [study.rounds.in_round(number).lr for number in range(1, 7)]
     assert rates == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("train", ["all", "head", {"last": 1}, {"lora": {"rank": 2}}])
+def test_default_rates_follow_the_part_that_is_trained(train: Any) -> None:
+    changes = {
+        "model": {"arch": "cnn", "weights": "/w.pt", "train": train},
+        "arms/fedkd": {"start": "consolidated"},
+        "arms/fedkd-own": {"start": "consolidated", "consolidation": {"lr": 0.3}},
+        "arms/adam": {"start": "random", "rounds": {"optimizer": "adam"}},
+    }
+    study = parse_study(yaml.safe_dump(make_data(changes)))
+    whole = {"pretraining": 0.02, "rounds": 0.05, "consolidation": 0.05}
+    rates = whole if train == "all" else PART_RATES
+    assert study.pretraining.lr == rates["pretraining"]
+    assert [study.rounds_of(arm).lr for arm in ("fedavg", "adam")] == [rates["rounds"], 0.001]
+    settings = [study.arms[arm].consolidation for arm in ("fedkd", "fedkd-own")]
+    assert [each.lr for each in settings if each] == [rates["consolidation"], 0.3]
+    assert parse_study(dump_study(study)) == study
+    changes |= {"pretraining": {"lr": 0.4}, "rounds": {"optimizer": "adam"}}
+    changes["arms/adam"] = {"start": "random", "rounds": {"optimizer": "sgd"}}
+    own = parse_study(yaml.safe_dump(make_data(changes)))
+    assert own.pretraining.lr == 0.4
+    assert [own.rounds_of(arm).lr for arm in ("fedavg", "adam")] == [0.001, rates["rounds"]]
 
 
 def test_defaults_follow_the_optimizer_of_section_and_arm() -> None:
