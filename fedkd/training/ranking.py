@@ -42,7 +42,7 @@ def _scores(logits: Tensor) -> Iterator[tuple[int, NDArray[np.float64]]]:
         # Log-odds, which do not round to those of certainty.
         yield 1, (logits[:, 1].double() - logits[:, 0].double()).numpy()
         return
-    total = torch.cat([rows.double().logsumexp(1) for rows in logits.split(_ROWS_AT_ONCE)])
+    total = torch.cat([rows.double().logsumexp(1) for rows in torch.split(logits, _ROWS_AT_ONCE)])
     for label in range(logits.shape[1]):
         yield label, (logits[:, label].double() - total).numpy()
 
