@@ -152,5 +152,5 @@ def test_a_silo_of_a_rehearsal_has_the_fixed_part_of_the_study(
     path = write_silo(short, "north", tmp_path / "north", images=12)
     silo = open_silo(load_silo_file(path), short, "fedavg", 0)[0]
     own = silo.own_model()
-    assert own.finite
+    assert own.state is not None
     assert len(own.state) == num_trained

@@ -36,10 +36,9 @@ BESIDE = (
     ),
     *(
         "fedkd.trackers",
-        "fedkd.runner.run",
-        "fedkd.runner.silos_get",
         "fedkd.runner.progress",
         "fedkd.runner.run",
+        "fedkd.runner.silos_get",
         "fedkd.runner.summary",
         "fedkd.runner.results_folder",
     ),
