@@ -68,11 +68,11 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
             "data.table.label: is missing; it names the column of the classes, one of "
             f"{_some(whole.columns)}"
         )
-    named_in = {"silo": [silo], "drop": table.drop, "categorical": table.categorical}
-    for where, names in named_in.items():
-        for each in names:
-            if each is not None and each not in whole and not unlabelled:
-                raise UserError(f"data.table.{where}: {_missing(each, whole)}")
+    named = [("silo", silo), *(("drop", each) for each in table.drop)]
+    named += [("categorical", each) for each in table.categorical]
+    for key, each in named:
+        if each is not None and each not in whole and not unlabelled:
+            raise UserError(f"data.table.{key}: {_missing(each, whole)}")
     if label in whole:
         labels, classes = _read_labels(whole[label], label)
     elif unlabelled:
@@ -84,17 +84,17 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     if not len(inputs.columns):
         raise UserError("it has no column that models can take, but those of label and silo")
     silos = None if silo is None or silo not in whole else _read_silos(whole[silo], silo)
-    named = {*table.categorical, *defaults.categorical} & set(inputs.columns)
-    for key, column in inputs.items():
-        name = str(key)
+    as_text = {*table.categorical, *defaults.categorical} & set(inputs.columns)
+    for position, column in inputs.items():
+        name = str(position)
         if _is_text(column):
-            named.add(name)
+            as_text.add(name)
         elif not pd.api.types.is_numeric_dtype(column):
             raise UserError(
                 f"column {name!r} is {column.dtype}; turn it into numbers or text, or leave "
                 "it out by data.table.drop"
             )
-    return Frame(inputs, labels, classes, silos, frozenset(named))
+    return Frame(inputs, labels, classes, silos, frozenset(as_text))
 
 
 def read_silo_names(source: str, table: Table | None) -> list[str]:

@@ -218,7 +218,8 @@ def _read_preprocessing(value: object) -> Preprocessing | None:
 
 def _read_shape(card: Mapping[str, Any]) -> Shape:
     if "kind" not in card:
-        return Shape(*(_bounded(key, card.get(key)) for key in _BOUNDS))
+        num_classes, in_channels, size = (_bounded(key, card.get(key)) for key in _BOUNDS)
+        return Shape(num_classes, in_channels, size)
     kind, inputs = card["kind"], _typed("inputs", card.get("inputs"), list)
     if kind not in ("table", "text", "tensor"):
         raise ValueError("kind must be table, text or tensor")

@@ -377,7 +377,7 @@ def test_blends_need_teachers_that_can_be_asked(settings: dict[str, Any], said: 
                 "weighting": "familiarity",
                 "familiarity": {"density": "pooled", "basis": "features"},
             },
-            "density: pooled needs basis: pixels or patches",
+            "density: pooled needs basis: pixels, patches, backbone or inputs",
         ),
         (
             {
