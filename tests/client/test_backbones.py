@@ -151,6 +151,4 @@ def test_a_silo_of_a_rehearsal_has_the_fixed_part_of_the_study(
     short = shorten(parse_study(yaml.safe_dump(settings)), folder=tmp_path, engine=CONNECTION)
     path = write_silo(short, "north", tmp_path / "north", images=12)
     silo = open_silo(load_silo_file(path), short, "fedavg", 0)[0]
-    own = silo.own_model()
-    assert own.finite
-    assert len(own.state) == num_trained
+    assert len(silo.own_model().state) == num_trained
