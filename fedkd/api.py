@@ -27,6 +27,7 @@ def compare(
     fresh: bool = False,
     track: Sequence[str] = (),
     resume: str | Path | None = None,
+    rounds: int | None = None,
 ) -> Comparison:
     """Run every arm of a study on every seed and compare the exchanges to each target.
 
@@ -39,6 +40,7 @@ def compare(
             They do not change results.
         resume: results folder of an interrupted study, instead of ``study``; ``fresh`` is read
             from there.
+        rounds: with ``resume``, lengthens the study, finished or not: ``rounds.max`` of all arms.
 
     Returns:
         The results. After Ctrl-C ``interrupted`` is true; ``compare(resume=results.folder)``
@@ -54,6 +56,8 @@ def compare(
     from fedkd.runner.run import resume_study, run_study
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    if rounds is not None and resume is None:
+        raise UserError("compare: rounds lengthens a study; give its results folder as resume")
     folder = None if resume is None else find_run(Path(resume))
     if folder is not None and study is None:
         loaded = _load(read_study(folder))
@@ -64,7 +68,7 @@ def compare(
     runs = len(loaded.arms) * len(loaded.seeds)
     with StudyProgress(Console(stderr=True), runs, loaded.metric) as progress:
         if folder is not None:
-            outcome = resume_study(folder, progress=progress, track=tuple(track))
+            outcome = resume_study(folder, progress=progress, track=tuple(track), rounds=rounds)
         else:
             outcome = run_study(
                 loaded, out=Path(out), fresh=fresh, progress=progress, track=tuple(track)

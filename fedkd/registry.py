@@ -168,7 +168,7 @@ PARTITIONS = Registry(
 
 STARTS = Registry(
     "start",
-    _functions("strategies.starts", "random", "average", "best", "consolidated"),
+    _functions("strategies.starts", "random", "checkpoint", "average", "best", "consolidated"),
 )
 """Starts of the global model: functions of a session and the random model to a Start."""
 

@@ -102,7 +102,7 @@ class SiloFedAvg(FedAvg):
             arrays = self._begin(session, dict(initial_arrays.to_torch_state_dict()))
             self._measure(session, arrays, evaluate_fn, result)
         for number in range(len(state.curve), num_rounds + 1):
-            if self._targets_are_reached():
+            if targets_reached(self.context, state.curve):
                 break
             ledger.open(number)
             look_again(session)
@@ -114,7 +114,7 @@ class SiloFedAvg(FedAvg):
                 state.stopped = "quorum"
                 break
             self._measure(session, arrays, evaluate_fn, result)
-        if self._targets_are_reached():
+        if targets_reached(self.context, state.curve):
             state.stopped = "targets"
         if barred := ledger.barred(self.context.rounds.max_failures):
             state.notes["quarantined_after"] = barred
@@ -307,13 +307,13 @@ class SiloFedAvg(FedAvg):
             return nullcontext()
         return STRATEGIES.calling(self.context.arm.strategy)
 
-    def _targets_are_reached(self) -> bool:
-        """Whether every target has been reached and the arm stops there."""
-        targets, metric = self.context.targets, self.context.study.metric
-        if not targets or self.context.rounds.stop != "targets":
-            return False
-        curve = self.state.curve
-        return all(any(p.reaches(target, metric) for p in curve) for target in targets)
+
+def targets_reached(context: RunContext, curve: Sequence[Point]) -> bool:
+    """Whether a curve has reached every target and the arm stops there."""
+    targets, metric = context.targets, context.study.metric
+    if not targets or context.rounds.stop != "targets":
+        return False
+    return all(any(p.reaches(target, metric) for p in curve) for target in targets)
 
 
 def initial_arrays(context: RunContext) -> ArrayRecord:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.messages.run_log import Kind, encode_line
+from fedkd.results.evaluation import Evaluation
 from fedkd.results.record import Point, RunRecord
 
 
@@ -40,6 +41,10 @@ class RunLog:
         record = asdict(RunRecord.read(folder))
         self._print("record", record)
         _write(f"model and state: {folder}")
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Print the figures of given models."""
+        self._print("evaluation", evaluation.to_dict())
 
     def on_error(self, reason: str) -> None:
         """Print why there will be no record."""

@@ -15,6 +15,7 @@ from fedkd.data.images import Images, content_hash
 from fedkd.errors import FedKDError
 from fedkd.messages.describe import Description
 from fedkd.models.build import arch_fingerprint
+from fedkd.models.given import find_given
 from fedkd.models.state import State, mismatch, save_state
 from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
 from fedkd.util.cache import cache_key
@@ -26,6 +27,8 @@ from strategies.run_state import Baseline, RunState
 _KEY = "fedkd-progress"
 _MODEL, _UPDATE, _BATCH_NORM = "model/", "update/", "batch-norm/"
 _START, _TEACHER, _STUDENT = "baseline/start", "baseline/teacher/", "baseline/student"
+_OTHERS = frozenset({"name", "arms", "rounds", "targets", "baselines", "seeds"})
+"""Keys of a study that decide a run's bits through its arm, its rounds and its seed alone."""
 
 
 class CheckpointWriter:
@@ -68,7 +71,7 @@ class CheckpointWriter:
         save_state(self._path, tensors, {_KEY: json.dumps(rest, allow_nan=False)})
 
     def read(self, like: State) -> RunState | None:
-        """Return the state of a run that was cut short; None before its first save point.
+        """Return the state of a run that may go on; None before its first save point.
 
         The nodes of its silos are ``ABSENT``, as nodes have new ids after a restart.
 
@@ -86,8 +89,8 @@ class CheckpointWriter:
             rest = json.loads(read_metadata(self._path)[_KEY])
             if rest["fingerprint"] != self._fingerprint:
                 raise FedKDError(
-                    f"{self._path} belongs to another study, arm, seed, targets or version of "
-                    f"fedkd; {_REMEDY}"
+                    f"{self._path} belongs to another study, arm, seed or version of fedkd; "
+                    f"{_REMEDY}"
                 )
             state = _parse(rest, load_file(self._path))
         except (
@@ -99,10 +102,6 @@ class CheckpointWriter:
         for problem in filter(None, (mismatch(each, like) for each in (state.model, *whole))):
             raise FedKDError(f"{self._path} is damaged: {problem}; {_REMEDY}")
         return state
-
-    def remove(self) -> None:
-        """Remove the save point: the run has ended."""
-        self._path.unlink(missing_ok=True)
 
 
 _REMEDY = "remove it to begin this run anew"
@@ -137,7 +136,7 @@ def _parse_description(values: dict[str, Any]) -> Description:
 
 
 def read_exchanges(folder: Path) -> int | None:
-    """Return what the start of a run that was cut short has cost; None without a save point."""
+    """Return what the start of an unfinished run has cost; None without a save point."""
     path = folder / PROGRESS_FILE
     if not path.is_file() or find_checkpoint_problem(path):
         return None
@@ -148,21 +147,28 @@ def read_exchanges(folder: Path) -> int | None:
 
 
 def fingerprint(context: RunContext) -> str:
-    """Hash all that determines a run's bits: study, arm, seed, targets, data, code, machine."""
-    study = context.study
-    backbone = context.shape.backbone
-    own = [arch_fingerprint(arch, study.model.files, backbone) for arch in study.architectures]
+    """Hash all that determines a run's bits: the arm's settings, seed, data, code, machine.
+
+    Targets are left out, and so is the number of rounds where no learning rate depends on it: they
+    decide when a run ends, and a run that has ended may go on.
+    """
+    study, rounds, checkpoint = context.study, context.rounds, context.arm.checkpoint
+    what, backbone = f"arms.{context.arm_name}.checkpoint", context.shape.backbone
+    archs = sorted({context.arch, *map(study.arch_of, study.silo_names)})
+    own = [arch_fingerprint(arch, study.model.files, backbone) for arch in archs]
     own += function_keys(study, context.arm_name)
     data: list[Images | None] = [context.test, context.validation, context.transfer]
-    resolved = study.to_dict()
-    resolved["engine"] = study.engine.model_dump(exclude={"workers"})
+    shared = {key: value for key, value in study.to_dict().items() if key not in _OTHERS}
+    shared["engine"] = study.engine.model_dump(exclude={"workers"})
     return cache_key(
         {
             "kind": "progress",
-            "study": resolved,
-            "arm": context.arm_name,
+            "study": shared,
+            "name": context.arm_name,
+            "arm": context.arm.model_dump(exclude={"rounds", "tuned"}),
+            "rounds": rounds.model_dump(exclude=None if rounds.length_decides_rates else {"max"}),
+            "checkpoint": None if checkpoint is None else find_given(checkpoint, what=what).key(),
             "seed": context.seed,
-            "targets": list(context.targets),
             "data": ["none" if part is None else content_hash(part.images) for part in data],
             "own": own,
         }

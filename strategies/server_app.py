@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError, RemoteError
-from fedkd.federation.federation import Federation
 from fedkd.messages import keys
 from fedkd.models.card import ModelCard, save_model
 from fedkd.registry import STRATEGIES
@@ -29,15 +24,15 @@ from fedkd.results.record import (
     write_state,
 )
 from fedkd.training.compute import intra_op_threads
-from fedkd.util.cache import cache_root
 from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
-from fedkd.util.places import expand
 from strategies.context import RunContext
 from strategies.diagnostics import diagnose
+from strategies.evaluate_models import serve_evaluation
 from strategies.evaluation import central_evaluation
-from strategies.fedavg import SiloFedAvg, initial_arrays
+from strategies.fedavg import SiloFedAvg, initial_arrays, targets_reached
 from strategies.fedkd import FedKD
+from strategies.run_config import read_context, state_folder
 from strategies.run_log import RunLog
 from strategies.run_state import RunState
 from strategies.savepoint import CheckpointWriter
@@ -108,8 +103,9 @@ def make_server_app(find: Callable[[Context], Serving]) -> ServerApp:
 def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
     """Run one arm and write its record: ``rounds.jsonl``, the final model, ``state.json``.
 
-    A run that was cut short in the same folder is resumed from its last whole round; but for
-    seconds, its record is that of an undisturbed run.
+    A run that was cut short in the same folder, or that has ended and may now go on, is resumed
+    from its last whole round; but for seconds, its record is that of an undisturbed run. Its state
+    is kept.
 
     Raises:
         UserError: another process writes to the folder.
@@ -127,6 +123,8 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     with intra_op_threads(context.study.engine.server_threads):
         initial = initial_arrays(context)
         saved = checkpoint_writer.read(dict(initial.to_torch_state_dict()))
+        if saved is not None and targets_reached(context, saved.curve[:-1]):
+            saved = None  # to higher targets: with these ones the run ends in an earlier round
         # The save point is what counts: a line may have been cut short or be missing.
         write_points(folder, saved.curve if saved else ())
         for point in saved.curve if saved else ():
@@ -167,9 +165,6 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             metric=context.study.metric,
         ),
     )
-    if state.stopped != "quorum":
-        # A run that lacked silos can be resumed once they are back.
-        checkpoint_writer.remove()
 
 
 def make_strategy(
@@ -207,41 +202,25 @@ def read_run(flower_context: Context) -> Serving:
     log = RunLog()
     config = {key: str(value) for key, value in flower_context.run_config.items()}
     try:
-        cache = Path(config[keys.CONFIG_CACHE_DIR] or cache_root())
-        study = parse_study(config[keys.CONFIG_STUDY], origin="run config: study")
-        arm, seed = config[keys.CONFIG_ARM], int(config[keys.CONFIG_SEED])
-        if arm not in study.arms:
-            raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
-        targets = json.loads(config[keys.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
-        context = RunContext.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
+        context = read_context(config)
         if folder := config[keys.CONFIG_RUN_DIR]:
             return Serving(context, Path(folder), log)
         name = config[keys.CONFIG_RUN_NAME] or f"run-{flower_context.run_id % 2**64:016x}"
-        return Serving(context, state_folder(context, name), log, log)
+        folder_here = state_folder(context.study.name, name, context.arm_name, context.seed)
+        return Serving(context, folder_here, log, log)
     except FedKDError as error:
         log.on_error(str(error))
         raise
 
 
-def state_folder(context: RunContext, name: str) -> Path:
-    """Return where this host keeps record and model of a run that another host asked for.
-
-    A run of the same name is resumed from there.
-
-    Args:
-        context: the run.
-        name: given by the caller.
-
-    Raises:
-        FedKDError: the name is not valid for a folder.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise FedKDError(
-            f"run config: {keys.CONFIG_RUN_NAME}: {name[:80]!r} is not a valid name of a folder"
-        )
-    chosen = os.environ.get("FEDKD_STATE_DIR")
-    root = expand(chosen) if chosen else cache_root() / "flwr-runs"
-    return root / context.study.name / name / context.arm_name / f"seed-{context.seed}"
+app = ServerApp()
+_train_app = make_server_app(read_run)
 
 
-app = make_server_app(read_run)
+@app.main()
+def main(grid: Grid, flower_context: Context) -> None:
+    """Serve a run of an arm, or an evaluation of given models."""
+    if flower_context.run_config.get(keys.CONFIG_MODELS):
+        serve_evaluation(grid, flower_context)
+    else:
+        _train_app(grid, flower_context)

@@ -23,6 +23,7 @@ from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.plausible import exclude_implausible, uses_models
 from fedkd.errors import FedKDError
+from fedkd.models.given import find_given, read_given
 from fedkd.models.state import State, copy_state
 from fedkd.registry import LEAST_TRANSFER_IMAGES
 from strategies.collect import collect_densities, collect_teachers
@@ -37,6 +38,27 @@ Distil = Callable[[Session, Teachers, Basis | None], Consolidated]
 def random(session: Session, initial: State) -> Start:  # noqa: ARG001 -- one signature for all
     """Start from the random initial model."""
     return Start(dict(initial), exchanges=0)
+
+
+def checkpoint(session: Session, initial: State) -> Start:  # noqa: ARG001 -- as above
+    """Start from a model that was trained before; the exchanges of a run that made it are counted.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the study.
+    """
+    context = session.context
+    if context.arm.checkpoint is None:
+        raise ValueError(f"arm {context.arm_name} names no checkpoint")
+    what = f"arms.{context.arm_name}.checkpoint"
+    given = find_given(context.arm.checkpoint, what=what)
+    _, model = read_given(given, [context.arch], context.shape, context.classes, what=what)
+    notes = {
+        "path": str(given.path),
+        "hash": given.hash(),
+        "exchanges": given.exchanges,
+        "uncharged": given.uncharged,
+    }
+    return Start(model.state, given.exchanges, {"checkpoint": notes})
 
 
 def average(session: Session, initial: State) -> Start:  # noqa: ARG001 -- as above

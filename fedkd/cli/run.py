@@ -52,6 +52,15 @@ def compare(
             help="Resume the interrupted study of this results folder.",
         ),
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1_000_000,
+            help="With --resume: lengthen the study to N rounds an arm; finished runs go on.",
+        ),
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +79,8 @@ def compare(
     and for each run its curve (rounds.jsonl, one line per round), final model and state.
 
     An interrupted or killed study continues with --resume RUN, from the last complete round. The
-    curves are those of an uninterrupted run. The study and --fresh are then read from RUN.
+    curves are those of an uninterrupted run. The study and --fresh are then read from RUN. With
+    --rounds N the runs that used up their rounds go on, to the curves of a study of N rounds.
 
     The exit code is 1 if a run failed or stopped because too few silos replied.
     """
@@ -85,8 +95,17 @@ def compare(
         loaded = load(study, overrides, seeds=seeds, engine=engine)
     else:
         raise UserError("compare: give a study file, or a results folder with --resume")
-    trackers = track or ()
-    outcome = _run(loaded, out=out, fresh=fresh, resume=resume, quiet=as_json, track=trackers)
+    if rounds is not None and resume is None:
+        raise UserError("--rounds: lengthens a study of which there are results; give --resume RUN")
+    outcome = _run(
+        loaded,
+        out=out,
+        fresh=fresh,
+        resume=resume,
+        rounds=rounds,
+        quiet=as_json,
+        track=track or (),
+    )
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:
@@ -112,6 +131,7 @@ def _run(
     out: Path,
     fresh: bool,
     resume: Path | None,
+    rounds: int | None,
     quiet: bool,
     track: Sequence[str],
 ) -> Outcome:
@@ -121,7 +141,7 @@ def _run(
     console = progress_console(quiet=quiet)
     with StudyProgress(console, len(study.arms) * len(study.seeds), study.metric) as progress:
         if resume is not None:
-            return resume_study(resume, progress=progress, track=track)
+            return resume_study(resume, progress=progress, track=track, rounds=rounds)
         return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 

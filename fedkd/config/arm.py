@@ -36,8 +36,14 @@ class Arm(Section):
     """A start of the global model, and the rounds that follow."""
 
     start: Annotated[str, AfterValidator(STARTS.check), names_of(STARTS)] = Field(
-        description="random weights, the average of the silos' models, the best of them, or the "
-        "student of a consolidation"
+        description="random weights, the average of the silos' models, the best of them, the "
+        "student of a consolidation, or a checkpoint"
+    )
+    checkpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="for start: checkpoint: a file, or the folder RUN/ARM/seed-N of a finished "
+        "run, whose exchanges are then counted",
     )
     strategy: Annotated[str, AfterValidator(STRATEGIES.check), names_of(STRATEGIES)] = Field(
         "fedavg", description="what the server does with the average of a round's models"
@@ -67,6 +73,12 @@ class Arm(Section):
             raise ValueError(
                 f"consolidation is set but start is {self.start!r}; use start: consolidated"
             )
+        if (self.checkpoint is None) == (self.start == "checkpoint"):
+            raise ValueError(
+                "checkpoint: is missing; name a file, or the folder RUN/ARM/seed-N of a run"
+                if self.checkpoint is None
+                else f"checkpoint is set but start is {self.start!r}; use start: checkpoint"
+            )
         if self.options and not (STARTS.is_own(self.start) or STRATEGIES.is_own(self.strategy)):
             raise ValueError(
                 "options are for a start or strategy of your own (package.module:function), but "
@@ -78,7 +90,7 @@ class Arm(Section):
     def starts_from_models(self) -> bool:
         """Whether the silos' own models may be used; a user's own start is not imported."""
         asked = self.consolidation is None or self.consolidation.asks_silos
-        return self.start != "random" and asked
+        return self.start not in ("random", "checkpoint") and asked
 
     @property
     def needs_pretrained(self) -> bool:
@@ -94,5 +106,5 @@ class Arm(Section):
     @property
     def needs_transfer(self) -> bool:
         """Whether this arm may use the transfer set."""
-        starts, strategies = ("random", "average", "best"), ("fedavg", "fedavgm", "fedadam")
-        return self.start not in starts or self.strategy not in strategies
+        starts = ("random", "checkpoint", "average", "best")
+        return self.start not in starts or self.strategy not in ("fedavg", "fedavgm", "fedadam")

@@ -90,6 +90,17 @@ def check_deployed(
             )
     if data.source == NO_SOURCE:
         _check_without_source(data, arms)
+    _check_paths(data, arms)
+
+
+def _check_paths(data: Data, arms: Mapping[str, Arm]) -> None:
+    """Refuse relative paths of what is on the SuperLink's host."""
+    for name, arm in arms.items():
+        if arm.checkpoint and not PurePath(arm.checkpoint).is_absolute():
+            raise ValueError(
+                f"arms.{name}.checkpoint: {arm.checkpoint} is a relative path, but the server of "
+                "deployed silos reads it on the SuperLink's host: give the absolute path there"
+            )
     for key, source in (
         ("data.source", data.source),
         ("data.transfer.source", data.transfer.source),

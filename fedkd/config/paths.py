@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fedkd.config.arm import Arm
 from fedkd.config.backbone import is_weights_file
 from fedkd.config.rounds import Model
 from fedkd.registry import HUGGING_FACE, SOURCES
@@ -29,6 +30,13 @@ def absolute_arch(arch: str, folder: Path) -> str:
         return arch
     path = absolute_path(name, folder)
     return f"{HUGGING_FACE}{path}" if Path(path).is_dir() else arch
+
+
+def absolute_arm(arm: Arm, folder: Path) -> Arm:
+    """Return an arm with its paths seen from ``folder``."""
+    arch = arm.arch and absolute_arch(arm.arch, folder)
+    checkpoint = arm.checkpoint and absolute_path(arm.checkpoint, folder)
+    return arm.model_copy(update={"arch": arch, "checkpoint": checkpoint})
 
 
 def absolute_path(name: str, folder: Path) -> str:

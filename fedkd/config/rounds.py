@@ -167,6 +167,11 @@ class Rounds(OptimizerKeys):
         share = rate_factor(number - 1, self.max, schedule=self.schedule, warmup=self.warmup)
         return self if share == 1 else self.model_copy(update={"lr": self.lr * share})
 
+    @property
+    def length_decides_rates(self) -> bool:
+        """Whether the learning rate of a round depends on ``max``."""
+        return self.schedule != "constant" or self.warmup > 0
+
     def check_local_loss(self, spec: MethodSpec) -> None:
         """Refuse settings that the local loss does not use.
 

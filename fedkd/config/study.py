@@ -168,7 +168,8 @@ class Study(Section):
         """Exchanges of an arm's start: one collects models, a second sends some to silos.
 
         A random start and the control on validation labels alone send silos nothing.
-        If all transfer images turn out to be alike, the run leaves out the second.
+        If all transfer images turn out to be alike, the run leaves out the second. Those that made
+        a checkpoint are counted once it is read.
         """
         return self.statistics_exchanges + self._start_exchanges(arm)
 
@@ -188,7 +189,7 @@ class Study(Section):
         return any(is_table(source) for source in sources)
 
     def _start_exchanges(self, arm: str) -> int:
-        if self.arms[arm].start == "random":
+        if self.arms[arm].start in ("random", "checkpoint"):
             return 0
         settings, transfer = self.arms[arm].consolidation, self.data.transfer
         if settings is None:

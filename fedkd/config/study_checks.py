@@ -115,7 +115,7 @@ def check_needs(study: Study) -> None:
 def _check_architectures(study: Study, name: str, chosen: str) -> None:
     """Refuse an arm that starts from silos' models of which none has its architecture."""
     start = study.arms[name].start
-    if start == "random" or STARTS.is_own(start):
+    if start in ("random", "checkpoint") or STARTS.is_own(start):
         return
     arch = study.global_arch(name)
     if chosen == "lda-head":

@@ -15,7 +15,7 @@ from fedkd.config.backbone import is_weights_file
 from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.own import find_problems
-from fedkd.config.paths import absolute_arch, absolute_model, absolute_path, absolute_source
+from fedkd.config.paths import absolute_arm, absolute_model, absolute_path, absolute_source
 from fedkd.config.table import Table
 from fedkd.errors import UserError
 from fedkd.registry import SOURCES, is_table, read_silo_names
@@ -293,10 +293,7 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
         silo: absolute_path(name, folder) for silo, name in pretraining.checkpoints.items()
     }
     pretraining = pretraining.model_copy(update={"checkpoints": checkpoints})
-    arms = {
-        name: arm.model_copy(update={"arch": absolute_arch(arm.arch, folder)}) if arm.arch else arm
-        for name, arm in study.arms.items()
-    }
+    arms = {name: absolute_arm(arm, folder) for name, arm in study.arms.items()}
     changed: dict[str, object] = {
         "data": data,
         "pretraining": pretraining,

@@ -7,13 +7,21 @@ stream is reopened. Model and state stay on the SuperLink's host.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
+from functools import partial
 from pathlib import Path
 
 from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
-from fedkd.engines.follower import Follower, KilledRunError, OnlyNew
+from fedkd.engines.follower import (
+    Follower,
+    KilledRunError,
+    OnlyNew,
+    note_entry,
+    read_record,
+)
 from fedkd.engines.superlink import SuperLink, read_connection
 from fedkd.messages import keys
 from fedkd.results.observer import Observer
@@ -22,8 +30,11 @@ from fedkd.util import interrupt
 from fedkd.util.files import write_json
 
 RUN_FILE = "flower-run.json"
-"""Beside a run's record: Flower's id of it, and the name under which its host keeps its state."""
-RUN_NAME, RUN_ID = "run-name", "run-id"
+"""Beside a run's record: Flower's id of it, the name under which its host keeps its state, and a
+hash of what it was asked for."""
+_ELSEWHERE = frozenset({keys.CONFIG_RUN_DIR, keys.CONFIG_CACHE_DIR})
+"""Folders of this host, which do not exist on that of the SuperLink."""
+RUN_NAME, RUN_ID, ASKED = "run-name", "run-id", "asked"
 
 
 class ConnectionEngine:
@@ -56,11 +67,14 @@ class ConnectionEngine:
 
         An interrupt also stops the run on the SuperLink. A run that is still running is followed
         from where it is; an interrupted one resumes from the state kept on the SuperLink's host.
+        So does a finished one that is asked for more rounds or for other targets.
         """
         told = OnlyNew(observer)
-        note = _read_note(task.folder)
+        note, asked = _read_note(task.folder), _hash_task(task)
         run_id = note.get(RUN_ID, "")
-        if run_id and self._still_tells(run_id):
+        if run_id and note.get(ASKED, asked) != asked:
+            self._superlink.stop(run_id)  # two runs must not write to one state
+        elif run_id and self._still_tells(run_id):
             record = self._follow(run_id, task, told)
             if record is not None and record.stopped not in CUT_SHORT:
                 write_record(task.folder, record)
@@ -68,9 +82,10 @@ class ConnectionEngine:
         name = note.get(RUN_NAME) or f"{task.folder.parents[1].name[:40]}-{uuid.uuid4().hex[:8]}"
         record = None
         while record is None:
-            write_json(task.folder / RUN_FILE, {RUN_NAME: name})
+            note = {RUN_NAME: name, ASKED: asked}
+            write_json(task.folder / RUN_FILE, note)
             run_id = self._submit(task, name)
-            write_json(task.folder / RUN_FILE, {RUN_NAME: name, RUN_ID: run_id})
+            write_json(task.folder / RUN_FILE, {**note, RUN_ID: run_id})
             record = self._follow(run_id, task, told)
         write_record(task.folder, record)
 
@@ -83,7 +98,8 @@ class ConnectionEngine:
         (task.folder / ROUNDS_FILE).unlink(missing_ok=True)  # the log begins with round 0
         before = told.points
         try:
-            return Follower(self._superlink, run_id, task, told).follow()
+            take = partial(note_entry, task, told)
+            return read_record(Follower(self._superlink, run_id, take).follow(), task)
         except KilledRunError:
             if told.points == before:
                 raise
@@ -108,7 +124,7 @@ class ConnectionEngine:
 
     def _submit(self, task: Task, name: str) -> str:
         """Start the run under a name set here; folders of this host do not exist there."""
-        elsewhere = {keys.CONFIG_RUN_DIR: "", keys.CONFIG_CACHE_DIR: "", keys.CONFIG_RUN_NAME: name}
+        elsewhere = {**dict.fromkeys(_ELSEWHERE, ""), keys.CONFIG_RUN_NAME: name}
         try:
             return self._superlink.submit(task.run_config() | elsewhere)
         except KeyboardInterrupt:
@@ -121,6 +137,12 @@ def write_record(folder: Path, record: RunRecord) -> None:
     """Write a record as a local engine does, without the model."""
     write_points(folder, record.curve)
     write_state(folder, record)
+
+
+def _hash_task(task: Task) -> str:
+    """Return a hash of the study, arm, seed and targets of a run."""
+    asked = {key: value for key, value in task.run_config().items() if key not in _ELSEWHERE}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _read_note(folder: Path) -> dict[str, str]:

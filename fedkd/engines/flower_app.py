@@ -34,7 +34,7 @@ def write_app(folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
-    texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS)
+    texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS, keys.CONFIG_MODELS)
     folders = (keys.CONFIG_RUN_DIR, keys.CONFIG_RUN_NAME, keys.CONFIG_CACHE_DIR)
     config = {**dict.fromkeys((*texts, *folders), ""), keys.CONFIG_SEED: 0}
     app = {"publisher": "fedkd", "components": components, "config": config}

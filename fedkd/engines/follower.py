@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import last_lines
 from fedkd.engines.superlink import SuperLink
 from fedkd.errors import FedKDError
-from fedkd.messages.run_log import BrokenLogError, LogReader
+from fedkd.messages.run_log import BrokenLogError, Kind, LogReader
 from fedkd.messages.validate import printable
 from fedkd.results.observer import Observer
 from fedkd.results.record import Point, RunRecord, append_point, build
@@ -57,22 +58,28 @@ class Follower:
     Args:
         superlink: where the run is running.
         run_id: Flower's.
-        task: the arm and seed that the run executes.
-        observer: receives every round.
+        take: receives every line's kind and value, but for the last.
+        last: kind of the line that ends the run.
     """
 
-    def __init__(self, superlink: SuperLink, run_id: str, task: Task, observer: Observer) -> None:
+    def __init__(
+        self,
+        superlink: SuperLink,
+        run_id: str,
+        take: Callable[[Kind, Any], None],
+        last: Kind = "record",
+    ) -> None:
         self._superlink = superlink
         self._run_id = run_id
-        self._task = task
-        self._observer = observer
+        self._pass_on = take
+        self._last = last
         self._reader = LogReader()
-        self._record: dict[str, Any] | None = None
+        self._result: dict[str, Any] | None = None
         self._entries = 0
         self._lost_since: float | None = None
 
-    def follow(self) -> RunRecord:
-        """Return the run's record.
+    def follow(self) -> dict[str, Any]:
+        """Return the value of the last line.
 
         Raises:
             KilledRunError: the run ended without a record or a reason.
@@ -82,8 +89,8 @@ class Follower:
         while True:
             before = self._entries
             problem = self._listen(stream=not shown)
-            if self._record is not None:
-                return read_record(self._record, self._task)
+            if self._result is not None:
+                return self._result
             rereads = rereads + 1 if problem and self._entries == before else 0
             if rereads > MOST_REREADS:
                 raise FedKDError(f"{problem}, however often it is read; {self._remedy()}")
@@ -115,7 +122,7 @@ class Follower:
                     for line in lines:
                         self._take(line.decode("utf-8", errors="replace"))
                     silent = time.monotonic() - spoke > QUIET_SECONDS
-                    if self._record is not None or ended or silent:
+                    if self._result is not None or ended or silent:
                         return ""
                     time.sleep(POLL_SECONDS)
         except BrokenLogError as problem:
@@ -130,18 +137,12 @@ class Follower:
             return
         self._entries += 1
         kind, value = entry
-        if kind == "point":
-            point = _build(Point, value)
-            append_point(self._task.folder, point)
-            self._observer.on_point(point)
-        elif kind == "distillation":
-            self._observer.on_distillation(*_build(tuple[int, int], value))
-        elif kind == "waiting":
-            self._observer.on_waiting(printable(value))
-        elif kind == "error":
+        if kind == "error":
             raise FedKDError(str(value))
+        if kind == self._last:
+            self._result = build_value(dict[str, Any], value)
         else:
-            self._record = value
+            self._pass_on(kind, value)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -165,13 +166,25 @@ class Follower:
         return f"the run ended ({how}: {details or 'no reason given'}) without a record:\n{end}"
 
 
+def note_entry(task: Task, observer: Observer, kind: Kind, value: Any) -> None:
+    """Take a line of an arm's run: write a point to its curve, and tell an observer."""
+    if kind == "point":
+        point = build_value(Point, value)
+        append_point(task.folder, point)
+        observer.on_point(point)
+    elif kind == "distillation":
+        observer.on_distillation(*build_value(tuple[int, int], value))
+    elif kind == "waiting":
+        observer.on_waiting(printable(value))
+
+
 def read_record(value: Any, task: Task) -> RunRecord:
     """Build the record that a SuperLink's host sent, and validate its contents.
 
     Raises:
         FedKDError: it is not the record of this run.
     """
-    record: RunRecord = _build(RunRecord, value)
+    record: RunRecord = build_value(RunRecord, value)
     asked = (task.arm, task.federation.seed, task.targets)
     if (record.arm, record.seed, record.targets) != asked:
         raise FedKDError("the run's record is of another arm, seed or targets")
@@ -180,7 +193,7 @@ def read_record(value: Any, task: Task) -> RunRecord:
     return record
 
 
-def _build(kind: Any, value: Any) -> Any:
+def build_value(kind: Any, value: Any) -> Any:
     """Build an instance of a type from plain values, each of them validated.
 
     Raises:

@@ -9,6 +9,7 @@ from fedkd.errors import UserError
 from fedkd.federation.metric_check import check_metric_is_defined, constant_metrics
 from fedkd.models.build import build_model
 from fedkd.models.check import check_model, find_training_problem
+from fedkd.models.given import find_given, read_given
 from fedkd.registry import AUGMENTATIONS, METHODS, METRICS, metric_key
 from fedkd.training.augment import check_augmentation
 from fedkd.training.batch_norm import batch_norms
@@ -53,6 +54,14 @@ def _check_models(federation: Federation) -> Iterator[str]:
     for name, arm in study.arms.items():
         if arm.consolidation and arm.consolidation.uses_features:
             _check_features(federation, name)
+    for name, arm in study.arms.items():
+        if arm.checkpoint and not study.is_deployed:  # else it is on the SuperLink's host
+            what, arch = f"arms.{name}.checkpoint", study.global_arch(name)
+            given = find_given(arm.checkpoint, what=what)
+            _, start = read_given(
+                given, [arch], federation.shape, federation.split.classes, what=what
+            )
+            yield from start.notes
     for silo, path in study.pretraining.checkpoints.items():
         what = f"pretraining.checkpoints.{silo}"
         checkpoint = federation.read_checkpoint(silo, path, what)

@@ -1,14 +1,15 @@
-"""``evaluate``: silos measure the global model on their own images."""
+"""``evaluate``: silos measure the global model, or one that a user names, on their own images."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedkd.messages import keys
 from fedkd.messages.arrays import decode_state
-from fedkd.messages.envelope import Question
+from fedkd.messages.envelope import Question, read_config
 from fedkd.messages.validate import RefusedError, printable, read_num_examples
 from fedkd.models.state import State
 from fedkd.registry import METRICS, METRICS_FROM_SUMS, metric_key
@@ -21,14 +22,36 @@ _OVERALL = "overall-"
 """Before the names of metrics in the server's own records, which no message carries."""
 
 
-def write_question(number: int, arrays: ArrayRecord) -> Question:
-    """Ask how good the global model is after a round; 0 is the start."""
-    return Question(keys.EVALUATE, number, {}, {keys.ARRAYS: arrays})
+def write_question(number: int, arrays: ArrayRecord, arch: str | None = None) -> Question:
+    """Ask how good a model is.
+
+    Args:
+        number: the round after which the global model is measured, 0 for the start; or the index of
+            a model that a user names.
+        arrays: the model.
+        arch: its architecture, if it is not the arm's.
+    """
+    config = {} if arch is None else {keys.ARCHITECTURE: arch}
+    return Question(keys.EVALUATE, number, config, {keys.ARRAYS: arrays})
 
 
-def read_question(content: RecordDict) -> State:
-    """Return the global model, at the silo."""
-    return decode_state(content.array_records[keys.ARRAYS])
+def read_question(
+    content: RecordDict, arch: str, architectures: Collection[str]
+) -> tuple[str, State]:
+    """Return the model and its architecture, at the silo.
+
+    Args:
+        content: of the question.
+        arch: of the arm's global model, where the question names none.
+        architectures: those of the study; no other is built.
+
+    Raises:
+        ValueError: the architecture is not one of the study's.
+    """
+    named = read_config(content).get(keys.ARCHITECTURE, arch)
+    if named not in architectures:
+        raise ValueError(f"the model is of the architecture {named!r}, which the study has not")
+    return str(named), decode_state(content.array_records[keys.ARRAYS])
 
 
 def write_reply(metrics: Metrics, num_examples: int, *, metric: str) -> RecordDict:

@@ -99,6 +99,8 @@ CONFIG_TARGETS: Final = "targets"
 CONFIG_RUN_DIR: Final = "run-dir"
 CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
+CONFIG_MODELS: Final = "models"
+"""Models that are measured, as JSON; the run then trains nothing."""
 
 # Key of a SuperNode's --node-config: the path of a deployed silo's own file.
 NODE_SILO: Final = "silo"

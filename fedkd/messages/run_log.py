@@ -19,7 +19,7 @@ MAX_LINE = 16 << 20
 _LINE = re.compile(r"fedkd-record (\d{1,9}) ([0-9a-f]{16}) (\{.*\})")
 _MARK = "fedkd-record "
 
-Kind = Literal["point", "distillation", "waiting", "record", "error"]
+Kind = Literal["point", "distillation", "waiting", "record", "evaluation", "error"]
 
 
 class BrokenLogError(FedKDError):

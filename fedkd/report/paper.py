@@ -103,9 +103,9 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
     rows = []
     for row in results.summary["comparison"]:
         low, high = row["range"] or (None, None)
-        nested = ("reached", "failed", "exchanges", "range")
-        flat = {key: value for key, value in row.items() if key not in nested}
-        for key in ("reached", "failed", "exchanges"):
+        sides = ("reached", "failed", "uncharged", "exchanges")
+        flat = {key: value for key, value in row.items() if key not in (*sides, "range")}
+        for key in sides:
             flat |= {f"{key}_{side}": row[key][side] for side in ("arm", "baseline")}
         rows.append({**flat, "range_low": low, "range_high": high})
     return rows

@@ -18,6 +18,7 @@ from fedkd.report.savings import (
     is_defined,
     reached_all,
     saved,
+    uncharged_arms,
 )
 from fedkd.report.silos_get import remarks_on_silos
 from fedkd.results.folder import Results, percent
@@ -31,6 +32,10 @@ def remarks_on(results: Results, headline: Row | None) -> list[str]:
         remarks += _about_headline(results, headline)
         remarks += _worse_arms(results, headline)
     remarks += remarks_on_silos(results, headline)
+    remarks += [
+        f"{arm} started from a file: the exchanges that made it are unknown and not counted."
+        for arm in uncharged_arms(results.summary)
+    ]
     remarks += chance_remarks(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)

@@ -62,10 +62,22 @@ def is_control(arm: str) -> bool:
 
 
 def count(row: Row, side: str, *, short: bool = False) -> str:
-    """Format the exchanges of a side; ``more than`` its budget if a run missed the target."""
-    missed = row["reached"][side] < row["num_seeds"]
-    more = ">" if short else "more than "
-    return f"{more if missed else ''}{row['exchanges'][side]}"
+    """Format the exchanges of a side.
+
+    ``more than`` its budget if a run missed the target, ``at least`` if one started from a file.
+    """
+    sign = ""
+    if row["reached"][side] < row["num_seeds"]:
+        sign = ">" if short else "more than "
+    elif row.get("uncharged", {}).get(side):
+        sign = SHORT_SIGNS["at_least"] if short else SIGNS["at_least"]
+    return f"{sign}{row['exchanges'][side]}"
+
+
+def uncharged_arms(summary: dict[str, Any]) -> list[str]:
+    """Return the arms with a run that started from a file, whose making is not counted."""
+    runs = [run for run in summary["runs"] if isinstance(run["notes"].get("checkpoint"), dict)]
+    return list(dict.fromkeys(r["arm"] for r in runs if r["notes"]["checkpoint"].get("uncharged")))
 
 
 def reached_all(row: Row) -> bool:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fedkd.federation.recommend import Recommendation
 from fedkd.registry import METRICS, MetricName
-from fedkd.report.savings import failed
+from fedkd.report.savings import failed, uncharged_arms
 from fedkd.report.tuned import trial_cells, trial_heads, tuning_lines
 from fedkd.results.interval import coverage_of
 from fedkd.results.points import metric_values, point_value
@@ -98,6 +98,7 @@ def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
         table.add_column("ceiling", justify="right")
     for arm in summary["resolved"]["arms"]:
         name, *cells = _cells(summary, arm, index, target)
+        name = f"{name} (from a file)" if arm in uncharged_arms(summary) else name
         table.add_row(name, *trial_cells(summary, arm), *cells)
     return table
 
@@ -196,6 +197,10 @@ def _legend(summary: dict[str, Any]) -> str:
             ">n: not reached within the budget of n exchanges, which the sums count; ≥ and ≤ mark "
             "the resulting bounds."
         ),
+    ]
+    lines += [
+        f"{arm} started from a file: exchanges that made it are unknown and not counted"
+        for arm in uncharged_arms(summary)
     ]
     lines += tuning_lines(summary)
     if any(run["cached"] for run in summary["runs"]):

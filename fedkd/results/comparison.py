@@ -1,7 +1,8 @@
 """Savings of an arm against a baseline over seeds.
 
-A run that did not reach the target counts with its budget, which bounds the saving. A run that
-failed leaves the saving undefined: seeds that failed are not those on which an arm does well.
+A run that did not reach the target counts with its budget, which bounds the saving. So does a run
+that started from a file, whose making may have cost exchanges that are not known. A run that failed
+leaves the saving undefined: seeds that failed are not those on which an arm does well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ BOUNDS = {
     (True, False): "at_most",
     (True, True): "undefined",
 }
-"""What a saving is, by whether the arm and the baseline missed the target on any seed."""
+"""What a saving is, by whether the exchanges of the arm and of the baseline are but a lower bound:
+a run missed the target, or started from a file."""
 
 
 def compare_arms(
@@ -72,7 +74,11 @@ def _row(
     exchanges = np.array([[_exchanges(run, index) for run in pair] for pair in pairs], float)
     reached = [[run.reached(run.targets[index]) is not None for run in pair] for pair in pairs]
     arm_reached, baseline_reached = (sum(column) for column in zip(*reached, strict=True))
-    missed = (arm_reached < len(pairs), baseline_reached < len(pairs))
+    uncharged = [sum(run.uncharged for run in runs) for runs in zip(*pairs, strict=True)]
+    least = (
+        arm_reached < len(pairs) or uncharged[0] > 0,
+        baseline_reached < len(pairs) or uncharged[1] > 0,
+    )
     ceiling_exchanges = sum(arm.exchanges_before_round_1 for arm, _ in pairs)
     all_timed = not any(run.cached for pair in pairs for run in pair)
     total = exchanges.sum(0)
@@ -81,10 +87,11 @@ def _row(
         "num_seeds": len(pairs),
         "failed": failures,
         "reached": {"arm": arm_reached, "baseline": baseline_reached},
+        "uncharged": {"arm": uncharged[0], "baseline": uncharged[1]},
         "exchanges": {"arm": int(total[0]), "baseline": int(total[1])},
         "exchanges_saved_pct": _saved(*total),
         "ceiling_pct": _saved(ceiling_exchanges, total[1]),
-        "bound": "undefined" if any(failures.values()) else BOUNDS[missed],
+        "bound": "undefined" if any(failures.values()) else BOUNDS[least],
         "range": spread,
         "range_kind": kind,
         "coverage": coverage_of(len(pairs)) if kind == "interval" else None,

@@ -105,6 +105,12 @@ class RunRecord:
         """Exchanges of a run that uses all its rounds."""
         return self.exchanges_before_round_1 + self.max_rounds
 
+    @property
+    def uncharged(self) -> bool:
+        """Whether it started from a model whose making cost exchanges that are not known."""
+        start = self.notes.get("checkpoint")
+        return isinstance(start, dict) and bool(start.get("uncharged"))
+
     def reached(self, target: float) -> int | None:
         """The first round whose metric is at least ``target``, or None."""
         return next((p.round for p in self.curve if p.reaches(target, self.metric)), None)

@@ -34,15 +34,16 @@ def upgrade(study: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a summary's comparison with the keys ``failed`` and ``range_kind`` in every row.
+    """Return a summary's comparison with all current keys in every row.
 
     Version 0.1.0 left out seeds on which a run had failed, and said ``exact`` of the others. Its
-    interval, from five seeds on, is a bootstrap of percentiles.
+    interval, from five seeds on, is a bootstrap of percentiles. Its arms never start from a file.
     """
     failed = {(each["arm"], each["seed"]) for each in summary["failures"]}
     failed |= {(run["arm"], run["seed"]) for run in summary["runs"] if run["stopped"] == "quorum"}
     rows = []
     for row in summary["comparison"]:
+        row = {"uncharged": {"arm": 0, "baseline": 0}, **row}
         if "failed" in row:
             rows.append(row)
             continue

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.config import Study
-from fedkd.config.study_file import load_study
+from fedkd.config.study_file import dump_study, load_study
 from fedkd.engines.base import Task
 from fedkd.engines.connection import RUN_FILE
 from fedkd.errors import FedKDError, UserError
@@ -23,7 +23,7 @@ from fedkd.results.record import (
     read_points,
 )
 from fedkd.util.cache import environment
-from fedkd.util.files import write_json
+from fedkd.util.files import write_json, write_text
 from fedkd.util.lock import lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
 from strategies.savepoint import read_exchanges
@@ -106,27 +106,51 @@ def _check_run(run: Path, arm: str, seed: int) -> None:
         raise UserError(problem)
 
 
-def read_ended(folder: Path) -> RunRecord | None:
-    """Return the record of a run that has finished; None if the run can continue."""
+def read_ended(folder: Path, max_rounds: int) -> RunRecord | None:
+    """Return the record of a run that has finished; None if the run can continue.
+
+    Args:
+        folder: the run's.
+        max_rounds: of its arm; a run that used up fewer continues.
+    """
     if not (folder / STATE_FILE).is_file():
         return None
     record = RunRecord.read(folder)
-    return None if record.stopped in CUT_SHORT else record
+    unfinished = record.stopped == "budget" and record.max_rounds < max_rounds
+    return None if unfinished or record.stopped in CUT_SHORT else record
+
+
+def check_can_go_on(folder: Path, study: Study) -> None:
+    """Check that runs that have finished have the state from which they go on to more rounds.
+
+    Raises:
+        UserError: one has none.
+    """
+    for arm in study.arms:
+        for seed in study.seeds:
+            run = folder / arm / f"seed-{seed}"
+            ended = (run / STATE_FILE).exists()
+            kept = any((run / name).exists() for name in (PROGRESS_FILE, RUN_FILE))
+            if ended and not kept and read_ended(run, study.rounds_of(arm).max) is None:
+                raise UserError(
+                    f"--rounds: {run} has no {PROGRESS_FILE}, from which it would go on; remove "
+                    "the folder, and it will run anew"
+                )
+
+
+def write_study(folder: Path, study: Study) -> None:
+    """Let a results folder be that of another study: the same one with more rounds."""
+    write_text(folder / STUDY_FILE, dump_study(study))
 
 
 def clear(folder: Path) -> None:
-    """Remove from an interrupted run all files that resuming does not need."""
+    """Remove from a run that continues all files that resuming does not need."""
     # If the engine was killed, the server that it started may live for a moment longer.
     with lock_folder(folder, wait=LOCK_WAIT_SECONDS):
         if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
             for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
                 (folder / name).unlink(missing_ok=True)
             return
-    discard(folder)
-
-
-def discard(folder: Path) -> None:
-    """Remove a run, so that it begins anew."""
     shutil.rmtree(folder)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import RelativeTargets, Study
+from fedkd.config.lengthen import lengthen
 from fedkd.engines import check_engine, make_engine
 from fedkd.engines.base import Engine, Task
 from fedkd.errors import FedKDError
@@ -68,8 +69,10 @@ def run_study(
             return runner.run(federations, warnings)
 
 
-def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ()) -> Outcome:
-    """Resume an interrupted study in its results folder.
+def resume_study(
+    folder: Path, *, progress: Progress, track: Sequence[str] = (), rounds: int | None = None
+) -> Outcome:
+    """Resume an interrupted study in its results folder, or lengthen it.
 
     Finished runs are kept, the interrupted one continues after its last complete round, and the
     others run as usual. The results equal those of an uninterrupted study.
@@ -78,18 +81,23 @@ def resume_study(folder: Path, *, progress: Progress, track: Sequence[str] = ())
         folder: a results folder, or that of a study: then the newest one in it.
         progress: receives every step.
         track: names of trackers, as in :func:`run_study`.
+        rounds: of all arms, if the study is lengthened. Runs that used up fewer continue.
 
     Raises:
-        UserError: the results are missing, damaged or of another version of fedkd, or
-            another process writes to them.
+        UserError: the results are missing, damaged or of another version of fedkd, another
+            process writes to them, or the study cannot be lengthened.
     """
     trackers = make_trackers(track)
     folder = find_run(folder)
     with lock_folder(folder):
         study, fresh = resumption.read_beginning(folder)
+        study = study if rounds is None else lengthen(study, rounds)
         federations, warnings = _load(study, progress)
         resumption.check_runs(folder, study)
+        resumption.check_can_go_on(folder, study)
         remove_unfinished(folder)
+        if rounds is not None:
+            resumption.write_study(folder, study)
         with silo_pool(study) as pool, make_engine(study, pool) as engine:
             # A reader of the folder must not take the study for finished.
             for name in (SUMMARY_FILE, REPORT_FILE):
@@ -183,8 +191,12 @@ class _Runner:
     def _pretrain(self, federation: Federation) -> None:
         if not self._study.needs_pretrained or self._engine.remote:
             return
-        runs = [self._folder / arm / f"seed-{federation.seed}" for arm in self._study.arms]
-        if all(resumption.read_ended(run) for run in runs):
+        if all(
+            resumption.read_ended(
+                self._folder / arm / f"seed-{federation.seed}", self._study.rounds_of(arm).max
+            )
+            for arm in self._study.arms
+        ):
             return
         total = self._study.num_silos - len(self._study.pretraining.checkpoints)
         with self._progress.pretraining(federation.seed, total) as on_silo:
@@ -241,18 +253,19 @@ class _Runner:
 
         Args:
             task: the run.
-            anew: whether a run with other targets than the task's is discarded. It may have stopped
-                at one that is too low.
+            anew: whether a run with other targets than the task's is no longer finished. It may
+                have stopped at one that is too low.
         """
         if not task.folder.exists():
             return None
-        record = resumption.read_ended(task.folder)
-        if record is None:
+        max_rounds = self._study.rounds_of(task.arm).max
+        record = resumption.read_ended(task.folder, max_rounds)
+        if record is None or (anew and record.targets != task.targets):
             resumption.clear(task.folder)
             return None
-        if anew and record.targets != task.targets:
-            resumption.discard(task.folder)
-            return None
+        if record.max_rounds < max_rounds:  # it stopped at its targets, before the study got longer
+            record = replace(record, max_rounds=max_rounds)
+            write_state(task.folder, record)
         self._progress.reused(task.arm, task.federation.seed)
         return record
 

@@ -10,6 +10,7 @@ from fedkd.config.own import function_keys
 from fedkd.engines.base import Task
 from fedkd.errors import FedKDError
 from fedkd.models.build import arch_fingerprint
+from fedkd.models.given import find_given
 from fedkd.results.record import RunRecord, write_state
 from fedkd.runner.results_folder import scratch_folder
 from fedkd.util.cache import cache_key
@@ -20,6 +21,7 @@ from fedkd.util.lock import LOCK_FILE
 def cached_run(task: Task) -> Path:
     """Return the cache entry of this run, if the cache can hold one."""
     study = task.federation.study
+    checkpoint, what = study.arms[task.arm].checkpoint, f"arms.{task.arm}.checkpoint"
     key = cache_key(
         {
             "kind": "arm",
@@ -31,6 +33,7 @@ def cached_run(task: Task) -> Path:
                 study.global_arch(task.arm), study.model.files, task.federation.shape.backbone
             ),
             "own": function_keys(study, task.arm),
+            "checkpoint": None if checkpoint is None else find_given(checkpoint, what=what).key(),
             "rounds": study.rounds_of(task.arm).model_dump(),
             "engine": study.engine.model_dump(exclude={"workers"}),
             "targets": task.targets,

@@ -44,6 +44,7 @@ BESIDE = (
     ),
     *("fedkd.results.comparison", "fedkd.results.folder", "fedkd.results.observer"),
     *("fedkd.results.upgrade", "fedkd.results.interval", "fedkd.results.points"),
+    "fedkd.results.evaluation",
     *("fedkd.models.card", "fedkd.version"),
     # Keep, lock and refuse.
     *(

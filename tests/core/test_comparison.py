@@ -99,6 +99,7 @@ def test_a_row_has_the_keys_of_the_contract() -> None:
         "num_seeds",
         "failed",
         "reached",
+        "uncharged",
         "exchanges",
         "exchanges_saved_pct",
         "ceiling_pct",

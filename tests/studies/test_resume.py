@@ -26,7 +26,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import fedkd
-from fedkd.config.study_file import parse_study
+from fedkd.config.study_file import load_study, parse_study
 from fedkd.errors import FedKDError, UserError
 from fedkd.report.progress import StudyProgress
 from fedkd.report.verdict import judge
@@ -135,6 +135,7 @@ class Victim:
         assert left == {
             *("study.yaml", "beginning.json", "summary.json", "report.html"),
             *("rounds.jsonl", "checkpoint.safetensors", "state.json", LOCK_FILE),
+            "progress.safetensors",
         }
         read: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
         return read
@@ -404,6 +405,115 @@ def test_a_run_killed_before_its_first_point_begins_anew(
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
+# A study that gets longer.
+
+
+def finished(study: dict[str, Any], place: Path) -> Outcome:
+    text = yaml.safe_dump(study, sort_keys=False)
+    return run_study(parse_study(text), out=place, fresh=True, progress=quiet())
+
+
+@pytest.mark.parametrize("stop", ["budget", "targets"])
+def test_a_study_that_is_lengthened_ends_as_one_that_was_long_from_the_start(
+    stop: str, make_data: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    """With a state of the server's optimiser, and cohorts."""
+    data = make_data({**LONG, "rounds/stop": stop})
+    data = {**data, "rounds": {**data["rounds"], "max": 4}, "targets": [0.2, 0.9999]}
+    short = {**data, "rounds": {**data["rounds"], "max": 2}}
+    first = finished(short, tmp_path)
+    assert [len(run["curve"]) for run in first.summary["runs"]] == [3, 3]
+    before = (first.folder / "fedkd/seed-0/rounds.jsonl").read_text()
+    longer = resume_study(first.folder, progress=quiet(), rounds=4)
+    assert longer.folder == first.folder
+    assert [len(run["curve"]) for run in longer.summary["runs"]] == [5, 5]
+    assert_same_results(first.folder, longer.summary, undisturbed(data))
+    # With their seconds: no round is computed twice.
+    assert (first.folder / "fedkd/seed-0/rounds.jsonl").read_text().startswith(before)
+    assert load_study(first.folder / "study.yaml").rounds.max == 4
+
+
+def test_a_run_at_its_targets_stays_and_an_interrupted_lengthening_resumes(
+    make_data: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    changes = {"rounds/max": 5, "rounds/stop": "targets", "rounds/local_epochs": 10}
+    data = make_data({**changes, "targets": [0.3]})
+    data["arms"]["never"] = {"start": "random", "rounds": {"lr": 1e-6}}
+    expected = undisturbed(data)
+    rounds = {run["arm"]: len(run["curve"]) - 1 for run in expected.summary["runs"]}
+    assert rounds["fedkd"] < 3 < rounds["never"] == 5, "the test needs an arm at its target"
+    first = finished({**data, "rounds": {**data["rounds"], "max": 3}}, tmp_path)
+    disturbance = Disturbed("never", 4)
+    assert resume_study(first.folder, progress=disturbance, rounds=5).interrupted
+    summary = resume_study(first.folder, progress=quiet()).summary
+    assert_same_results(first.folder, summary, expected)
+    again = resume_study(first.folder, progress=quiet(), rounds=5)
+    assert settled(again.summary) == settled(summary), "so long it is already"
+
+
+def test_other_arms_go_on_to_the_targets_of_a_longer_baseline(
+    make_data: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    changes = {"targets": {"of_baseline_best": [0.5, 1.0]}, "rounds/stop": "targets"}
+    data = make_data({**changes, "rounds/max": 6, "rounds/lr": 0.02})
+    expected = undisturbed(data)
+    first = finished({**data, "rounds": {**data["rounds"], "max": 2}}, tmp_path)
+    one, two = (each.summary["runs"][1]["targets"] for each in (first, expected))
+    assert one[1]["target"] < two[1]["target"]
+    longer = resume_study(first.folder, progress=quiet(), rounds=6)
+    assert_same_results(first.folder, longer.summary, expected)
+
+
+def test_a_run_from_the_cache_goes_on_too(
+    make_data: Any, make_cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was computed in a study with another name and other arms."""
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(make_cache(tmp_path / "cache")))
+    both = make_data({"rounds/max": 2})
+    alone = {**both, "name": "alone", "arms": {"fedavg": both["arms"]["fedavg"]}}
+    for data in (alone, both):
+        study = parse_study(yaml.safe_dump(data))
+        outcome = run_study(study, out=tmp_path, fresh=False, progress=quiet())
+    assert outcome.summary["runs"][0]["cached"]
+    longer = resume_study(outcome.folder, progress=quiet(), rounds=3)
+    assert not longer.summary["failures"]
+    assert [len(run["curve"]) for run in longer.summary["runs"]] == [4, 4]
+
+
+NOT_LONGER: dict[str, tuple[dict[str, Any], int, str]] = {
+    "shorter": ({}, 1, "arms.fedavg has 2 rounds, more than 1"),
+    "an arm of its own length": (
+        {"arms/average/rounds": {"max": 9}},
+        8,
+        "arms.average has 9 rounds",
+    ),
+    "cosine": ({"rounds/schedule": "cosine"}, 3, "has schedule: cosine"),
+    "warm-up": ({"arms/average/rounds": {"warmup": 0.5}}, 3, "arms.average has warmup: 0.5"),
+    "no state": ({}, 3, "has no progress.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LONGER)
+def test_what_cannot_get_longer_is_refused_and_left_alone(
+    name: str, make_data: Any, tmp_path: Path
+) -> None:
+    changes, rounds, said = NOT_LONGER[name]
+    arms = {"fedavg": {"start": "random"}, "average": {"start": "average"}}
+    first = finished(make_data({"rounds/max": 2, "arms": arms, **changes}), tmp_path)
+    if name == "no state":
+        (first.folder / "fedavg/seed-0/progress.safetensors").unlink()
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        resume_study(first.folder, progress=quiet(), rounds=rounds)
+    assert said in str(caught.value)
+    assert before == {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+
+
+def test_rounds_are_for_a_study_that_is_resumed(make_data: Any) -> None:
+    with pytest.raises(UserError, match="rounds lengthens a study"):
+        fedkd.compare(make_data(), rounds=3)
+
+
 # What is refused.
 
 
@@ -480,7 +590,7 @@ def test_the_save_point_of_another_run_is_not_taken_up(make_data: Any, disturbed
     summary = resume_study(folder, progress=quiet()).summary
     (failure,) = summary["failures"]
     assert (failure["arm"], failure["seed"]) == ("fedkd", 1)
-    assert "belongs to another study, arm, seed" in failure["reason"]
+    assert "belongs to another study, arm, seed or version" in failure["reason"]
     other.unlink()
     assert not resume_study(folder, progress=quiet()).summary["failures"]
 

@@ -1,0 +1,92 @@
+"""Given models on deployed silos: a run on a SuperLink that trains nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkd.config import Study
+from fedkd.engines.app_folder import AppFolder
+from fedkd.engines.connection import RUN_FILE, RUN_NAME
+from fedkd.engines.follower import Follower
+from fedkd.engines.superlink import SuperLink, read_connection
+from fedkd.errors import FedKDError, UserError
+from fedkd.messages import keys
+from fedkd.messages.run_log import Kind
+from fedkd.messages.validate import printable
+from fedkd.results.evaluation import Evaluation
+from fedkd.results.folder import STUDY_FILE, read_study
+from fedkd.results.record import RunRecord
+
+
+def evaluate_on_hosts(
+    study: Study, seed: int, models: Mapping[str, Path], report: Callable[[str], None]
+) -> Evaluation:
+    """Let deployed silos and their server measure models.
+
+    Args:
+        study: of deployed silos; its engine is a SuperLink connection.
+        seed: one of its seeds.
+        models: by name: a file on the SuperLink's host, or the folder of a run on a SuperLink in
+            the results on this host.
+        report: told which silos are waited for.
+
+    Raises:
+        UserError: a model is not of that kind.
+        FedKDError: the run failed.
+    """
+    asked = [{"name": name, **_locate(path)} for name, path in models.items()]
+    # An arm that asks silos for nothing of their own.
+    without = [name for name, arm in study.arms.items() if not arm.starts_from_models]
+    texts = {
+        keys.CONFIG_STUDY: json.dumps(study.to_dict()),
+        keys.CONFIG_ARM: (without or list(study.arms))[0],
+        keys.CONFIG_MODELS: json.dumps(asked),
+    }
+    connection, place = read_connection(study.engine.name), AppFolder()
+
+    def take(kind: Kind, value: Any) -> None:
+        if kind == "waiting":
+            report(f"waiting: {printable(value)}")
+
+    try:
+        superlink = SuperLink(connection, place)
+        run_id = superlink.submit({**texts, keys.CONFIG_SEED: seed})
+        try:
+            found = Follower(superlink, run_id, take, "evaluation").follow()
+        except KeyboardInterrupt:
+            superlink.stop(run_id)
+            raise
+    finally:
+        place.close()
+    try:
+        return Evaluation.parse(found, list(models), study.silo_names)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FedKDError(f"what the SuperLink's host sent is not valid: {reason}") from error
+
+
+def _locate(path: Path) -> dict[str, Any]:
+    """Return how the SuperLink's host finds a model."""
+    if not path.is_dir():
+        if not path.is_absolute():
+            raise UserError(
+                f"{path}: the server of deployed silos reads models on the SuperLink's host; give "
+                "an absolute path there, or the folder RUN/ARM/seed-N of a run on it"
+            )
+        return {"path": str(path)}
+    record = RunRecord.read(path)
+    folder = path.absolute().parents[1]
+    try:
+        run = str(json.loads((path / RUN_FILE).read_text(encoding="utf-8"))[RUN_NAME])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not of a run on a SuperLink (its {RUN_FILE} cannot be read: {error}), so "
+            "deployed silos cannot be sent its model"
+        ) from error
+    study = read_study(folder).get("name")
+    if not isinstance(study, str):
+        raise UserError(f"{folder / STUDY_FILE} does not name its study")
+    return {"study": study, "run": run, "arm": record.arm, "seed": record.seed}
