@@ -21,8 +21,9 @@ from fedkd.deploy.answers import PREDICTIONS, STATISTICS, Answer, SpentError, an
 from fedkd.deploy.approvals import is_approved
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.distillation.density.agreement import find_rotation, rotate_moments
-from fedkd.distillation.density.basis import REACH, Basis, fit_basis
+from fedkd.distillation.density.basis import Basis, fit_basis
 from fedkd.distillation.density.moments import Moments
+from fedkd.distillation.density.points import REACH
 from fedkd.distillation.teachers import Teacher
 from fedkd.federation.local_silo import LocalSilo
 from fedkd.messages import keys

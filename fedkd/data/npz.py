@@ -15,14 +15,13 @@ import torch
 from numpy.lib import format as npy_format
 
 from fedkd.data.images import Images
+from fedkd.data.npz_arrays import OF_ANY_KIND, channel_axis, find_misfit
 from fedkd.data.source import MAX_BYTES, MAX_CLASSES, Source
 from fedkd.errors import UserError, describe_exhaustion
 
 Array = npt.NDArray[Any]
 
 NAMES = ("images", "labels", "test_images", "test_labels")
-OF_ANY_KIND = ("inputs", "labels", "test_inputs", "test_labels")
-"""The same for examples that are no images; see :func:`fedkd.data.images.kind_of`."""
 _OTHER_NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
@@ -31,8 +30,6 @@ _OTHER_NAMES = (
 )
 """What other tools call these arrays, in the order of :data:`NAMES`."""
 
-_USUAL_CHANNELS = (1, 3, 4)
-_MAX_CHANNELS = 16
 _MAX_HEADER = 10_000
 _HEADERS = {
     (1, 0): (2, npy_format.read_array_header_1_0),
@@ -120,7 +117,7 @@ def source_of(
     for key in names[: 4 if arrays.keys() & set(names[2:]) else 2]:
         if key not in arrays:
             raise UserError(f"the array {key} is missing")
-        if problem := _find_misfit(key, arrays[key].shape, arrays[key].dtype):
+        if problem := find_misfit(key, arrays[key].shape, arrays[key].dtype):
             raise UserError(problem)
     train = _as_images(arrays, *names[:2])
     test = _as_images(arrays, *names[2:]) if names[2] in arrays else None
@@ -202,7 +199,7 @@ def _read_header(key: str, stream: IO[bytes], size: int) -> _Header:
 
 
 def _check_header(key: str, header: _Header) -> None:
-    problem = _find_misfit(key, header.shape, header.dtype)
+    problem = find_misfit(key, header.shape, header.dtype)
     if problem is None and min(header.shape, default=0) < 0:
         problem = f"the array {key} is damaged: its shape is {list(header.shape)}"
     if problem is None and header.size > header.held:
@@ -211,77 +208,6 @@ def _check_header(key: str, header: _Header) -> None:
         )
     if problem is not None:
         raise UserError(problem)
-
-
-def _find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
-    """Return what is wrong with the type or the shape of an array, and the remedy."""
-    given = f"the array {key} is {dtype} {list(shape)}; it must be"
-    if key.endswith("labels"):
-        if dtype.kind in "iu" and len(shape) == 1:
-            return None
-        return f"{given} integers [N], one class for each image: {_mend_labels(key, shape, dtype)}"
-    if key in OF_ANY_KIND:
-        if 0 in shape:
-            return f"{given} not empty"
-        if (dtype.kind == "f" and len(shape) > 1) or (dtype.kind in "iu" and len(shape) == 2):
-            return None
-        return f"{given} floats [N, F] or of more dimensions, or integers [N, L] of token ids"
-    if dtype != np.uint8 or len(shape) not in (3, 4):
-        return (
-            f"{given} uint8 [N, H, W] or [N, C, H, W] with values 0 to 255: "
-            f"{_mend_images(key, shape, dtype)}"
-        )
-    if 0 in shape:
-        return f"{given} not empty"
-    if len(shape) == 4 and _channel_axis(shape) is None:
-        last_first = f"{key}.transpose(0, 3, 1, 2)"
-        return (
-            f"{given} [N, C, H, W] with at most {_MAX_CHANNELS} channels, and it is not clear "
-            f"which of its dimensions are channels; if they come last, save {last_first}, which "
-            "moves them and keeps the pixels in place (reshape would not)"
-        )
-    return None
-
-
-def _mend_labels(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    if len(shape) == 2 and shape[1] == 1:
-        return f"save {key}[:, 0]"
-    if len(shape) == 2:
-        return f"if a row marks its class by its largest value, save {key}.argmax(1)"
-    if dtype.kind in "USO":
-        return f"save numpy.unique({key}, return_inverse=True)[1] for text"
-    return f"save {key}.astype(int) if they are whole numbers from 0"
-
-
-def _mend_images(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    if dtype.kind == "O":
-        return "bring the images to one size and save them as one array, numpy.stack(images)"
-    if len(shape) not in (3, 4):
-        return f"save {key}.reshape(N, H, W) if a row holds the pixels of an image row by row"
-    if dtype.kind == "b":
-        return f"save {key}.astype('uint8') * 255"
-    if dtype.kind == "f":
-        return f"save ({key} * 255).round().astype('uint8') if they run from 0 to 1"
-    return f"save {key}.astype('uint8') if they run from 0 to 255, else scale them first"
-
-
-def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Return which axis of ``[N, ., ., .]`` counts channels: 1 or 3; None if that is not clear.
-
-    Channels are 1, 3 or 4 mostly. Where both or neither of the axes fits, the images are taken to
-    be square.
-    """
-    _, first, middle, last = shape
-    if (first in _USUAL_CHANNELS) != (last in _USUAL_CHANNELS):
-        return 1 if first in _USUAL_CHANNELS else 3
-    if first in _USUAL_CHANNELS:
-        if first == middle == last == 1:
-            return 1
-        if (middle == last) == (first == middle):
-            return None
-        return 1 if middle == last else 3
-    square_if_last = first == middle != last
-    return 1 if first <= _MAX_CHANNELS and not square_if_last else None
 
 
 def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
@@ -300,7 +226,7 @@ def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
         pixels = pixels.astype(np.float32 if pixels.dtype.kind == "f" else np.int64)
     elif pixels.ndim == 3:
         pixels = pixels[:, None]
-    elif _channel_axis(pixels.shape) == 3:
+    elif channel_axis(pixels.shape) == 3:
         pixels = pixels.transpose(0, 3, 1, 2)
     return Images(
         torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(numbers.astype(np.int64))

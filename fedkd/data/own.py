@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import OwnPartition
-from fedkd.data.npz import NAMES, OF_ANY_KIND, source_of
+from fedkd.data.npz import NAMES, source_of
+from fedkd.data.npz_arrays import OF_ANY_KIND
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.registry import PARTITIONS, SOURCES

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fedkd.config.data import ByColumn, Deployed, Given, Indices
 from fedkd.config.table_checks import check_kind
 from fedkd.data.cached import cached_partition, load_cached_source
-from fedkd.data.columns import Encoder, align, unite_columns
+from fedkd.data.columns import Encoder
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
 from fedkd.federation.held_out import divide
 from fedkd.federation.own_silos import (
@@ -28,9 +26,10 @@ from fedkd.federation.own_silos import (
     rows_by_column,
 )
 from fedkd.federation.tables import encode_tables
+from fedkd.federation.transfer_set import check_left, draw, draw_from_other, hide_labels, noise
 from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
-from fedkd.util.seeding import derive_seed, numpy_generator
+from fedkd.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -200,27 +199,27 @@ def split(
         test = source.test
     else:
         size = _count_of(len(remaining), data.test)
-        chosen, remaining = _draw(remaining, size, data.split_seed, "cut-test")
+        chosen, remaining = draw(remaining, size, data.split_seed, "cut-test")
         test = source.train.take(chosen)
     if data.test_size is not None and data.test_size < len(test):
-        chosen, _ = _draw(np.arange(len(test)), data.test_size, data.split_seed, "cut-test-size")
+        chosen, _ = draw(np.arange(len(test)), data.test_size, data.split_seed, "cut-test-size")
         test = test.take(chosen)
     size = _count_of(len(remaining), data.validation)
-    chosen, remaining = _draw(remaining, size, data.split_seed, "cut-validation")
+    chosen, remaining = draw(remaining, size, data.split_seed, "cut-validation")
     validation = source.train.take(chosen)
 
     transfer = None
     if transfer_source is not None:
-        transfer = _draw_from_other(source, study, seed, transfer_source)
+        transfer = draw_from_other(source, study, seed, transfer_source)
     elif data.transfer.source == NOISE:
-        transfer = _noise(source, data.transfer.size, seed)
+        transfer = noise(source, data.transfer.size, seed)
     elif data.transfer.source is None and data.source != NO_SOURCE and _is_drawn(study, remaining):
-        _check_left(data.transfer.size, len(remaining), "are left after test and validation")
-        chosen, remaining = _draw(remaining, data.transfer.size, seed, "cut-transfer")
-        transfer = _hide_labels(source.train.take(chosen), study)
+        check_left(data.transfer.size, len(remaining), "are left after test and validation")
+        chosen, remaining = draw(remaining, data.transfer.size, seed, "cut-transfer")
+        transfer = hide_labels(source.train.take(chosen), study)
 
     if data.train_size is not None and data.train_size < len(remaining):
-        remaining, _ = _draw(remaining, data.train_size, seed, "cut-train-size")
+        remaining, _ = draw(remaining, data.train_size, seed, "cut-train-size")
     warnings = list(_warnings_of([source, *([transfer_source] if transfer_source else [])]))
     if isinstance(study.partition, Indices):
         if len(remaining):
@@ -270,63 +269,3 @@ def _count_of(count: int, fraction: float) -> int:
     """Return the number of images in a fraction, rounded up: 0 only for a fraction of 0."""
     # Without the inner rounding, 0.07 * 100 = 7.000000000000001 would give 8 images.
     return math.ceil(round(fraction * count, 9))
-
-
-def _draw(pool: Rows, size: int, seed: int, purpose: str) -> tuple[Rows, Rows]:
-    """Return ``size`` random indices of ``pool``, and the others."""
-    shuffled = numpy_generator(seed, purpose).permutation(pool)
-    return shuffled[:size], shuffled[size:]
-
-
-def _draw_from_other(source: Source, study: Study, seed: int, transfer_source: Source) -> Images:
-    """Draw the transfer set from another source, in the shape of the study's images."""
-    settings = study.data.transfer
-    if settings.source == study.data.source:
-        raise UserError(
-            f"data.transfer.source: {settings.source!r} is also data.source, so transfer images "
-            "could be in silos or in the test set; leave the key out to hold out images of "
-            "data.source"
-        )
-    if settings.labelled and transfer_source.num_classes != source.num_classes:
-        raise UserError(
-            f"data.transfer.labelled: {transfer_source.name!r} has {transfer_source.num_classes} "
-            f"classes but {source.name!r} has {source.num_classes}; use data.transfer.labelled: "
-            "false"
-        )
-    _check_left(
-        settings.size,
-        len(transfer_source.train),
-        f"are in the training set of {transfer_source.name!r}",
-    )
-    pool = np.arange(len(transfer_source.train), dtype=np.int64)
-    chosen, _ = _draw(pool, settings.size, seed, "cut-transfer")
-    drawn = transfer_source.train.take(chosen)
-    if source.columns:
-        tables = [(each.name, each.columns) for each in (source, transfer_source)]
-        unite_columns(tables)  # refuses columns that differ
-        drawn = align(drawn, transfer_source.columns, source.columns)
-    elif source.kind == "image":
-        drawn = convert_like(drawn, channels=source.in_channels, size=source.image_size)
-    else:
-        check_like(drawn, source.train.shape[1:], f"data.transfer.source: {transfer_source.name}")
-    return _hide_labels(drawn, study)
-
-
-def _noise(source: Source, size: int, seed: int) -> Images:
-    """Draw images whose pixels are independent and uniform, in the shape of the study's images."""
-    shape = (size, source.in_channels, source.image_size, source.image_size)
-    pixels = numpy_generator(seed, "cut-noise").integers(0, 256, shape, dtype=np.uint8)
-    return Images(torch.from_numpy(pixels), torch.full((size,), -1))
-
-
-def _check_left(size: int, left: int, where: str) -> None:
-    if size > left:
-        raise UserError(
-            f"data.transfer.size: {size} images are requested, but only {left} {where}; lower it"
-        )
-
-
-def _hide_labels(drawn: Images, study: Study) -> Images:
-    if study.data.transfer.labelled:
-        return drawn
-    return dataclasses.replace(drawn, labels=torch.full_like(drawn.labels, -1))

@@ -27,12 +27,12 @@ from fedkd.deploy.check import SiloCheck
 from fedkd.deploy.silo_file import load_silo_file
 from fedkd.distillation.density.basis import (
     NOTHING_KNOWN,
-    REACH,
     Basis,
     FeatureBasis,
     PatchBasis,
     fit_basis,
 )
+from fedkd.distillation.density.points import REACH
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.messages import keys, teacher
 from fedkd.messages.teacher import Wanted

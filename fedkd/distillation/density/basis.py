@@ -14,11 +14,10 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedkd.config import Consolidation
-from fedkd.data.images import as_float
 from fedkd.distillation.density.filters import FILTERS, FilterBank, learn_filters
+from fedkd.distillation.density.points import clip, pool
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_fixed_part
 from fedkd.models.fixed import FixedPart
@@ -31,8 +30,6 @@ LEAST_EIGENVALUE = 1e-3
 ROUNDING = 1e-6
 """The same for a fine basis; smaller eigenvalues are rounding errors."""
 LARGEST_SIDE = 32
-REACH = 4.0
-"""Largest norm of a deployed silo's image in a whitened basis, in square roots of dimensions."""
 _LIMIT = 2.0
 """Largest norm of features of a backbone or of inputs, in largest norms of the transfer set."""
 PROJECTION_BATCH = 1024
@@ -79,7 +76,7 @@ class PixelBasis(Basis):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the pooled pixels."""
-        return _pool(images, self.side)
+        return pool(images, self.side)
 
     @property
     def max_feature_norm(self) -> float:
@@ -99,7 +96,7 @@ class InputBasis(Basis):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the inputs, float64 ``[N, D]``."""
-        return _clip(images.flatten(1).double(), self.limit)
+        return clip(images.flatten(1).double(), self.limit)
 
     @property
     def max_feature_norm(self) -> float:
@@ -155,7 +152,7 @@ class BackboneBasis(Basis):
         found = self.fixed.features(
             images, device=self.compute.device, precision=self.compute.precision
         ).double()
-        return _clip(found, self.limit)
+        return clip(found, self.limit)
 
     @property
     def max_feature_norm(self) -> float:
@@ -196,7 +193,7 @@ def make_basis(
         limit = _LIMIT * float(points.norm(dim=1).max())
         return None if fitted is None else InputBasis(*fitted, limit)
     side = min(images.shape[-1], LARGEST_SIDE)
-    fitted = _fit(_pool(images, side), dims, fine=fine)
+    fitted = _fit(pool(images, side), dims, fine=fine)
     return None if fitted is None else PixelBasis(*fitted, side)
 
 
@@ -248,20 +245,6 @@ def make_backbone_basis(
     return None if fitted is None else BackboneBasis(*fitted, limit, fixed, compute)
 
 
-def clip_points(points: Tensor) -> Tensor:
-    """Scale whitened points ``[N, d]`` down to a norm of at most ``REACH * sqrt(d)``.
-
-    The mean squared norm of the transfer images is d. So no single image moves a sum by more.
-    """
-    return _clip(points, REACH * math.sqrt(points.shape[1]))
-
-
-def _clip(points: Tensor, most: float) -> Tensor:
-    """Scale points ``[N, d]`` down to a norm of at most ``most``."""
-    scale: Tensor = most / torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp_min(most)
-    return points * scale
-
-
 def make_feature_basis(
     images: Tensor, model: nn.Module, *, dims: int, compute: Compute
 ) -> FeatureBasis | None:
@@ -295,19 +278,6 @@ def _fit(points: Tensor, dims: int, *, fine: bool = False) -> tuple[Tensor, Tens
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     components = rows * largest.sign() / eigenvalues[:kept].sqrt()[:, None]
     return mean.float(), components.float()
-
-
-POOLED_AT_ONCE = 256
-"""Images that are floats at a time while they are pooled, each by itself."""
-
-
-def _pool(images: Tensor, side: int) -> Tensor:
-    """Area-pool to ``side`` and flatten, float64 ``[N, C * side * side]``."""
-    pooled = [
-        functional.adaptive_avg_pool2d(as_float(some), side)
-        for some in torch.split(images, POOLED_AT_ONCE)
-    ]
-    return torch.cat(pooled).flatten(1).double()
 
 
 # The log-density of a class without images: finite, so that checks for NaN and Inf pass.

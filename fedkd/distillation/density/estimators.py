@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis, clip_points
+from fedkd.distillation.density.basis import NOTHING_KNOWN, Basis
+from fedkd.distillation.density.points import clip_points
 
 LEAST_SILO_IMAGES = 5
 

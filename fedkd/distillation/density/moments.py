@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import Images
-from fedkd.distillation.density.basis import NOTHING_KNOWN, PROJECTION_BATCH, Basis, clip_points
+from fedkd.distillation.density.basis import NOTHING_KNOWN, PROJECTION_BATCH, Basis
 from fedkd.distillation.density.estimators import LEAST_SHRINKAGE, LEAST_SILO_IMAGES
+from fedkd.distillation.density.points import clip_points
 
 
 @dataclass(frozen=True)
