@@ -129,3 +129,15 @@ def test_decoded_data_and_features_share_the_disk(tmp_path, monkeypatch) -> None
     forget(monkeypatch)
     get(make(tmp_path), network, 1, 3)
     assert network.seen == [1, 2, 3]
+
+
+def test_features_with_a_flipped_bit_are_computed_again(tmp_path, monkeypatch) -> None:
+    network, store = Network(), make(tmp_path)
+    get(store, network, 1, 2)
+    (file,) = tmp_path.rglob("features.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    forget(monkeypatch)
+    get(store, network, 1, 2)
+    assert network.seen == [1, 2, 1, 2]

@@ -191,7 +191,7 @@ def test_a_changed_key_misses_the_cache(
     assert cached(run(make_study({**SMALL, **changes}))) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"features"}))  # see test_feature_store
 def test_a_flipped_bit_in_the_cache_changes_no_result(
     kind: str,
     small: tuple[Outcome, Path],
