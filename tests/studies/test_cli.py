@@ -364,7 +364,8 @@ def test_the_cache_is_shown_and_cleared(
     assert [line.split()[:4] for line in out.splitlines() if line.startswith("arms")] == [
         ["arms", "1", "2.0", "MB"]
     ]
-    assert json.loads(fedkd("cache", "--json")[1])["kinds"][2]["entries"] == 1
+    kinds = {kind["kind"]: kind for kind in json.loads(fedkd("cache", "--json")[1])["kinds"]}
+    assert kinds["arms"]["entries"] == 1
     code, out, err = fedkd("cache", "clear", "--kind", "arms", *answer)
     assert entry.exists() == (not answer)
     assert code == (0 if answer else 2)
