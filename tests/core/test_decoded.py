@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.data import decode, folder, images, mapped
+from fedkd.data import folder, images, mapped, picture_reader
 from fedkd.data.cached import load_cached_source
 from fedkd.data.images import Images, content_hash
 from fedkd.data.sources import load_source
@@ -206,10 +206,10 @@ def test_a_function_is_called_again_unless_it_says_cacheable(tmp_path, monkeypat
 
 
 def test_many_threads_decode_as_one(photos, monkeypatch):
-    monkeypatch.setattr(decode, "_OPENED_AT_ONCE", 3)
+    monkeypatch.setattr(picture_reader, "_OPENED_AT_ONCE", 3)
     digests = set()
     for cores in (1, 5):
-        monkeypatch.setattr(decode, "available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(picture_reader, "available_cores", lambda cores=cores: cores)
         digests.add(load_source(f"folder:{photos}", image_size=6).train.digest)
     assert len(digests) == 1
     for name in ("3", "21", "39"):

@@ -169,7 +169,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"arms/fedavg/start": "avrage"},
         (
             "s.yaml: arms.fedavg.start: unknown start 'avrage' (did you mean 'average'?); known "
-            "are random, average, best, consolidated, package.module:function"
+            "are random, checkpoint, average, best, consolidated, package.module:function"
         ),
     ),
     "options without a function of one's own": (
@@ -464,7 +464,8 @@ def test_every_problem_has_its_own_line() -> None:
         "s.yaml: rounds.lr: -1 is not more than 0",
         "s.yaml: rounds.max: 0 is less than 1",
         (
-            "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, average, best, "
+            "s.yaml: arms.fedavg.start: unknown start 'x'; known are random, checkpoint, "
+            "average, best, "
             "consolidated, package.module:function"
         ),
         "s.yaml: seeds.0: -1 is less than 0",

@@ -291,6 +291,7 @@ def test_what_lies_on_disk_is_the_study_and_its_runs(run: Any, make_study: Any) 
         assert {p.name for p in folder.iterdir()} - {LOCK_FILE} == {
             "rounds.jsonl",
             "checkpoint.safetensors",
+            "progress.safetensors",
             "state.json",
         }
         assert RunRecord.read(folder).arm == arm
