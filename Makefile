@@ -59,7 +59,7 @@ lock: $(STAMP) ## write requirements/ for pyproject.toml; UPGRADE=--upgrade take
 wheel: $(STAMP) ## build dist/fedkd-VERSION-py3-none-any.whl
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about a minute)
+demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about two minutes)
 	$(BIN)/fedkd compare experiments/quickstart.yaml
 
 test: $(STAMP_DEV) ## run the default tests, as many at a time as there are cores
