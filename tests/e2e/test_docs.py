@@ -49,9 +49,6 @@ SHORTER = {
     "fedkd compare ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
-    "python -m experiments.hospitals.make_checkpoints ": (
-        "--pixels 32 --pictures 50 --epochs 5 --public 192 --public-epochs 4"
-    ),
 }
 
 # Pages that use the files of another.

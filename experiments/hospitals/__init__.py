@@ -1,1 +1,0 @@
-"""Four hospitals with colour pictures and ResNets of their own, made by plain PyTorch."""
