@@ -6,7 +6,6 @@ McMahan et al. 1602.05629.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkd.distillation.consolidate import join_notes
-from fedkd.errors import FedKDError, UserError
+from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
 from fedkd.messages.train import TrainedModel
@@ -27,7 +26,6 @@ from fedkd.results.observer import Observer
 from fedkd.results.record import Point
 from fedkd.training.aggregation import aggregate
 from fedkd.training.batch_norm import recalibrate
-from fedkd.training.evaluate import evaluate
 from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.context import RunContext
@@ -40,7 +38,8 @@ from strategies.roster import Member
 from strategies.run_state import RunState, Start
 from strategies.savepoint import CheckpointWriter
 from strategies.session import Session
-from strategies.updates import RoundModels, ServerUpdate, find_misfit, server_update
+from strategies.start_checks import check_start, find_unread, validate
+from strategies.updates import RoundModels, ServerUpdate, server_update
 
 
 class SiloFedAvg(FedAvg):
@@ -154,55 +153,15 @@ class SiloFedAvg(FedAvg):
         gather(session)
         with session.ledger.traffic.timed(), self._naming_own_class():
             start = self.begin(session, initial)
-        self._check(start, session, initial)
+        check_start(start, session, initial)
         state = self.state
         state.model = start.state
         shared_sums = self.context.study.statistics_exchanges
         state.exchanges_before_round_1 = start.exchanges + shared_sums
-        state.notes |= {**join_notes(dict(start.notes), self._unread()), **self._validate(start)}
+        notes = join_notes(dict(start.notes), find_unread(self.context))
+        state.notes |= {**notes, **validate(start, self.context)}
         state.baseline = predict_baseline(self.context, start)
         return ArrayRecord(state.model)
-
-    def _check(self, start: Start, session: Session, initial: State) -> None:
-        """Refuse a start that gives no usable model or hides an exchange.
-
-        Raises:
-            UserError: the arm's start, or an override of ``begin``, is at fault.
-        """
-        name = f"arms.{self.context.arm_name}.start: {self.context.arm.start}"
-        if not isinstance(start, Start):
-            raise UserError(f"{name} returned {type(start).__name__}, not a Start")
-        if problem := find_misfit(start.state, initial):
-            raise UserError(f"{name} returned an unusable model: {problem}")
-        if start.exchanges < session.exchanges:
-            raise UserError(
-                f"{name} reports {start.exchanges} exchanges, but made {session.exchanges}"
-            )
-        try:
-            json.dumps(dict(start.notes), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{name} returned notes that JSON cannot hold ({error}): use numbers, texts, lists "
-                "and mappings"
-            ) from error
-
-    def _unread(self) -> dict[str, str]:
-        """Warn of options that neither the start nor the strategy has read."""
-        if not (unread := self.context.unread_options):
-            return {}
-        names = ", ".join(unread)
-        path = f"arms.{self.context.arm_name}.options"
-        return {"warning": f"{path}: nothing had read {names} when round 1 began; check the names"}
-
-    def _validate(self, start: Start) -> dict[str, float]:
-        """Return the accuracy of a student on validation data; its seconds do not count."""
-        context = self.context
-        if start.student is None or not len(context.validation):
-            return {}
-        model = context.model("evaluation")
-        model.load_state_dict(start.state)
-        measured = evaluate(model, context.validation, compute=context.compute)
-        return {"validation_accuracy": round(measured.accuracy, 6)}
 
     def _resume(self, session: Session) -> ArrayRecord:
         """Take up a run where it was saved, and return its global model as it is sent.

@@ -23,8 +23,14 @@ from fedkd.cli.options import (
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
     from fedkd.config import Study
     from fedkd.federation.recommend import Recommendation
+    from fedkd.tuning.arms_command import TunedArms
+    from fedkd.tuning.command import Tuned
 
 
 def tune(
@@ -121,16 +127,7 @@ def tune(
             proxy=proxy,
             fresh=fresh,
         )
-    if as_json:
-        typer.echo(json.dumps(search_result.results, indent=1))
-    else:
-        console = wide_console()
-        print_outcome(search_result.results, console)
-        console.print(
-            f"Tuned study: {search_result.tuned}\nAll trials: {search_result.data}", soft_wrap=True
-        )
-    if search_result.interrupted:
-        raise KeyboardInterrupt
+    _show(search_result, print_outcome, as_json=as_json)
 
 
 def _tune_arms(
@@ -168,15 +165,25 @@ def _tune_arms(
             progress=progress,
             fresh=fresh,
         )
+    _show(search_result, print_arms, as_json=as_json)
+
+
+def _show(
+    search: Tuned | TunedArms,
+    print_results: Callable[[dict[str, Any], Console], None],
+    *,
+    as_json: bool,
+) -> None:
+    """Print what a search found, and where its files are."""
     if as_json:
-        typer.echo(json.dumps(search_result.results, indent=1))
+        typer.echo(json.dumps(search.results, indent=1))
     else:
         console = wide_console()
-        print_arms(search_result.results, console)
-        if search_result.tuned is not None:
-            console.print(f"Tuned study: {search_result.tuned}", soft_wrap=True)
-        console.print(f"All trials: {search_result.data}", soft_wrap=True)
-    if search_result.interrupted:
+        print_results(search.results, console)
+        if search.tuned is not None:
+            console.print(f"Tuned study: {search.tuned}", soft_wrap=True)
+        console.print(f"All trials: {search.data}", soft_wrap=True)
+    if search.interrupted:
         raise KeyboardInterrupt
 
 

@@ -23,6 +23,7 @@ from fedkd.tuning.exchanges import Limits, SeedRun, loss
 from fedkd.tuning.progress import ArmProgress
 from fedkd.tuning.space import Value
 from fedkd.tuning.store import ENDED
+from fedkd.tuning.trials import POINT, PROBLEM
 from fedkd.util.parallel import available_cores, run_each
 from fedkd.util.seeding import derive_seed
 
@@ -33,9 +34,9 @@ BATCH = 2
 depend on the machine."""
 STARTUP_TRIALS = 6
 """Number of trials before the sampler uses a model of them; those before are random."""
-SLOT, POINT, RUNS, PROBLEM = "slot", "point", "runs", "problem"
-"""Attributes of a trial: its place in the search, its settings, its runs by seed, and why it has no
-result. A trial that was killed has a successor in the same place."""
+SLOT, RUNS = "slot", "runs"
+"""Further attributes of a trial: its place in the search and its runs by seed. A trial that was
+killed has a successor in the same place."""
 
 
 class RunArm(Protocol):

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from fedkd.config import Arm, Study, Tuned
 from fedkd.config.study_file import dump_study, parse_study
-from fedkd.errors import FedKDError
-from fedkd.tuning.arm_search import POINT, PROBLEM, best_arm_trial, runs_of
+from fedkd.tuning.arm_search import best_arm_trial, runs_of
 from fedkd.tuning.arm_space import ArmSpace, at_edge
 from fedkd.tuning.importance import importances
 from fedkd.tuning.outcome import plain
+from fedkd.tuning.trials import POINT, PROBLEM, no_result
 
 DATA_FILE = "tuning.json"
 SHOWN_IMPORTANCES = 3
@@ -34,9 +34,7 @@ def summarise_arm(arm: str, trials: Sequence[FrozenTrial], space: ArmSpace) -> d
     """
     best = best_arm_trial(trials)
     if best is None:
-        problems = [str(t.user_attrs[PROBLEM]) for t in trials if PROBLEM in t.user_attrs]
-        why = f" ({problems[0]})" if problems else ""
-        raise FedKDError(f"arms.{arm}: no trial of the search has a result{why}")
+        raise no_result(arm, trials)
     ranges = space.ranges(trial.user_attrs[POINT] for trial in trials)
     settings = space.settings(best.user_attrs[POINT])
     return {

@@ -10,9 +10,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from fedkd.tuning.arm_search import POINT, RUNS, runs_of
+from fedkd.tuning.arm_search import RUNS, runs_of
 from fedkd.tuning.arm_space import ArmSpace
 from fedkd.tuning.exchanges import SLACK, loss
+from fedkd.tuning.trials import POINT
 
 LEAST_TRIALS = 4
 """Number of trials with a result below which nothing is measured. Ours."""

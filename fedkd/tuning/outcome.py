@@ -12,12 +12,11 @@ from rich.table import Table
 
 from fedkd.config import Consolidation, Study, Tuned
 from fedkd.config.study_file import dump_study, parse_study
-from fedkd.errors import FedKDError
 from fedkd.registry import METRICS
 from fedkd.tuning.objective import Judge, agreement, describe_judge
 from fedkd.tuning.space import Space
 from fedkd.tuning.store import Kind
-from fedkd.tuning.trials import ACCURACIES, POINT, PROBLEM, SCORES, best_trial
+from fedkd.tuning.trials import ACCURACIES, POINT, PROBLEM, SCORES, best_trial, no_result
 from fedkd.util.files import write_json, write_text
 
 SCHEMA = 1
@@ -41,9 +40,7 @@ def summarise(
     """
     best = best_trial(trials)
     if best is None:
-        problems = [str(t.user_attrs[PROBLEM]) for t in trials if PROBLEM in t.user_attrs]
-        why = f" ({problems[0]})" if problems else ""
-        raise FedKDError(f"arms.{arm}: no trial of the search has a result{why}")
+        raise no_result(arm, trials)
     own = [t for t in trials if t.state == TrialState.COMPLETE and _is_own(t, space)]
     compared = [t for t in trials if t.state == TrialState.COMPLETE and ACCURACIES in t.user_attrs]
     return {

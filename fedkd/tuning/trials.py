@@ -1,4 +1,4 @@
-"""Trials of a start as the file of a search holds them."""
+"""Trials as the file of a search holds them."""
 
 from __future__ import annotations
 
@@ -55,3 +55,10 @@ def best_value(trials: Iterable[FrozenTrial]) -> float | None:
     """Return the best result; None if no trial has any."""
     best = best_trial(trials)
     return None if best is None else best.value
+
+
+def no_result(arm: str, trials: Iterable[FrozenTrial]) -> FedKDError:
+    """Return the error of a search of which no trial has a result, with the first reason."""
+    problems = [str(t.user_attrs[PROBLEM]) for t in trials if PROBLEM in t.user_attrs]
+    why = f" ({problems[0]})" if problems else ""
+    return FedKDError(f"arms.{arm}: no trial of the search has a result{why}")

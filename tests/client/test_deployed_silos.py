@@ -148,34 +148,26 @@ def test_the_guard_keeps_back_moments_of_few_images_whatever_the_silo_says(field
         withhold(share, question, densities)
 
 
-@pytest.mark.parametrize(
-    ("share", "told"),
-    [
-        ({}, True),
-        ({"class_counts": False}, False),
-        ({"min_samples": 13}, True),
-        ({"min_samples": 14}, False),
-    ],
-)
+COUNTS_ARE_SHARED = [
+    ({}, True),
+    ({"class_counts": False}, False),
+    ({"min_samples": 13}, True),
+    ({"min_samples": 14}, False),
+]
+"""The north's classes have 14, 13 and 13 images."""
+
+
+@pytest.mark.parametrize(("share", "told"), COUNTS_ARE_SHARED)
 def test_class_counts_leave_only_if_shared_and_large(
     field: Any, share: dict[str, Any], told: bool
 ) -> None:
-    """Its classes have 14, 13 and 13 images."""
     made = field({"north": {"share": share}})
     reply = made.ask("north", keys.DESCRIBE, {"transfer-hash": "none"})
     assert (keys.CLASS_COUNTS in reply.content.config_records[keys.INFO]) is told
     assert (keys.CLASS_COUNTS in made.audit("north")[0]["sent"]["info"]) is told
 
 
-@pytest.mark.parametrize(
-    ("share", "told"),
-    [
-        ({}, True),
-        ({"class_counts": False}, False),
-        ({"min_samples": 13}, True),
-        ({"min_samples": 14}, False),
-    ],
-)
+@pytest.mark.parametrize(("share", "told"), COUNTS_ARE_SHARED)
 def test_sums_by_class_leave_on_the_terms_of_class_counts(
     field: Any, share: dict[str, Any], told: bool
 ) -> None:

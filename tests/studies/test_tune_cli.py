@@ -153,6 +153,11 @@ def test_the_proxy_says_how_well_it_agrees(fedkd: Any, write_study: Any) -> None
         (["--search", "random"], "'random' is not a valid search: give tpe or grid"),
         (["--seeds", "x"], "'x' is not a list of integers such as 0,1,2"),
         (["--set", "data.validation=0", "--set", "data.transfer.size=20"], "too few to hold out"),
+        (["--arms", "fedavgg"], "no arm is named 'fedavgg' (did you mean 'fedavg'?)"),
+        (["--arms", "all", "--arm", "fedkd"], "leave out --arm, --search and --proxy"),
+        (["--arms", "all", "--seeds", "0,100"], "--seeds: 0 is a seed of the study"),
+        (["--arm", "fedkd", "--seeds", "0"], "--seeds: 0 is a seed of the study"),
+        (["--arms", "all", "--set", "data.validation=0"], "data.validation: is 0"),
     ],
 )
 def test_the_impossible_is_refused_in_a_sentence(
@@ -319,23 +324,3 @@ def test_ctrl_c_keeps_the_trials_of_arms(
     assert code == 0
     assert len(runs) in (5, 6), "the interrupted trial ran again, and one beside it at most"
     assert {len(arm["trials"]) for arm in json.loads(out)["arms"].values()} == {2}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--arms", "fedavgg"], "no arm is named 'fedavgg' (did you mean 'fedavg'?)"),
-        (["--arms", "all", "--arm", "fedkd"], "leave out --arm, --search and --proxy"),
-        (["--arms", "all", "--seeds", "0,100"], "--seeds: 0 is a seed of the study"),
-        (["--arm", "fedkd", "--seeds", "0"], "--seeds: 0 is a seed of the study"),
-        (["--arms", "all", "--set", "data.validation=0"], "data.validation: is 0"),
-    ],
-)
-def test_arms_that_cannot_be_tuned_are_refused_in_a_sentence(
-    arguments: list[str], sentence: str, fedkd: Any, write_study: Any
-) -> None:
-    code, out, err = fedkd("tune", write_study(), *arguments)
-    assert (code, out) == (2, "")
-    assert sentence in err
-    assert "Traceback" not in err
-    assert not Path("runs").exists()
