@@ -101,7 +101,8 @@ def list_pictures(path: Path) -> Listing:
     """List the pictures below the class folders of ``path``, hidden files and folders left out.
 
     Raises:
-        UserError: there are no class folders, or some hold no pictures.
+        UserError: there are no class folders, some hold no pictures, or a link puts a folder into
+            two classes.
     """
     classes = tuple(_folders(path))
     if not classes:
@@ -113,9 +114,12 @@ def list_pictures(path: Path) -> Listing:
         )
     listing = Listing(classes)
     empty = []
+    owners = {os.path.realpath(path): path}
     for label, name in enumerate(classes):
         before = len(listing.samples)
-        for file in _files(path / name):
+        folders = _walk(path / name)
+        _check_links(owners, path / name, folders)
+        for file in _files(folders):
             _sort_in(listing, file, label)
         if len(listing.samples) == before:
             empty.append(name)
@@ -134,7 +138,7 @@ def list_flat(path: Path) -> Listing | None:
     if not path.is_dir() or _folders(path):
         return None
     listing = Listing(())
-    for file in _files(path):
+    for file in _files(_walk(path)):
         _sort_in(listing, file, -1)
     return listing if listing.samples else None
 
@@ -162,9 +166,9 @@ def walk(folder: Path) -> Iterator[str]:
             yield root
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, folder by folder, both in the order of their names."""
-    for root, files in _walk(folder):
+def _files(folders: list[tuple[str, list[str]]]) -> Iterator[str]:
+    """Yield the files of folders, folder by folder, both in the order of their names."""
+    for root, files in folders:
         for name in files:
             yield os.path.join(root, name)  # noqa: PTH118 -- likewise
 
@@ -183,6 +187,19 @@ def _walk(folder: Path) -> list[tuple[str, list[str]]]:
         visited += [] if real in seen else [(root, sorted(n for n in files if not is_hidden(n)))]
         seen.add(real)
     return sorted(visited)
+
+
+def _check_links(
+    owners: dict[str, Path], owner: Path, folders: list[tuple[str, list[str]]]
+) -> None:
+    """Refuse links by which the pictures of one folder would be of two classes."""
+    for root, _ in folders:
+        first = owners.setdefault(os.path.realpath(root), owner)
+        if first != owner:
+            raise UserError(
+                f"{root} is a link to a folder that belongs to {first} too, so its pictures would "
+                "be of two classes; remove the link"
+            )
 
 
 def _folders(path: Path) -> list[str]:

@@ -194,6 +194,17 @@ def test_a_link_to_a_folder_above_ends(tmp_path: Path):
     assert len(load(tmp_path).train) == 6
 
 
+@pytest.mark.parametrize("target", [".", "b", "b/deep"], ids=["the root", "a class", "in one"])
+@pytest.mark.parametrize("place", ["c", "a/c"])
+def test_a_link_that_puts_pictures_into_two_classes_is_refused(
+    tmp_path: Path, place: str, target: str
+):
+    tree(tmp_path, "a", "b", "b/deep")
+    (tmp_path / place).symlink_to(tmp_path / target)
+    message = refuse(tmp_path)
+    assert "would be of two classes; remove the link" in message
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path):
     tree(tmp_path, "a", "b")
