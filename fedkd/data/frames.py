@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ MAX_LABELS = 1000
 """Classes beyond this number are taken for a column of other values."""
 MAX_CATEGORIES = 1000
 MAX_SILOS = 1000
+_PLAIN = (str, bool, int, float, np.bool_, np.integer, np.floating)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,27 +75,24 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     for key, each in named:
         if each is not None and each not in whole and not unlabelled:
             raise UserError(f"data.table.{key}: {_missing(each, whole)}")
+    if label in (silo, *table.drop):
+        raise UserError(f"data.table.label: column {label!r} is named as silo or to be dropped too")
     if label in whole:
-        labels, classes = _read_labels(whole[label], label)
+        labels, classes = _read_labels(_plain(whole[label], label), label)
     elif unlabelled:
         labels, classes = np.full(len(whole), -1), ()
     else:
         raise UserError(f"data.table.label: {_missing(label, whole)}")
     left_out = {label, silo, *table.drop, *(set(defaults.drop) - {table.label})}
-    inputs = whole[[name for name in whole.columns if name not in left_out]]
-    if not len(inputs.columns):
+    plain = {name: _plain(whole[name], name) for name in whole.columns if name not in left_out}
+    if not plain:
         raise UserError("it has no column that models can take, but those of label and silo")
-    silos = None if silo is None or silo not in whole else _read_silos(whole[silo], silo)
-    as_text = {*table.categorical, *defaults.categorical} & set(inputs.columns)
-    for position, column in inputs.items():
-        name = str(position)
-        if _is_text(column):
-            as_text.add(name)
-        elif not pd.api.types.is_numeric_dtype(column):
-            raise UserError(
-                f"column {name!r} is {column.dtype}; turn it into numbers or text, or leave "
-                "it out by data.table.drop"
-            )
+    inputs = pd.DataFrame(plain, copy=False)
+    silos = None
+    if silo is not None and silo in whole:
+        silos = _read_silos(_plain(whole[silo], silo), silo)
+    as_text = {*table.categorical, *defaults.categorical} & set(plain)
+    as_text |= {name for name, column in plain.items() if _is_text(column)}
     return Frame(inputs, labels, classes, silos, frozenset(as_text))
 
 
@@ -141,6 +140,8 @@ def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
         raise UserError(
             f"{path} needs a reader of Parquet; install it: pip install pyarrow"
         ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; save it in that encoding") from error
     except Exception as error:  # a damaged file raises all kinds
         if describe_exhaustion(error):
             raise
@@ -152,6 +153,29 @@ def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
     if twice := whole.columns[whole.columns.duplicated()].tolist():
         raise UserError(f"{path} has two columns named {twice[0]!r}")
     return whole
+
+
+def _plain(column: pd.Series[Any], name: str) -> pd.Series[Any]:
+    """Return a column as numbers, truth values or text.
+
+    Raises:
+        UserError: it holds values of another type, such as dates, lists or bytes.
+    """
+    if pd.api.types.is_object_dtype(column):
+        types = {type(value) for value in column.dropna()}
+        if types and types <= {Decimal, int, float}:
+            return column.astype(np.float64)
+        strange = [each.__name__ for each in types if not issubclass(each, _PLAIN)]
+    else:
+        is_plain = _is_text(column) or pd.api.types.is_numeric_dtype(column)
+        is_plain = is_plain and not pd.api.types.is_complex_dtype(column)
+        strange = [] if is_plain else [str(column.dtype)]
+    if strange:
+        raise UserError(
+            f"column {name!r} has values of type {', '.join(sorted(strange))}; turn it into "
+            "numbers or text, or leave it out by data.table.drop"
+        )
+    return column
 
 
 def _read_labels(
@@ -211,6 +235,11 @@ def _is_text(column: pd.Series[Any]) -> bool:
 
 
 def _missing(name: str, whole: pd.DataFrame) -> str:
+    only = whole.columns[0]
+    if len(whole.columns) == 1 and (mark := next((m for m in ";\t|" if m in only), None)):
+        return (
+            f"there is only a column {only!r}; its fields seem to be separated by {mark!r}, not ','"
+        )
     return f"there is no column {name!r}; there are {_some(whole.columns)}"
 
 

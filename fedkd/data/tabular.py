@@ -15,6 +15,9 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 
+MAX_VALUE = 1e30
+"""Of a number: sums of squares over any table stay finite."""
+
 
 def read_table(name: str, table: Table | None = None, *, unlabelled: bool = False) -> Source:
     """Read a table as a data source, float64 ``[N, F]``; missing values are NaN.
@@ -25,8 +28,8 @@ def read_table(name: str, table: Table | None = None, *, unlabelled: bool = Fals
         unlabelled: whether the label's column may be missing; all labels are then -1.
 
     Raises:
-        UserError: see :func:`fedkd.data.frames.read_frame`; or a column has infinite values or too
-            many categories.
+        UserError: see :func:`fedkd.data.frames.read_frame`; or a column has values beyond
+            ``MAX_VALUE`` or too many categories.
     """
     frame = read_frame(name, table, unlabelled=unlabelled)
     columns, values = [], np.empty((len(frame.inputs), len(frame.inputs.columns)))
@@ -44,8 +47,11 @@ def _read_column(
 ) -> tuple[Column, np.ndarray[Any, np.dtype[np.float64]]]:
     if not as_text:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-        if np.isinf(values).any():
-            raise UserError(f"column {name!r} has infinite values; replace or drop them")
+        if (largest := np.nanmax(np.abs(values), initial=0.0)) > MAX_VALUE:
+            raise UserError(
+                f"column {name!r} has values as large as {largest:g}; replace or drop those beyond "
+                f"{MAX_VALUE:g}"
+            )
         return Column(name), values
     names = as_names(series)
     categories = sorted(names.dropna().unique())

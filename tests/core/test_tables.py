@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +309,8 @@ def test_validation_says_what_is_done_to_each_column(path: Path, tmp_path: Path)
         ({"label": "outcome", "silo": "number"}, "5000 different values, more than 1000 silos"),
         ({"label": "outcome", "drop": ["x"]}, "data.table.drop: there is no column 'x'"),
         ({"label": "gaps"}, "column 'gaps' is empty in 1 of 5000 rows"),
+        ({"label": "outcome", "drop": ["outcome"]}, "is named as silo or to be dropped too"),
+        ({"label": "outcome", "silo": "outcome"}, "is named as silo or to be dropped too"),
     ],
 )
 def test_unusable_columns_are_refused(tmp_path: Path, table: dict[str, Any], message: str) -> None:
@@ -316,6 +320,52 @@ def test_unusable_columns_are_refused(tmp_path: Path, table: dict[str, Any], mes
     data = {"source": f"csv:{tmp_path / 'bad.csv'}", "table": table}
     with pytest.raises(UserError, match=message):
         load(tmp_path, data=data)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 1e39], "values as large as 1e.39; replace or drop those beyond 1e.30"),
+        ([1.0, -np.inf], "values as large as inf"),
+        ([b"a", b"\xff"], "column 'x' has values of type bytes; turn it into numbers or text"),
+        ([[1, 2], [3]], "column 'x' has values of type ndarray"),
+        ([{"k": 1}, {"k": 2}], "column 'x' has values of type dict"),
+        (pd.to_datetime(["2020-01-01", "2021-01-01"]), "values of type datetime64"),
+        ([date(2020, 1, 1), date(2021, 1, 1)], "values of type date"),
+    ],
+)
+def test_values_that_are_neither_numbers_nor_text_are_refused(
+    tmp_path: Path, values: Any, message: str
+) -> None:
+    file = tmp_path / "bad.parquet"
+    pd.DataFrame({"x": values, "y": ["a", "b"]}).to_parquet(file)
+    with pytest.raises(UserError, match=message):
+        load_source(f"parquet:{file}", table=Table(label="y"))
+    if "bytes" in message or "date" in message:
+        with pytest.raises(UserError, match=message):
+            load_source(f"parquet:{file}", table=Table(label="x"))
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "decimals.parquet"
+    pd.DataFrame({"x": [Decimal("1.5"), None], "y": ["a", "b"]}).to_parquet(file)
+    source = load_source(f"parquet:{file}", table=Table(label="y"))
+    assert source.columns == (Column("x"),)
+    assert source.train.images[0, 0] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a;y\n1;2\n3;4\n", "its fields seem to be separated by ';', not ','"),
+        ("ä,y\n1,2\n3,4\n", "is not text in UTF-8; save it in that encoding"),
+    ],
+)
+def test_other_forms_of_csv_are_told(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_text(text, "latin-1")
+    with pytest.raises(UserError, match=message):
+        load_source(f"csv:{file}", table=Table(label="y"))
 
 
 @pytest.mark.parametrize(
