@@ -7,6 +7,7 @@ builds tensors and plain containers and calls nothing else.
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from fedkd.util.safetensors_header import read_metadata
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
 """Keys under which trainers save the weights beside other things; of several the first counts."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_MAX_WRAPPERS = 4
+_MOST_SHARING = 8
+"""Bytes of all tensors by those of their file: a few weights may be tied."""
 _SAVE = "torch.save(model.state_dict(), 'weights.pt')"
 
 
@@ -100,7 +104,9 @@ def _read_torch(path: Path, what: str) -> Weights:
             raise UserError(
                 f"{what}: {path} is a TorchScript program, not weights; save these by {_SAVE}"
             )
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():  # such as on kinds of tensors that are refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(f"{what}: {_explain_refusal(path)}") from error
     except UserError:
@@ -137,7 +143,7 @@ def _explain_refusal(path: Path) -> str:
 def _unwrap(path: Path, content: object, what: str) -> Weights:
     """Return the state dict in what was loaded, which may lie under a key of a trainer's."""
     notes: list[str] = []
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(notes) < _MAX_WRAPPERS:
         keys = (key for key in _WRAPPERS if isinstance(content.get(key), Mapping))
         if (key := next(keys, None)) is None:
             break
@@ -146,16 +152,32 @@ def _unwrap(path: Path, content: object, what: str) -> Weights:
         notes.append(f"the weights are those under {key!r}{besides}")
         content = content[key]
     if not isinstance(content, Mapping):
+        kind = type(content).__name__
         raise UserError(
-            f"{what}: {path} holds a {type(content).__name__}, not a state dict; save it by {_SAVE}"
+            f"{what}: {path} holds an object of type {kind}, not a state dict; save it by {_SAVE}"
         )
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{what}: {path} is not a state dict: its entry {key!r} is a "
-                f"{type(value).__name__}, not a tensor; save it by {_SAVE}"
-            )
+        if strange := _describe_strange(key, value):
+            raise UserError(f"{what}: {path} is not a state dict: {strange}; save it by {_SAVE}")
     if not content:
         raise UserError(f"{what}: {path} holds no tensors")
+    if sum(tensor.nbytes for tensor in content.values()) > _MOST_SHARING * path.stat().st_size:
+        raise UserError(
+            f"{what}: {path} has tensors of more bytes than the file, since many share their "
+            f"memory; save it by {_SAVE}"
+        )
     # Copied: a mapped file may be changed while the tensors are in use.
     return Weights({key: value.clone() for key, value in content.items()}, {}, tuple(notes))
+
+
+def _describe_strange(key: object, value: object) -> str | None:
+    """Say why an entry is not a named dense tensor of numbers; None if it is one."""
+    if not isinstance(key, str):
+        return f"its key {key!r} is not text"
+    if not isinstance(value, Tensor):
+        return f"its entry {key!r} is an object of type {type(value).__name__}, not a tensor"
+    if value.layout is not torch.strided:
+        return f"its entry {key!r} is a sparse tensor"
+    if value.is_quantized or value.is_meta:
+        return f"its entry {key!r} is a tensor of {value.dtype} on {value.device}, not of numbers"
+    return None

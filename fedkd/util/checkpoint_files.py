@@ -64,14 +64,14 @@ def read_index(path: Path) -> list[Path]:
     with path.open("rb") as file:
         text = file.read(_MAX_INDEX_BYTES)
     try:
-        names = sorted(set(json.loads(text)["weight_map"].values()))
+        names = sorted({PurePath(name) for name in json.loads(text)["weight_map"].values()})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("it is not an index of safetensors files") from None
     if not 1 <= len(names) <= _MAX_SHARDS:
         raise ValueError(f"it names {len(names)} files")
     for name in names:
-        if PurePath(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"it names {name!r}, which is not a safetensors file beside it")
+        if name.name != str(name) or name.suffix != ".safetensors":
+            raise ValueError(f"it names {str(name)!r}, which is not a safetensors file beside it")
     return [path.parent / name for name in names]
 
 

@@ -130,6 +130,16 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:600])
 
 
+def holding_itself(path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, path)
+
+
+def index_of_numbers(path: Path) -> None:
+    path.write_text('{"weight_map": {"a": 5}}')
+
+
 def deepspeed(path: Path) -> None:
     (path / "global_step3").mkdir(parents=True)
     (path / "zero_to_fp32.py").touch()
@@ -169,12 +179,38 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "empty": ("a.pt", lambda path: path.touch(), "is not a file that torch.save wrote"),
     "missing": ("a.pt", lambda _: None, "does not exist"),
     "safetensors under another name": ("a.pt", safetensors, "rename it so that its name ends in"),
-    "a list": ("a.pt", lambda path: torch.save([1], path), "holds a list, not a state dict"),
+    "a list": ("a.pt", lambda path: torch.save([1], path), "holds an object of type list, not"),
     "no tensors": ("a.pt", lambda path: torch.save({}, path), "holds no tensors"),
     "an optimizer's state": (
         "a.pt",
         lambda path: torch.save({"epoch": 3, "w": torch.zeros(2)}, path),
-        "its entry 'epoch' is a int, not a tensor",
+        "its entry 'epoch' is an object of type int, not a tensor",
+    ),
+    "a key that is not text": (
+        "a.pt",
+        lambda path: torch.save({1: torch.zeros(2)}, path),
+        "its key 1 is not text",
+    ),
+    "a dict that holds itself": ("a.pt", holding_itself, "is an object of type dict, not a tensor"),
+    "sparse": (
+        "a.pt",
+        lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
+        "its entry 'a' is a sparse tensor",
+    ),
+    "without data": (
+        "a.pt",
+        lambda path: torch.save({"a": torch.zeros(3, device="meta")}, path),
+        "its entry 'a' is a tensor of torch.float32 on meta, not of numbers",
+    ),
+    "4 TB in one number": (
+        "a.pt",
+        lambda path: torch.save({"a": torch.zeros(1).expand(10**12)}, path),
+        "has tensors of more bytes than the file",
+    ),
+    "an index of numbers": (
+        "a.safetensors.index.json",
+        index_of_numbers,
+        "is not an index of safetensors files",
     ),
     "DeepSpeed's folder": ("run.pt", deepspeed, "is a folder as DeepSpeed writes it"),
     "a folder": ("run.pt", folder, "name a file in it, such as"),
