@@ -16,7 +16,7 @@ from numpy.lib import format as npy_format
 
 from fedkd.data.images import Images
 from fedkd.data.npz_arrays import OF_ANY_KIND, channel_axis, find_misfit
-from fedkd.data.source import MAX_BYTES, MAX_CLASSES, Source
+from fedkd.data.source import MAX_BYTES, MAX_CLASSES, MAX_VALUE, Source
 from fedkd.errors import UserError, describe_exhaustion
 
 Array = npt.NDArray[Any]
@@ -31,6 +31,7 @@ _OTHER_NAMES = (
 """What other tools call these arrays, in the order of :data:`NAMES`."""
 
 _MAX_HEADER = 10_000
+_MAX_TOKEN = 1 << 24
 _HEADERS = {
     (1, 0): (2, npy_format.read_array_header_1_0),
     (2, 0): (4, npy_format.read_array_header_2_0),
@@ -210,6 +211,19 @@ def _check_header(key: str, header: _Header) -> None:
         raise UserError(problem)
 
 
+def _checked_inputs(name: str, values: Array) -> Array:
+    """Return inputs of any kind as float32, or as int64 where they are token ids."""
+    is_float = values.dtype.kind == "f"
+    least, most = (-MAX_VALUE, MAX_VALUE) if is_float else (0, _MAX_TOKEN)
+    if not ((values >= least) & (values <= most)).all():  # no comparison holds for NaN
+        what = "not finite numbers" if is_float else "not token ids"
+        raise UserError(
+            f"{name} has values that are {what} from {least:g} to {most:g}; replace or leave them "
+            "out"
+        )
+    return values.astype(np.float32 if is_float else np.int64)
+
+
 def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
     pixels, numbers = arrays[images], arrays[labels]
     if len(pixels) != len(numbers):
@@ -221,9 +235,7 @@ def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
             f"below {MAX_CLASSES}"
         )
     if images in OF_ANY_KIND:
-        if not np.isfinite(pixels).all():
-            raise UserError(f"{images} has values that are not finite; replace or leave them out")
-        pixels = pixels.astype(np.float32 if pixels.dtype.kind == "f" else np.int64)
+        pixels = _checked_inputs(images, pixels)
     elif pixels.ndim == 3:
         pixels = pixels[:, None]
     elif channel_axis(pixels.shape) == 3:

@@ -13,6 +13,9 @@ from fedkd.errors import UserError
 
 MAX_CLASSES = 10_000
 
+MAX_VALUE = 1e18
+"""Of a number that models take: float32 holds its square."""
+
 MAX_BYTES = 16 << 30
 """Most bytes that the images of one source may take in memory."""
 

@@ -12,11 +12,8 @@ from fedkd.config.table import Table
 from fedkd.data.columns import Column
 from fedkd.data.frames import MAX_CATEGORIES, as_names, read_frame
 from fedkd.data.images import Images
-from fedkd.data.source import Source
+from fedkd.data.source import MAX_VALUE, Source
 from fedkd.errors import UserError
-
-MAX_VALUE = 1e30
-"""Of a number: sums of squares over any table stay finite."""
 
 
 def read_table(name: str, table: Table | None = None, *, unlabelled: bool = False) -> Source:
