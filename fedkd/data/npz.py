@@ -213,15 +213,18 @@ def _check_header(key: str, header: _Header) -> None:
 
 def _checked_inputs(name: str, values: Array) -> Array:
     """Return inputs of any kind as float32, or as int64 where they are token ids."""
-    is_float = values.dtype.kind == "f"
-    least, most = (-MAX_VALUE, MAX_VALUE) if is_float else (0, _MAX_TOKEN)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        least, most, what = -MAX_VALUE, MAX_VALUE, "not finite numbers"
+    else:
+        least, most, what = 0, _MAX_TOKEN, "not token ids"
     if not ((values >= least) & (values <= most)).all():  # no comparison holds for NaN
-        what = "not finite numbers" if is_float else "not token ids"
         raise UserError(
             f"{name} has values that are {what} from {least:g} to {most:g}; replace or leave them "
             "out"
         )
-    return values.astype(np.float32 if is_float else np.int64)
+    return values if values.dtype == np.float32 else values.astype(np.int64)
 
 
 def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
