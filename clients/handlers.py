@@ -28,6 +28,7 @@ from fedkd.messages.envelope import seal_reply
 from fedkd.messages.teacher import Wanted
 from fedkd.messages.train import TrainedModel
 from fedkd.models.state import state_hash
+from fedkd.registry import is_external
 from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
 
@@ -100,9 +101,12 @@ def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
         answer = _add_densities(answer, silo, wanted, content, images)
     if wanted.mode != keys.MODE_NONE:
         own = silo.own_model()
-        if own.state is None:
+        problem = own.problem
+        if wanted.mode == keys.MODE_WEIGHTS and is_external(silo.arch):
+            problem = f"its model is of {silo.arch}, which only predicts"
+        if problem or own.state is None:
             return teacher.write_problem(
-                own.problem, num_examples=len(silo.data), transfer_hash=transfer_hash
+                problem, num_examples=len(silo.data), transfer_hash=transfer_hash
             )
         if wanted.mode == keys.MODE_WEIGHTS:
             answer = replace(answer, state=own.state)

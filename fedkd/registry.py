@@ -6,6 +6,7 @@ import importlib
 from typing import Any, Literal
 
 from fedkd.user_code import MethodSpec
+from fedkd.util.checkpoint_files import EXTERNAL_FORMATS
 from fedkd.util.name_registry import Prefix, Registry, SpecRegistry
 
 
@@ -76,6 +77,27 @@ AUGMENTATIONS = Registry(
 )
 """Functions of uint8 images ``[B, C, H, W]`` to as many changed ones."""
 
+EXTERNAL_CLASSES = {
+    "sklearn": {
+        "ExtraTreesClassifier": "sklearn.ensemble",
+        "HistGradientBoostingClassifier": "sklearn.ensemble",
+        "LogisticRegression": "sklearn.linear_model",
+        "MLPClassifier": "sklearn.neural_network",
+        "RandomForestClassifier": "sklearn.ensemble",
+    },
+    "xgboost": {"XGBClassifier": "xgboost"},
+    "lightgbm": {"LGBMClassifier": "lightgbm"},
+    "catboost": {"CatBoostClassifier": "catboost"},
+}
+"""Classifiers of other libraries that a silo may train, to their modules."""
+_EXTERNAL = "fedkd.models.external:ExternalModel"
+
+
+def is_external(arch: str) -> bool:
+    """Whether an architecture is of another library, whose models only predict."""
+    return arch in EXTERNAL_FORMATS or arch.partition(":")[0] in EXTERNAL_CLASSES
+
+
 ARCHITECTURES = Registry(
     "architecture",
     {
@@ -85,11 +107,16 @@ ARCHITECTURES = Registry(
         "linear": "fedkd.models.builtin:linear",
         "mlp": "fedkd.models.builtin:mlp",
         "resnet8": "fedkd.models.builtin:resnet8",
+        **dict.fromkeys(EXTERNAL_FORMATS, _EXTERNAL),
     },
     prefixes={
         "torchvision:": Prefix("fedkd.models.libraries:torchvision_builder", "NAME"),
         "timm:": Prefix("fedkd.models.libraries:timm_builder", "NAME"),
         "hf:": Prefix("fedkd.models.libraries:hugging_face_builder", "FOLDER or OWNER/NAME"),
+        **{
+            f"{library}:": Prefix(_EXTERNAL, " or ".join(classes))
+            for library, classes in EXTERNAL_CLASSES.items()
+        },
     },
 )
 

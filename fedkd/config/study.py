@@ -13,6 +13,7 @@ from fedkd.config.consolidation import Consolidation
 from fedkd.config.data import AnyPartition, ByColumn, Data, Deployed, Given, Iid, Indices
 from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
+from fedkd.config.external import check_external_models, fill_external
 from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.part_defaults import PART_RATES, fill_part_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
@@ -73,7 +74,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        return fill_part_rates(fill_deployed(data))
+        return fill_external(fill_part_rates(fill_deployed(data)))
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -89,6 +90,7 @@ class Study(Section):
             check_simulated(self.data, self.partition.scheme, self.arms)
         check_silo_names(self)
         check_recalibration(self)
+        check_external_models(self)
         check_backbones(self)
         check_needs(self)
         for key, values, noun in (

@@ -17,9 +17,11 @@ from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard, check_preprocessing, load_model, read_card
+from fedkd.models.external import read_external
 from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, identity
 from fedkd.models.state import Checkpoint
 from fedkd.util.cache import cache_root
+from fedkd.util.checkpoint_files import external_format
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,11 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
     if file.model is None or file.checkpoint is None:
         raise UserError("model: the silo has none")
     path, what = file.checkpoint, "model.checkpoint"
+    if external := external_format(path):
+        if file.model.arch not in (None, external):
+            raise UserError(f"model.arch: is {file.model.arch}, but {path} is of {external}")
+        state = read_external(path, shape, classes, what=what, labels=file.labels)
+        return external, Checkpoint(state, finite=True)
     card = read_card(path, what=what)
     arch = file.model.arch or (card.arch if card else None)
     if arch is None:

@@ -19,10 +19,12 @@ from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state, save_state
-from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
+from fedkd.registry import EXTERNAL_CLASSES, NO_SOURCE, NOISE, STUDENT_SILO, is_external
 from fedkd.training.compute import Compute
+from fedkd.training.external import train_external
 from fedkd.training.loop import train_supervised
 from fedkd.training.optimizer import OptimizerSettings
+from fedkd.util.checkpoint_files import EXTERNAL_FORMATS
 from fedkd.util.files import write_text
 from fedkd.util.seeding import numpy_generator, torch_generator
 from fedkd.util.yaml_loader import dump_yaml
@@ -52,6 +54,10 @@ def shorten(study: Study, *, folder: Path, engine: str) -> Study:
     values = study.to_dict()
     values["seeds"] = values["seeds"][:1]
     values["engine"]["name"] = engine
+    # A file of ONNX cannot be written here; one of scikit-learn predicts as well.
+    values["model"]["per_silo"] = {
+        silo: "sklearn" if arch == "onnx" else arch for silo, arch in study.model.per_silo.items()
+    }
     for rounds in [values["rounds"], *(arm.get("rounds") or {} for arm in values["arms"].values())]:
         if rounds is values["rounds"] or "max" in rounds:
             rounds["max"] = 1
@@ -82,13 +88,16 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
     shape = _shape(study)
     count = max(images, study.partition.min_size, shape.num_classes)
     source = _generate(study, folder / "data.npz", count)
+    arch = study.arch_of(name)
+    external = is_external(arch)
+    shared = "logits" if external else "weights"
     transfer = _transfer_hash(study)
     file: dict[str, Any] = {
         "name": name,
         "data": source,
         "labels": {str(index): label for index, label in enumerate(study.data.classes or ())},
         "share": {
-            "teacher": "weights" if study.needs_pretrained else "none",
+            "teacher": shared if study.needs_pretrained else "none",
             "densities": True,
             "moments": True,
             "class_counts": True,
@@ -100,9 +109,10 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
         "allow": sorted({function for _, _, function in names_at_silo(study, name)}),
     }
     if study.needs_pretrained:
-        path = folder / "model.safetensors"
+        ending = EXTERNAL_FORMATS[arch][0][0] if external else ".safetensors"
+        path = folder / f"model{ending}"
         _write_model(study, name, folder / "data.npz", path)
-        file["model"] = {"checkpoint": str(path), "arch": study.arch_of(name)}
+        file["model"] = {"checkpoint": str(path), "arch": arch}
     path = folder / "silo.yaml"
     write_text(path, dump_yaml(file))
     return path
@@ -114,6 +124,11 @@ def _write_model(study: Study, name: str, data: Path, path: Path) -> None:
     shape = replace(_shape(study), backbone=backbone)
     with np.load(data) as arrays:
         pixels, labels = (torch.from_numpy(arrays[key]) for key in ("images", "labels"))
+    if is_external(arch):
+        trained = f"{arch}:{next(iter(EXTERNAL_CLASSES[arch]))}"
+        state = train_external(trained, Images(pixels, labels), study.seeds[0])
+        path.write_bytes(state["file"].numpy().tobytes())
+        return
     model = build_model(arch, shape, seed=study.seeds[0])
     generator = torch_generator(study.seeds[0], "rehearsal", name)
     train_supervised(

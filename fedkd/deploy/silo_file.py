@@ -18,6 +18,7 @@ from fedkd.config.sections import Architecture, Count, Rate, Section, Source
 from fedkd.errors import UserError
 from fedkd.models.downloads import local_files_only
 from fedkd.user_code import importing_only
+from fedkd.util.checkpoint_files import external_format
 from fedkd.util.yaml_loader import load_yaml
 
 MAX_BYTES = 1 << 20
@@ -30,7 +31,9 @@ class OwnModel(Section):
     """The model that the silo trained before, and pre-trained weights on its host."""
 
     checkpoint: FilePath | None = Field(
-        None, description="a file of safetensors or torch.save, its outputs in the study's order"
+        None,
+        description="a file of safetensors or torch.save, its outputs in the study's order; or a "
+        "model that only predicts: .onnx, .skops, .ubj or .json (XGBoost), .txt (LightGBM), .cbm",
     )
     weights: FilePath | None = Field(
         None,
@@ -204,6 +207,12 @@ class SiloFile(Section):
     def _check(self) -> SiloFile:
         if self.checkpoint is None and self.share.teacher != "none":
             raise ValueError("share.teacher: must be none for a silo without a model")
+        external = self.checkpoint and external_format(self.checkpoint)
+        if external and self.share.teacher == "weights":
+            raise ValueError(
+                f"share.teacher: weights, but the model is of {external}, which only predicts; set "
+                "share.teacher: logits"
+            )
         if self.local_dp is not None and self.share.teacher == "weights":
             raise ValueError(
                 "local_dp: adds noise to models of the rounds, but share.teacher: weights would "

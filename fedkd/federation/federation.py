@@ -22,12 +22,15 @@ from fedkd.federation.split import Split, load_split
 from fedkd.models.backbone import Backbone
 from fedkd.models.build import arch_fingerprint, build_model
 from fedkd.models.card import check_preprocessing
+from fedkd.models.external import read_external
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.pool import ModelPool
 from fedkd.models.preprocessing import Preprocessing, from_config, with_preprocessing
 from fedkd.models.state import Checkpoint, State, copy_state, is_finite, load_state, save_state
-from fedkd.registry import AUGMENTATIONS
+from fedkd.models.weights_file import read_weights
+from fedkd.registry import AUGMENTATIONS, is_external
 from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.external import CannotLearnError, train_external
 from fedkd.training.pretrain import pretrain
 from fedkd.user_code import hash_files
 from fedkd.util.cache import cache_key
@@ -171,7 +174,7 @@ class Federation:
                 state = self.read_checkpoint(silo, checkpoint, what).state
             else:
                 state = self._read_model(silo) or self._train_model(silo)
-        except UserCodeError as error:
+        except (UserCodeError, CannotLearnError) as error:
             self._failed[silo] = f"its pre-training failed: {error}"
             return Pretrained(None, self._failed[silo])
         if not is_finite(state) and not is_finite(state, self.initial_model(silo)):
@@ -244,11 +247,14 @@ class Federation:
         Raises:
             UserError: the file cannot be read or does not fit.
         """
+        if is_external(arch := self.study.arch_of(silo)):
+            state = read_external(Path(path), self.shape, self.split.classes, what=what)
+            return Checkpoint(state, finite=True)
         preprocessing = self._own_preprocessing(silo)
         check_preprocessing(Path(path), preprocessing, what=what)
         return read_model(
             Path(path),
-            self.study.arch_of(silo),
+            arch,
             self.shape,
             what=what,
             preprocessing=preprocessing,
@@ -259,10 +265,22 @@ class Federation:
         entry = self._cached_model(silo)
         if has_entry(entry):
             with contextlib.suppress(UserError):
+                if is_external(self.study.arch_of(silo)):  # its tensors have any length
+                    return read_weights(entry / MODEL_FILE, what="model").state
                 return load_state(entry / MODEL_FILE, self.initial_model(silo))
         return None
 
     def _train_model(self, silo: str) -> State:
+        if is_external(arch := self.study.arch_of(silo)):
+            seed = derive_seed(self.seed, "external-model", silo) % 2**31
+            state = train_external(arch, self._silos[silo], seed)
+        else:
+            state = self._train_network(silo)
+        with new_entry(self._cached_model(silo)) as entry:
+            save_state(entry / MODEL_FILE, state)
+        return state
+
+    def _train_network(self, silo: str) -> State:
         settings = self.study.pretraining
         model = build_model(self.study.arch_of(silo), self.shape, seed=0)
         model.load_state_dict(self.initial_model(silo))
@@ -277,10 +295,7 @@ class Federation:
                 generator=generator,
                 compute=self.compute,
             )
-        state = copy_state(model)
-        with new_entry(self._cached_model(silo)) as entry:
-            save_state(entry / MODEL_FILE, state)
-        return state
+        return copy_state(model)
 
     def _cached_model(self, silo: str) -> Path:
         data = self._silos[silo]

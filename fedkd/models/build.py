@@ -18,9 +18,10 @@ from fedkd.data.images import Kind
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone
+from fedkd.models.external import ExternalModel, external_version
 from fedkd.models.fixed import FixedPart
 from fedkd.models.preprocessing import Preprocessing
-from fedkd.registry import ANY_INPUT, ARCHITECTURES
+from fedkd.registry import ANY_INPUT, ARCHITECTURES, is_external
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 
@@ -104,6 +105,8 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     Raises:
         UserError: the architecture cannot be found or does not fit these images.
     """
+    if is_external(arch):
+        return ExternalModel(arch, shape.num_classes)
     make = _maker(arch, shape)
     with DrawFrom(torch.Generator().manual_seed(seed)):
         model = make()
@@ -242,6 +245,8 @@ def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | 
     read = f"+{hash_files(files)}" if files else ""
     if backbone is not None and backbone.prepares(arch):
         read += f"+{json.dumps(backbone.key, sort_keys=True)}"
+    if is_external(arch):
+        return f"{arch}@{external_version(arch)}"
     if arch in ARCHITECTURES:
         return arch + read
     if ARCHITECTURES.is_own(arch):

@@ -8,7 +8,9 @@ from torch.nn import functional
 
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.build import Shape, build_model
+from fedkd.models.external import check_external
 from fedkd.models.state import copy_state
+from fedkd.registry import is_external
 from fedkd.util.random_ops import DrawFrom
 
 _EXCHANGED = frozenset(
@@ -39,6 +41,9 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
         UserError: it does not turn images into one logit for each class, cannot be trained on a
             batch of two, or has a state that cannot be exchanged.
     """
+    if is_external(arch):
+        check_external(arch, shape.kind)
+        return
     model = build_model(arch, shape, seed=0)
     if problem := _find_state_problem(model):
         raise UserError(f"model.arch: {arch} {problem}")
@@ -67,6 +72,8 @@ def find_training_problem(arch: str, shape: Shape, batch_size: int) -> str:
     One forward and one backward pass show it: auxiliary outputs, batch normalisation of a single
     image and the like do not occur in evaluation mode.
     """
+    if is_external(arch):
+        return ""  # its library trains it
     return _train_once(build_model(arch, shape, seed=0), shape, batch_size)
 
 

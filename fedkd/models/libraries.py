@@ -184,8 +184,8 @@ class LogitsOf(nn.Module):
         return logits
 
 
-def require(package: str, what: str) -> Any:
-    """Import an optional package.
+def require(package: str, what: str, *, extra: str = "models") -> Any:
+    """Import a package of an extra of fedkd.
 
     Raises:
         UserError: it is not installed.
@@ -194,5 +194,5 @@ def require(package: str, what: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            f"{what} needs {package}, which is not installed: {install_command('models')}"
+            f"{what} needs {package}, which is not installed: {install_command(extra)}"
         ) from error

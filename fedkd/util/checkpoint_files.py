@@ -1,6 +1,7 @@
 """The files of a checkpoint, and what their names and first bytes say, before any is loaded.
 
-A checkpoint is a safetensors file, an index of several, or what ``torch.save`` writes.
+A checkpoint is a safetensors file, an index of several, or what ``torch.save`` writes; or a model
+of another library in its own format.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ INDEX = ".safetensors.index.json"
 """End of the name of an index of safetensors files, as Hugging Face's libraries write it."""
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 """Ends of names of what ``torch.save`` writes."""
+EXTERNAL_FORMATS = {
+    "onnx": ((".onnx",), b""),
+    "sklearn": ((".skops",), b"PK"),
+    "xgboost": ((".ubj", ".json"), b"{"),
+    "lightgbm": ((".txt",), b"tree"),
+    "catboost": ((".cbm",), b"CBM"),
+}
+"""Libraries whose models only predict, to the ends of names and the first bytes of their files."""
+MAX_EXTERNAL_BYTES = 1 << 30
+_PICKLES = (".pkl", ".pickle", ".joblib", ".sav")
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_SHARDS = 10_000
 _FIRST_BYTES = 9
@@ -37,6 +48,10 @@ def find_weights_problem(path: Path) -> str | None:
             return None
         if path.suffix in TORCH_SUFFIXES:
             return _find_torch_problem(path)
+        if path.suffix in _PICKLES:
+            return _describe_pickle(path)
+        if library := external_format(path):
+            return _find_external_problem(path, library)
     except FileNotFoundError:
         return f"there is no file {path}"
     except (OSError, ValueError) as error:
@@ -47,6 +62,15 @@ def find_weights_problem(path: Path) -> str | None:
             "save_pretrained(folder, safe_serialization=True)"
         )
     return find_checkpoint_problem(path)
+
+
+def external_format(path: str | PurePath) -> str | None:
+    """Return the library of a model by its file's ending; None for a checkpoint of PyTorch."""
+    name = PurePath(path)
+    if name.name.endswith(".index.json"):
+        return None
+    formats = (key for key, (endings, _) in EXTERNAL_FORMATS.items() if name.suffix in endings)
+    return next(formats, None)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -88,6 +112,29 @@ def _describe_folder(path: Path) -> str:
     )
     hint = f"; name a file in it, such as {path / files[0]}" if files else ""
     return f"{path} is not a file but a folder{hint}"
+
+
+def _describe_pickle(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which runs code when it is read; save the model by "
+        "skops.io.dump(model, 'model.skops'), in its library's own format, or as ONNX"
+    )
+
+
+def _find_external_problem(path: Path, library: str) -> str | None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is not a file"
+    if status.st_size > MAX_EXTERNAL_BYTES:
+        return f"{path} is larger than {MAX_EXTERNAL_BYTES >> 20} MiB, the most that a model may be"
+    with path.open("rb") as file:
+        start = file.read(_FIRST_BYTES)
+    if start.startswith(_PICKLE) and library != "onnx":
+        return _describe_pickle(path)
+    _, expected = EXTERNAL_FORMATS[library]
+    if not start.startswith(expected) or not start:
+        return f"{path} is not a file that {library} wrote, as its ending says"
+    return None
 
 
 def _find_torch_problem(path: Path) -> str | None:
