@@ -32,8 +32,9 @@ from fedkd.models.backbone import Backbone
 from fedkd.models.build import Shape
 from fedkd.models.pool import ModelPool
 from fedkd.models.state import Checkpoint
-from fedkd.training.compute import Compute
+from fedkd.training.compute import Compute, find_device
 from fedkd.user_code import check_allowed
+from fedkd.util.parallel import available_cores
 
 LONGEST_REASON = 500
 
@@ -101,7 +102,9 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         global_arch=study.global_arch(arm),
         own_model=lambda: own,
         seed=seed,
-        compute=Compute(file.device, study.engine.precision),
+        compute=Compute(
+            find_device(file.device), study.engine.precision, file.threads or available_cores()
+        ),
         model_pool=_model_pool.get(study.model_dump_json(), ModelPool),
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=holdings.test,

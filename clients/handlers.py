@@ -49,7 +49,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
         def handle(message: Message, context: Context) -> Message:
             silo, study = find_silo(context)
             try:
-                with intra_op_threads(1):
+                with intra_op_threads(silo.compute.threads):
                     content = answer(silo, study, _arm(context), message.content)
             except Exception as error:
                 foreseen = _has_one_image(silo, message)

@@ -121,7 +121,7 @@ def check_torch() -> Finding:
     elif gpus:
         advice = "set engine.device: cuda to use the GPU"
     elif mps:
-        advice = "PyTorch supports Apple's GPU here, but fedkd computes on cpu and cuda only"
+        advice = "set engine.device: mps to use Apple's GPU"
     return Finding("devices", "note" if advice else "ok", value, advice, details)
 
 

@@ -98,6 +98,7 @@ def on_hosts(root: Path) -> tuple[list[float], list[float]]:
             "data": f"folder:{root / name}",
             "share": {"teacher": "none"},
             "audit": str(root / f"{name}.jsonl"),
+            "threads": 1,
             "approve": "any",
         }
         silos[name] = root / f"{name}.yaml"

@@ -23,9 +23,10 @@ from fedkd.federation.deployed_data import draw_transfer
 from fedkd.models.backbone import Backbone
 from fedkd.models.build import build_model
 from fedkd.models.preprocessing import from_config
-from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.compute import Compute, find_device
 from fedkd.training.evaluate import evaluate
 from fedkd.util.finding import Finding
+from fedkd.util.parallel import available_cores
 
 LITTLE_DISK = 1 << 30
 
@@ -137,8 +138,7 @@ class SiloCheck:
         model = build_model(arch, shape, seed=0)
         model.load_state_dict(checkpoint.state)
         judged = held.train if held.test is None else held.test
-        with intra_op_threads(1):  # as in a run
-            found = evaluate(model, judged, compute=Compute())
+        found = evaluate(model, judged, compute=Compute())
         which = "its images" if held.test is None else "its test images"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
         value += "".join(f"; {note}" for note in checkpoint.notes)
@@ -217,8 +217,10 @@ class SiloCheck:
         return Finding("sharing", "ok", value)
 
     def _check_device(self) -> Finding:
-        Compute(self._file.device).check()
-        return Finding("device", "ok", self._file.device)
+        device = find_device(self._file.device)
+        Compute(device).check()
+        threads = self._file.threads or available_cores()
+        return Finding("device", "ok", f"{device}, {threads} threads for training")
 
     def _check_audit(self) -> Finding:
         check_log(Path(self._file.audit))

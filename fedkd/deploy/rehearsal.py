@@ -104,6 +104,7 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
             "min_samples": 1,
         },
         "audit": str(folder / "audit.jsonl"),
+        "threads": 1,  # all silos share this machine, and simulated ones train with one
         "approve": {"study": "any", "transfer": [transfer] if transfer else []},
         "download": True,  # as the study itself does on this host
         "allow": sorted({function for _, _, function in names_at_silo(study, name)}),

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedkd.config.backbone import WEIGHTS_SUFFIXES, Preprocessing, is_weights_file
 from fedkd.config.data import ClassName, SiloName
+from fedkd.config.engine import Device
 from fedkd.config.error_messages import to_user_error
 from fedkd.config.paths import absolute_path, absolute_source
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
@@ -172,7 +173,14 @@ class SiloFile(Section):
         description="seconds without a message after which its worker process ends and frees its "
         "memory",
     )
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: Device = "cpu"
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="threads with which it trains, by default one for each core of its host; "
+        "another number gives other last bits",
+    )
 
     @field_validator("approve", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import tomli_w
+import torch
 
 from fedkd.config import Study
 from fedkd.engines.app_folder import AppFolder
@@ -24,9 +26,9 @@ from fedkd.engines.base import Task
 from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
 from fedkd.engines.processes import free_port
 from fedkd.errors import FedKDError, RemoteError
+from fedkd.federation.thread_pool import on_this_machine, silos_at_once
 from fedkd.results.observer import Observer
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, read_points
-from fedkd.util.parallel import available_cores
 from strategies.server_app import ERROR_FILE, FAULT_FILE
 
 CONNECTION = "fedkd"
@@ -55,7 +57,7 @@ class RayEngine:
     remote = False
 
     def __init__(self, study: Study) -> None:
-        self._study = study
+        self._study = on_this_machine(study)
         self._runs = 0
 
     def __enter__(self) -> RayEngine:
@@ -98,16 +100,17 @@ class RayEngine:
         ]
 
     def _simulation_config(self) -> dict[str, int | float]:
-        engine, silos = self._study.engine, len(self._study.silo_names)
-        workers = available_cores() if engine.workers == "auto" else engine.workers
-        workers = min(workers, silos)
-        config: dict[str, int | float] = {"num-supernodes": silos, "client-resources-num-cpus": 1}
-        if engine.device != "cpu":
+        engine, silos = self._study.engine, self._study.num_silos
+        workers, threads = min(silos_at_once(self._study), silos), int(engine.silo_threads)
+        config: dict[str, int | float] = {"num-supernodes": silos}
+        config["client-resources-num-cpus"] = threads
+        if engine.device.startswith("cuda"):
             # Ray hides GPUs from actors that request none; rounded down, the shares fit into one.
-            config["client-resources-num-gpus"] = int(1000 / workers) / 1000
+            on_one = math.ceil(workers / max(1, torch.cuda.device_count()))
+            config["client-resources-num-gpus"] = int(1000 / on_one) / 1000
         if "RAY_ADDRESS" not in os.environ:
             # Ray does not accept sizes for a cluster that it joins.
-            config["init-args-num-cpus"] = workers
+            config["init-args-num-cpus"] = workers * threads
         return config
 
     def _follow(self, tail: _Tail, process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,7 @@ from fedkd.data.images import Images
 from fedkd.errors import UserCodeError, UserError
 from fedkd.federation.deployed_data import empty_split, load_server_split
 from fedkd.federation.split import Split, load_split
+from fedkd.federation.thread_pool import on_this_machine
 from fedkd.models.backbone import Backbone
 from fedkd.models.build import arch_fingerprint, build_model
 from fedkd.models.card import check_preprocessing
@@ -55,7 +56,7 @@ class Federation:
     """What the arms of one seed share: test, validation and transfer data, silos, models.
 
     Args:
-        study: the study.
+        study: the study, of which ``auto`` device and threads become this machine's.
         seed: the repetition.
         split: the data, as :func:`fedkd.federation.split.load_split` splits it.
         cache: folder in which pre-trained models are cached.
@@ -65,13 +66,14 @@ class Federation:
     def __init__(
         self, study: Study, seed: int, split: Split, cache: Path, *, with_weights: bool = True
     ) -> None:
-        self.study = study
+        self.study = on_this_machine(study)
         self.seed = seed
         self.split = split
         self.cache = cache
         backbone = Backbone.of(study) if with_weights else None
         self.shape = replace(split.shape, backbone=backbone)
-        self.compute = Compute(study.engine.device, study.engine.precision)
+        engine = self.study.engine
+        self.compute = Compute(engine.device, engine.precision, int(engine.silo_threads))
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None
         self._failed: dict[str, str] = {}
@@ -120,6 +122,14 @@ class Federation:
     def data_of(self, silo: str) -> Images:
         """Return the private images of a silo."""
         return self._silos[silo]
+
+    def compute_of(self, silo: str) -> Compute:
+        """Return device, precision and threads of a silo; several GPUs are shared by turns."""
+        count = torch.cuda.device_count() if self.compute.device == "cuda" else 1
+        if count < 2:
+            return self.compute
+        index = list(self._silos).index(silo) % count
+        return replace(self.compute, device=f"cuda:{index}")
 
     def test_of(self, silo: str) -> Images | None:
         """Return the test images of a silo's own source, or None where it has none."""
@@ -284,16 +294,17 @@ class Federation:
         settings = self.study.pretraining
         model = build_model(self.study.arch_of(silo), self.shape, seed=0)
         model.load_state_dict(self.initial_model(silo))
-        model.to(self.compute.device)
+        compute = self.compute_of(silo)
+        model.to(compute.device)
         generator = torch_generator(self.seed, "pre-training", silo)
-        with intra_op_threads(1):
+        with intra_op_threads(compute.threads):
             pretrain(
                 model,
                 self._silos[silo],
                 settings,
                 num_classes=self.shape.num_classes,
                 generator=generator,
-                compute=self.compute,
+                compute=compute,
             )
         return copy_state(model)
 
@@ -310,6 +321,7 @@ class Federation:
                 "silo": silo,
                 "device": self.compute.device,
                 "precision": self.compute.precision,
+                "threads": self.compute.threads,
             }
         )
         return self.cache / "pretrained" / key

@@ -61,7 +61,7 @@ class LocalSilo:
             shape=federation.shape,
             arch=federation.study.arch_of(name),
             own_model=lambda: federation.pretrained(name),
-            compute=federation.compute,
+            compute=federation.compute_of(name),
             model_pool=federation.model_pool,
         )
 

@@ -166,7 +166,7 @@ class SimulatedTeachers:
             return None
         if self.own.mode == "weights":
             return replace(silo.as_teacher, state=state)
-        with intra_op_threads(1):
+        with intra_op_threads(silo.compute.threads):
             return replace(silo.as_teacher, logits=silo.predict(state, self.transfer.images))
 
     def _basis(self, settings: Consolidation) -> Basis | None:
@@ -185,13 +185,13 @@ class SimulatedTeachers:
         return self._bases[key]
 
     def _with_densities(self, settings: Consolidation, basis: Basis) -> Sequence[Teacher]:
-        """Return the teachers with densities as their silos send them: in fp32, by one thread."""
+        """Return the teachers with densities in fp32, as silos send them, by a silo's threads."""
         if settings.uses_moments:
             return self._with_moments(settings, basis)
         own = settings.familiarity
         key = (own.basis, own.filters, own.effective_dims, own.density, own.neighbours)
         per_class = settings.joint_densities
-        with intra_op_threads(1):
+        with intra_op_threads(self.federation.compute.threads):
             if key not in self._densities:
                 self._densities[key] = [
                     self._silos[member.silo].joint_density(
@@ -210,7 +210,7 @@ class SimulatedTeachers:
         own = settings.familiarity
         key = (own.basis, own.filters, own.effective_dims)
         if key not in self._moments:
-            with intra_op_threads(1):
+            with intra_op_threads(self.federation.compute.threads):
                 self._moments[key] = [
                     self._silos[member.silo].moments(basis) for member in self._members
                 ]

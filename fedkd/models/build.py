@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone
 from fedkd.models.external import ExternalModel, external_version
 from fedkd.models.fixed import FixedPart
+from fedkd.models.layout import agrees_channels_last, has_convolutions
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.registry import ANY_INPUT, ARCHITECTURES, is_external
 from fedkd.user_code import calling, hash_files
@@ -98,9 +99,8 @@ class Shape:
 def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     """Build ``arch``, its random initialisation drawn from ``seed`` alone.
 
-    Convolutions of the built-in and of torchvision's architectures lie in memory channels last,
-    in which they train in about two thirds of the time. A user's function keeps the layout that
-    it chose: under another one its ``view`` of a convolution's output might fail.
+    Convolutions lie in memory channels last, in which they train in about two thirds of the time,
+    unless another architecture than a built-in or torchvision's computes something else so.
 
     Raises:
         UserError: the architecture cannot be found or does not fit these images.
@@ -112,9 +112,26 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
         model = make()
     if arch not in ARCHITECTURES:
         model.__dict__[_NAME] = arch
-    if not ARCHITECTURES.is_own(arch):
+    if _is_channels_last(arch, shape, model):
         model.to(memory_format=torch.channels_last)
     return model
+
+
+def _is_channels_last(arch: str, shape: Shape, model: nn.Module) -> bool:
+    if shape.kind != "image" or not has_convolutions(model):
+        return False
+    if arch in ARCHITECTURES or arch.startswith("torchvision:"):
+        return True
+    return _agrees(arch, ARCHITECTURES.load(arch), shape)
+
+
+@lru_cache(maxsize=64)
+def _agrees(arch: str, function: object, shape: Shape) -> bool:  # noqa: ARG001 -- part of the key
+    """Whether an architecture, as its function is now, agrees in both layouts."""
+    with DrawFrom(torch.Generator().manual_seed(0)):
+        model = _maker(arch, shape)()
+    images = torch.rand((2, *shape.input_shape), generator=torch.Generator().manual_seed(0))
+    return agrees_channels_last(model, images)
 
 
 def build_fixed_part(shape: Shape) -> FixedPart | None:

@@ -16,7 +16,7 @@ from fedkd.models.feature_store import FeatureStore
 from fedkd.util.cache import cache_root
 from fedkd.util.parallel import check_stopped
 
-_AT_ONCE = {"cpu": 1, "cuda": 64}
+_AT_ONCE = {"cpu": 1, "cuda": 64, "mps": 64}
 """Images in a batch, by kind of device; the last batch is filled up with zeros.
 
 The size is always the same, so that an image's features do not depend on what else was asked for

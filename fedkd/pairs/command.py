@@ -14,7 +14,7 @@ from fedkd.config import Consolidation, Study
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
-from fedkd.federation.thread_pool import silo_threads
+from fedkd.federation.thread_pool import silos_at_once
 from fedkd.pairs.log import LOG_FILE, Log
 from fedkd.pairs.measure import COLUMNS, KD_TUNED, Pair, grid, make_pairs, measure
 from fedkd.pairs.outcome import summarise
@@ -97,7 +97,7 @@ def measure_pairs(
     ]
     folder = out / study.name
     log = Log(folder / LOG_FILE, fresh=fresh)
-    rows, interrupted = _measure_all(jobs, settings, silo_threads(study), log, progress)
+    rows, interrupted = _measure_all(jobs, settings, silos_at_once(study), log, progress)
     results = {
         "study": study.name,
         "seeds": list(study.seeds),
@@ -186,7 +186,7 @@ def _jobs(
         "kind": "pair",
         "federation": federation.fingerprint(),
         "transfer": study.data.transfer.model_dump(),
-        "engine": study.engine.model_dump(include={"precision", "device"}),
+        "engine": study.engine.model_dump(include={"precision", "device", "silo_threads"}),
         "settings": settings.model_dump(include=set(_SETTINGS)),
     }
     for pair in pairs:

@@ -62,6 +62,7 @@ def run_study(
     """
     trackers = make_trackers(track)
     federations, warnings = _load(study, progress)
+    study = federations[0].study
     with silo_pool(study) as pool, make_engine(study, pool) as engine:
         folder = make_results_folder(out, study, fresh=fresh)
         with lock_folder(folder), Tracking(trackers, study, folder, progress.warn) as tracking:
@@ -93,6 +94,7 @@ def resume_study(
         study, fresh = resumption.read_beginning(folder)
         study = study if rounds is None else lengthen(study, rounds)
         federations, warnings = _load(study, progress)
+        study = federations[0].study
         resumption.check_runs(folder, study)
         resumption.check_can_go_on(folder, study)
         remove_unfinished(folder)

@@ -14,10 +14,17 @@ from fedkd.errors import UserError
 
 @dataclass(frozen=True)
 class Compute:
-    """Device, ``cpu`` or ``cuda[:n]``, and precision, ``fp32`` or ``bf16`` autocast."""
+    """Where and how numbers are computed.
+
+    Attributes:
+        device: ``cpu``, ``cuda[:n]`` or ``mps``.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        threads: intra-op threads with which a silo trains.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"
+    threads: int = 1
 
     def check(self) -> None:
         """Check that this machine has the device.
@@ -26,6 +33,11 @@ class Compute:
             UserError: there is no such GPU.
         """
         kind, _, index = self.device.partition(":")
+        if kind == "mps" and not torch.backends.mps.is_available():
+            raise UserError(
+                "engine.device: mps is not available: PyTorch finds no GPU of Apple on this "
+                "machine; use auto or cpu"
+            )
         if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"engine.device: {self.device} is not available: PyTorch finds "
@@ -37,6 +49,15 @@ class Compute:
         return torch.autocast(
             self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"
         )
+
+
+def find_device(name: str) -> str:
+    """Return a device by name; ``auto`` is ``cuda`` or ``mps`` if there is one, else ``cpu``."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @contextlib.contextmanager

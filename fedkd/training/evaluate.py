@@ -42,7 +42,7 @@ class Metrics:
     sums: ClassSums | None = None
 
 
-PREDICTION_BATCH = {"cpu": 128, "cuda": 1024}
+PREDICTION_BATCH = {"cpu": 128, "cuda": 1024, "mps": 1024}
 """Batch size of :func:`predict`, by kind of device.
 
 On a processor the activations of a small batch stay in its caches: 128 images per batch take about

@@ -158,7 +158,9 @@ def search_key(
                 study.global_arch(arm), study.model.files, federations[0].shape.backbone
             ),
             "own": function_keys(study, arm),
-            "engine": study.engine.model_dump(include={"precision", "device", "server_threads"}),
+            "engine": study.engine.model_dump(
+                include={"precision", "device", "server_threads", "silo_threads"}
+            ),
         }
     )
 
@@ -177,7 +179,7 @@ def arm_search_key(
             "rounds": study.rounds_of(arm).model_dump(),
             "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
             "own": function_keys(study, arm),
-            "engine": study.engine.model_dump(include={"precision", "device"}),
+            "engine": study.engine.model_dump(include={"precision", "device", "silo_threads"}),
             "targets": {str(seed): target for seed, target in targets.items()},
         }
     )

@@ -88,6 +88,7 @@ class Field:
             "labels": {"0": "a", "1": "b", "2": "c"},
             "model": {"checkpoint": "own.safetensors"},
             "audit": "audit.jsonl",
+            "threads": 1,
             "approve": {"study": "any", "transfer": [self.transfer_hash()]},
             **changes,
             "share": {**SHARE, **changes.get("share", {})},

@@ -255,3 +255,20 @@ def test_a_silo_keeps_its_log_and_its_answers_and_nothing_else(field: Any) -> No
     (answer,) = folder.glob("*.npz")
     kept = {own / "audit.jsonl", folder, folder / LOCK_FILE, answer}
     assert set(own.rglob("*")) - before == kept
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, 5)])
+def test_a_silo_trains_with_all_cores_of_its_host_or_as_many_threads_as_its_file_says(
+    threads: int | None, expected: int, field: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = set()
+
+    def train(task: Any, *, generator: Any) -> float:
+        used.add((torch.get_num_threads(), task.compute.threads))
+        return 0.0
+
+    monkeypatch.setattr("clients.silo.train_locally", train)
+    monkeypatch.setattr("clients.deployed.available_cores", lambda: 5)
+    made = field({"north": {"threads": threads}})
+    assert made.run("fedavg").curve[-1].silos_ok == 3
+    assert used == {(1, 1), (expected, expected)}

@@ -234,6 +234,7 @@ def make_silos(root: Path) -> None:
             "model": {"checkpoint": "model.safetensors"},
             "share": shares[silo],
             "audit": "audit.jsonl",
+            "threads": 1,
             "approve": "any",
         }
         if silo == "north":

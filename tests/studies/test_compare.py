@@ -173,6 +173,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, make_study: Any) -> tuple[Ou
         ({"targets": [0.31, 0.99]}, {"fedavg": False, "fedkd": False}),
         ({"partition/alpha": 0.6}, {"fedavg": False, "fedkd": False}),
         ({"engine/server_threads": 2}, {"fedavg": False, "fedkd": False}),
+        ({"engine/silo_threads": 2}, {"fedavg": False, "fedkd": False}),
         # A random start knows nothing of what the silos trained before.
         ({"pretraining/epochs": 2}, {"fedavg": True, "fedkd": False}),
         ({"arms/fedkd/consolidation/epochs": 4}, {"fedavg": True, "fedkd": False}),
