@@ -30,7 +30,7 @@ COMPILE := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet -
   --fork-strategy fewest --generate-hashes $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock wheel demo test test-ray test-browser test-hosts test-notebooks test-docs test-slow schema docs lint format types borders check tune bench bench-scale paper bundle clean
+.PHONY: help setup setup-dev lock wheel wheelhouse demo test test-ray test-browser test-hosts test-notebooks test-docs test-slow schema docs lint format types borders check tune bench bench-scale paper bundle clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,10 @@ lock: $(STAMP) ## write requirements/ for pyproject.toml; UPGRADE=--upgrade take
 
 wheel: $(STAMP) ## build dist/fedkd-VERSION-py3-none-any.whl
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+wheelhouse: wheel ## fill dist/wheelhouse with all packages, for hosts without internet
+	$(PIP) download --quiet --require-hashes --no-deps --dest dist/wheelhouse --requirement requirements/runtime.txt
+	cp dist/fedkd-*.whl requirements/runtime.txt dist/wheelhouse
 
 demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about two minutes)
 	$(BIN)/fedkd compare experiments/quickstart.yaml

@@ -15,6 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from clients.audit_entry import describe_reply, describe_run, noting_facts
 from fedkd.deploy.audit import append_entry
+from fedkd.deploy.bundle_hash import INSTALLED, bundle_hash
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError, NotAllowedError
 from fedkd.messages import describe, evaluate, keys, teacher
@@ -40,7 +41,8 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         return _fail(message, error)
     with noting_facts() as facts:
         try:
-            check_question(file.share, message)
+            _check_code(file)
+            check_question(file, message)
             with file.permissions():
                 reply = _answer(file, message, context, call_next)
             if not reply.has_error():
@@ -57,13 +59,23 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     return reply
 
 
-def check_question(share: Share, message: Message) -> None:
-    """Refuse a question about what the silo does not share.
+def _check_code(file: SiloFile) -> None:
+    """Refuse to run as other code than the owner pinned: an honest mistake, found again here.
 
     Raises:
-        UnsharedError: it is not shared.
+        UnsharedError: it is other code.
     """
-    kind = message.metadata.message_type
+    if file.code not in (None, INSTALLED, bundle_hash()):
+        raise UnsharedError(f"its owner allows other code alone (code), not {bundle_hash()}")
+
+
+def check_question(file: SiloFile, message: Message) -> None:
+    """Refuse a question about what the silo does not share, and a model that it does not ask for.
+
+    Raises:
+        UnsharedError: it is not shared, or not asked for.
+    """
+    share, kind = file.share, message.metadata.message_type
     if kind == keys.TEACHER:
         wanted = teacher.read_wanted(message.content)
         mode, density = wanted.mode, wanted.density
@@ -80,6 +92,8 @@ def check_question(share: Share, message: Message) -> None:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
     elif kind == keys.EVALUATE and not share.metrics:
         raise UnsharedError("it does not share figures of a model on its images (share.metrics)")
+    elif kind == keys.RECEIVE and file.receive is None:
+        raise UnsharedError("it does not ask for models (receive)")
 
 
 def _check_density(share: Share, wanted: Wanted, content: RecordDict) -> None:

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
+from clients.audit_entry import note_fact
 from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
 from clients.silo import Silo
@@ -21,16 +22,18 @@ from fedkd.data.images import content_hash
 from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
-from fedkd.messages import describe, distil, evaluate, failures, keys, teacher, train
+from fedkd.messages import describe, distil, evaluate, failures, keys, receive, teacher, train
 from fedkd.messages.basis import read_basis
 from fedkd.messages.describe import Description
-from fedkd.messages.envelope import seal_reply
+from fedkd.messages.envelope import read_config, seal_reply
 from fedkd.messages.teacher import Wanted
 from fedkd.messages.train import TrainedModel
+from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import state_hash
 from fedkd.registry import is_external
 from fedkd.training.compute import intra_op_threads
 from fedkd.util.cache import cache_root
+from fedkd.util.files import hash_file
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
 Answer = Callable[[Silo, Study, str, RecordDict], RecordDict]
@@ -66,6 +69,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
     app.query("distil", mods=around)(handler(answer_distil))
     app.train(mods=around)(handler(answer_train))
     app.evaluate(mods=around)(handler(answer_evaluate))
+    app.query("receive", mods=around)(handler(answer_receive))
     return app
 
 
@@ -80,6 +84,7 @@ def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
             tuple(silo.class_counts),
             has_transfer,
             "" if silo.shape.backbone is None else silo.shape.backbone.fixed_hash,
+            receives=silo.disclosure is not None and silo.disclosure.file.receive is not None,
         ),
         num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
         checkpoint_hash=state_hash(own) if own else None,
@@ -172,6 +177,25 @@ def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
     measuring = silo if arch == silo.global_arch else replace(silo, global_arch=arch)
     metrics = measuring.evaluate(state)
     return evaluate.write_reply(metrics, len(silo.evaluation_data), metric=study.metric)
+
+
+def answer_receive(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``query.receive``: write the final model to the folder that the silo's owner names.
+
+    Raises:
+        ValueError: the silo does not ask for models.
+    """
+    if silo.disclosure is None or silo.disclosure.file.receive is None:
+        raise ValueError("a model was sent to a silo that does not ask for it")
+    state, number = receive.read_question(content)
+    run = str(read_config(content)[keys.RUN_ID])
+    facts = {"study": study.name, "arm": arm, "seed": silo.seed, "rounds": number, "run": run}
+    card = ModelCard(silo.global_arch, silo.shape, tuple(study.data.classes or ()), facts)
+    name = f"{study.name}-{arm}-seed-{silo.seed}-{run}.safetensors"
+    path = Path(silo.disclosure.file.receive) / name
+    save_model(path, state, card)
+    note_fact("received", hash_file(path))
+    return RecordDict()
 
 
 def _has_one_image(silo: Silo, message: Message) -> bool:

@@ -12,11 +12,13 @@ from fedkd.config.targets import check_metric
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.metric_check import check_metric_is_defined
 from fedkd.messages.evaluate import read_reply, write_metrics, write_question
+from fedkd.messages.receive import write_question as write_receive
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics, evaluate_all, metric_values
 from strategies.context import RunContext
 from strategies.roster import Member
+from strategies.run_state import RunState
 from strategies.session import Session
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -80,7 +82,9 @@ def ask_silos(
     members = [
         member
         for member in session.members
-        if member.node_id in session.roster.connected and not session.is_barred(member)
+        if member.node_id in session.roster.connected
+        and not session.is_barred(member)
+        and not session.latecomers.is_busy(member)
     ]
     class_sums = context.study.metric in METRICS_FROM_SUMS
     question = write_question(number, arrays)
@@ -115,3 +119,22 @@ def _add_sums(metric: str, asked: Sequence[tuple[Member, tuple[Metrics, int]]]) 
             "use metric: accuracy"
         )
     return reduce(operator.add, shared)
+
+
+def send_final(session: Session, state: RunState) -> None:
+    """Send the final model to the silos that ask for it; no round and no exchange is charged."""
+    members = [
+        member
+        for member in session.members
+        if member.description is not None and member.description.receives
+    ]
+    if not members:
+        return
+    session.ledger.open(state.curve[-1].round)
+
+    def read(_: Member, content: RecordDict) -> None:
+        """Take the reply, which says no more than that the model has come."""
+
+    question = write_receive(session.ledger.round, state.model)
+    sent = [member.name for member, _ in session.ask(members, question, read)]
+    state.notes["received_by"] = sent

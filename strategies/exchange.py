@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,8 +15,13 @@ from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+NOTICE_SECONDS = 10.0
+"""After which is said whose replies are waited for."""
 GONE = "it is not connected"
 """The reason where a silo of a round is known to be gone, and no message is sent to it."""
+LATE = "it did not answer in time"
+BUSY = "it still works on an earlier round"
+"""The reason where a silo has not answered an earlier question, and no other is sent to it."""
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Traffic:
         seconds: of the blocks under :meth:`timed`.
         failed: replies missing or refused.
         used: silos whose replies to all exchanges of the round were used.
+        late: those of them whose model is of an earlier round.
+        ended_early: whether an exchange ended when enough silos had replied.
     """
 
     bytes_up: int = 0
@@ -36,6 +43,8 @@ class Traffic:
     seconds: float = 0.0
     failed: int = 0
     used: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
+    ended_early: bool = False
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -74,12 +83,12 @@ class Ledger:
     def barred(self, max_failures: int) -> dict[str, int]:
         """Return the silos with so many refused replies, and the round of the last that counted.
 
-        A silo that is gone has answered nothing wrong: it may come back.
+        A silo that is gone, late or busy has answered nothing wrong: it may take part again.
         """
         failures: dict[str, int] = {}
         barred: dict[str, int] = {}
         for entry in self.quarantined:
-            if entry.reason == GONE:
+            if entry.reason in (GONE, LATE, BUSY):
                 continue
             failures[entry.silo] = failures.get(entry.silo, 0) + 1
             if failures[entry.silo] == max_failures:
@@ -102,15 +111,68 @@ def count_bytes(content: RecordDict) -> int:
     return total
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long replies are waited for.
+
+    Attributes:
+        timeout: seconds; nothing is waited for longer.
+        good: replies that are not errors, to this or an earlier question, without which an exchange
+            does not end early.
+        enough: replies to this question, errors included, after which the others get only
+            ``grace``; None waits for all.
+        grace: as a share of the time that these replies took.
+    """
+
+    timeout: float
+    good: int = 0
+    enough: int | None = None
+    grace: float = 0.0
+
+
+@dataclass
+class Replies:
+    """What came back of an exchange, unread.
+
+    Attributes:
+        by_node: replies to its messages.
+        late: replies to earlier messages.
+        missing: ids of its messages without a reply.
+    """
+
+    by_node: dict[int, Message] = field(default_factory=dict)
+    late: list[Message] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+
+    def take(self, reply: Message, receivers: set[int], owed: set[str]) -> bool:
+        """Take a reply to one of the messages, or to an earlier one whose id is in ``owed``.
+
+        Returns:
+            Whether it is the first to its message, and not an error.
+        """
+        answered, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        self.missing.discard(answered)
+        if answered in owed:
+            owed.discard(answered)
+            self.late.append(reply)
+        elif node in receivers and node not in self.by_node:
+            self.by_node[node] = reply
+        else:
+            return False
+        return bool(reply.has_content())
+
+
 def exchange(
     grid: Grid,
     messages: Sequence[Message],
     *,
-    timeout: float,
+    patience: Patience,
     traffic: Traffic,
     simulated: bool = False,
-) -> dict[int, Message]:
-    """Send messages, wait for the replies, and return them by node id, unread.
+    earlier: Collection[str] = (),
+    on_waiting: Callable[[set[str]], None] = lambda _: None,
+) -> Replies:
+    """Send messages, wait for the replies, and return them unread.
 
     Flower's own ``send_and_receive`` looks for replies every three seconds; this one begins with
     milliseconds, so that a simulated round is not mostly waiting.
@@ -118,10 +180,13 @@ def exchange(
     Args:
         grid: the way to the nodes.
         messages: at most one for each node.
-        timeout: seconds to wait; replies that come later are not used.
+        patience: how long to wait.
         traffic: of the round; bytes are added.
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
             an error from there says whose fault it is.
+        earlier: ids of messages of earlier exchanges, whose replies are taken too.
+        on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the ids of messages
+            without a reply.
 
     Raises:
         FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
@@ -131,27 +196,39 @@ def exchange(
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    replies: dict[int, Message] = {}
-    deadline = time.monotonic() + timeout
-    pause = FIRST_PAUSE
-    while pending:
-        received = list(grid.pull_messages(sorted(pending)))
+    result, asked, owed = Replies(missing=pending), len(pending), set(earlier)
+    begin = time.monotonic()
+    deadline, pause = begin + patience.timeout, FIRST_PAUSE
+    said: set[str] = set()
+    good, ends_early = 0, False
+    while pending or (owed and good < patience.good):
+        received = list(grid.pull_messages(sorted(pending | owed)))
         for reply in received:
             if not isinstance(reply, Message):
                 continue
             if simulated and reply.has_error():
-                failure = read_failure(reply.error.reason or "")
-                if failure is not None:
-                    raise failure
-            pending.discard(reply.metadata.reply_to_message_id)
-            node = reply.metadata.src_node_id
-            if node in receivers and node not in replies:
-                replies[node] = reply
-                if reply.has_content():
-                    traffic.bytes_up += count_bytes(reply.content)
-        if time.monotonic() >= deadline:
+                _raise_failure(reply)
+            if result.take(reply, receivers, owed):
+                good += 1
+                traffic.bytes_up += count_bytes(reply.content)
+        now = time.monotonic()
+        has_enough = patience.enough is not None and asked - len(pending) >= patience.enough
+        if has_enough and not ends_early and good >= patience.good:
+            ends_early, deadline = True, min(deadline, now + patience.grace * (now - begin))
+        if now >= deadline:
             break
-        if pending:
+        if pending and pending != said and now - begin >= NOTICE_SECONDS:
+            said = set(pending)
+            on_waiting(said)
+        if pending or owed:
             pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
-            time.sleep(pause)
-    return replies
+            time.sleep(min(pause, deadline - now))
+    traffic.ended_early |= ends_early and bool(pending)
+    return result
+
+
+def _raise_failure(reply: Message) -> None:
+    """Raise what a simulated silo's error reply stands for; return if it is the silo's own."""
+    failure = read_failure(reply.error.reason or "")
+    if failure is not None:
+        raise failure

@@ -7,7 +7,7 @@ McMahan et al. 1602.05629.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -30,9 +30,10 @@ from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.context import RunContext
 from strategies.diagnostics import predict_baseline
-from strategies.evaluation import EvaluateFn, ask_silos
+from strategies.evaluation import EvaluateFn, ask_silos, send_final
 from strategies.exchange import Ledger
 from strategies.introductions import gather, look_again
+from strategies.late import catch_up
 from strategies.local_batch_norm import LocalBatchNorm
 from strategies.roster import Member
 from strategies.run_state import RunState, Start
@@ -117,6 +118,7 @@ class SiloFedAvg(FedAvg):
             state.stopped = "targets"
         if barred := ledger.barred(self.context.rounds.max_failures):
             state.notes["quarantined_after"] = barred
+        send_final(session, state)
         result.arrays = arrays
         return result
 
@@ -193,10 +195,27 @@ class SiloFedAvg(FedAvg):
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
         answers = session.ask(members, question, read, own_arrays=own)
+        answers += self._late(session, read, in_time=[member.name for member, _ in answers])
+        answers.sort(key=lambda pair: natural_key(pair[0].name))
         for member, model in answers:
             self._local.keep(member.name, model.state)
         trained = [model for _, model in answers]
         return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
+
+    def _late(
+        self,
+        session: Session,
+        read: Callable[[Member, RecordDict], TrainedModel],
+        in_time: Sequence[str],
+    ) -> list[tuple[Member, TrainedModel]]:
+        """Return late models of silos without one of this round, as models of this round."""
+        number, models = session.ledger.round, []
+        for member, model, question in session.take_late(read):
+            if member.name not in in_time:
+                models.append((member, catch_up(model, question, self.state.model, number)))
+                session.ledger.traffic.used.add(member.name)
+                session.ledger.traffic.late.add(member.name)
+        return models
 
     def _aggregate(
         self, number: int, trained: Sequence[TrainedModel], result: Result
@@ -253,6 +272,7 @@ class SiloFedAvg(FedAvg):
             metrics=dict(metrics.values),
         )
         state.curve.append(point)
+        state.note_silos(traffic, deployed=self.context.study.is_deployed)
         state.members = tuple(session.members)
         if self._checkpoint_writer is not None:
             # Saved first, so that a round that anyone has seen is never computed again.

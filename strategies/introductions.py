@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 
 from fedkd.config import Study
 from fedkd.errors import FedKDError
@@ -16,6 +15,7 @@ from fedkd.messages.describe import Description
 from fedkd.messages.validate import RefusedError, printable
 from fedkd.models.backbone import Backbone
 from fedkd.results.record import Quarantined
+from strategies.nodes import find_nodes, wait_for_nodes
 from strategies.roster import Member
 from strategies.session import Session
 
@@ -34,7 +34,7 @@ def gather(session: Session) -> None:
     context = session.context
     expected = context.study.num_silos
     deadline = time.monotonic() + context.rounds.timeout
-    nodes = _wait_for_nodes(session.grid, expected, context.rounds.timeout)
+    nodes = wait_for_nodes(session, context.rounds.timeout)
     waiting = _introduce(session, nodes, context.rounds.timeout)
     while waiting and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(APPROVAL_SECONDS, left))
@@ -50,10 +50,11 @@ def gather(session: Session) -> None:
 
 def look_again(session: Session) -> None:
     """Look who is connected before a round, and let new nodes introduce themselves."""
-    nodes = set(session.grid.get_node_ids())
+    nodes = find_nodes(session)
     timeout = min(session.context.rounds.timeout, LATECOMER_SECONDS)
     _introduce(session, session.roster.find_new(nodes), timeout)
     session.roster.update_connected(nodes)
+    session.latecomers.drop(nodes, session.context.rounds.timeout)
 
 
 def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> list[int]:
@@ -66,12 +67,17 @@ def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> list[i
         return []
     context = session.context
 
-    def read(_: Member, content: RecordDict) -> tuple[str, Description]:
+    def read(node: Member, content: RecordDict) -> tuple[str, Description]:
         name, description = describe.read_reply(
             content,
             num_classes=context.shape.num_classes,
             max_examples=context.rounds.max_examples,
         )
+        registered = session.roster.registered.get(node.node_id, name)
+        if name != registered:
+            raise RefusedError(
+                f"it claims the name {name!r}, but its key is that of {registered!r}"
+            )
         _check_admission(context.study, name, description)
         _check_fixed_part(context.shape.backbone, description)
         return name, description
@@ -127,13 +133,3 @@ def _check_fixed_part(backbone: Backbone | None, description: Description) -> No
             f"the fixed part of its models has the hash {description.fixed_part[:12] or 'none'}, "
             f"the server's {expected[:12] or 'none'}; both need the same model.weights"
         )
-
-
-def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
-    """Wait until as many nodes as the study has silos are connected, or time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= expected or time.monotonic() >= deadline:
-            return nodes
-        time.sleep(0.5)

@@ -38,11 +38,13 @@ class Roster(dict[str, Member]):
 
     Attributes:
         connected: nodes that the SuperLink counts as connected, as of the last look.
+        registered: names under which the keys of nodes are registered with the SuperLink.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.connected: set[int] = set()
+        self.registered: dict[int, str] = {}
         self._questioned: set[int] = set()
         self._claims: dict[int, Member] = {}
         self._closed = False

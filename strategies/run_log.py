@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,18 @@ class RunLog:
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Print the figures of given models."""
         self._print("evaluation", evaluation.to_dict())
+
+    def on_model(self, index: int, size: int) -> None:
+        """Announce a model's file, which follows in parts."""
+        self._print("model", {"index": index, "size": size})
+
+    def on_part(self, index: int, content: bytes) -> None:
+        """Print the next part of a model's file."""
+        self._print("part", {"index": index, "data": base64.b64encode(content).decode()})
+
+    def on_sent(self, number: int) -> None:
+        """Print that all models are sent."""
+        self._print("sent", {"models": number})
 
     def on_error(self, reason: str) -> None:
         """Print why there will be no record."""

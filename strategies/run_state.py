@@ -11,6 +11,8 @@ from torch import Tensor
 from fedkd.distillation.teachers import Teachers
 from fedkd.models.state import State
 from fedkd.results.record import Point, Quarantined, Stopped
+from fedkd.util.names import natural_key
+from strategies.exchange import Traffic
 from strategies.roster import Member
 
 
@@ -78,3 +80,13 @@ class RunState:
     exchanges_before_round_1: int = 0
     baseline: Baseline | None = None
     stopped: Stopped = "budget"
+
+    def note_silos(self, traffic: Traffic, *, deployed: bool) -> None:
+        """Note whose models the last point used, 0 being the start, and if silos were late."""
+        number = self.curve[-1].round
+        lists = {"silo_rounds": traffic.used if deployed else set(), "late_models": traffic.late}
+        for key, silos in lists.items():
+            for silo in sorted(silos, key=natural_key):
+                self.notes.setdefault(key, {}).setdefault(silo, []).append(number)
+        if traffic.ended_early:
+            self.notes.setdefault("ended_early", []).append(number)

@@ -21,6 +21,7 @@ from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
 from fedkd.util.cache import cache_key
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from strategies.context import RunContext
+from strategies.kept_models import KeptModels
 from strategies.roster import ABSENT, Member
 from strategies.run_state import Baseline, RunState
 
@@ -41,10 +42,12 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, context: RunContext) -> None:
         self._path = folder / PROGRESS_FILE
+        self._models = KeptModels(folder, context)
         self._fingerprint = fingerprint(context)
 
     def write(self, state: RunState) -> None:
-        """Replace the save point, atomically."""
+        """Replace the save point, atomically, after the models that the run keeps."""
+        self._models.keep(state)
         baseline = state.baseline
         tensors = {_MODEL + key: tensor for key, tensor in state.model.items()}
         tensors |= {_UPDATE + key: tensor for key, tensor in state.update.items()}
@@ -82,6 +85,7 @@ class CheckpointWriter:
             FedKDError: the file is damaged or belongs to another run.
         """
         if not self._path.exists():
+            self._models.discard()
             return None
         if problem := find_checkpoint_problem(self._path):
             raise FedKDError(f"{problem}; {_REMEDY}")

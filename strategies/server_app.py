@@ -20,11 +20,12 @@ from fedkd.results.record import (
     Point,
     RunRecord,
     append_point,
+    model_files,
     write_points,
     write_state,
 )
 from fedkd.training.compute import intra_op_threads
-from fedkd.util.files import remove_unfinished, write_text
+from fedkd.util.files import hash_file, remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
 from strategies.context import RunContext
 from strategies.diagnostics import diagnose
@@ -36,6 +37,7 @@ from strategies.run_config import read_context, state_folder
 from strategies.run_log import RunLog
 from strategies.run_state import RunState
 from strategies.savepoint import CheckpointWriter
+from strategies.send_models import send_models
 from strategies.updates import KeepAverage, ServerUpdate
 
 ERROR_FILE = "error.txt"
@@ -163,6 +165,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             notes=state.notes,
             instruments=instruments,
             metric=context.study.metric,
+            models={path.name: hash_file(path) for path in model_files(folder)},
         ),
     )
 
@@ -219,8 +222,10 @@ _train_app = make_server_app(read_run)
 
 @app.main()
 def main(grid: Grid, flower_context: Context) -> None:
-    """Serve a run of an arm, or an evaluation of given models."""
-    if flower_context.run_config.get(keys.CONFIG_MODELS):
+    """Serve a run of an arm, evaluate given models, or send those of earlier runs."""
+    if asked := flower_context.run_config.get(keys.CONFIG_FETCH):
+        send_models(str(asked))
+    elif flower_context.run_config.get(keys.CONFIG_MODELS):
         serve_evaluation(grid, flower_context)
     else:
         _train_app(grid, flower_context)

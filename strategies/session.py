@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -14,7 +15,8 @@ from fedkd.messages.envelope import Question, open_reply
 from fedkd.messages.validate import UNREADABLE, RefusedError, printable
 from fedkd.results.observer import Observer
 from strategies.context import RunContext
-from strategies.exchange import GONE, Ledger, exchange
+from strategies.exchange import BUSY, GONE, LATE, Ledger, Patience, exchange
+from strategies.late import Latecomers
 from strategies.roster import Member, Roster
 
 T = TypeVar("T")
@@ -36,6 +38,7 @@ class Session:
         ledger: traffic of the round, and refused replies.
         roster: the silos that introduced themselves.
         exchanges: how many there have been.
+        latecomers: silos that have not answered a round that ended without them.
     """
 
     grid: Grid
@@ -46,6 +49,7 @@ class Session:
     ledger: Ledger = field(default_factory=Ledger)
     roster: Roster = field(default_factory=Roster)
     exchanges: int = 0
+    latecomers: Latecomers = field(default_factory=Latecomers)
 
     @property
     def members(self) -> list[Member]:
@@ -74,24 +78,35 @@ class Session:
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
+        messages = self._address(members, question, own_arrays or {})
         replies = exchange(
             self.grid,
-            self._address(members, question, own_arrays or {}),
-            timeout=self.timeout if timeout is None else timeout,
+            messages,
+            patience=self._patience(question, len(members), timeout),
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
+            earlier=self.latecomers.keys(),
+            on_waiting=lambda ids: self._say_waiting(question, messages, members, ids),
         )
+        busy = [member for member in members if self.latecomers.is_busy(member)]
+        self.latecomers.arrive(replies.late)
+        if self._ends_early(question) and question.kind == keys.TRAIN:
+            missing = [each for each in messages if each.metadata.message_id in replies.missing]
+            self.latecomers.note(missing, question, members)
         counted = question.kind != keys.DESCRIBE
         answers = []
         for member in members:
+            if member in busy:
+                if not self.latecomers.has_arrived(member):
+                    self.ledger.refuse(member.name, BUSY, counted=counted)
+                continue
             try:
-                content = self._open(member, question, replies.get(member.node_id))
+                content = self._open(member, question, replies.by_node.get(member.node_id))
                 answers.append((member, read(member, content)))
             except RefusedError as error:
                 self.ledger.refuse(member.name, str(error), counted=counted)
             except UNREADABLE as error:
-                reason = f"its reply cannot be read ({type(error).__name__}: {error})"
-                self.ledger.refuse(member.name, printable(reason), counted=counted)
+                self.ledger.refuse(member.name, _unreadable(error), counted=counted)
         if question.kind in EXCHANGES:
             self.exchanges += 1
             used = self.ledger.traffic.used
@@ -99,9 +114,56 @@ class Session:
             used |= {member.name for member, _ in answers}
         return answers
 
+    def take_late(
+        self, read: Callable[[Member, RecordDict], T]
+    ) -> list[tuple[Member, T, Question]]:
+        """Return what ``read`` makes of trained models that came after their round, and to what.
+
+        One that is not good costs its silo one refusal.
+        """
+        models = []
+        for each, reply in self.latecomers.take():
+            member, question = each.member, each.question
+            try:
+                content = self._open(member, question, reply)
+                models.append((member, read(member, content), question))
+            except RefusedError as error:
+                self.ledger.refuse(member.name, str(error))
+            except UNREADABLE as error:
+                self.ledger.refuse(member.name, _unreadable(error))
+        return models
+
     def is_barred(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
         return member.name in self.ledger.barred(self.context.rounds.max_failures)
+
+    def _ends_early(self, question: Question) -> bool:
+        enough = self.context.rounds.enough
+        return enough is not None and question.kind in (keys.TRAIN, keys.EVALUATE)
+
+    def _patience(self, question: Question, asked: int, timeout: float | None) -> Patience:
+        """Return how long replies to a question to so many silos are waited for."""
+        rounds, timeout = self.context.rounds, self.timeout if timeout is None else timeout
+        if rounds.enough is None or not self._ends_early(question):
+            return Patience(timeout)
+        good = max(1, math.ceil(rounds.quorum * asked))
+        return Patience(timeout, good, math.ceil(rounds.enough * asked), rounds.grace)
+
+    def _say_waiting(
+        self,
+        question: Question,
+        messages: Sequence[Message],
+        members: Sequence[Member],
+        ids: set[str],
+    ) -> None:
+        """Tell the observer which deployed silos have not answered a question yet."""
+        if not self.context.study.is_deployed:
+            return
+        nodes = {m.metadata.dst_node_id for m in messages if m.metadata.message_id in ids}
+        registered = self.roster.registered
+        names = [registered.get(m.node_id, m.name) for m in members if m.node_id in nodes]
+        what = f"{question.kind}, round {question.round}"
+        self.observer.on_waiting(f"{', '.join(names)}: no reply to {what}")
 
     def _address(
         self,
@@ -122,7 +184,7 @@ class Session:
         return [
             Message(content(member), member.node_id, question.kind)
             for member in members
-            if member.node_id in self.roster.connected
+            if member.node_id in self.roster.connected and not self.latecomers.is_busy(member)
         ]
 
     def _open(self, member: Member, question: Question, reply: Message | None) -> RecordDict:
@@ -136,7 +198,11 @@ class Session:
         if member.node_id not in self.roster.connected:
             return GONE
         self.roster.connected.discard(member.node_id)
-        return "it did not answer in time"
+        return LATE
+
+
+def _unreadable(error: Exception) -> str:
+    return printable(f"its reply cannot be read ({type(error).__name__}: {error})")
 
 
 def _has_transfer(member: Member) -> bool:

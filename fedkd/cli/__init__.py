@@ -13,6 +13,7 @@ from fedkd.cli.checks import doctor, schema, validate
 from fedkd.cli.choosing import pairs, recommend, tune
 from fedkd.cli.convert import convert
 from fedkd.cli.evaluate import evaluate
+from fedkd.cli.fetch import fetch
 from fedkd.cli.output import replace_what_cannot_be_written
 from fedkd.cli.rehearse import rehearse
 from fedkd.cli.results import report, watch
@@ -38,7 +39,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *(compare, tune, pairs, report, watch, validate, rehearse, recommend, schema, doctor),
-    *(convert, evaluate),
+    *(convert, evaluate, fetch),
 )
 for command in COMMANDS:
     app.command()(command)

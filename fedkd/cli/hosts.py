@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedkd.cli.options import AsJson
-from fedkd.cli.silo import silo_approve, silo_audit, silo_pending
+from fedkd.cli.silo import silo_approve, silo_audit, silo_pending, silo_serve
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def add_commands(app: typer.Typer) -> None:
     silo.command("pending")(silo_pending)
     silo.command("approve")(silo_approve)
     silo.command("audit")(silo_audit)
+    options = {"allow_extra_args": True, "ignore_unknown_options": True}
+    silo.command("serve", context_settings=options)(silo_serve)
     silo.command("schema")(silo_schema)
     app.add_typer(silo, name="silo")
 
@@ -111,8 +113,8 @@ def keys_add_silo(
     private, public = make_silo_key(out, name)
     typer.echo(
         f"wrote {private}\nwrote {public}\n\n"
-        "Where studies are started, register the public key:\n\n"
-        f"  flwr supernode register {public} {connection}\n\n"
+        "Where studies are started, register the public key under the silo's name:\n\n"
+        f"  flwr supernode register {public} {connection} --name {name}\n\n"
         f"Copy {private.name} and ca.pem to the silo's host, and run there:\n\n"
         f"  flower-supernode --superlink {superlink} --root-certificates /etc/fedkd/ca.pem \\\n"
         f"    --auth-supernode-private-key /etc/fedkd/{private.name} \\\n"

@@ -222,6 +222,13 @@ def export(
     classes: Classes = None,
     channels: Channels = None,
     image_size: ImageSize = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also make it a version of this model in MLflow's registry (MLFLOW_TRACKING_URI).",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export the final model of a run, or a checkpoint, for use outside fedkd.
@@ -235,10 +242,16 @@ def export(
     chosen = _choose_format(out, file_format)
 
     from fedkd.offline.export import SUFFIXES, Described, export_model, sidecar
+    from fedkd.trackers import load_registry
 
     _check_out(out, SUFFIXES[chosen])
     described = Described(_check_arch(arch), classes, channels, image_size)
+    registry = load_registry() if register else None
     exported = export_model(source, out, chosen, described)
+    if register and registry:
+        facts = {key: str(value) for key, value in exported["origin"].items()}
+        tags = {**facts, "sha256": exported["sha256"]}
+        exported["version"] = registry(register, [out, sidecar(out)], tags)
     if as_json:
         typer.echo(json.dumps(exported, indent=1))
         return
@@ -247,6 +260,8 @@ def export(
         f"{exported['arch']}, {exported['num_parameters']} parameters, {shape} images, "
         f"{exported['num_classes']} classes\nModel: {out}\nNotes: {sidecar(out)}"
     )
+    if register:
+        typer.echo(f"MLflow: {register}, version {exported['version']}")
 
 
 def _choose_format(out: Path, name: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,16 @@ def watch(
         ),
     ],
     once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a text file for Prometheus, such as node_exporter's collector reads.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON at every change instead.")
+    ] = False,
 ) -> None:
     """Show the progress of RUN, a study that another process runs, until it ends.
 
@@ -76,7 +87,16 @@ def watch(
     Rounds, accuracy, targets reached and time left are read from the files in the folder, so any
     host that can read the folder can watch. Ctrl-C stops watching; the study continues.
     """
+    from fedkd.report.monitor import to_plain, to_prometheus
+    from fedkd.report.watch import StudyState
     from fedkd.report.watch import watch as follow
+    from fedkd.util.files import write_text
+
+    def tell(state: StudyState) -> None:
+        if prometheus is not None:
+            write_text(prometheus, to_prometheus(state))
+        if as_json:
+            typer.echo(json.dumps(to_plain(state)))
 
     interrupt.advise("The study continues.")
-    follow(run, wide_console(), once=once)
+    follow(run, wide_console(), once=once, on_state=tell, draw=not as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedkd.cli.notify import notifying
 from fedkd.cli.options import (
     RUNS,
     AsJson,
@@ -69,6 +70,13 @@ def compare(
             "package.module:Class; may be repeated.",
         ),
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Run a command when the study ends, with its status as JSON on standard input.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every arm of STUDY, a YAML file, on every seed and compare the exchanges to each target.
@@ -97,23 +105,30 @@ def compare(
         raise UserError("compare: give a study file, or a results folder with --resume")
     if rounds is not None and resume is None:
         raise UserError("--rounds: lengthens a study of which there are results; give --resume RUN")
-    outcome = _run(
-        loaded,
-        out=out,
-        fresh=fresh,
-        resume=resume,
-        rounds=rounds,
-        quiet=as_json,
-        track=track or (),
-    )
+    with notifying(notify, loaded.name) as ending:
+        outcome = _run(
+            loaded,
+            out=out,
+            fresh=fresh,
+            resume=resume,
+            rounds=rounds,
+            quiet=as_json,
+            track=track or (),
+        )
+        short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
+        incomplete = bool(outcome.summary["failures"]) or short_of_silos
+        ending.told |= {"folder": str(outcome.folder), "failures": outcome.summary["failures"]}
+        if outcome.interrupted:
+            ending.status = "interrupted"
+        elif not incomplete:
+            ending.status = "ended"
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:
         _show(outcome)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
-    if outcome.summary["failures"] or short_of_silos:
+    if incomplete:
         raise typer.Exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,3 +117,21 @@ def silo_approve(
 
     request = approve_study(load_silo_file(path), digits)
     typer.echo(f"Approved {request.hash[:12]}.")
+
+
+def silo_serve(context: typer.Context, path: SiloPath) -> None:
+    """Start a SuperNode that runs no other code than the silo's file pins by ``code``.
+
+    For example: fedkd silo serve silo.yaml --superlink fl.example.org:8000 --root-certificates
+    ca.pem --auth-supernode-private-key north
+
+    Options are those of flower-supernode. The installed fedkd checks every bundle before anything
+    of it is imported.
+    """
+    from fedkd.deploy.serve import serve_command
+    from fedkd.deploy.silo_file import load_silo_file
+    from fedkd.engines.flower_app import find_program
+
+    program = find_program("flower-supernode")
+    command, environment = serve_command(load_silo_file(path), path, program, context.args)
+    os.execve(program, command, environment)  # noqa: S606 -- our own command

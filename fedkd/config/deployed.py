@@ -30,12 +30,15 @@ def fill_deployed(data: Any) -> Any:
     return data
 
 
-def check_simulated(data: Data, scheme: str, arms: Mapping[str, Arm]) -> None:
+def check_simulated(
+    data: Data, scheme: str, rounds: Mapping[str, Rounds], arms: Mapping[str, Arm]
+) -> None:
     """Refuse what only a study of deployed silos can have.
 
     Args:
         data: of the study.
         scheme: of its partition.
+        rounds: of each arm, by its name.
         arms: of the study.
 
     Raises:
@@ -48,6 +51,11 @@ def check_simulated(data: Data, scheme: str, arms: Mapping[str, Arm]) -> None:
                 "for partition.scheme: deployed and given"
             )
         _check_without_source(data, arms)
+    if any(settings.enough is not None for settings in rounds.values()):
+        raise ValueError(
+            "rounds.enough: ends a round by the clock; it is for partition.scheme: deployed, and "
+            "simulated silos are all waited for"
+        )
     if data.classes or data.channels:
         key = "classes" if data.classes else "channels"
         raise ValueError(
@@ -83,6 +91,11 @@ def check_deployed(
             "pretraining.checkpoints: deployed silos name their own, in silo.yaml; leave it out"
         )
     for name, settings in rounds.items():
+        if settings.enough is not None and settings.enough < settings.quorum:
+            raise ValueError(
+                f"arms.{name}: rounds.enough, {settings.enough:g}, is below rounds.quorum, "
+                f"{settings.quorum:g}; a round with fewer replies than the quorum ends the run"
+            )
         if LOCAL_LOSSES.is_own(settings.local_loss):
             raise ValueError(
                 f"arms.{name}: local_loss {settings.local_loss} is code that a study names, which "

@@ -133,8 +133,25 @@ class Rounds(OptimizerKeys):
         0.5, ge=0, le=1, description="minimum share of a round's silos with a valid reply"
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    enough: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="for deployed silos: share of a round's silos, at least quorum, after whose "
+        "replies the others are only waited for during grace; by default all are waited for",
+    )
+    grace: float = Field(
+        0.2,
+        ge=0,
+        le=10,
+        description="for enough: the time that the other silos get, as a share of the time that "
+        "enough silos took",
+    )
     max_failures: Count = Field(
         3, description="failed replies of a silo after which it is no longer asked"
+    )
+    keep: Count | None = Field(
+        None,
+        description="every so many rounds the global model is kept in the run's folder, and the "
+        "best one on data.validation; by default only the final one is",
     )
     max_examples: int = Field(
         10_000_000,
@@ -157,6 +174,10 @@ class Rounds(OptimizerKeys):
     @model_validator(mode="after")
     def _check(self) -> Rounds:
         refuse_options(self.options, LOCAL_LOSSES, self.local_loss)
+        if self.enough is None and self.grace != type(self).model_fields["grace"].default:
+            raise ValueError(
+                "grace: is the time that silos get after enough have replied; set enough"
+            )
         return self
 
     def in_round(self, number: int) -> Rounds:
@@ -215,7 +236,10 @@ class RoundOverrides(Section):
     tau: Rate | None = None
     quorum: Annotated[float, Field(ge=0, le=1)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
+    enough: Annotated[float, Field(gt=0, le=1)] | None = None
+    grace: Annotated[float, Field(ge=0, le=10)] | None = None
     max_failures: Count | None = None
+    keep: Count | None = None
     max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     aggregation: Aggregation | None = None
     trim: Annotated[float, Field(gt=0, lt=0.5)] | None = None

@@ -83,11 +83,11 @@ class Study(Section):
         check_tuning_seeds({name: arm.tuned for name, arm in self.arms.items()}, self.seeds)
         check_metric(self.metric, self.data.source)
         check_table(self)
+        rounds = {name: self.rounds_of(name) for name in self.arms}
         if self.is_deployed:
-            rounds = {name: self.rounds_of(name) for name in self.arms}
             check_deployed(self.data, self.pretraining, rounds, self.arms)
         else:
-            check_simulated(self.data, self.partition.scheme, self.arms)
+            check_simulated(self.data, self.partition.scheme, rounds, self.arms)
         check_silo_names(self)
         check_recalibration(self)
         check_external_models(self)

@@ -150,11 +150,21 @@ class SiloFile(Section):
         None, description="without a checkpoint it takes part in rounds alone"
     )
     share: Share
+    receive: FilePath | None = Field(
+        None,
+        description="folder for the final model of every run, which the server then sends it; by "
+        "default it is sent none",
+    )
     audit: FilePath = Field(description="log of all that leaves, one JSON object a line")
     transfer: Source | None = Field(
         None, description="the study's data.transfer.source on this host, so that it is not sent"
     )
     approve: Approve = Approve()
+    code: Annotated[str, Field(pattern=r"^([0-9a-f]{64}|installed)$")] | None = Field(
+        None,
+        description="for fedkd silo serve: the hash of the only code that may run here, or "
+        "installed, for the code of the fedkd that is installed here",
+    )
     allow: list[OwnName] = Field(
         default=[],
         max_length=1000,
@@ -277,6 +287,7 @@ def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:
             "data": absolute_source(file.data, folder),
             "transfer": absolute_source(file.transfer, folder),
             "audit": absolute_path(file.audit, folder),
+            "receive": absolute_path(file.receive, folder) if file.receive else None,
             "model": model,
         }
     )

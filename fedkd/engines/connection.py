@@ -12,6 +12,7 @@ import json
 import uuid
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
@@ -23,7 +24,9 @@ from fedkd.engines.follower import (
     read_record,
 )
 from fedkd.engines.superlink import SuperLink, read_connection
+from fedkd.errors import UserError
 from fedkd.messages import keys
+from fedkd.results.folder import STUDY_FILE, read_study
 from fedkd.results.observer import Observer
 from fedkd.results.record import CUT_SHORT, ROUNDS_FILE, RunRecord, write_points, write_state
 from fedkd.util import interrupt
@@ -143,6 +146,23 @@ def _hash_task(task: Task) -> str:
     """Return a hash of the study, arm, seed and targets of a run."""
     asked = {key: value for key, value in task.run_config().items() if key not in _ELSEWHERE}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def locate_on_host(path: Path) -> dict[str, Any]:
+    """Return how the SuperLink's host finds the state of a run, by its folder on this host.
+
+    Raises:
+        UserError: the folder is not of a run on a SuperLink.
+    """
+    record = RunRecord.read(path)
+    folder = path.absolute().parents[1]
+    name, study = _read_note(path).get(RUN_NAME), read_study(folder).get("name")
+    if not name or not isinstance(study, str):
+        raise UserError(
+            f"{path} is not of a run on a SuperLink: its {RUN_FILE} or {folder / STUDY_FILE} does "
+            "not name the run"
+        )
+    return {"study": study, "run": name, "arm": record.arm, "seed": record.seed}
 
 
 def _read_note(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedkd.config import Study
 from fedkd.engines.app_folder import AppFolder
-from fedkd.engines.connection import RUN_FILE, RUN_NAME
+from fedkd.engines.connection import locate_on_host
 from fedkd.engines.follower import Follower
 from fedkd.engines.superlink import SuperLink, read_connection
 from fedkd.errors import FedKDError, UserError
@@ -17,8 +17,6 @@ from fedkd.messages import keys
 from fedkd.messages.run_log import Kind
 from fedkd.messages.validate import printable
 from fedkd.results.evaluation import Evaluation
-from fedkd.results.folder import STUDY_FILE, read_study
-from fedkd.results.record import RunRecord
 
 
 def evaluate_on_hosts(
@@ -77,16 +75,4 @@ def _locate(path: Path) -> dict[str, Any]:
                 "an absolute path there, or the folder RUN/ARM/seed-N of a run on it"
             )
         return {"path": str(path)}
-    record = RunRecord.read(path)
-    folder = path.absolute().parents[1]
-    try:
-        run = str(json.loads((path / RUN_FILE).read_text(encoding="utf-8"))[RUN_NAME])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not of a run on a SuperLink (its {RUN_FILE} cannot be read: {error}), so "
-            "deployed silos cannot be sent its model"
-        ) from error
-    study = read_study(folder).get("name")
-    if not isinstance(study, str):
-        raise UserError(f"{folder / STUDY_FILE} does not name its study")
-    return {"study": study, "run": run, "arm": record.arm, "seed": record.seed}
+    return locate_on_host(path)

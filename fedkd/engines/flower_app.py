@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tomli_w
 
+from fedkd.deploy.bundle_hash import CLIENT_APP
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
 from fedkd.version import VERSION
@@ -33,10 +34,11 @@ def write_app(folder: Path) -> Path:
             target = folder / room / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    components = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
-    texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS, keys.CONFIG_MODELS)
+    components = {"serverapp": "strategies.server_app:app", "clientapp": CLIENT_APP}
+    texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS)
+    models = (keys.CONFIG_MODELS, keys.CONFIG_FETCH)
     folders = (keys.CONFIG_RUN_DIR, keys.CONFIG_RUN_NAME, keys.CONFIG_CACHE_DIR)
-    config = {**dict.fromkeys((*texts, *folders), ""), keys.CONFIG_SEED: 0}
+    config = {**dict.fromkeys((*texts, *models, *folders), ""), keys.CONFIG_SEED: 0}
     app = {"publisher": "fedkd", "components": components, "config": config}
     project = {
         "name": "fedkd",

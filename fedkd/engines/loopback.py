@@ -98,7 +98,7 @@ class Loopback:
         for name, path in self._silos.items():
             private, public = make_silo_key(keys, name)
             # Flower's command gives up early on a busy machine.
-            self._wait(partial(_is_registered, superlink, public), {process: log})
+            self._wait(partial(_is_registered, superlink, public, name), {process: log})
             own_log = self.folder / f"{name}.log"
             node = self._place.start(self._supernode_command(keys, private, path), own_log)
             started[node] = own_log
@@ -147,5 +147,5 @@ class Loopback:
             time.sleep(POLL_SECONDS)
 
 
-def _is_registered(superlink: SuperLink, public_key: Path) -> bool:
-    return superlink.register(public_key) is None
+def _is_registered(superlink: SuperLink, public_key: Path, name: str) -> bool:
+    return superlink.register(public_key, name) is None

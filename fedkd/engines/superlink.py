@@ -95,11 +95,10 @@ class SuperLink:
             raise FedKDError(f"the SuperLink {self.address} refuses the run: {_said(answer)}")
         return run_id
 
-    def register(self, public_key: Path) -> str | None:
-        """Register a SuperNode's key; return what is wrong, None if it is registered."""
-        answer = self._flwr(
-            "supernode", "register", str(public_key), self.name, timeout=ASK_TIMEOUT
-        )
+    def register(self, public_key: Path, name: str) -> str | None:
+        """Register a silo's key under its name; return what is wrong, None if it is registered."""
+        command = ("supernode", "register", str(public_key), self.name, "--name", name)
+        answer = self._flwr(*command, timeout=ASK_TIMEOUT)
         said = _said(answer)
         return None if answer.returncode == 0 or "already" in said.lower() else said
 

@@ -34,6 +34,7 @@ class Description:
         class_counts: images of each class, or empty where the silo withholds them.
         has_transfer: whether it has the transfer images already.
         fixed_part: hash of the part of the models that nobody trains, or empty.
+        receives: whether it asks for the final model.
     """
 
     arch: str
@@ -41,6 +42,7 @@ class Description:
     class_counts: tuple[int, ...] = ()
     has_transfer: bool = False
     fixed_part: str = ""
+    receives: bool = False
 
 
 def write_question(transfer: Tensor | None) -> Question:
@@ -80,6 +82,8 @@ def write_reply(
     )
     if description.fixed_part:
         info[keys.FIXED_PART] = description.fixed_part
+    if description.receives:
+        info[keys.RECEIVES] = True
     return RecordDict({keys.INFO: info})
 
 
@@ -98,6 +102,7 @@ def read_reply(
         class_counts=_read_class_counts(info, num_classes),
         has_transfer=info.get(keys.HOLDS_TRANSFER) is True,
         fixed_part=printable(info.get(keys.FIXED_PART, "")),
+        receives=info.get(keys.RECEIVES) is True,
     )
     return read_name(info), description
 

@@ -13,6 +13,8 @@ message type       sent                                        answered
                    state dicts
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
 ``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
+``query.receive``  ``arrays``, ``config``: architecture,       ``info``
+                   round; only to silos that ask for it
 =================  ==========================================  =================================
 """
 
@@ -25,6 +27,7 @@ TEACHER: Final = "query.teacher"
 DISTIL: Final = "query.distil"
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
+RECEIVE: Final = "query.receive"
 
 # Records.
 ARRAYS: Final = "arrays"
@@ -53,6 +56,7 @@ CLASS_COUNTS: Final = "class-counts"
 CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
 FIXED_PART: Final = "fixed-part"
+RECEIVES: Final = "receives"
 PROBLEM: Final = "problem"
 
 # Keys of query.distil's config: lists with one entry per teacher, and the student.
@@ -99,6 +103,8 @@ CONFIG_TARGETS: Final = "targets"
 CONFIG_RUN_DIR: Final = "run-dir"
 CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
+CONFIG_FETCH: Final = "fetch"
+"""Model files of runs that are sent by the log, as JSON; the run then asks no silo."""
 CONFIG_MODELS: Final = "models"
 """Models that are measured, as JSON; the run then trains nothing."""
 

@@ -19,7 +19,17 @@ MAX_LINE = 16 << 20
 _LINE = re.compile(r"fedkd-record (\d{1,9}) ([0-9a-f]{16}) (\{.*\})")
 _MARK = "fedkd-record "
 
-Kind = Literal["point", "distillation", "waiting", "record", "evaluation", "error"]
+Kind = Literal[
+    "point",
+    "distillation",
+    "waiting",
+    "record",
+    "evaluation",
+    "model",
+    "part",
+    "sent",
+    "error",
+]
 
 
 class BrokenLogError(FedKDError):
@@ -42,7 +52,7 @@ class LogReader:
     """Reads a run's lines in order, even if parts of its log are repeated."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
+        self._checksums: list[str] = []
 
     def read(self, line: str) -> tuple[Kind, Any] | None:
         """Return what is new in a line; None for a line without a record, or with a known one.
@@ -60,14 +70,14 @@ class LogReader:
         number, text = int(match[1]), match[3]
         if match[2] != _checksum(number, text):
             raise BrokenLogError(f"line {number} of the run's record does not fit its checksum")
-        if number < len(self._texts):
-            if text != self._texts[number]:
+        if number < len(self._checksums):
+            if match[2] != self._checksums[number]:
                 raise BrokenLogError(f"line {number} of the run's record comes in two versions")
             return None
-        if number > len(self._texts):
-            raise BrokenLogError(f"line {len(self._texts)} of the run's record is missing")
+        if number > len(self._checksums):
+            raise BrokenLogError(f"line {len(self._checksums)} of the run's record is missing")
         entry = _parse(text)
-        self._texts.append(text)
+        self._checksums.append(match[2])
         return entry
 
 

@@ -102,6 +102,11 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
         if record.accuracy_source == "test"
         else "the silos' own images",
     }
+    if not (source / CHECKPOINT_FILE).exists():
+        raise UserError(
+            f"{source} has no {CHECKPOINT_FILE}; if the study ran on hosts, `fedkd fetch {folder}` "
+            "brings it from the SuperLink's host"
+        )
     return source / CHECKPOINT_FILE, facts
 
 

@@ -161,6 +161,11 @@ def _about_runs(results: Results) -> list[str]:
             f"Contradicted teachers were excluded in {enumerate_names(excluded)}; summary.json "
             "lists them."
         )
+    if early := sorted({run["arm"] for run in runs if run["notes"].get("ended_early")}):
+        remarks.append(
+            f"Rounds of {enumerate_names(early)} ended before all silos had replied "
+            "(rounds.enough): repeated, they give other curves."
+        )
     if any(run["accuracy_source"] == "silos" for run in runs):
         remarks.append("Accuracies are those that the silos reported on their own data.")
     if without := sorted({silo for run in runs for silo in run["notes"].get("metric_without", [])}):

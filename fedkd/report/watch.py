@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -118,6 +119,8 @@ def watch(
     *,
     once: bool = False,
     sleep: Callable[[float], None] = time.sleep,
+    on_state: Callable[[StudyState], None] = lambda _: None,
+    draw: bool = True,
 ) -> bool:
     """Show the progress of a study until it has ended, and return whether it has.
 
@@ -126,6 +129,8 @@ def watch(
         console: where to draw.
         once: print the current state and return.
         sleep: waits between two reads.
+        on_state: receives every state that differs from the one before.
+        draw: whether anything is drawn.
 
     Raises:
         UserError: the folder is not a results folder.
@@ -133,15 +138,23 @@ def watch(
     """
     folder = find_run(folder)
     state = read_state(folder)
+    on_state(state)
     if once or state.ended:
-        console.print(render(state, ROWS_ALWAYS_SHOWN))
+        if draw:
+            console.print(render(state, ROWS_ALWAYS_SHOWN))
         return state.ended
     rows = max(8, console.height - 8)
-    with Live(render(state, rows), console=console, auto_refresh=False) as live:
+    shown = (
+        Live(render(state, rows), console=console, auto_refresh=False) if draw else nullcontext()
+    )
+    with shown as live:
         while not state.ended:
             sleep(POLL_SECONDS)
-            state = read_state(folder)
-            live.update(render(state, rows), refresh=True)
+            before, state = state, read_state(folder)
+            if state != before:
+                on_state(state)
+            if live is not None:
+                live.update(render(state, rows), refresh=True)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -18,9 +19,12 @@ from fedkd.util.files import write_json, write_text
 ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+BEST_FILE = "best.safetensors"
+"""The model that is best on the server's validation images; see ``rounds.keep``."""
 PROGRESS_FILE = "progress.safetensors"
 """State of an unfinished run; see :mod:`strategies.savepoint`."""
 
+_ROUND_FILE = re.compile(r"round-\d{4,9}\.safetensors")
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 """In [0, 1]; means of shares may be larger by rounding."""
 Stopped = Literal["targets", "budget", "quorum", "interrupted"]
@@ -82,7 +86,11 @@ SiloGets = dict[str, str | int | float | None]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The record of one arm and seed; ``metric`` is the one that its targets are in."""
+    """The record of one arm and seed.
+
+    ``metric`` is the one that its targets are in; ``models`` has the SHA-256 of its models' files
+    by name.
+    """
 
     arm: str
     seed: int
@@ -99,6 +107,7 @@ class RunRecord:
     instruments: dict[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
     silos_get: tuple[SiloGets, ...] = ()
+    models: dict[str, str] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -156,6 +165,16 @@ class RunRecord:
         if not complete or [p.round for p in curve] != list(range(num_points)):
             raise FedKDError(f"{folder / ROUNDS_FILE} does not contain every round of the run")
         return record
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the models that a run has left in its folder, by name."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if is_model_file(path.name)]
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a run gives this name to the file of a model: the final one or one of its rounds."""
+    return name in (CHECKPOINT_FILE, BEST_FILE) or bool(_ROUND_FILE.fullmatch(name))
 
 
 def build(kind: Any, value: Any) -> Any:

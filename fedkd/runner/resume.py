@@ -20,6 +20,7 @@ from fedkd.results.record import (
     PROGRESS_FILE,
     STATE_FILE,
     RunRecord,
+    model_files,
     read_points,
 )
 from fedkd.util.cache import environment
@@ -150,6 +151,8 @@ def clear(folder: Path) -> None:
         if any((folder / name).exists() for name in (PROGRESS_FILE, RUN_FILE)):
             for name in (STATE_FILE, ERROR_FILE, FAULT_FILE):
                 (folder / name).unlink(missing_ok=True)
+            for model in model_files(folder) if (folder / RUN_FILE).exists() else []:
+                model.unlink()  # it was fetched, and will be another
             return
     shutil.rmtree(folder)
 

@@ -7,7 +7,8 @@ environment variables, as in any other project.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from fedkd.errors import UserError
 from fedkd.registry import TRACKERS
@@ -38,3 +39,18 @@ def _make(name: str) -> Tracker:
         if not callable(getattr(tracker, method, None)):
             raise UserError(f"--track {name}: {type(tracker).__name__} has no method {method}")
     return tracker
+
+
+def load_registry() -> Callable[[str, Sequence[Path], Mapping[str, str]], str]:
+    """Return the function that puts a model into MLflow's registry.
+
+    Raises:
+        UserError: MLflow is not installed.
+    """
+    try:
+        from fedkd.trackers.mlflow import register_model
+    except ImportError as error:
+        raise UserError(
+            f"--register: {error.name or error} is not installed; {install_command('mlflow')}"
+        ) from error
+    return register_model

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # MLflow reads this when it is imported; a value that the user has set is kept.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from fedkd.errors import UserError
 from fedkd.results.record import Point
 from fedkd.trackers.base import TrackedRun, figures_of, flatten
 
 DATABASE = "mlflow.db"
+EXPORTS = "fedkd exports"
+"""Experiment of the runs that hold registered models' files."""
 LONGEST_PARAM = 6000
 """Maximum length of a parameter's value in MLflow."""
 
@@ -82,3 +87,37 @@ class _Log:
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value in figures.items()]
         self._client.log_batch(self._run, metrics=metrics)
+
+
+def register_model(name: str, files: Sequence[Path], tags: Mapping[str, str]) -> str:
+    """Put an exported model into MLflow's registry; return its version there.
+
+    Args:
+        name: of the registered model; it is made if it is missing.
+        files: of the model; they are copied to the registry's store.
+        tags: of the version.
+
+    Raises:
+        UserError: MLflow refuses it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    folder = files[0].absolute().parent
+    client = MlflowClient(uri or f"sqlite:///{folder / DATABASE}")
+    store = None if uri else (folder / "mlartifacts").as_uri()
+    try:
+        found = client.get_experiment_by_name(EXPORTS)
+        if found:
+            experiment = found.experiment_id
+        else:
+            experiment = client.create_experiment(EXPORTS, artifact_location=store)
+        run = client.create_run(experiment, run_name=name, tags=dict(tags)).info
+        for file in files:
+            client.log_artifact(run.run_id, str(file), "model")
+        client.set_terminated(run.run_id)
+        with contextlib.suppress(MlflowException):  # it is there already
+            client.create_registered_model(name)
+        source = f"{run.artifact_uri}/model"
+        version = client.create_model_version(name, source, run.run_id, tags=dict(tags))
+    except MlflowException as error:
+        raise UserError(f"--register: MLflow refuses {name!r}: {error.message}") from error
+    return str(version.version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -96,6 +97,12 @@ def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> N
             temporary.replace(path)
         else:
             os.link(temporary, path)  # unlike a rename, it fails where the name is taken
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_unfinished(folder: Path) -> None:

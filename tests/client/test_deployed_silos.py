@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors.torch import load_file
 
 from fedkd.deploy.bundle_hash import bundle_hash
 from fedkd.messages import keys
+from fedkd.models.card import read_card
 from fedkd.results.record import RunRecord
+from fedkd.util.files import hash_file
 from fedkd.util.lock import LOCK_FILE
 
 NAMES = ("north", "south", "west")
@@ -54,6 +57,29 @@ def test_the_audit_log_names_study_arm_code_data_and_transfer_set(field: Any) ->
     assert transfer[keys.TRAIN] is last["transfer"] is None
     assert len({entry["data"] for entry in before}) == 1
     assert last["data"] != before[0]["data"]
+
+
+def test_the_final_model_comes_to_the_silos_that_ask_for_it_and_to_no_other(field: Any) -> None:
+    made = field({"north": {"receive": "models"}})
+    record = made.run("fedavg")
+    assert record.notes["received_by"] == ["north"]
+    (path,) = (made.root / "north" / "models").iterdir()
+    final = load_file(made.root / "record" / "fedavg" / "checkpoint.safetensors")
+    received = load_file(path)
+    assert all(torch.equal(received[key], final[key]) for key in final)
+    card = read_card(path, what="test")
+    assert card is not None
+    assert (card.classes, card.facts["arm"], card.facts["rounds"]) == (("a", "b", "c"), "fedavg", 1)
+    last = made.audit("north")[-1]
+    assert last["type"] == keys.RECEIVE
+    assert last["received"] == hash_file(path)
+    assert set(last["sent"]) == {"info"}
+    # Nothing is charged for it, and whoever does not ask refuses what is sent all the same.
+    assert record.curve[-1].silos_ok == 3
+    arrays = RecordDict({keys.ARRAYS: ArrayRecord(final)})
+    reply = made.ask("south", keys.RECEIVE, {}, "fedavg", arrays)
+    assert reply.error.reason == "it does not ask for models (receive)"
+    assert "received" not in made.audit("south")[-1]
 
 
 def test_the_audit_log_has_the_very_bytes_that_are_charged(field: Any) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.proto.node_pb2 import NodeInfo
 from typer.testing import CliRunner
 
 from fedkd.cli import app as cli
 from fedkd.deploy import study_approvals
 from fedkd.deploy.silo_file import load_silo_file
 from fedkd.deploy.study_approvals import MAX_PENDING, approve_study, read_requests
+from fedkd.engines.inline import InlineGrid
 from fedkd.errors import UserError
 from fedkd.messages import keys
 from fedkd.messages.describe import WAITING
-from strategies import introductions
+from strategies import introductions, nodes
 
 DESCRIBE = {keys.TRANSFER_HASH: keys.NO_HASH}
 ASK = {"approve": "ask"}
@@ -119,6 +121,42 @@ def test_a_silo_that_is_not_approved_in_time_stops_nobody(
     record = made.run("fedavg")
     assert record.curve[-1].silos_ok == 2
     assert WAITING in record.quarantined[0].reason
+
+
+def register(monkeypatch: pytest.MonkeyPatch, names: dict[int, str]) -> None:
+    infos = [NodeInfo(node_id=node, name=name) for node, name in names.items()]
+    monkeypatch.setattr(InlineGrid, "get_nodes", lambda _: infos)
+
+
+def test_only_nodes_whose_keys_have_a_silos_name_are_asked_and_by_that_name(
+    field: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An impostor with the south's key claims to be the west; another has a key of no silo."""
+    made = field({"south": {"name": "west"}})
+    made.study = {"rounds": {"max": 1, "timeout": 0.2, "quorum": 0.3}}
+    heard: list[str] = []
+    monkeypatch.setattr(made.observer, "on_waiting", heard.append)
+    monkeypatch.setattr(nodes, "NOTICE_SECONDS", 0.0)
+    register(monkeypatch, {2: "north", 3: "south", 4: "stranger"})
+    record = made.run("fedkd")
+    assert heard == ["west: not connected"]
+    assert [(entry.silo, entry.round) for entry in record.quarantined] == [("node-3", 0)]
+    reason = "it claims the name 'west', but its key is that of 'south'"
+    assert record.quarantined[0].reason == reason
+    assert record.notes["silo_rounds"] == {"north": [0, 1]}
+    assert {entry["type"] for entry in made.audit("south")} == {keys.DESCRIBE}
+    assert not (made.root / "west" / "audit.jsonl").exists()
+
+
+def test_nodes_without_names_are_asked_while_no_node_has_one(
+    field: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = field()
+    register(monkeypatch, {2: "", 3: "", 4: ""})
+    assert made.run("fedavg").curve[-1].silos_ok == 3
+    made.study = {"rounds": {"max": 1, "timeout": 0.2, "quorum": 0.3}}
+    register(monkeypatch, {2: "north", 3: "", 4: ""})
+    assert made.run("fedavg").curve[-1].silos_ok == 1
 
 
 def test_the_contract_names_the_words_of_a_silo_that_waits() -> None:

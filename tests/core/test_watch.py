@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from fedkd.cli import app
+from fedkd.cli.notify import notifying
 from fedkd.config.study_file import dump_study
 from fedkd.errors import UserError
 from fedkd.report.watch import read_state, render, watch
@@ -130,3 +136,54 @@ def test_once_looks_once(folder: Path) -> None:
     assert not watch(folder, console, once=True, sleep=sleep)
     with pytest.raises(UserError, match="is not a results folder"):
         watch(folder / "fedavg", console)
+
+
+def test_programs_read_it_as_json_and_as_prometheus_text(folder: Path) -> None:
+    write(folder, "fedavg", 0, [0.1, 0.35], ended=True)
+    write(folder, "fedkd", 0, [0.2], ended=False)
+    text = folder / "fedkd.prom"
+    words = ["watch", str(folder), "--once", "--json", "--prometheus", str(text)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    state = json.loads(found.stdout)
+    assert (state["study"], state["ended"], len(state["runs"])) == ("tiny", False, 4)
+    first, second = state["runs"][:2]
+    assert (first["state"], first["round"], first["metric"]) == ("budget", 1, 0.35)
+    assert (first["sent_bytes"], first["silos_ok"], first["ended"]) == (4, 3, 1)
+    assert (second["state"], second["round"], second["ended"]) == ("running", 0, 0)
+    lines = text.read_text().splitlines()
+    assert 'fedkd_metric{study="tiny",arm="fedavg",seed="0"} 0.35' in lines
+    assert 'fedkd_ended{study="tiny",arm="fedkd",seed="0"} 0' in lines
+    assert not [line for line in lines if "fedkd_metric" in line and 'seed="1"' in line]
+    assert lines[-1] == 'fedkd_study_ended{study="tiny"} 0'
+    for line in lines:
+        assert line.startswith("#") or re.fullmatch(
+            r'fedkd_\w+\{(\w+="[^"]*",?)+\} [\d.e+-]+', line
+        )
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [(None, "failed"), (KeyboardInterrupt, "interrupted"), (UserError, "failed")],
+)
+def test_a_command_is_told_how_a_study_ended(
+    ends: type[BaseException] | None, status: str, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.json"
+    command = f"sh -c 'cat > {told}'"
+    raised = pytest.raises(ends) if ends else nullcontext()
+    with raised, notifying(command, "lesions") as ending:
+        ending.told["folder"] = "runs/lesions"
+        if ends:
+            raise ends("the disk is full")
+    found = json.loads(told.read_text())
+    assert (found["study"], found["status"], found["folder"]) == ("lesions", status, "runs/lesions")
+    assert found.get("error") == ("the disk is full" if ends is UserError else None)
+
+
+def test_a_command_that_fails_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with notifying("false", "lesions"):
+        pass
+    assert capsys.readouterr().err.startswith("--notify: Command '['false']' returned")
+    with pytest.raises(UserError, match="is not a command"), notifying("mail 'me", "lesions"):
+        pass

@@ -42,6 +42,8 @@ PATIENCE = 900.0
 """Seconds before a wait is given up; no test measures time."""
 SERVER, PORT = "10.77.0.1", 8000
 SILOS = ("north", "south", "west")
+PINNED = "north"
+"""The silo that runs the installed code alone, and asks for final models."""
 ARCHS = {"north": "cnn", "south": "cnn", "west": "mlp"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SHAPE = Shape(10, 1, 8)
@@ -239,6 +241,8 @@ def make_silos(root: Path) -> None:
         }
         if silo == "north":
             own_file["transfer"] = "npz:transfer.npz"
+        if silo == PINNED:
+            own_file |= {"code": "installed", "receive": "models"}
         (root / silo / "silo.yaml").write_text(yaml.safe_dump(own_file))
 
 
@@ -341,6 +345,9 @@ def register_and_start(hosts: Hosts, silo: str) -> None:
 
 def start_node(hosts: Hosts, silo: str, printed: str) -> None:
     command = printed_command(printed, "flower-supernode")
+    if silo == PINNED:  # it checks every bundle before any of it is imported
+        command = command.replace("flower-supernode", "fedkd silo serve /etc/fedkd/silo.yaml")
+        command = re.sub(r" --node-config '[^']*'", "", command)
     line = command.replace("/etc/fedkd", str(hosts.root / silo))
     (hosts.root / silo / "command").write_text(line)
     hosts.start(silo, line)
@@ -366,6 +373,12 @@ def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen
     return hosts.start("server", line, out)
 
 
+def set_in_file(hosts: Hosts, silo: str, key: str, value: Any) -> None:
+    """Change a key of a silo's file, which is read before every message."""
+    path = hosts.root / silo / "silo.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
+
+
 def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
     """Let a silo's owner approve the transfer set, which the silo will be sent."""
     (hosts.root / "approve.yaml").write_text(study_text(hosts.root, changes))
@@ -374,6 +387,19 @@ def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
     found = hosts.run(silo, line)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "approval" in found.stdout
+
+
+def approve_study(hosts: Hosts, silo: str, study: subprocess.Popen[bytes], out: str) -> None:
+    """Let a silo's owner see and approve the study that waits for it, once it has asked."""
+    own = f"{hosts.root / silo}/silo.yaml"
+    waiting = hosts.root / silo / "audit.jsonl.studies"
+    told = lambda: hosts.told(out) + hosts.told("server")  # noqa: E731 -- asked again and again
+    wait("the study", lambda: any(waiting.glob("*.json")) or study.poll() is not None, told=told)
+    pending = hosts.run(silo, f"fedkd silo pending {own}")
+    assert "once densities of the transfer images" in pending.stdout, pending.stderr
+    command = printed_command(pending.stdout, "fedkd silo approve").removeprefix("To approve: ")
+    assert hosts.run(silo, command).returncode == 0
+    wait("its name", lambda: f"{silo} waits for its owner" in hosts.told(out), told=told)
 
 
 def summary(hosts: Hosts, out: str) -> dict[str, Any]:
@@ -399,6 +425,7 @@ def test_a_silo_is_found_ready(hosts: Hosts) -> None:
 def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     """Weights, predictions and moments, two architectures, test images on the server.
 
+    It is the walk through the page on deployment: approve, compare, fetch, export, evaluate, audit.
     Plain FedAvg is what the test of a cut link runs.
     """
     consolidation = {"weighting": "familiarity", "epochs": 3}
@@ -437,7 +464,9 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     # The north has the transfer set itself, and needs no approval of its own.
     for silo in ("south", "west"):
         approve(hosts, silo, changes)
+    set_in_file(hosts, "south", "approve", "ask")
     process = compare(hosts, changes, "whole")
+    approve_study(hosts, "south", process, "whole")
     assert process.wait(PATIENCE) == 0, hosts.told("whole")
     whole = summary(hosts, "whole")
     runs = {run["arm"]: run for run in whole["runs"]}
@@ -451,6 +480,9 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
         assert run["accuracy_source"] == "test"
         assert [point["round"] for point in run["curve"]] == [0, 1]
         assert run["curve"][1]["silos_ok"] == 3
+    # The south had to be allowed to answer, once, in the first run.
+    first = runs["fedkd"]["quarantined"]
+    assert "waits for its owner's approval" in first.pop(0)["reason"]
     # The west says no when asked for its weights, and yes when asked for predictions.
     assert [entry["silo"] for entry in runs["fedkd"]["quarantined"]] == ["west"]
     assert "share.teacher is logits" in runs["fedkd"]["quarantined"][0]["reason"]
@@ -467,9 +499,33 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     # The model stays where the SuperLink's operator keeps it.
     assert not list((hosts.root / "whole").rglob("*.safetensors"))
     assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 4
+    # Who asked for the models has them: the north, and whoever fetches them.
+    received = list((hosts.root / PINNED / "models").glob("field-*-seed-0-*.safetensors"))
+    assert len(received) == 4
+    (folder,) = (hosts.root / "whole").glob("*/*")
+    fetched = hosts.run("server", f"fedkd fetch {folder} --engine deployed --json")
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    paths = [Path(path) for path in json.loads(fetched.stdout)]
+    assert {path.name for path in paths} == {"checkpoint.safetensors"}
+    assert {path.parent.parent.name for path in paths} == set(runs)
+    out = hosts.root / "exported.safetensors"
+    exported = hosts.run("server", f"fedkd export {paths[0].parent} --out {out}")
+    assert exported.returncode == 0, exported.stderr
+    study = f"{hosts.root}/whole.yaml"
+    line = f"fedkd evaluate {paths[0].parent} {study} --engine deployed --json"
+    set_in_file(hosts, "south", "approve", "any")
+    measured = hosts.run("server", line)
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    assert {row["silo"] for row in json.loads(measured.stdout)["measured"]} == {*SILOS, None}
+    audited = hosts.run("south", f"fedkd silo audit {hosts.root}/south/silo.yaml --json")
+    (total,) = json.loads(audited.stdout)
+    assert (total["study"], total["refused"] > 0) == ("field", True)
+    assert {"query.describe", "query.teacher", "train", "evaluate"} <= set(total["kinds"])
 
 
 def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
+    taken = [entry for entry in hosts.audit(PINNED) if entry["type"] == "query.receive"]
+    assert len({entry["received"] for entry in taken}) == 4
     entries = hosts.audit("west")
     by_type = {entry["type"] for entry in entries}
     assert {"query.describe", "query.teacher", "train"} <= by_type

@@ -25,7 +25,7 @@ from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
 from fedkd.training.loop import train_supervised
 from fedkd.training.optimizer import OptimizerSettings
-from strategies.exchange import Traffic, exchange
+from strategies.exchange import Patience, Traffic, exchange
 from strategies.server_app import ERROR_FILE, FAULT_FILE
 
 CODE = """
@@ -235,7 +235,9 @@ class Answering:
 def receive(reply: Message, *, simulated: bool) -> dict[int, Message]:
     question = Message(RecordDict(), 5, keys.TRAIN)
     grid: Any = Answering(reply)
-    return exchange(grid, [question], timeout=9, traffic=Traffic(), simulated=simulated)
+    patience, traffic = Patience(9), Traffic()
+    replies = exchange(grid, [question], patience=patience, traffic=traffic, simulated=simulated)
+    return replies.by_node
 
 
 def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:

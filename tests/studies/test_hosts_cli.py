@@ -57,8 +57,8 @@ def test_the_documentation_shows_the_commands_that_are_printed(tmp_path: Path) -
     programs = ("flower-superlink", "flower-supernode")
     assert len(commands(printed, *programs)) == 2
     assert commands(printed, *programs) <= commands(shown, *programs)
-    assert "flwr supernode register keys/north.pub deployed" in printed
-    assert "flwr supernode register keys/north.pub deployed" in shown
+    assert "flwr supernode register keys/north.pub deployed --name north" in printed
+    assert "flwr supernode register keys/north.pub deployed --name north" in shown
     assert 'address = "fl.example.org:8000"' in begun.stdout
     assert 'address = "fl.example.org:8000"' in shown
 

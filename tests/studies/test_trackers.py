@@ -7,10 +7,14 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from fedkd.cli import app
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
 
@@ -101,6 +105,16 @@ def test_mlflow_gives_back_the_curve(tracked: Any, tmp_path: Path) -> None:
             assert kept.data.params["rounds.lr"] == "0.05"
             assert kept.data.metrics.get("exchanges_to_0.3") == run["targets"][0]["exchanges"]
             assert kept.data.tags["stopped"] == "budget"
+    # An exported model becomes a version in the registry, with its files.
+    source, out = outcomes[0].folder / "fedavg" / "seed-0", tmp_path / "runs" / "model.safetensors"
+    words = ["export", str(source), "--out", str(out), "--register", "lesions"]
+    for number in ("1", "2"):
+        exported = CliRunner().invoke(app, words)
+        assert f"MLflow: lesions, version {number}" in exported.output, exported.output
+    version = client.get_model_version("lesions", "2")
+    assert version.tags["arm"] == "fedavg"
+    stored = Path(url2pathname(urlparse(version.source).path))
+    assert (stored / out.name).read_bytes() == out.read_bytes()
 
 
 def read_wandb(path: Path) -> Iterator[Any]:

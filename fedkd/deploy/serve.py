@@ -1,0 +1,66 @@
+"""``fedkd silo serve``: a SuperNode whose ClientApps are checked before they are imported.
+
+A SuperNode starts a program named ``flwr-clientapp``, which it finds by ``PATH``. Here that is one
+of the fedkd that is installed on this host (:mod:`clients.pinned`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedkd.deploy.silo_file import SiloFile
+from fedkd.errors import UserError
+from fedkd.util.files import write_new
+
+PROGRAM = "flwr-clientapp"
+SET_HERE = ("--node-config", "--isolation", "--allow-runtime-dependency-installation")
+"""Options of the SuperNode that would lead around the check, or that are set here."""
+SCRIPT = """#!{python} -P
+from clients.pinned import main
+main({silo!r})
+"""
+
+
+def serve_command(
+    file: SiloFile, silo_file: Path, supernode: Path, options: Sequence[str]
+) -> tuple[list[str], Mapping[str, str]]:
+    """Return the command of the SuperNode and its environment.
+
+    Args:
+        file: the silo's.
+        silo_file: its path.
+        supernode: the program ``flower-supernode``.
+        options: of the SuperNode, given by the user.
+
+    Raises:
+        UserError: the silo pins no code, an option leads around the check, or the program that
+            checks cannot be written.
+    """
+    if file.code is None:
+        raise UserError(
+            f"{silo_file}: code: is missing; set it to the hash that fedkd silo pending shows, or "
+            "to installed, for the code that is installed here"
+        )
+    for option in options:
+        if option.partition("=")[0] in SET_HERE:
+            raise UserError(f"{option.partition('=')[0]}: cannot be given to fedkd silo serve")
+    folder = Path(f"{file.audit}.serve")
+    script = SCRIPT.format(python=sys.executable, silo=str(silo_file.absolute()))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        write_new(folder / PROGRAM, script.encode(), mode=0o700, replace=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+    programs = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder.absolute()), programs, os.environ.get("PATH", "")]),
+        # A bundle may bring compiled files, which Python would run instead of those checked.
+        "PYTHONPYCACHEPREFIX": str(folder.absolute() / "compiled"),
+    }
+    silo = f'silo="{silo_file.absolute()}"'
+    return [str(supernode), *options, "--node-config", silo], environment

@@ -1,0 +1,56 @@
+"""``fedkd fetch``: the models of a study on hosts, brought to its results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedkd.config.study_file import resolve_study
+from fedkd.engines import INLINE, RAY
+from fedkd.engines.connection import RUN_FILE
+from fedkd.engines.fetch import fetch_models
+from fedkd.errors import UserError
+from fedkd.results.folder import STUDY_FILE, find_run, read_study
+from fedkd.results.record import STATE_FILE, RunRecord
+from fedkd.util.files import hash_file
+from fedkd.util.lock import lock_folder
+
+
+def fetch_study(
+    folder: Path, *, engine: str | None = None, on_model: Callable[[Path], None] = lambda _: None
+) -> list[Path]:
+    """Bring the models of every finished run of a study from the SuperLink's host.
+
+    Models that are here already, by their hash, are not brought again.
+
+    Args:
+        folder: a results folder, or that of a study: then the newest one in it.
+        engine: the SuperLink connection, if it is not the study's.
+        on_model: called with the path of each model that has arrived.
+
+    Returns:
+        All models of finished runs.
+
+    Raises:
+        UserError: the study did not run on a SuperLink, or no run has finished.
+        FedKDError: a model cannot be brought.
+    """
+    folder = find_run(folder)
+    study = resolve_study(read_study(folder), origin=str(folder / STUDY_FILE))
+    name = engine or study.engine.name
+    if name in (INLINE, RAY):
+        raise UserError(
+            f"{folder} ran on this host (engine.name: {name}); its models are in its folder"
+        )
+    with lock_folder(folder):
+        hashes: dict[Path, str] = {}
+        for run in sorted(path.parent for path in folder.glob(f"*/seed-*/{RUN_FILE}")):
+            if (run / STATE_FILE).is_file():
+                models = RunRecord.read(run).models
+                hashes |= {run / name: models[name] for name in sorted(models)}
+        if not hashes:
+            raise UserError(f"{folder} has no finished run with a model; resume the study first")
+        missing = [path for path in hashes if not path.is_file() or hash_file(path) != hashes[path]]
+        if missing:
+            fetch_models(name, missing, on_model)
+    return list(hashes)

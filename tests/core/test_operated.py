@@ -1,0 +1,94 @@
+"""What keeps a deployment running: units, containers, health checks and the wheel house."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
+from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+
+from fedkd.deploy.health import is_serving
+from fedkd.engines.processes import free_port
+
+TOP = Path(__file__).parents[2]
+FILES = TOP / "deploy"
+PROGRAMS = Path(sys.executable).parent
+
+
+def parse(command: str) -> None:
+    """Let Flower's own parsers take a command; fedkd's passes its options on to the SuperNode."""
+    words = shlex.split(re.sub(r"\$\{(\w+)(:-([^}]*))?\}", lambda m: m[3] or "9", command))
+    parsers: dict[str, Any] = {
+        "flower-superlink": _parse_args_run_superlink,
+        "fedkd": _parse_args_run_supernode,
+    }
+    program = Path(words.pop(0)).name
+    if program == "fedkd":
+        assert words[:2] == ["silo", "serve"]
+        assert words[2].endswith("/silo.yaml")
+        words = words[3:]
+    parser: ArgumentParser = parsers[program]()
+    found = parser.parse_args(words)
+    assert found.health_server_address.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", ["fedkd-superlink.service", "fedkd-silo@.service"])
+def test_the_units_are_valid_and_start_programs_with_options_that_exist(
+    name: str, tmp_path: Path
+) -> None:
+    text = (FILES / name).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
+    parse(command)
+    for line in ("NoNewPrivileges=true", "ProtectSystem=strict", "Restart=always"):
+        assert line in text.splitlines()
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    unit = tmp_path / name.replace("@", "@north")
+    unit.write_text(text.replace("/opt/fedkd/bin/", f"{PROGRAMS}/"), encoding="utf-8")
+    command_line = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    verified = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_containers_have_no_more_rights_than_they_need() -> None:
+    compose = yaml.safe_load((FILES / "compose.yaml").read_text(encoding="utf-8"))
+    for service in compose["services"].values():
+        parse(service["command"])
+        assert service["read_only"] is True
+        assert not service["user"].startswith("0")
+        assert service["cap_drop"] == ["ALL"]
+        assert service["healthcheck"]["test"][:4] == ["CMD", "python", "-m", "fedkd.deploy.health"]
+        assert service["healthcheck"]["test"][4] in service["command"]
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}
+        writable = [v for v in service["volumes"] if not v.endswith(":ro")]
+        assert writable == ["state:/var/lib/fedkd"]
+    assert "USER 10001" in (FILES / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_health_check_asks_what_flower_answers() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    assert not is_serving(address)
+    server: grpc.Server = run_health_server_grpc_no_tls(address)
+    try:
+        assert is_serving(address)
+    finally:
+        server.stop(None)
+
+
+def test_the_wheel_house_has_what_the_image_installs() -> None:
+    planned = subprocess.run(
+        ["make", "-n", "wheelhouse"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout
+    assert "--require-hashes --no-deps --dest dist/wheelhouse" in planned
+    assert "cp dist/fedkd-*.whl requirements/runtime.txt dist/wheelhouse" in planned
