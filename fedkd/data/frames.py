@@ -78,7 +78,7 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     if label in (silo, *table.drop):
         raise UserError(f"data.table.label: column {label!r} is named as silo or to be dropped too")
     if label in whole:
-        labels, classes = read_labels(_plain(whole[label], label), "table")
+        labels, classes = read_labels(whole[label], "table")
     elif unlabelled:
         labels, classes = np.full(len(whole), -1), ()
     else:
@@ -147,9 +147,10 @@ def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
             whole = pd.read_parquet(path)
         elif form == "text" and path.suffix.lower() in (".jsonl", ".json"):
             whole = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        else:  # a text may be NA: only an empty one is missing
-            missing = {"keep_default_na": False, "na_values": [""]} if form == "text" else {}
-            whole = pd.read_csv(path, low_memory=False, **missing)
+        elif form == "text":  # one may be NA: only an empty one is missing
+            whole = pd.read_csv(path, low_memory=False, keep_default_na=False, na_values=[""])
+        else:
+            whole = pd.read_csv(path, low_memory=False)
     except ImportError:
         raise UserError(
             f"{path} needs a reader of Parquet; install it: pip install pyarrow"
@@ -196,7 +197,7 @@ def read_labels(
     column: pd.Series[Any], section: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """Return each row's class, int64 ``[N]``, and the classes' names; ``data.SECTION`` names it."""
-    key = f"data.{section}.label: column {column.name!r}"
+    column, key = _plain(column, str(column.name)), f"data.{section}.label: column {column.name!r}"
     if missing := int(column.isna().sum()):
         raise UserError(f"{key} is empty in {missing} of {len(column)} rows; leave these rows out")
     if pd.api.types.is_float_dtype(column) and bool((column != column.round()).any()):

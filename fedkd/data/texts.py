@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,11 @@ from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.util.requirements import install_command
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _AT_ONCE = 4096
 """Texts whose tokens are Python objects at a time."""
 
 
-def load_tokenizer(text: Text) -> Tokenizer:
+def load_tokenizer(text: Text) -> Any:
     """Return the tokenizer of a study, which cuts and pads texts to ``max_length`` tokens.
 
     Raises:
@@ -36,7 +33,7 @@ def load_tokenizer(text: Text) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, max_length: int) -> Tokenizer:
+def _load(path: Path, max_length: int) -> Any:
     try:
         import tokenizers
     except ImportError:
@@ -63,7 +60,7 @@ def _load(path: Path, max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def hash_tokenizer(tokenizer: Tokenizer) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
     """Return a hash of all that decides a text's token ids."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
@@ -86,7 +83,7 @@ def read_texts(name: str, text: Text | None, *, unlabelled: bool = False) -> Sou
     for key, column in (("column", text.column), ("label", text.label)):
         if column not in rows and not (unlabelled and key == "label"):
             raise UserError(f"data.text.{key}: {missing_column(column, rows)}")
-    labels, classes = np.full(len(rows), -1), ()
+    labels, classes = np.full(len(rows), -1), tuple[str, ...]()
     if text.label in rows:
         labels, classes = read_labels(rows[text.label], "text")
     values = rows[text.column].tolist()

@@ -44,7 +44,7 @@ class SweepOutcome:
     interrupted: bool
 
 
-def parse_grid(texts: Sequence[str]) -> list[Values]:
+def parse_grid(texts: Sequence[str]) -> Sequence[Values]:
     """Return the points of a grid, the last key the fastest.
 
     Args:
