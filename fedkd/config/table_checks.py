@@ -28,6 +28,8 @@ def check_table(study: Study) -> None:
     has_texts = isinstance(study.columns, Text)
     if study.data.text is not None and not has_texts:
         raise ValueError(f"data.text: is for texts, but {study.data.source} has none; leave it out")
+    if has_texts and (study.is_table or is_table(study.data.transfer.source)):
+        raise ValueError("data.source: a study is of texts or of tables, not of both")
     if study.is_deployed and (has_texts or study.is_table):
         raise ValueError(
             "data.source: tables and texts of deployed silos are not supported; deploy silos with "

@@ -29,11 +29,12 @@ def load_tokenizer(text: Text) -> Any:
     """
     if text.tokenizer is None:
         raise UserError("data.text.tokenizer: is missing; name a folder, or set model.arch: hf:")
-    return _load(Path(text.tokenizer) / "tokenizer.json", text.max_length)
+    path = Path(text.tokenizer) / "tokenizer.json"
+    return _load(path, text.max_length, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, max_length: int) -> Any:
+def _load(path: Path, max_length: int, _: int) -> Any:
     try:
         import tokenizers
     except ImportError:

@@ -323,6 +323,7 @@ def test_unusable_tokenizers_are_refused(
             "data.source: tables and texts",
         ),
         ({"partition": {"scheme": "by-column"}}, "by-column needs a table"),
+        ({"partition": {"scheme": "given", "silos": {"a": "csv:a.csv"}}}, "texts or of tables"),
     ],
 )
 def test_settings_of_images_are_refused(
