@@ -112,7 +112,7 @@ ARCHITECTURES = Registry(
     prefixes={
         "torchvision:": Prefix("fedkd.models.libraries:torchvision_builder", "NAME"),
         "timm:": Prefix("fedkd.models.libraries:timm_builder", "NAME"),
-        "hf:": Prefix("fedkd.models.libraries:hugging_face_builder", "FOLDER or OWNER/NAME"),
+        "hf:": Prefix("fedkd.models.hugging_face:hugging_face_builder", "FOLDER or OWNER/NAME"),
         **{
             f"{library}:": Prefix(_EXTERNAL, " or ".join(classes))
             for library, classes in EXTERNAL_CLASSES.items()
@@ -121,7 +121,7 @@ ARCHITECTURES = Registry(
 )
 
 ANY_INPUT = ("mlp", "linear")
-"""Architectures for examples of any kind but text; the others take images."""
+"""Architectures for tables and tensors too; the others take images, or texts (``hf:``)."""
 
 HUGGING_FACE = "hf:"
 """The prefix of an architecture that is read with its weights, from a folder or a hub."""
@@ -152,6 +152,11 @@ def is_table(source: str | None) -> bool:
     return source is not None and (source in _TABLE_NAMES or source.startswith(_TABLE_PREFIXES))
 
 
+def is_text(source: str | None) -> bool:
+    """Whether a data source is a file of texts."""
+    return source is not None and source.startswith("text:")
+
+
 def read_silo_names(source: str, table: Any) -> list[str]:
     """Return the names of the silos in a table; its reader is imported only here."""
     names: list[str] = importlib.import_module("fedkd.data.frames").read_silo_names(source, table)
@@ -171,6 +176,7 @@ SOURCES = Registry(
         "npz:": Prefix("fedkd.data.npz:read_npz", "PATH", "file"),
         "csv:": Prefix(_TABLE, "PATH", "file"),
         "parquet:": Prefix(_TABLE, "PATH", "file"),
+        "text:": Prefix("fedkd.data.texts:read_texts", "PATH", "file"),
         "sklearn:": Prefix(_TABLE, "breast_cancer, digits, iris or wine"),
         "hf:": Prefix("fedkd.data.folder:read_hugging_face", "OWNER/NAME"),
     },

@@ -475,3 +475,41 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
         return Ran(strategy.state, starts[0] if starts else None, silos, context, strategy.cohort)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ``sentences.csv`` and ``minilm``, an encoder of random weights.
+
+    Of the words of a sentence one tells its class.
+    """
+    import numpy as np
+    import tokenizers
+    import transformers
+
+    folder, draw = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
+    telling = {"bad": ["awful", "dull", "worse"], "good": ["fine", "great", "kind"]}
+    others = ["the", "film", "was", "very", "plot", "and", "cast"]
+    rows = ["text,label"]
+    for number in range(260):
+        label = ("bad", "good")[number % 2]
+        words = [*draw.choice(others, draw.integers(2, 9)), draw.choice(telling[label])]
+        rows.append(f"{' '.join(words)} {number},{label}")
+    (folder / "sentences.csv").write_text("\n".join(rows))
+    known = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *others, *telling["bad"], *telling["good"]]
+    known += [str(number) for number in range(260)]
+    ids = {word: index for index, word in enumerate(known)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        vocab_size=300, num_hidden_layers=2, max_position_embeddings=32, **sizes
+    )
+    torch.manual_seed(0)
+    encoder = folder / "minilm"
+    transformers.BertModel(config).save_pretrained(encoder)
+    transformers.BertForSequenceClassification(config).save_pretrained(encoder / "classifier")
+    backend.save(str(encoder / "tokenizer.json"))
+    (encoder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+    return folder

@@ -18,6 +18,7 @@ from fedkd.cli.output import replace_what_cannot_be_written
 from fedkd.cli.rehearse import rehearse
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
+from fedkd.cli.sweep import sweep
 from fedkd.errors import FedKDError
 from fedkd.util import interrupt
 from fedkd.util.resources import describe_shortage
@@ -38,8 +39,8 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *(compare, tune, pairs, report, watch, validate, rehearse, recommend, schema, doctor),
-    *(convert, evaluate, fetch),
+    *(compare, sweep, tune, pairs, report, watch, validate, rehearse, recommend, schema),
+    *(doctor, convert, evaluate, fetch),
 )
 for command in COMMANDS:
     app.command()(command)

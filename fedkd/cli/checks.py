@@ -24,7 +24,7 @@ def validate(
 
     These are the checks of compare: data are read and split, every model is built and trained on
     one batch, every checkpoint is read. Warnings and a description of the data (shapes, images by
-    class, values of pixels) go to the standard error.
+    class, pixels, columns or texts) go to the standard error.
     """
     from fedkd.config.study_file import check_files, dump_study
 

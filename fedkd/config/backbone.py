@@ -153,7 +153,7 @@ def check_backbones(study: Study) -> None:
         if settings.familiarity.basis == "backbone" and not pretrained:
             raise ValueError(
                 f"arms.{name}.consolidation.familiarity.basis: backbone is features of pre-trained "
-                "weights; set model.weights"
+                "weights; set model.weights, or model.arch: hf:FOLDER"
             )
 
 

@@ -18,6 +18,7 @@ from fedkd.config.sections import (
     refuse_options,
 )
 from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.errors import UserError
 from fedkd.registry import NOISE, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.name_registry import OWN
@@ -101,6 +102,7 @@ class Data(Section):
         None, ge=1, le=16, description="1 for greyscale, 3 for RGB; for deployed silos only"
     )
     table: Table | None = Field(None, description="columns of a table; for sources that are tables")
+    text: Text | None = Field(None, description="tokenizer and columns of texts; for text:PATH")
 
     @model_validator(mode="after")
     def _check(self) -> Data:

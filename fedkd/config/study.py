@@ -19,11 +19,13 @@ from fedkd.config.part_defaults import PART_RATES, fill_part_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed
 from fedkd.config.study_checks import check_arms, check_baselines, check_needs, check_silo_names
+from fedkd.config.table import Table
 from fedkd.config.table_checks import check_table
 from fedkd.config.targets import RelativeTargets, Targets, check_metric
+from fedkd.config.text import Text
 from fedkd.config.transfer_checks import check_recalibration
 from fedkd.config.tuned import check_tuning_seeds
-from fedkd.registry import LEAST_TRANSFER_IMAGES, MetricName, is_table
+from fedkd.registry import HUGGING_FACE, LEAST_TRANSFER_IMAGES, MetricName, is_table, is_text
 from fedkd.util.names import natural_key
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -185,10 +187,22 @@ class Study(Section):
     @property
     def is_table(self) -> bool:
         """Whether the examples are rows of a table with named columns."""
-        sources = [self.data.source]
-        if isinstance(self.partition, Given):
-            sources += self.partition.silos.values()
-        return any(is_table(source) for source in sources)
+        return any(is_table(source) for source in self._sources)
+
+    @property
+    def columns(self) -> Table | Text | None:
+        """What columns of a table or of texts are; texts have the model's tokenizer by default."""
+        if not any(is_text(source) for source in self._sources):
+            return self.data.table
+        text, folder = self.data.text or Text(), self.model.arch.removeprefix(HUGGING_FACE)
+        if text.tokenizer or folder == self.model.arch:
+            return text
+        return text.model_copy(update={"tokenizer": folder})
+
+    @property
+    def _sources(self) -> list[str]:
+        given = self.partition.silos.values() if isinstance(self.partition, Given) else ()
+        return [self.data.source, *given]
 
     def _start_exchanges(self, arm: str) -> int:
         if self.arms[arm].start in ("random", "checkpoint"):

@@ -286,9 +286,11 @@ def _make_paths_absolute(study: Study, folder: Path) -> Study:
     transfer = data.transfer.model_copy(
         update={"source": absolute_source(data.transfer.source, folder)}
     )
-    data = data.model_copy(
-        update={"source": absolute_source(data.source, folder), "transfer": transfer}
-    )
+    text = data.text
+    if text is not None and text.tokenizer is not None:
+        text = text.model_copy(update={"tokenizer": absolute_path(text.tokenizer, folder)})
+    source = absolute_source(data.source, folder)
+    data = data.model_copy(update={"source": source, "transfer": transfer, "text": text})
     checkpoints = {
         silo: absolute_path(name, folder) for silo, name in pretraining.checkpoints.items()
     }

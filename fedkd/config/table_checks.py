@@ -1,4 +1,4 @@
-"""Which settings go with a table."""
+"""Which settings go with a table, and which with texts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedkd.config.data import ByColumn
+from fedkd.config.text import Text
 from fedkd.registry import NOISE, is_table
 
 if TYPE_CHECKING:
     from fedkd.config.study import Study
 
-PICTURE_BASES = ("pixels", "patches", "backbone")
+_BASES = {
+    "text": ("backbone", "features"),
+    **dict.fromkeys(("table", "tensor"), ("inputs", "features")),
+}
+"""By kind of the examples the spaces in which densities of them may be computed."""
 
 
 def check_table(study: Study) -> None:
-    """Refuse settings of a table without one, and a table with settings of images.
+    """Refuse settings of a table or texts without one, and these with settings of images.
 
     Raises:
         ValueError: with the key and what to do.
     """
+    has_texts = isinstance(study.columns, Text)
+    if study.data.text is not None and not has_texts:
+        raise ValueError(f"data.text: is for texts, but {study.data.source} has none; leave it out")
+    if has_texts and (study.is_table or is_table(study.data.transfer.source)):
+        raise ValueError("data.source: a study is of texts or of tables, not of both")
+    if study.is_deployed and (has_texts or study.is_table):
+        raise ValueError(
+            "data.source: tables and texts of deployed silos are not supported; deploy silos with "
+            "images, or simulate silos"
+        )
     if not study.is_table:
         if study.data.table is not None:
             raise ValueError(
@@ -30,12 +45,9 @@ def check_table(study: Study) -> None:
             raise ValueError(
                 f"partition.scheme: by-column needs a table, but data.source is {study.data.source}"
             )
+        if has_texts:
+            check_kind(study, "text")
         return
-    if study.is_deployed:
-        raise ValueError(
-            "data.source: tables of deployed silos are not supported; deploy silos with images, "
-            "or simulate silos with tables"
-        )
     if isinstance(study.partition, ByColumn) and not study.partition.names:
         raise ValueError(
             "partition.names: are missing; they are read from the column when a study is loaded"
@@ -73,10 +85,10 @@ def check_kind(study: Study, kind: str) -> None:
         if settings is None:
             continue
         basis = settings.familiarity.basis
-        if settings.uses_densities and basis in PICTURE_BASES:
+        if settings.uses_densities and basis not in _BASES[kind]:
             raise ValueError(
-                f"arms.{name}.consolidation.familiarity.basis: {basis} is for images, but the "
-                f"examples are of kind {kind}; use basis: inputs"
+                f"arms.{name}.consolidation.familiarity.basis: {basis} is not for examples of kind "
+                f"{kind}; use basis: {_BASES[kind][0]}"
             )
         if kind == "text" and settings.mixup:
             raise ValueError(

@@ -32,6 +32,7 @@ from fedkd.util.places import expand
 
 if TYPE_CHECKING:
     from fedkd.config.table import Table
+    from fedkd.config.text import Text
     from fedkd.data.partition import Scheme
 
 _SOURCES, _PARTITIONS = "sources", "partitions"
@@ -51,7 +52,7 @@ def load_cached_source(
     cache: Path | None,
     options: Mapping[str, Any] | None = None,
     unlabelled: bool = False,
-    table: Table | None = None,
+    columns: Table | Text | None = None,
 ) -> Source:
     """Read a data source, from the cache if the same files were decoded before.
 
@@ -61,7 +62,7 @@ def load_cached_source(
         cache: root of the cache, or None to read the files themselves.
         options: keyword arguments of a function of the user's own.
         unlabelled: see :func:`fedkd.data.sources.load_source`.
-        table: likewise; tables are not kept, as they are read faster than pictures are decoded.
+        columns: likewise; tables are not kept, as they are read faster than pictures are decoded.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
@@ -69,10 +70,10 @@ def load_cached_source(
 
     def load() -> Source:
         return load_source(
-            name, image_size=image_size, options=options, unlabelled=unlabelled, table=table
+            name, image_size=image_size, options=options, unlabelled=unlabelled, columns=columns
         )
 
-    origin = None if cache is None else find_origin(name, options)
+    origin = None if cache is None else find_origin(name, options, columns)
     is_public = name in SOURCES and origin is None
     budget = 0 if cache is None else disk_budget()
     if cache is None or budget == 0 or is_table(name) or not (is_public or origin):
@@ -82,7 +83,7 @@ def load_cached_source(
         return source
 
     def is_unchanged() -> bool:
-        return is_public or find_origin(name, options) == origin
+        return is_public or find_origin(name, options, columns) == origin
 
     source = _decode(entry, load, is_unchanged, budget)
     keep_within(cache, budget, latest=entry)

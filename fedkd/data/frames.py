@@ -74,15 +74,15 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     named += [("categorical", each) for each in table.categorical]
     for key, each in named:
         if each is not None and each not in whole and not unlabelled:
-            raise UserError(f"data.table.{key}: {_missing(each, whole)}")
+            raise UserError(f"data.table.{key}: {missing_column(each, whole)}")
     if label in (silo, *table.drop):
         raise UserError(f"data.table.label: column {label!r} is named as silo or to be dropped too")
     if label in whole:
-        labels, classes = _read_labels(_plain(whole[label], label), label)
+        labels, classes = read_labels(whole[label], "table")
     elif unlabelled:
         labels, classes = np.full(len(whole), -1), ()
     else:
-        raise UserError(f"data.table.label: {_missing(label, whole)}")
+        raise UserError(f"data.table.label: {missing_column(label, whole)}")
     left_out = {label, silo, *table.drop, *(set(defaults.drop) - {table.label})}
     plain = {name: _plain(whole[name], name) for name in whole.columns if name not in left_out}
     if not plain:
@@ -121,21 +121,36 @@ def as_names(column: pd.Series[Any]) -> pd.Series[Any]:
 
 def _read(source: str) -> tuple[pd.DataFrame, Table]:
     """Return a table, and what its columns are by default."""
-    prefix, place = SOURCES.split(source)
+    prefix, _ = SOURCES.split(source)
     if prefix is None or prefix.path is None:
         return read_public_table(source)
-    path = expand(place)
+    return read_rows(source), Table()
+
+
+def read_rows(source: str) -> pd.DataFrame:
+    """Return all columns of a file: of ``csv:``, ``parquet:`` or ``text:``.
+
+    Raises:
+        UserError: there is none, it is damaged, or two columns have one name.
+    """
+    path = expand(SOURCES.split(source)[1])
     if not path.is_file():
         raise UserError(f"there is no file {path}; a relative path is seen from {Path.cwd()}")
     status = path.stat()
-    return _read_file(source.partition(":")[0], path, status.st_mtime_ns, status.st_size), Table()
+    return _read_file(source.partition(":")[0], path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=2)
 def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
     try:
-        is_csv = form == "csv"
-        whole = pd.read_csv(path, low_memory=False) if is_csv else pd.read_parquet(path)
+        if form == "parquet":
+            whole = pd.read_parquet(path)
+        elif form == "text" and path.suffix.lower() in (".jsonl", ".json"):
+            whole = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        elif form == "text":  # one may be NA: only an empty one is missing
+            whole = pd.read_csv(path, low_memory=False, keep_default_na=False, na_values=[""])
+        else:
+            whole = pd.read_csv(path, low_memory=False)
     except ImportError:
         raise UserError(
             f"{path} needs a reader of Parquet; install it: pip install pyarrow"
@@ -178,10 +193,11 @@ def _plain(column: pd.Series[Any], name: str) -> pd.Series[Any]:
     return column
 
 
-def _read_labels(
-    column: pd.Series[Any], name: str
+def read_labels(
+    column: pd.Series[Any], section: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    key = f"data.table.label: column {name!r}"
+    """Return each row's class, int64 ``[N]``, and the classes' names; ``data.SECTION`` names it."""
+    column, key = _plain(column, str(column.name)), f"data.{section}.label: column {column.name!r}"
     if missing := int(column.isna().sum()):
         raise UserError(f"{key} is empty in {missing} of {len(column)} rows; leave these rows out")
     if pd.api.types.is_float_dtype(column) and bool((column != column.round()).any()):
@@ -196,7 +212,7 @@ def _read_labels(
     if len(classes) > MAX_LABELS:
         raise UserError(
             f"{key} has {len(classes)} different values, more than the {MAX_LABELS} classes that "
-            "a table may have; name a column of classes"
+            f"a {section} may have; name a column of classes"
         )
     codes = pd.Categorical(names, categories=classes).codes
     return codes.astype(np.int64), tuple(classes)
@@ -234,7 +250,8 @@ def _is_text(column: pd.Series[Any]) -> bool:
     )
 
 
-def _missing(name: str, whole: pd.DataFrame) -> str:
+def missing_column(name: str, whole: pd.DataFrame) -> str:
+    """Say that there is no column of a name."""
     only = whole.columns[0]
     if len(whole.columns) == 1 and (mark := next((m for m in ";\t|" if m in only), None)):
         return (

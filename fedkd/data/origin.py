@@ -9,26 +9,31 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.data.folder import load_hugging_face
 from fedkd.data.listing import walk
 from fedkd.data.openclipart import find_openclipart
 from fedkd.errors import UserError
-from fedkd.registry import OPENCLIPART, SOURCES
+from fedkd.registry import OPENCLIPART, SOURCES, is_text
 from fedkd.util.places import expand
 
 CACHEABLE = "cacheable"
 """Attribute of a source function of the user's own whose images may be kept in the cache."""
 
 
-def find_origin(name: str, options: Mapping[str, Any] | None = None) -> Any | None:
+def find_origin(
+    name: str, options: Mapping[str, Any] | None = None, columns: Table | Text | None = None
+) -> Any | None:
     """Return JSON values that differ once a source would give other images.
 
     Those are names, sizes and times of change of its files, or the code of a function of the
-    user's own that says that it is ``cacheable``.
+    user's own that says that it is ``cacheable``; of texts also the tokenizer's content.
 
     Args:
         name: of the source.
         options: keyword arguments of a function of the user's own.
+        columns: of a table or of texts.
 
     Returns:
         The values; None where nothing tells whether the images are still the same.
@@ -41,7 +46,12 @@ def find_origin(name: str, options: Mapping[str, Any] | None = None) -> Any | No
     kind = name if prefix is None else name.removesuffix(place)
     look = _LOOKS.get(kind)
     try:
-        return None if look is None else look(place)
+        seen = None if look is None else look(place)
+        if seen is None or not isinstance(columns, Text) or not is_text(name):
+            return seen
+        from fedkd.data.texts import hash_tokenizer, load_tokenizer
+
+        return [seen, columns.column, columns.label, hash_tokenizer(load_tokenizer(columns))]
     except (OSError, UserError):
         return None  # reading it fails too, with a sentence
 
@@ -73,6 +83,7 @@ def _look_at_openclipart(place: str) -> str:
 _LOOKS: Mapping[str, Callable[[str], Any]] = {
     "folder:": _look_at_folder,
     "npz:": _look_at_file,
+    "text:": _look_at_file,
     "hf:": _look_at_hugging_face,
     f"{OPENCLIPART}:": _look_at_openclipart,
     OPENCLIPART: _look_at_openclipart,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedkd.data.folder import read_flat_folder
@@ -12,11 +12,12 @@ from fedkd.data.npz import read_unlabelled_npz
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError, describe_exhaustion
-from fedkd.registry import SOURCES, is_table
+from fedkd.registry import SOURCES, is_table, is_text
 from fedkd.util.places import expand
 
 if TYPE_CHECKING:
     from fedkd.config.table import Table
+    from fedkd.config.text import Text
 
 
 def load_source(
@@ -25,7 +26,7 @@ def load_source(
     image_size: int | None = None,
     options: Mapping[str, Any] | None = None,
     unlabelled: bool = False,
-    table: Table | None = None,
+    columns: Table | Text | None = None,
 ) -> Source:
     """Read a data source: local files first, then a download where there is one.
 
@@ -36,7 +37,7 @@ def load_source(
         options: keyword arguments of a function of the user's own.
         unlabelled: whether a folder or archive may be without labels, as for a transfer set: the
             source then has no classes, and all labels are -1.
-        table: says what the columns of a table are.
+        columns: says what the columns of a table are, or where texts stand.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
@@ -46,8 +47,8 @@ def load_source(
     except ValueError as problem:
         raise UserError(str(problem)) from problem
     try:
-        if is_table(name):
-            source: Source = SOURCES.load(name)(name, table, unlabelled=unlabelled)
+        if is_table(name) or is_text(name):
+            source: Source = SOURCES.load(name)(name, columns, unlabelled=unlabelled)
         else:
             source = _read(name, image_size, options or {}, unlabelled=unlabelled)
         _check_filled(source)
@@ -68,21 +69,22 @@ def load_source(
     return source
 
 
-def check_like(examples: Images, wanted: Sequence[int], what: str) -> None:
-    """Refuse examples that differ in shape from those of a study, which are no images.
+def check_like(examples: Images, like: Images, what: str) -> None:
+    """Refuse examples that differ in kind or shape from those of a study, which are no images.
 
     Args:
         examples: of another source.
-        wanted: shape of the study's examples.
+        like: of the study.
         what: names them in the error.
 
     Raises:
         UserError: they differ.
     """
-    if examples.shape[1:] != tuple(wanted):
+    own, wanted = ((each.kind, list(each.shape[1:])) for each in (examples, like))
+    if own != wanted:
         raise UserError(
-            f"{what}: its examples have the shape {list(examples.shape[1:])}, but those of the "
-            f"study have {list(wanted)}"
+            f"{what}: its examples are of kind {own[0]} and have the shape {own[1]}, but those of "
+            f"the study are of kind {wanted[0]} and have {wanted[1]}"
         )
 
 

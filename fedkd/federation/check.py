@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fedkd.config.text import Text
+from fedkd.data.texts import load_tokenizer
 from fedkd.errors import UserError
 from fedkd.federation.metric_check import check_metric_is_defined, constant_metrics
 from fedkd.models.build import build_model
 from fedkd.models.check import check_model, find_training_problem
 from fedkd.models.given import find_given, read_given
-from fedkd.registry import AUGMENTATIONS, METHODS, METRICS, metric_key
+from fedkd.models.hugging_face import check_tokenizer
+from fedkd.registry import AUGMENTATIONS, HUGGING_FACE, METHODS, METRICS, metric_key
 from fedkd.training.augment import check_augmentation
 from fedkd.training.batch_norm import batch_norms
 from fedkd.training.compute import Compute, smallest_batch
@@ -48,6 +51,8 @@ def _check_models(federation: Federation) -> Iterator[str]:
     if not study.is_deployed:  # deployed hosts check their own devices
         federation.compute.check()
     for arch in study.architectures:
+        if isinstance(study.columns, Text) and arch.startswith(HUGGING_FACE):
+            check_tokenizer(arch.removeprefix(HUGGING_FACE), load_tokenizer(study.columns))
         check_model(arch, federation.shape)
     yield from _warn_of_averages(federation)
     _check_augmentations(federation)

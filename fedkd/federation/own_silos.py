@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedkd.config import Study
     from fedkd.config.data import ByColumn, Given, Indices
     from fedkd.config.table import Table
+    from fedkd.config.text import Text
     from fedkd.data.partition import Indices as Rows
 
 MAX_SHARE_IN_SILOS = 0.01
@@ -51,11 +52,11 @@ def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, 
             image_size=size,
             cache=cache,
             options=study.data.options,
-            table=study.data.table,
+            columns=study.columns,
         )
         size = central.image_size if central.kind == "image" else size
     sources = {
-        silo: _load_silo(silo, given.silos[silo], size, cache, study.data.table)
+        silo: _load_silo(silo, given.silos[silo], size, cache, study.columns)
         for silo in study.silo_names
     }
     every = [*([central] if central else []), *sources.values()]
@@ -198,10 +199,10 @@ def leave_out_known(
 
 
 def _load_silo(
-    silo: str, name: str, size: int | None, cache: Path | None, table: Table | None
+    silo: str, name: str, size: int | None, cache: Path | None, columns: Table | Text | None
 ) -> Source:
     try:
-        return load_cached_source(name, image_size=size, cache=cache, table=table)
+        return load_cached_source(name, image_size=size, cache=cache, columns=columns)
     except UserError as error:
         raise UserError(f"partition.silos.{silo}: {error}") from error
 
@@ -228,7 +229,7 @@ def _unite_others(
         relabelled = _relabel(source, classes, lambda rows: align(rows, source.columns, columns))
         for part in (relabelled.train, relabelled.test):
             if part is not None and not columns:
-                check_like(part, first.train.shape[1:], f"partition.silos: {source.name}")
+                check_like(part, first.train, f"partition.silos: {source.name}")
         return dataclasses.replace(relabelled, columns=columns)
 
     converted = {silo: convert(source) for silo, source in sources.items()}

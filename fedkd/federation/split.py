@@ -104,7 +104,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             image_size=study.data.image_size,
             cache=cache,
             options=study.data.options,
-            table=study.data.table,
+            columns=study.columns,
         )
     try:
         check_kind(study, source.kind)
@@ -118,7 +118,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
             cache=cache,
             options=study.data.transfer.options,
             unlabelled=not study.data.transfer.labelled,
-            table=study.data.table,
+            columns=study.columns,
         )
     made = split(source, study, seed, transfer_source, cache)
     if silos:

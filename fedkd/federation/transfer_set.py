@@ -61,7 +61,7 @@ def draw_from_other(source: Source, study: Study, seed: int, transfer_source: So
     elif source.kind == "image":
         drawn = convert_like(drawn, channels=source.in_channels, size=source.image_size)
     else:
-        check_like(drawn, source.train.shape[1:], f"data.transfer.source: {transfer_source.name}")
+        check_like(drawn, source.train, f"data.transfer.source: {transfer_source.name}")
     return hide_labels(drawn, study)
 
 

@@ -153,15 +153,16 @@ def _find_head(network: nn.Module, arch: str, in_channels: int, image_size: int)
 
     layers = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_hook(record(name)) for name, module in layers]
-    images = torch.zeros(2, in_channels, image_size, image_size)
+    # Of examples that are no images, texts alone have pre-trained networks.
+    examples = torch.zeros(2, in_channels, image_size, image_size)
+    examples = examples if image_size else torch.zeros(2, 1, dtype=torch.int64)
+    what = f"images of {image_size} pixels" if image_size else "texts"
     try:
         with torch.no_grad():
-            logits = network.eval()(images)
+            logits = network.eval()(examples)
     except Exception as error:  # of any architecture
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"model.arch: {arch} does not take images of {image_size} pixels: {reason}"
-        ) from error
+        raise UserError(f"model.arch: {arch} does not take {what}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

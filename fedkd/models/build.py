@@ -22,7 +22,7 @@ from fedkd.models.external import ExternalModel, external_version
 from fedkd.models.fixed import FixedPart
 from fedkd.models.layout import agrees_channels_last, has_convolutions
 from fedkd.models.preprocessing import Preprocessing
-from fedkd.registry import ANY_INPUT, ARCHITECTURES, is_external
+from fedkd.registry import ANY_INPUT, ARCHITECTURES, HUGGING_FACE, is_external
 from fedkd.user_code import calling, hash_files
 from fedkd.util.random_ops import DrawFrom
 
@@ -211,10 +211,11 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
     given: dict[str, object] = {"shape": shape.inputs}
     if shape.kind == "image":
         given = {"in_channels": shape.in_channels, "image_size": shape.image_size}
-    elif not ARCHITECTURES.is_own(arch) and arch not in ANY_INPUT:
+    elif not ARCHITECTURES.is_own(arch) and not _takes(arch, shape.kind):
+        known = "hf:FOLDER" if shape.kind == "text" else " or ".join(ANY_INPUT)
         raise UserError(
-            f"model.arch: {arch} takes images, but the study's examples are {shape}; use "
-            f"{' or '.join(ANY_INPUT)}, or an architecture of your own"
+            f"model.arch: {arch} does not take {_MANY[shape.kind]}, but the study's examples are "
+            f"{shape}; use {known}, or an architecture of your own"
         )
     try:
         model = function(num_classes=shape.num_classes, **given)
@@ -230,6 +231,10 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
             f"model.arch: {arch} returned {type(model).__name__}, not a torch.nn.Module"
         )
     return model
+
+
+def _takes(arch: str, kind: Kind) -> bool:
+    return arch.startswith(HUGGING_FACE) if kind == "text" else arch in ANY_INPUT
 
 
 def count_bytes(arch: str, shape: Shape) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.images import Images, as_float
+from fedkd.data.images import Images, as_inputs
 from fedkd.models.feature_store import FeatureStore
 from fedkd.util.cache import cache_root
 from fedkd.util.parallel import check_stopped
@@ -64,18 +64,21 @@ class FixedPart(nn.Module):
                 self._moved[device] = moved
             return self._moved[device]
 
-    def feature_bytes(self, shape: tuple[int, ...]) -> int:
-        """Return how many bytes the features of one image ``[C, H, W]`` take."""
-        return 4 * math.prod(self._shape_of(shape))
+    def feature_bytes(self, images: Tensor | Images) -> int:
+        """Return how many bytes the features of one image take."""
+        return 4 * math.prod(self._shape_of(images))
 
-    def _shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the features of one image ``[C, H, W]``."""
+    def _shape_of(self, images: Tensor | Images) -> tuple[int, ...]:
+        """Return the shape of the features of one image."""
+        shape = tuple(images.shape[1:])
         if shape not in self._shapes:
-            self._shapes[shape] = tuple(self(torch.zeros(1, *shape)).shape[1:])
+            stored = images if isinstance(images, Tensor) else images.stored
+            blank = as_inputs(torch.zeros(1, *shape, dtype=stored.dtype))
+            self._shapes[shape] = tuple(self(blank).shape[1:])
         return self._shapes[shape]
 
     def features(self, images: Tensor | Images, *, device: str, precision: str) -> Tensor:
-        """Return the features, float32 ``[N, ...]`` on the CPU, of uint8 images ``[N, C, H, W]``.
+        """Return the features, float32 ``[N, ...]`` on the CPU, of images or texts ``[N, ...]``.
 
         Those of images that were seen before, in this process or another, are read from the cache.
         """
@@ -83,7 +86,7 @@ class FixedPart(nn.Module):
         def compute(missing: Tensor) -> Tensor:
             return self.on(device).compute(missing, device=device, precision=precision)
 
-        shape = self._shape_of(tuple(images.shape[1:]))
+        shape = self._shape_of(images)
         return _store(self.key, device, precision, cache_root()).get(images, shape, compute)
 
     def compute(self, images: Tensor, *, device: str, precision: str) -> Tensor:
@@ -93,15 +96,16 @@ class FixedPart(nn.Module):
         """
         kind = device.partition(":")[0]
         size = _AT_ONCE[kind]
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
 
         def compute(batch: Tensor) -> Tensor:
             check_stopped()
-            filled = as_float(batch).to(device)
+            filled = as_inputs(batch).to(device)
             if len(batch) < size:
                 filled = torch.cat([filled, filled.new_zeros(size - len(batch), *batch.shape[1:])])
             enabled = precision == "bf16"
             with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=enabled):
-                features: Tensor = self(filled.contiguous(memory_format=torch.channels_last))
+                features: Tensor = self(filled.contiguous(memory_format=layout))
             return features[: len(batch)].float().cpu()
 
         # The pool's threads compute with one intra-op thread each: the bits do not depend on it.

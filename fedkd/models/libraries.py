@@ -1,16 +1,14 @@
-"""Architectures of torchvision, timm and Hugging Face, by their names there."""
+"""Architectures of torchvision and timm, by their names there."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.downloads import check_download
 from fedkd.suggestions import suggest
 from fedkd.util.requirements import install_command
 
@@ -97,91 +95,6 @@ def _has_fixed_size(timm: Any, name: str) -> bool:
     """Whether a timm model is built for images of one size, such as most transformers."""
     settings = timm.get_pretrained_cfg(name)
     return bool(settings is not None and settings.fixed_input_size)
-
-
-def hugging_face_builder(name: str) -> Callable[..., nn.Module]:
-    """Return a function that reads an image classifier of Hugging Face, weights included.
-
-    A folder, or what is in the local cache of the hub, comes before a download.
-
-    Args:
-        name: a folder that ``save_pretrained`` wrote, or ``owner/name`` on the hub.
-
-    Raises:
-        UserError: transformers is not installed.
-    """
-    require("transformers", "model.arch: hf")
-
-    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:  # noqa: ARG001 -- one signature for all
-        network = read_hugging_face(name, num_labels=num_classes)
-        channels = getattr(network.classifier.config, "num_channels", in_channels)
-        if channels != in_channels:
-            raise ValueError(f"it takes images of {channels} channels")
-        return network
-
-    return build
-
-
-def read_hugging_face(name: str, **config: Any) -> LogitsOf:
-    """Read an image classifier, whose settings ``config`` changes.
-
-    A head of another number of classes is replaced by a random one.
-    """
-    transformers = require("transformers", "model.arch: hf")
-    return LogitsOf(
-        _from_hub(
-            transformers.AutoModelForImageClassification,
-            name,
-            config=_from_hub(transformers.AutoConfig, name, **config),
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-        )
-    )
-
-
-def hugging_face_preprocessing(name: str) -> dict[str, Any]:
-    """Return ``preprocessor_config.json`` of an image classifier; empty where it has none."""
-    transformers = require("transformers", "model.arch: hf")
-    try:
-        config = _from_hub(transformers.AutoImageProcessor, name)
-    except Exception:  # it has no such file, or one that names an unknown class
-        return {}
-    values: dict[str, Any] = config.to_dict()
-    return values
-
-
-def _from_hub(kind: Any, name: str, **options: Any) -> Any:
-    """Read from a folder or the local cache, else from the hub; never code that comes along.
-
-    Raises:
-        UserError: it is not here, and this host downloads nothing.
-    """
-    options["trust_remote_code"] = False
-    transformers = require("transformers", "model.arch: hf")
-    transformers.logging.set_verbosity_error()  # it reports every new head as a mismatch
-    transformers.logging.disable_progress_bar()
-    try:
-        return kind.from_pretrained(name, local_files_only=True, **options)
-    except OSError:
-        if Path(name).is_dir() or name.startswith(("/", ".", "~")):
-            raise
-        check_download(f"model.arch: hf:{name}", f"fetch it with `hf download {name}`")
-        return kind.from_pretrained(name, **options)
-
-
-class LogitsOf(nn.Module):
-    """An image classifier of Hugging Face as a module that returns logits ``[N, C]``."""
-
-    classifier: Any
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the classifier's logits for floats ``[N, C, H, W]``."""
-        logits: Tensor = self.classifier(pixel_values=images).logits
-        return logits
 
 
 def require(package: str, what: str, *, extra: str = "models") -> Any:

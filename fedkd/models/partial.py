@@ -243,7 +243,7 @@ def kept_features(
     if is_float or not isinstance(model, FeaturesModel):
         return None
     fixed, rest = model.split_fixed()
-    if fixed.feature_bytes(tuple(images.shape[1:])) * len(images) > MAX_KEPT_BYTES:
+    if fixed.feature_bytes(images) * len(images) > MAX_KEPT_BYTES:
         return None
     return rest, fixed.features(images, device=device, precision=precision)
 

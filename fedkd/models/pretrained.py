@@ -13,12 +13,14 @@ import torch
 from fedkd.config.backbone import is_weights_file
 from fedkd.errors import UserError
 from fedkd.models.downloads import check_download
-from fedkd.models.libraries import hugging_face_preprocessing, read_hugging_face, require
+from fedkd.models.hugging_face import hugging_face_preprocessing, read_hugging_face
+from fedkd.models.libraries import require
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.models.state import State, state_hash
 from fedkd.models.weights_file import read_weights, strip_prefixes
 from fedkd.registry import HUGGING_FACE
 from fedkd.suggestions import suggest
+from fedkd.util.random_ops import DrawFrom
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
 
@@ -56,7 +58,9 @@ def hash_weights(arch: str, weights: str | None) -> str:
 def _hash_once(arch: str, weights: str | None, _: tuple[int, int] | None) -> str:
     if arch.startswith(HUGGING_FACE):
         try:
-            network = read_hugging_face(arch.removeprefix(HUGGING_FACE))
+            # An encoder has no head: a random one must not give another hash in every process.
+            with DrawFrom(torch.Generator().manual_seed(0)):
+                network = read_hugging_face(arch.removeprefix(HUGGING_FACE))
         except UserError:
             raise
         except Exception as error:  # of a library that reads a user's folder

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = ("png", "svg")
+_IN_LATEX = str.maketrans(
+    {"\u2265": r"$\geq$", "\u2264": r"$\leq$", "\u2212": "$-$", "\u2013": "--", "\u00a0": "~"}
+)
 INCHES = (6.4, 4.0)
 DPI = 200
 # Plotly's names of dashes and markers, to matplotlib's.
@@ -94,7 +97,7 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
     for name, rows in tables.items():
         if rows:
             paths.append(folder / f"{name}.csv")
-            write_text(paths[-1], _csv(rows))
+            write_text(paths[-1], to_csv(rows))
     return paths
 
 
@@ -203,10 +206,19 @@ def _colour(colour: str) -> str:
     return INK if colour == "ink" else colour
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, with the columns of all."""
     columns: Iterable[str] = dict.fromkeys(key for row in rows for key in row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def to_latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of text as LaTeX, for the package booktabs."""
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows), columns=list(head))
+    return str(frame.to_latex(index=False, escape=True)).translate(_IN_LATEX)

@@ -253,8 +253,8 @@ def test_table_study_runs_and_every_arm_pays_for_the_sums(path: Path, tmp_path: 
 def test_a_parquet_file_is_the_same_table(path: Path, tmp_path: Path) -> None:
     pd.read_csv(path).to_parquet(tmp_path / "patients.parquet")
     table = Table(label="outcome", silo="site")
-    one = load_source(f"csv:{path}", table=table)
-    other = load_source(f"parquet:{tmp_path / 'patients.parquet'}", table=table)
+    one = load_source(f"csv:{path}", columns=table)
+    other = load_source(f"parquet:{tmp_path / 'patients.parquet'}", columns=table)
     assert one.columns == other.columns
     assert one.train.digest == other.train.digest
 
@@ -295,6 +295,7 @@ def test_validation_says_what_is_done_to_each_column(path: Path, tmp_path: Path)
     assert "columns, by sums of the silos: 3 become 5" in lines
     assert re.search(r"dose +numbers, \d+\.\d% missing +\(value - .*the mean where missing", lines)
     assert re.search(r"sex +2 categories +2 columns of 0 and 1", lines)
+    assert re.search(r"first rows:\n +age +dose sex\n0 +\d+\.\d+ +\S+ +[fm]\n1 ", lines)
     assert "pixels" not in lines
 
 
@@ -374,7 +375,7 @@ def test_other_forms_of_csv_are_told(tmp_path: Path, text: str, message: str) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": {"fedkd": arm_of()}}, "basis: pixels is for images.*use basis: inputs"),
+        ({"arms": {"fedkd": arm_of()}}, "basis: pixels is not for examples of kind table; use"),
         (
             {"arms": {"fedkd": arm_of(familiarity={"basis": "inputs"}, mixed_inputs=2)}},
             "mixed_inputs: 2 is for images",
@@ -383,7 +384,10 @@ def test_other_forms_of_csv_are_told(tmp_path: Path, text: str, message: str) ->
         ({"data": {"image_size": 8}}, "data.image_size: 8 is for images"),
         ({"data": {"transfer": {"source": "noise"}}}, "data.transfer.source: noise is for images"),
         ({"data": {"transfer": {"source": "digits"}}}, "digits is not a table"),
-        ({"partition": {"scheme": "deployed", "names": ["a"]}}, "data.source: tables of deployed"),
+        (
+            {"partition": {"scheme": "deployed", "names": ["a"]}},
+            "data.source: tables and texts",
+        ),
     ],
 )
 def test_settings_of_images_are_refused(path: Path, changes: dict[str, Any], message: str) -> None:
@@ -396,7 +400,7 @@ def test_settings_of_images_are_refused(path: Path, changes: dict[str, Any], mes
 
 def test_models_of_images_are_refused(path: Path, tmp_path: Path) -> None:
     study = make_study(path, model={"arch": "cnn"})
-    with pytest.raises(UserError, match=r"model.arch: cnn takes images.*use mlp or linear"):
+    with pytest.raises(UserError, match=r"model.arch: cnn does not take rows.*use mlp or linear"):
         fedkd.compare(study, out=tmp_path)
 
 

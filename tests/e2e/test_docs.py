@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -47,12 +48,15 @@ SHORTER = {
     "fedkd compare experiments/": "",
     "fedkd compare --resume ": "",
     "fedkd compare ": FEWER_ROUNDS,
+    "fedkd sweep ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
 }
 
 # Pages that use the files of another.
 AFTER = {"docs/how-to/own-checkpoints.md": "docs/how-to/own-model.md"}
+# Pages whose data and encoder are downloaded: small ones stand in for them.
+WITH_TEXTS = ("docs/tutorial-texts.md",)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,11 @@ def test_every_command_that_is_not_run_is_shown_somewhere() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
-def test_every_block_runs(page: str, run: Callable[[str], None], tmp_path: Path) -> None:
+def test_every_block_runs(
+    page: str, run: Callable[[str], None], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if page in WITH_TEXTS:
+        shutil.copytree(request.getfixturevalue("text_folder"), tmp_path / "data")
     for block in blocks_of(AFTER[page]) if page in AFTER else ():
         if block.title:
             (tmp_path / block.title).write_text(block.text)
