@@ -93,7 +93,7 @@ def _check_arm(study: Study, name: str, silo: str, arch: str) -> None:
             f"of {silo} is of {arch}, which only predicts; use start: consolidated with "
             "consolidation.mode: logits"
         )
-    if settings.mode == "weights" and settings.teachers != "densities":
+    if settings.mode == "weights":
         raise ValueError(
             f"arms.{name}.consolidation.mode: the model of {silo} is of {arch}, which only "
             "predicts; set mode: logits, with student: fresh"

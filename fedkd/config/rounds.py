@@ -73,6 +73,11 @@ class Pretraining(OptimizerKeys):
         description="share of a silo's images that it holds out for patience; silos too small to "
         "hold out one train for all epochs",
     )
+    min_size: Count = Field(
+        1,
+        description="silos of fewer examples have no model of their own, and take part in rounds "
+        "alone",
+    )
     init: Literal["shared", "per-silo"] = Field(
         "shared", description="one initialisation for all silos, or one for each"
     )

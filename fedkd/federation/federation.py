@@ -18,27 +18,24 @@ from fedkd.config import Study
 from fedkd.data.images import Images
 from fedkd.errors import UserCodeError, UserError
 from fedkd.federation.deployed_data import empty_split, load_server_split
+from fedkd.federation.own_model import read_own_checkpoint, train_own_model
 from fedkd.federation.split import Split, load_split
 from fedkd.federation.thread_pool import on_this_machine
 from fedkd.models.backbone import Backbone
 from fedkd.models.build import arch_fingerprint, build_model
-from fedkd.models.card import check_preprocessing
-from fedkd.models.external import read_external
-from fedkd.models.own_checkpoint import read_model
 from fedkd.models.pool import ModelPool
 from fedkd.models.preprocessing import Preprocessing, from_config, with_preprocessing
 from fedkd.models.state import Checkpoint, State, copy_state, is_finite, load_state, save_state
 from fedkd.models.weights_file import read_weights
 from fedkd.registry import AUGMENTATIONS, is_external
-from fedkd.training.compute import Compute, intra_op_threads
-from fedkd.training.external import CannotLearnError, train_external
-from fedkd.training.pretrain import pretrain
+from fedkd.training.compute import Compute
+from fedkd.training.external import CannotLearnError
 from fedkd.user_code import hash_files
 from fedkd.util.cache import cache_key
 from fedkd.util.cache_entries import drop_entry, has_entry, new_entry
 from fedkd.util.checkpoint_files import files_of
 from fedkd.util.parallel import run_all
-from fedkd.util.seeding import derive_seed, torch_generator
+from fedkd.util.seeding import derive_seed
 
 MODEL_FILE = "model.safetensors"
 """In a cache entry of a pre-trained model."""
@@ -167,7 +164,8 @@ class Federation:
             if on_silo:
                 on_silo()
 
-        silos = [s for s in self._silos if s not in self.study.pretraining.checkpoints]
+        pretraining = self.study.pretraining
+        silos = [s for s in self._silos if s not in pretraining.checkpoints]
         silos.sort(key=lambda silo: -len(self._silos[silo]))
         run_all(executor, [partial(train, silo) for silo in silos])
 
@@ -176,6 +174,9 @@ class Federation:
 
         An exception in the user's architecture during pre-training is returned as the problem.
         """
+        least = self.study.pretraining.min_size
+        if len(self._silos[silo]) < least and silo not in self.study.pretraining.checkpoints:
+            return Pretrained(None, f"it has no model of its own, with fewer than {least} examples")
         if silo in self._failed:
             return Pretrained(None, self._failed[silo])
         try:
@@ -244,31 +245,16 @@ class Federation:
         owner = silo if self.study.pretraining.init == "per-silo" else ""
         seed = derive_seed(self.seed, "initial-model", owner)
         state = copy_state(build_model(self.study.arch_of(silo), self.shape, seed=seed))
-        return with_preprocessing(state, self._own_preprocessing(silo), self.shape.preprocessing)
+        return with_preprocessing(state, self.own_preprocessing(silo), self.shape.preprocessing)
 
-    def _own_preprocessing(self, silo: str) -> Preprocessing | None:
+    def own_preprocessing(self, silo: str) -> Preprocessing | None:
         """Return the preprocessing of a silo's own model."""
         own = self.study.pretraining.preprocessing
         return from_config(own[silo]) if silo in own else self.shape.preprocessing
 
     def read_checkpoint(self, silo: str, path: str, what: str) -> Checkpoint:
-        """Read a silo's own model from its checkpoint.
-
-        Raises:
-            UserError: the file cannot be read or does not fit.
-        """
-        if is_external(arch := self.study.arch_of(silo)):
-            state = read_external(Path(path), self.shape, self.split.classes, what=what)
-            return Checkpoint(state, finite=True)
-        preprocessing = self._own_preprocessing(silo)
-        check_preprocessing(Path(path), preprocessing, what=what)
-        return read_model(
-            Path(path),
-            arch,
-            self.shape,
-            what=what,
-            preprocessing=preprocessing,
-        )
+        """Read a silo's own model; see :func:`fedkd.federation.own_model.read_own_checkpoint`."""
+        return read_own_checkpoint(self, silo, Path(path), what)
 
     def _read_model(self, silo: str) -> State | None:
         """Read a silo's model from the cache; None if it is absent or damaged."""
@@ -281,32 +267,10 @@ class Federation:
         return None
 
     def _train_model(self, silo: str) -> State:
-        if is_external(arch := self.study.arch_of(silo)):
-            seed = derive_seed(self.seed, "external-model", silo) % 2**31
-            state = train_external(arch, self._silos[silo], seed)
-        else:
-            state = self._train_network(silo)
+        state = train_own_model(self, silo)
         with new_entry(self._cached_model(silo)) as entry:
             save_state(entry / MODEL_FILE, state)
         return state
-
-    def _train_network(self, silo: str) -> State:
-        settings = self.study.pretraining
-        model = build_model(self.study.arch_of(silo), self.shape, seed=0)
-        model.load_state_dict(self.initial_model(silo))
-        compute = self.compute_of(silo)
-        model.to(compute.device)
-        generator = torch_generator(self.seed, "pre-training", silo)
-        with intra_op_threads(compute.threads):
-            pretrain(
-                model,
-                self._silos[silo],
-                settings,
-                num_classes=self.shape.num_classes,
-                generator=generator,
-                compute=compute,
-            )
-        return copy_state(model)
 
     def _cached_model(self, silo: str) -> Path:
         data = self._silos[silo]

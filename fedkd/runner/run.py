@@ -217,8 +217,8 @@ class _Runner:
         task = Task(federation, arm, tuple(targets or ()), folder)
         try:
             kept = self._keep(task, anew=targets is not None)
-            record = kept or self._reuse(task) or self._compute(task)
-            record = self._measure_silos(task, record)
+            known = kept or self._reuse(task)
+            record = self._measure_silos(task, known) if known else self._compute(task)
         except FedKDError as error:
             self._fail(arm, federation.seed, str(error))
             return
@@ -290,7 +290,12 @@ class _Runner:
 
     def _measure_silos(self, task: Task, record: RunRecord) -> RunRecord:
         """Add what each silo gets; the model of a run on other hosts is not here."""
-        return record if self._engine.remote else self._silos.add(task, record)
+        try:
+            return record if self._engine.remote else self._silos.add(task, record)
+        except FedKDError as error:  # the run itself is finished
+            seed = task.federation.seed
+            self._progress.warn(f"{task.arm}, seed {seed}: what silos get is unknown: {error}")
+            return record
 
     def _keep_interrupted(self, task: Task) -> None:
         """Keep the measurements of an interrupted run."""

@@ -10,14 +10,22 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from safetensors.torch import load_file
 
+from fedkd.data.images import Images
 from fedkd.deploy.bundle_hash import bundle_hash
+from fedkd.deploy.silo_file import load_silo_file
+from fedkd.errors import UserError
 from fedkd.messages import keys
 from fedkd.models.card import read_card
 from fedkd.results.record import RunRecord
+from fedkd.training.external import train_external
 from fedkd.util.files import hash_file
 from fedkd.util.lock import LOCK_FILE
 
 NAMES = ("north", "south", "west")
+LOGITS = {
+    "start": "consolidated",
+    "consolidation": {"mode": "logits", "student": "fresh", "epochs": 2},
+}
 ARMS = ("fedavg", "fedkd", "fedkd-pooled", "fedkd-logits")
 
 
@@ -298,3 +306,21 @@ def test_a_silo_trains_with_all_cores_of_its_host_or_as_many_threads_as_its_file
     made = field({"north": {"threads": threads}})
     assert made.run("fedavg").curve[-1].silos_ok == 3
     assert used == {(1, 1), (expected, expected)}
+
+
+def test_a_forest_teaches_by_its_predictions_alone(field: Any) -> None:
+    made = field()
+    with np.load(made.root / "north" / "data.npz") as arrays:
+        images, labels = (torch.from_numpy(arrays[key]) for key in ("images", "labels"))
+    state = train_external("sklearn:RandomForestClassifier", Images(images[:, None], labels), 0)
+    (made.root / "north" / "own.skops").write_bytes(state["file"].numpy().tobytes())
+    made.study = {"model": {"arch": "cnn", "per_silo": {"north": "sklearn", "west": "mlp"}}}
+    made.study["arms"] = {"fedkd-logits": LOGITS}
+    changes = {"model": {"checkpoint": "own.skops"}, "labels": {"0": "a", "1": "b", "2": "c"}}
+    made.write("north", {**changes, "share": {"teacher": "logits"}})
+    record = made.run("fedkd-logits")
+    assert not record.quarantined
+    assert "north" in record.notes["mean_weights"]
+    made.write("north", {**changes, "share": {"teacher": "weights"}})
+    with pytest.raises(UserError, match="the model is of sklearn, which only predicts; set share"):
+        load_silo_file(made.root / "north" / "silo.yaml")

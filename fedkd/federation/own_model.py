@@ -1,0 +1,61 @@
+"""A simulated silo's own model: trained on its data, or read from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd.models.build import build_model
+from fedkd.models.card import check_preprocessing
+from fedkd.models.external import read_external
+from fedkd.models.own_checkpoint import read_model
+from fedkd.models.state import Checkpoint, State, copy_state
+from fedkd.registry import is_external
+from fedkd.training.compute import intra_op_threads
+from fedkd.training.external import train_external
+from fedkd.training.pretrain import pretrain
+from fedkd.util.seeding import derive_seed, torch_generator
+
+if TYPE_CHECKING:
+    from fedkd.federation.federation import Federation
+
+
+def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str) -> Checkpoint:
+    """Read a silo's own model from its checkpoint.
+
+    Raises:
+        UserError: the file cannot be read or does not fit.
+    """
+    arch, shape = federation.study.arch_of(silo), federation.shape
+    if is_external(arch):
+        state = read_external(path, shape, federation.split.classes, what=what)
+        return Checkpoint(state, finite=True)
+    preprocessing = federation.own_preprocessing(silo)
+    check_preprocessing(path, preprocessing, what=what)
+    return read_model(path, arch, shape, what=what, preprocessing=preprocessing)
+
+
+def train_own_model(federation: Federation, silo: str) -> State:
+    """Train a silo's own model on its data.
+
+    Raises:
+        CannotLearnError: another library's classifier cannot be trained on them.
+    """
+    study, seed, data = federation.study, federation.seed, federation.data_of(silo)
+    arch = study.arch_of(silo)
+    if is_external(arch):
+        return train_external(arch, data, derive_seed(seed, "external-model", silo) % 2**31)
+    compute = federation.compute_of(silo)
+    model = build_model(arch, federation.shape, seed=0)
+    model.load_state_dict(federation.initial_model(silo))
+    model.to(compute.device)
+    with intra_op_threads(compute.threads):
+        pretrain(
+            model,
+            data,
+            study.pretraining,
+            num_classes=federation.shape.num_classes,
+            generator=torch_generator(seed, "pre-training", silo),
+            compute=compute,
+        )
+    return copy_state(model)
