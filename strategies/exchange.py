@@ -137,12 +137,12 @@ class Replies:
     Attributes:
         by_node: replies to its messages.
         late: replies to earlier messages.
-        missing: ids of its messages without a reply.
+        missing: its messages without a reply.
     """
 
     by_node: dict[int, Message] = field(default_factory=dict)
     late: list[Message] = field(default_factory=list)
-    missing: set[str] = field(default_factory=set)
+    missing: list[Message] = field(default_factory=list)
 
     def take(self, reply: Message, receivers: set[int], owed: set[str]) -> bool:
         """Take a reply to one of the messages, or to an earlier one whose id is in ``owed``.
@@ -151,7 +151,6 @@ class Replies:
             Whether it is the first to its message, and not an error.
         """
         answered, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-        self.missing.discard(answered)
         if answered in owed:
             owed.discard(answered)
             self.late.append(reply)
@@ -170,7 +169,7 @@ def exchange(
     traffic: Traffic,
     simulated: bool = False,
     earlier: Collection[str] = (),
-    on_waiting: Callable[[set[str]], None] = lambda _: None,
+    on_waiting: Callable[[set[int]], None] = lambda _: None,
 ) -> Replies:
     """Send messages, wait for the replies, and return them unread.
 
@@ -185,8 +184,8 @@ def exchange(
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
             an error from there says whose fault it is.
         earlier: ids of messages of earlier exchanges, whose replies are taken too.
-        on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the ids of messages
-            without a reply.
+        on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the nodes that have
+            not replied.
 
     Raises:
         FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
@@ -196,7 +195,7 @@ def exchange(
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    result, asked, owed = Replies(missing=pending), len(pending), set(earlier)
+    result, asked, owed = Replies(), len(pending), set(earlier)
     begin = time.monotonic()
     deadline, pause = begin + patience.timeout, FIRST_PAUSE
     said: set[str] = set()
@@ -208,6 +207,7 @@ def exchange(
                 continue
             if simulated and reply.has_error():
                 _raise_failure(reply)
+            pending.discard(reply.metadata.reply_to_message_id)
             if result.take(reply, receivers, owed):
                 good += 1
                 traffic.bytes_up += count_bytes(reply.content)
@@ -219,12 +219,17 @@ def exchange(
             break
         if pending and pending != said and now - begin >= NOTICE_SECONDS:
             said = set(pending)
-            on_waiting(said)
+            on_waiting({m.metadata.dst_node_id for m in _among(messages, pending)})
         if pending or owed:
             pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
             time.sleep(min(pause, deadline - now))
     traffic.ended_early |= ends_early and bool(pending)
+    result.missing = _among(messages, pending)
     return result
+
+
+def _among(messages: Sequence[Message], ids: set[str]) -> list[Message]:
+    return [message for message in messages if message.metadata.message_id in ids]
 
 
 def _raise_failure(reply: Message) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 
@@ -28,47 +28,35 @@ class Unanswered:
 
     member: Member
     question: Question
-    asked: float = field(default_factory=time.monotonic)
+    asked: float
 
 
 class Latecomers(dict[str, Unanswered]):
-    """Questions without an answer, by the id of their message."""
+    """Questions without an answer, by the id of their message.
+
+    Attributes:
+        arrived: late replies that no round has used yet, with the questions that they answer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._arrived: list[tuple[Unanswered, Message]] = []
+        self.arrived: list[tuple[Unanswered, Message]] = []
 
     def is_busy(self, member: Member) -> bool:
         """Whether a silo has not answered an earlier question."""
         return any(each.member.node_id == member.node_id for each in self.values())
 
-    def note(
-        self, messages: Iterable[Message], question: Question, members: Iterable[Member]
-    ) -> None:
-        """Note messages without a reply, with the arrays that were sent in each."""
-        by_node = {member.node_id: member for member in members}
-        for message in messages:
-            sent = replace(question, records=message.content.array_records)
-            member = by_node[message.metadata.dst_node_id]
-            self[message.metadata.message_id] = Unanswered(member, sent)
+    def note(self, message: Message, question: Question, member: Member) -> None:
+        """Note a message without a reply, with the arrays that were sent in it."""
+        sent = replace(question, records=message.content.array_records)
+        self[message.metadata.message_id] = Unanswered(member, sent, time.monotonic())
 
     def arrive(self, replies: Iterable[Message]) -> None:
         """Take late replies; one that is not of the silo that was asked only ends the wait."""
         for reply in replies:
             each = self.pop(reply.metadata.reply_to_message_id)
-            is_its_own = reply.metadata.src_node_id == each.member.node_id
-            if reply.has_content() and is_its_own:
-                self._arrived.append((each, reply))
-
-    def take(self) -> list[tuple[Unanswered, Message]]:
-        """Return the trained models that have arrived since the last call, in order of silos."""
-        arrived = sorted(self._arrived, key=lambda pair: pair[0].member.node_id)
-        self._arrived = []
-        return arrived
-
-    def has_arrived(self, member: Member) -> bool:
-        """Whether a late model of a silo counts in this round."""
-        return any(each.member.node_id == member.node_id for each, _ in self._arrived)
+            if reply.has_content() and reply.metadata.src_node_id == each.member.node_id:
+                self.arrived.append((each, reply))
 
     def drop(self, connected: set[int], timeout: float) -> None:
         """Ask silos again that are gone, or that have not answered for ``timeout`` seconds."""

@@ -47,17 +47,17 @@ class RunLog:
         """Print the figures of given models."""
         self._print("evaluation", evaluation.to_dict())
 
-    def on_model(self, index: int, size: int) -> None:
-        """Announce a model's file, which follows in parts."""
-        self._print("model", {"index": index, "size": size})
-
-    def on_part(self, index: int, content: bytes) -> None:
+    def on_part(self, content: bytes) -> None:
         """Print the next part of a model's file."""
-        self._print("part", {"index": index, "data": base64.b64encode(content).decode()})
+        self._print("part", base64.b64encode(content).decode())
 
-    def on_sent(self, number: int) -> None:
+    def on_model(self, name: str) -> None:
+        """Print that a model's file is complete."""
+        self._print("model", name)
+
+    def on_sent(self) -> None:
         """Print that all models are sent."""
-        self._print("sent", {"models": number})
+        self._print("sent", {})
 
     def on_error(self, reason: str) -> None:
         """Print why there will be no record."""

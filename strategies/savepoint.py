@@ -17,11 +17,11 @@ from fedkd.messages.describe import Description
 from fedkd.models.build import arch_fingerprint
 from fedkd.models.given import find_given
 from fedkd.models.state import State, mismatch, save_state
-from fedkd.results.record import PROGRESS_FILE, Point, Quarantined
+from fedkd.results.record import PROGRESS_FILE, Point, Quarantined, model_files
 from fedkd.util.cache import cache_key
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from strategies.context import RunContext
-from strategies.kept_models import KeptModels
+from strategies.kept_models import keep_models
 from strategies.roster import ABSENT, Member
 from strategies.run_state import Baseline, RunState
 
@@ -42,12 +42,12 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, context: RunContext) -> None:
         self._path = folder / PROGRESS_FILE
-        self._models = KeptModels(folder, context)
+        self._context = context
         self._fingerprint = fingerprint(context)
 
     def write(self, state: RunState) -> None:
         """Replace the save point, atomically, after the models that the run keeps."""
-        self._models.keep(state)
+        keep_models(self._path.parent, self._context, state)
         baseline = state.baseline
         tensors = {_MODEL + key: tensor for key, tensor in state.model.items()}
         tensors |= {_UPDATE + key: tensor for key, tensor in state.update.items()}
@@ -85,7 +85,8 @@ class CheckpointWriter:
             FedKDError: the file is damaged or belongs to another run.
         """
         if not self._path.exists():
-            self._models.discard()
+            for model in model_files(self._path.parent):
+                model.unlink()  # of a run that is begun anew
             return None
         if problem := find_checkpoint_problem(self._path):
             raise FedKDError(f"{problem}; {_REMEDY}")

@@ -17,9 +17,8 @@ from fedkd.results.record import is_model_file
 from strategies.run_config import state_folder
 from strategies.run_log import RunLog
 
-PART_BYTES = 3 << 16
-PARTS_AT_ONCE, PAUSE_SECONDS = 5, 0.25
-"""A request of Flower's uploader then has about 1.3 MB."""
+PART_BYTES, PAUSE_SECONDS = 3 << 16, 0.05
+"""A request of Flower's uploader then has about 1 MB."""
 MAX_MODEL_BYTES = 256 << 20
 
 
@@ -34,10 +33,13 @@ def send_models(asked: str) -> None:
     """
     log = RunLog()
     try:
-        paths = [_find(each) for each in json.loads(asked)]
-        for index, path in enumerate(paths):
-            _send(log, index, path)
-        log.on_sent(len(paths))
+        for path in [_find(each) for each in json.loads(asked)]:
+            with path.open("rb") as file:
+                while part := file.read(PART_BYTES):
+                    log.on_part(part)
+                    time.sleep(PAUSE_SECONDS)
+            log.on_model(path.name)
+        log.on_sent()
     except FedKDError as error:
         log.on_error(str(error))
         raise
@@ -56,14 +58,3 @@ def _find(asked: dict[str, Any]) -> Path:
             "log carries; copy it from the SuperLink's host by other means, such as scp"
         )
     return path
-
-
-def _send(log: RunLog, index: int, path: Path) -> None:
-    log.on_model(index, path.stat().st_size)
-    with path.open("rb") as file:
-        number = 0
-        while part := file.read(PART_BYTES):
-            log.on_part(index, part)
-            number += 1
-            if number % PARTS_AT_ONCE == 0:
-                time.sleep(PAUSE_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -86,27 +86,21 @@ class Session:
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
             earlier=self.latecomers.keys(),
-            on_waiting=lambda ids: self._say_waiting(question, messages, members, ids),
+            on_waiting=lambda nodes: self._say_waiting(question, members, nodes),
         )
         busy = [member for member in members if self.latecomers.is_busy(member)]
         self.latecomers.arrive(replies.late)
-        if self._ends_early(question) and question.kind == keys.TRAIN:
-            missing = [each for each in messages if each.metadata.message_id in replies.missing]
-            self.latecomers.note(missing, question, members)
-        counted = question.kind != keys.DESCRIBE
-        answers = []
+        by_node = {member.node_id: member for member in members}
+        if self.context.rounds.enough is not None and question.kind == keys.TRAIN:
+            for message in replies.missing:
+                self.latecomers.note(message, question, by_node[message.metadata.dst_node_id])
+        late = {each.member.name for each, _ in self.latecomers.arrived}
+        answers: list[tuple[Member, T]] = []
         for member in members:
-            if member in busy:
-                if not self.latecomers.has_arrived(member):
-                    self.ledger.refuse(member.name, BUSY, counted=counted)
-                continue
-            try:
-                content = self._open(member, question, replies.by_node.get(member.node_id))
-                answers.append((member, read(member, content)))
-            except RefusedError as error:
-                self.ledger.refuse(member.name, str(error), counted=counted)
-            except UNREADABLE as error:
-                self.ledger.refuse(member.name, _unreadable(error), counted=counted)
+            if member not in busy:
+                answers += self._read(member, question, replies.by_node.get(member.node_id), read)
+            elif member.name not in late:
+                self.ledger.refuse(member.name, BUSY)
         if question.kind in EXCHANGES:
             self.exchanges += 1
             used = self.ledger.traffic.used
@@ -117,53 +111,38 @@ class Session:
     def take_late(
         self, read: Callable[[Member, RecordDict], T]
     ) -> list[tuple[Member, T, Question]]:
-        """Return what ``read`` makes of trained models that came after their round, and to what.
+        """Return what ``read`` makes of models that came after their round, with their questions.
 
         One that is not good costs its silo one refusal.
         """
-        models = []
-        for each, reply in self.latecomers.take():
-            member, question = each.member, each.question
-            try:
-                content = self._open(member, question, reply)
-                models.append((member, read(member, content), question))
-            except RefusedError as error:
-                self.ledger.refuse(member.name, str(error))
-            except UNREADABLE as error:
-                self.ledger.refuse(member.name, _unreadable(error))
-        return models
+        arrived, self.latecomers.arrived = self.latecomers.arrived, []
+        return [
+            (member, model, each.question)
+            for each, reply in arrived
+            for member, model in self._read(each.member, each.question, reply, read)
+        ]
 
     def is_barred(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
         return member.name in self.ledger.barred(self.context.rounds.max_failures)
 
-    def _ends_early(self, question: Question) -> bool:
-        enough = self.context.rounds.enough
-        return enough is not None and question.kind in (keys.TRAIN, keys.EVALUATE)
-
     def _patience(self, question: Question, asked: int, timeout: float | None) -> Patience:
         """Return how long replies to a question to so many silos are waited for."""
         rounds, timeout = self.context.rounds, self.timeout if timeout is None else timeout
-        if rounds.enough is None or not self._ends_early(question):
+        if rounds.enough is None or question.kind not in (keys.TRAIN, keys.EVALUATE):
             return Patience(timeout)
         good = max(1, math.ceil(rounds.quorum * asked))
         return Patience(timeout, good, math.ceil(rounds.enough * asked), rounds.grace)
 
     def _say_waiting(
-        self,
-        question: Question,
-        messages: Sequence[Message],
-        members: Sequence[Member],
-        ids: set[str],
+        self, question: Question, members: Sequence[Member], nodes: Collection[int]
     ) -> None:
         """Tell the observer which deployed silos have not answered a question yet."""
-        if not self.context.study.is_deployed:
-            return
-        nodes = {m.metadata.dst_node_id for m in messages if m.metadata.message_id in ids}
-        registered = self.roster.registered
-        names = [registered.get(m.node_id, m.name) for m in members if m.node_id in nodes]
-        what = f"{question.kind}, round {question.round}"
-        self.observer.on_waiting(f"{', '.join(names)}: no reply to {what}")
+        if self.context.study.is_deployed:
+            known = self.roster.registered
+            names = [known.get(m.node_id, m.name) for m in members if m.node_id in nodes]
+            what = f"{question.kind}, round {question.round}"
+            self.observer.on_waiting(f"{', '.join(names)}: no reply to {what}")
 
     def _address(
         self,
@@ -187,11 +166,25 @@ class Session:
             if member.node_id in self.roster.connected and not self.latecomers.is_busy(member)
         ]
 
-    def _open(self, member: Member, question: Question, reply: Message | None) -> RecordDict:
-        if reply is None:
-            raise RefusedError(self._why_silent(member))
+    def _read(
+        self,
+        member: Member,
+        question: Question,
+        reply: Message | None,
+        read: Callable[[Member, RecordDict], T],
+    ) -> list[tuple[Member, T]]:
+        """Return what ``read`` makes of a reply; if it is refused, note that and return nothing."""
         silo = None if member.description is None else member.name
-        return open_reply(reply, question, self.run_id, silo)
+        try:
+            if reply is None:
+                raise RefusedError(self._why_silent(member))
+            return [(member, read(member, open_reply(reply, question, self.run_id, silo)))]
+        except RefusedError as error:
+            reason = str(error)
+        except UNREADABLE as error:
+            reason = printable(f"its reply cannot be read ({type(error).__name__}: {error})")
+        self.ledger.refuse(member.name, reason, counted=question.kind != keys.DESCRIBE)
+        return []
 
     def _why_silent(self, member: Member) -> str:
         """Return why there is no reply, and count the silo as gone until the next look."""
@@ -199,10 +192,6 @@ class Session:
             return GONE
         self.roster.connected.discard(member.node_id)
         return LATE
-
-
-def _unreadable(error: Exception) -> str:
-    return printable(f"its reply cannot be read ({type(error).__name__}: {error})")
 
 
 def _has_transfer(member: Member) -> bool:

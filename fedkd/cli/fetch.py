@@ -25,11 +25,8 @@ def fetch(
 
     For example: fedkd fetch runs/lesions/20260101T120000Z
 
-    For each run these are its final model, and those that rounds.keep kept: the best on the
-    server's validation images and every so many rounds'. Each is written to RUN/<arm>/seed-<n>,
-    where fedkd export and start: checkpoint find it, if its SHA-256 is that of the run's record.
-    Models that are here already are not brought again. They come through the log of a run that
-    asks no silo, up to 256 MiB each.
+    These are final models, and those that rounds.keep kept, of up to 256 MiB. Each is written to
+    RUN/<arm>/seed-<n>, for fedkd export, if its SHA-256 is that of the run's record.
     """
     from fedkd.runner.fetch import fetch_study
 
@@ -37,7 +34,7 @@ def fetch(
         if not as_json:
             typer.echo(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
 
-    paths = fetch_study(run, engine=engine, on_model=show)
+    paths = fetch_study(run, engine, show)
     if as_json:
         typer.echo(json.dumps([str(path) for path in paths], indent=1))
     else:

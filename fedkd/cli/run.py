@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedkd.cli.notify import notifying
+from fedkd.cli.notify import read_command, run_command
 from fedkd.cli.options import (
     RUNS,
     AsJson,
@@ -105,7 +105,8 @@ def compare(
         raise UserError("compare: give a study file, or a results folder with --resume")
     if rounds is not None and resume is None:
         raise UserError("--rounds: lengthens a study of which there are results; give --resume RUN")
-    with notifying(notify, loaded.name) as ending:
+    words, told = read_command(notify), {"study": loaded.name, "status": "failed"}
+    try:
         outcome = _run(
             loaded,
             out=out,
@@ -117,11 +118,10 @@ def compare(
         )
         short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
         incomplete = bool(outcome.summary["failures"]) or short_of_silos
-        ending.told |= {"folder": str(outcome.folder), "failures": outcome.summary["failures"]}
-        if outcome.interrupted:
-            ending.status = "interrupted"
-        elif not incomplete:
-            ending.status = "ended"
+        status = "interrupted" if outcome.interrupted else "failed" if incomplete else "ended"
+        told |= {"status": status, "folder": str(outcome.folder)}
+    finally:
+        run_command(words, told)
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:

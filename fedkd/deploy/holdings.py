@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,6 @@ from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 from fedkd.models.card import ModelCard, check_preprocessing, load_model, read_card
-from fedkd.models.classes import find_classes_problem, select_classes
 from fedkd.models.external import read_external
 from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, identity
 from fedkd.models.state import Checkpoint
@@ -78,9 +78,7 @@ def read_holdings(
 
 
 def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tuple[str, Checkpoint]:
-    """Read the silo's own model, which must fit its architecture and have the study's classes.
-
-    If its card names its classes, its outputs are taken by name.
+    """Read the silo's own model, which must fit its architecture and the study's classes.
 
     Returns:
         The architecture and the checkpoint, all of it finite.
@@ -107,18 +105,13 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
         )
     if card is not None and card.arch != arch:
         raise UserError(f"model.arch: is {arch}, but {path} says that it is {card.arch}")
-    own = [file.labels.get(name, name) for name in (card.classes if card else ())] or list(classes)
-    if problem := find_classes_problem(own, classes):
-        raise UserError(f"{what}: {path} {problem}")
+    if card is not None and card.classes:
+        _check_order(card.classes, file.labels, classes, path)
     preprocessing = _preprocessing(file, card, shape, arch)
-    own_shape = dataclasses.replace(shape, num_classes=len(own))
-    known = ModelCard(arch, own_shape)
+    known = ModelCard(arch, shape)
     checkpoint = load_model(path, known, what=what, preprocessing=preprocessing)
     if not checkpoint.finite:
         raise UserError(f"{what}: {path} holds values that are not finite; train it again")
-    if own != list(classes):
-        state = select_classes(checkpoint.state, arch, own_shape, own, classes, what=what)
-        checkpoint = dataclasses.replace(checkpoint, state=state)
     return arch, checkpoint
 
 
@@ -162,3 +155,15 @@ def _convert(
         channels=channels or images.shape[1],
         size=image_size or source.image_size,
     )
+
+
+def _check_order(
+    own: Sequence[str], labels: Mapping[str, str], classes: Sequence[str], path: Path
+) -> None:
+    mapped = [labels.get(name, name) for name in own]
+    if mapped != list(classes):
+        raise UserError(
+            f"model.checkpoint: {path} predicts {', '.join(mapped[:20])}, in this order, but the "
+            f"study's classes are {', '.join(classes[:20])}; classes that differ cannot be "
+            "averaged: give a model with these outputs in this order, or share.teacher: none"
+        )

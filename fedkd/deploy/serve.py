@@ -16,7 +16,7 @@ from fedkd.errors import UserError
 from fedkd.util.files import write_new
 
 PROGRAM = "flwr-clientapp"
-SET_HERE = ("--node-config", "--isolation", "--allow-runtime-dependency-installation")
+SET_HERE = {"--node-config", "--isolation", "--allow-runtime-dependency-installation"}
 """Options of the SuperNode that would lead around the check, or that are set here."""
 SCRIPT = """#!{python} -P
 from clients.pinned import main
@@ -44,10 +44,9 @@ def serve_command(
             f"{silo_file}: code: is missing; set it to the hash that fedkd silo pending shows, or "
             "to installed, for the code that is installed here"
         )
-    for option in options:
-        if option.partition("=")[0] in SET_HERE:
-            raise UserError(f"{option.partition('=')[0]}: cannot be given to fedkd silo serve")
-    folder = Path(f"{file.audit}.serve")
+    for option in {option.partition("=")[0] for option in options} & SET_HERE:
+        raise UserError(f"{option}: cannot be given to fedkd silo serve")
+    folder = Path(f"{file.audit}.serve").absolute()
     script = SCRIPT.format(python=sys.executable, silo=str(silo_file.absolute()))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,12 +54,9 @@ def serve_command(
         write_new(folder / PROGRAM, script.encode(), mode=0o700, replace=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    programs = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(folder.absolute()), programs, os.environ.get("PATH", "")]),
-        # A bundle may bring compiled files, which Python would run instead of those checked.
-        "PYTHONPYCACHEPREFIX": str(folder.absolute() / "compiled"),
-    }
-    silo = f'silo="{silo_file.absolute()}"'
-    return [str(supernode), *options, "--node-config", silo], environment
+    programs = (str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+    # A bundle may bring compiled files, which Python would run instead of those checked.
+    compiled = {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    environment = {**os.environ, "PATH": os.pathsep.join(programs), **compiled}
+    node = ("--node-config", f'silo="{silo_file.absolute()}"')
+    return [str(supernode), *options, *node], environment

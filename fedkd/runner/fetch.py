@@ -16,20 +16,13 @@ from fedkd.util.files import hash_file
 from fedkd.util.lock import lock_folder
 
 
-def fetch_study(
-    folder: Path, *, engine: str | None = None, on_model: Callable[[Path], None] = lambda _: None
-) -> list[Path]:
-    """Bring the models of every finished run of a study from the SuperLink's host.
-
-    Models that are here already, by their hash, are not brought again.
+def fetch_study(folder: Path, engine: str | None, on_model: Callable[[Path], None]) -> list[Path]:
+    """Bring the models of every finished run that are not here yet; return the paths of all.
 
     Args:
         folder: a results folder, or that of a study: then the newest one in it.
         engine: the SuperLink connection, if it is not the study's.
         on_model: called with the path of each model that has arrived.
-
-    Returns:
-        All models of finished runs.
 
     Raises:
         UserError: the study did not run on a SuperLink, or no run has finished.
@@ -46,11 +39,10 @@ def fetch_study(
         hashes: dict[Path, str] = {}
         for run in sorted(path.parent for path in folder.glob(f"*/seed-*/{RUN_FILE}")):
             if (run / STATE_FILE).is_file():
-                models = RunRecord.read(run).models
-                hashes |= {run / name: models[name] for name in sorted(models)}
+                hashes |= {run / file: h for file, h in sorted(RunRecord.read(run).models.items())}
         if not hashes:
             raise UserError(f"{folder} has no finished run with a model; resume the study first")
-        missing = [path for path in hashes if not path.is_file() or hash_file(path) != hashes[path]]
-        if missing:
+        here = {path for path in hashes if path.is_file() and hash_file(path) == hashes[path]}
+        if missing := {path: hashes[path] for path in hashes if path not in here}:
             fetch_models(name, missing, on_model)
     return list(hashes)

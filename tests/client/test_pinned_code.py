@@ -55,10 +55,11 @@ def test_changed_code_is_refused_and_audited_and_not_loaded(
     monkeypatch.setattr(run_clientapp, "pull_task_input", lambda _: task)
     monkeypatch.setattr(run_clientapp, "get_load_client_app_fn", lambda **_: loaded.append)
     monkeypatch.setattr(pinned, "get_project_dir", lambda *_: bundle)
-    pin = pinned._Pin(made.root / "north" / "silo.yaml")
-    assert pin.pull_task_input(None) == task
+    pinned.add_check(made.root / "north" / "silo.yaml")
+    steps = vars(run_clientapp)
+    assert steps["pull_task_input"](None) == task
     with pytest.raises(NotAllowedError, match=said):
-        pin.get_load_client_app_fn(multi_app=True)("fedkd/fedkd", "0.2.0", "hash")
+        steps["get_load_client_app_fn"](multi_app=True)("fedkd/fedkd", "0.2.0", "hash")
     assert not loaded
     (entry,) = made.audit("north")
     assert said in entry["refused"]

@@ -18,7 +18,6 @@ from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
-from fedkd.deploy.health import is_serving
 from fedkd.engines.processes import free_port
 
 TOP = Path(__file__).parents[2]
@@ -61,27 +60,34 @@ def test_the_units_are_valid_and_start_programs_with_options_that_exist(
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_containers_have_no_more_rights_than_they_need() -> None:
-    compose = yaml.safe_load((FILES / "compose.yaml").read_text(encoding="utf-8"))
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((FILES / "compose.yaml").read_text(encoding="utf-8"))
+    return read
+
+
+def test_containers_have_no_more_rights_than_they_need(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         parse(service["command"])
         assert service["read_only"] is True
         assert not service["user"].startswith("0")
         assert service["cap_drop"] == ["ALL"]
-        assert service["healthcheck"]["test"][:4] == ["CMD", "python", "-m", "fedkd.deploy.health"]
-        assert service["healthcheck"]["test"][4] in service["command"]
+        assert service["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
+        assert "--health-server-address 127.0.0.1:9190" in service["command"]
         assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}
         writable = [v for v in service["volumes"] if not v.endswith(":ro")]
         assert writable == ["state:/var/lib/fedkd"]
     assert "USER 10001" in (FILES / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_health_check_asks_what_flower_answers() -> None:
+def test_the_health_check_asks_what_flower_answers(compose: dict[str, Any]) -> None:
     address = f"127.0.0.1:{free_port()}"
-    assert not is_serving(address)
+    *_, code = compose["services"]["silo"]["healthcheck"]["test"]
+    command = [sys.executable, "-c", code.replace("127.0.0.1:9190", address)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode
     server: grpc.Server = run_health_server_grpc_no_tls(address)
     try:
-        assert is_serving(address)
+        assert not subprocess.run(command, capture_output=True, check=False).returncode
     finally:
         server.stop(None)
 

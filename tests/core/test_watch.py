@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
 from fedkd.cli import app
-from fedkd.cli.notify import notifying
+from fedkd.cli.notify import read_command, run_command
 from fedkd.config.study_file import dump_study
 from fedkd.errors import UserError
 from fedkd.report.watch import read_state, render, watch
@@ -149,41 +149,39 @@ def test_programs_read_it_as_json_and_as_prometheus_text(folder: Path) -> None:
     assert (state["study"], state["ended"], len(state["runs"])) == ("tiny", False, 4)
     first, second = state["runs"][:2]
     assert (first["state"], first["round"], first["metric"]) == ("budget", 1, 0.35)
-    assert (first["sent_bytes"], first["silos_ok"], first["ended"]) == (4, 3, 1)
-    assert (second["state"], second["round"], second["ended"]) == ("running", 0, 0)
+    assert (first["bytes"], first["seconds"], first["silos_ok"]) == (4, 1.0, 3)
+    assert (second["state"], second["round"]) == ("running", 0)
     lines = text.read_text().splitlines()
-    assert 'fedkd_metric{study="tiny",arm="fedavg",seed="0"} 0.35' in lines
-    assert 'fedkd_ended{study="tiny",arm="fedkd",seed="0"} 0' in lines
-    assert not [line for line in lines if "fedkd_metric" in line and 'seed="1"' in line]
-    assert lines[-1] == 'fedkd_study_ended{study="tiny"} 0'
-    for line in lines:
-        assert line.startswith("#") or re.fullmatch(
-            r'fedkd_\w+\{(\w+="[^"]*",?)+\} [\d.e+-]+', line
-        )
+    assert 'fedkd_run_metric{study="tiny",arm="fedavg",seed="0"} 0.35' in lines
+    assert 'fedkd_run_ended{study="tiny",arm="fedkd",seed="0"} 0' in lines
+    assert not [line for line in lines if "run_metric" in line and 'seed="1"' in line]
+    assert lines[:2] == ["# TYPE fedkd_study_ended gauge", 'fedkd_study_ended{study="tiny"} 0']
+    sample = re.compile(r'fedkd_\w+\{(\w+="[^"]*",?)+\} [\d.e+-]+')
+    assert all(line.startswith("#") or sample.fullmatch(line) for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("ends", "status"),
-    [(None, "failed"), (KeyboardInterrupt, "interrupted"), (UserError, "failed")],
-)
 def test_a_command_is_told_how_a_study_ended(
-    ends: type[BaseException] | None, status: str, tmp_path: Path
+    tmp_path: Path, make_data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = tmp_path / "told.json"
-    command = f"sh -c 'cat > {told}'"
-    raised = pytest.raises(ends) if ends else nullcontext()
-    with raised, notifying(command, "lesions") as ending:
-        ending.told["folder"] = "runs/lesions"
-        if ends:
-            raise ends("the disk is full")
+    told, study = tmp_path / "told.json", tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(make_data({"rounds/max": 1})))
+    words = ["--out", str(tmp_path / "runs"), "--notify", f"sh -c 'cat > {told}'"]
+    compare = ["compare", str(study), *words]
+    assert CliRunner().invoke(app, compare).exit_code == 0
     found = json.loads(told.read_text())
-    assert (found["study"], found["status"], found["folder"]) == ("lesions", status, "runs/lesions")
-    assert found.get("error") == ("the disk is full" if ends is UserError else None)
+    assert (found["study"], found["status"]) == ("tiny", "ended")
+    assert (Path(found["folder"]) / "summary.json").exists()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("fedkd.cli.run._run", fail)
+    assert str(CliRunner().invoke(app, compare).exception) == "the disk is full"
+    assert json.loads(told.read_text()) == {"study": "tiny", "status": "failed"}
 
 
 def test_a_command_that_fails_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with notifying("false", "lesions"):
-        pass
+    run_command(["false"], {})
     assert capsys.readouterr().err.startswith("--notify: Command '['false']' returned")
-    with pytest.raises(UserError, match="is not a command"), notifying("mail 'me", "lesions"):
-        pass
+    with pytest.raises(UserError, match="is not a command"):
+        read_command("mail 'me")

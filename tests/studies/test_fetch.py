@@ -97,10 +97,9 @@ def test_all_models_of_a_run_come_and_are_those_of_its_record(
     # What is here is not asked for again; what is not the run's is.
     (run / BEST_FILE).write_bytes(b"other")
     asked: list[Any] = []
-    monkeypatch.setattr(fetch, "fetch_models", lambda *given: asked.append(given))
     monkeypatch.setattr("fedkd.runner.fetch.fetch_models", lambda *given: asked.append(given))
     assert call("fetch", study, "--engine", "deployed").exit_code == 0
-    assert [given[1] for given in asked] == [[run / BEST_FILE]]
+    assert [list(given[1]) for given in asked] == [[run / BEST_FILE]]
 
 
 def test_a_model_that_is_not_the_runs_is_refused(run: Path) -> None:
