@@ -580,11 +580,16 @@ def test_malformed_replies_cost_a_silo_one_refusal_each(hosts: Hosts, hostile: A
 
 
 def test_strangers_are_refused(hosts: Hosts) -> None:
-    """A node whose key nobody registered, and one that trusts another authority."""
+    """A node whose key is registered no more, and one that trusts another authority."""
     own = hosts.root / "west"
     line = f"fedkd keys add-silo stranger --out {own} --superlink {SERVER}:{PORT}"
     printed = hosts.run("west", line)
     command = printed_command(printed.stdout, "flower-supernode").replace("/etc/fedkd", str(own))
+    register = printed_command(printed.stdout, "flwr supernode register")
+    known = hosts.run("server", f"{register} --format json")
+    (node,) = re.findall(r'"node-id": "?(\d+)', known.stdout)
+    left = hosts.run("server", f"flwr supernode unregister {node} deployed")
+    assert left.returncode == 0, left.stdout + left.stderr
     assert hosts.run("west", f"fedkd keys init --host {SERVER} --out {own}/other").returncode == 0
     foreign = (own / "command").read_text().replace(f"{own}/ca.pem", f"{own}/other/ca.pem")
     stranger = hosts.start("west", f"{command} --port 9195", "stranger")
