@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import Study
-from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.connection import locate_on_host
-from fedkd.engines.follower import Follower
-from fedkd.engines.superlink import SuperLink, read_connection
+from fedkd.engines.follower import follow_run
 from fedkd.errors import FedKDError, UserError
 from fedkd.messages import keys
 from fedkd.messages.run_log import Kind
@@ -38,27 +36,18 @@ def evaluate_on_hosts(
     asked = [{"name": name, **_locate(path)} for name, path in models.items()]
     # An arm that asks silos for nothing of their own.
     without = [name for name, arm in study.arms.items() if not arm.starts_from_models]
-    texts = {
+    texts: dict[str, str | int] = {
         keys.CONFIG_STUDY: json.dumps(study.to_dict()),
         keys.CONFIG_ARM: (without or list(study.arms))[0],
         keys.CONFIG_MODELS: json.dumps(asked),
+        keys.CONFIG_SEED: seed,
     }
-    connection, place = read_connection(study.engine.name), AppFolder()
 
     def take(kind: Kind, value: Any) -> None:
         if kind == "waiting":
             report(f"waiting: {printable(value)}")
 
-    try:
-        superlink = SuperLink(connection, place)
-        run_id = superlink.submit({**texts, keys.CONFIG_SEED: seed})
-        try:
-            found = Follower(superlink, run_id, take, "evaluation").follow()
-        except KeyboardInterrupt:
-            superlink.stop(run_id)
-            raise
-    finally:
-        place.close()
+    found = follow_run(study.engine.name, texts, take, "evaluation")
     try:
         return Evaluation.parse(found, list(models), study.silo_names)
     except (ValueError, TypeError) as error:

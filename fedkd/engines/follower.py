@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import last_lines
-from fedkd.engines.superlink import SuperLink
+from fedkd.engines.superlink import SuperLink, read_connection
 from fedkd.errors import FedKDError
 from fedkd.messages.run_log import BrokenLogError, Kind, LogReader
 from fedkd.messages.validate import printable
@@ -164,6 +165,29 @@ class Follower:
         how, details = status
         end = last_lines(self._superlink.log_of(self._run_id))
         return f"the run ended ({how}: {details or 'no reason given'}) without a record:\n{end}"
+
+
+def follow_run(
+    connection: str, values: Mapping[str, str | int], take: Callable[[Kind, Any], None], last: Kind
+) -> dict[str, Any]:
+    """Start a run of a SuperLink's that belongs to no arm, and follow its log to the last line.
+
+    An interrupt stops the run. For the arguments see :class:`Follower`.
+
+    Raises:
+        FedKDError: the run failed.
+    """
+    link, place = read_connection(connection), AppFolder()
+    try:
+        superlink = SuperLink(link, place)
+        run_id = superlink.submit(values)
+        try:
+            return Follower(superlink, run_id, take, last).follow()
+        except KeyboardInterrupt:
+            superlink.stop(run_id)
+            raise
+    finally:
+        place.close()
 
 
 def note_entry(task: Task, observer: Observer, kind: Kind, value: Any) -> None:

@@ -32,9 +32,7 @@ def _make(name: str) -> Tracker:
     except ValueError as error:
         raise UserError(f"--track: {error}") from None
     except ImportError as error:
-        raise UserError(
-            f"--track {name}: {error.name or error} is not installed; {install_command(name)}"
-        ) from error
+        raise _missing(f"--track {name}", name, error) from error
     for method in ("begin", "close"):
         if not callable(getattr(tracker, method, None)):
             raise UserError(f"--track {name}: {type(tracker).__name__} has no method {method}")
@@ -50,7 +48,10 @@ def load_registry() -> Callable[[str, Sequence[Path], Mapping[str, str]], str]:
     try:
         from fedkd.trackers.mlflow import register_model
     except ImportError as error:
-        raise UserError(
-            f"--register: {error.name or error} is not installed; {install_command('mlflow')}"
-        ) from error
+        raise _missing("--register", "mlflow", error) from error
     return register_model
+
+
+def _missing(option: str, tracker: str, error: ImportError) -> UserError:
+    what = f"{option}: {error.name or error} is not installed"
+    return UserError(f"{what}; {install_command(tracker)}")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.config.study_file import parse_study
-from fedkd.engines import fetch
+from fedkd.engines import follower
 from fedkd.engines.superlink import Connection
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
@@ -74,8 +74,8 @@ def run(make_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (run / "flower-run.json").write_text(json.dumps({"run-name": "here"}))
     for name in FILES:
         (run / name).unlink()
-    monkeypatch.setattr(fetch, "SuperLink", Host)
-    monkeypatch.setattr(fetch, "read_connection", lambda name: Connection(name, Host.address))
+    monkeypatch.setattr(follower, "SuperLink", Host)
+    monkeypatch.setattr(follower, "read_connection", lambda name: Connection(name, Host.address))
     return run
 
 
