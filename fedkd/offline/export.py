@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import Checkpoint, State
 from fedkd.results.folder import STUDY_FILE, read_study
 from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
-from fedkd.util.files import replacing, write_json
+from fedkd.util.files import hash_file, replacing, write_json
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2"}
 """Formats, and how the names of their files end."""
@@ -195,7 +194,7 @@ def _describe(
     return {
         "file": out.name,
         "format": file_format,
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "sha256": hash_file(out),
         "arch": card.arch,
         **shape.sizes,
         "classes": list(card.classes) or None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from fedkd.results.diagnostics import pairwise_agreement
 from fedkd.training.batch_norm import batch_norms
 from fedkd.training.compute import Compute, intra_op_threads, smallest_batch
 from fedkd.training.evaluate import evaluate
+from fedkd.util.files import hash_file
 
 _UNWEIGHTED = ("dp-kd", "fine-tune")
 """Methods in which weightings play no part."""
@@ -273,7 +273,7 @@ def _teacher_entries(
     return [
         {
             "path": teacher.silo,
-            "sha256": hashlib.sha256(Path(teacher.silo).read_bytes()).hexdigest(),
+            "sha256": hash_file(Path(teacher.silo)),
             "arch": teacher.arch,
             "examples": teacher.num_examples if offline.examples else None,
             "taught": teacher.silo in weights,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.suggestions import suggest
-from fedkd.util.files import temporary_beside
+from fedkd.util.files import hash_file, temporary_beside
 
 KINDS: Mapping[str, str] = {
     "pretrained": "silos' own models",
@@ -259,10 +258,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sum(path: Path) -> str:
-    if not path.is_file() or path.is_symlink():
-        return "not a file"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path) if path.is_file() and not path.is_symlink() else "not a file"
 
 
 def _list(folder: Path) -> Iterator[Path]:
