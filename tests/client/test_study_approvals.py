@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from fedkd.engines.inline import InlineGrid
 from fedkd.errors import UserError
 from fedkd.messages import keys
 from fedkd.messages.describe import WAITING
-from strategies import introductions, nodes
+from strategies import exchange, introductions, nodes
 
 DESCRIBE = {keys.TRANSFER_HASH: keys.NO_HASH}
 ASK = {"approve": "ask"}
@@ -146,6 +148,30 @@ def test_only_nodes_whose_keys_have_a_silos_name_are_asked_and_by_that_name(
     assert record.notes["silo_rounds"] == {"north": [0, 1]}
     assert {entry["type"] for entry in made.audit("south")} == {keys.DESCRIBE}
     assert not (made.root / "west" / "audit.jsonl").exists()
+
+
+def test_whoever_has_not_answered_is_named(field: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, pull, once = field(), InlineGrid.pull_messages, set()
+    heard: list[str] = []
+
+    def pull_later(grid: InlineGrid, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = frozenset(message_ids)
+        found = pull(grid, ids) if ids in once else []
+        once.add(ids)
+        return found
+
+    monkeypatch.setattr(InlineGrid, "pull_messages", pull_later)
+    monkeypatch.setattr(exchange, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(made.observer, "on_waiting", heard.append)
+    register(monkeypatch, {2: "north", 3: "south", 4: "west"})
+    made.run("fedavg")
+    kinds = (
+        f"{keys.DESCRIBE}, round 0",
+        "evaluate, round 0",
+        "train, round 1",
+        "evaluate, round 1",
+    )
+    assert heard == [f"north, south, west: no reply to {kind}" for kind in kinds]
 
 
 def test_nodes_without_names_are_asked_while_no_node_has_one(
