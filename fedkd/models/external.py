@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.columns import Encoder
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.external_formats import Loaded, load_external
 from fedkd.models.libraries import require
@@ -40,19 +41,21 @@ class ExternalModel(nn.Module):
 
     file: Tensor
     classes: Tensor
+    encoder: Tensor
 
     def __init__(self, arch: str, num_classes: int) -> None:
         super().__init__()
         self._library = library_of(arch)
         self._num_classes = num_classes
-        self._loaded: Loaded | None = None
+        self._loaded: tuple[Loaded, Encoder | None] | None = None
         self.register_buffer("file", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("encoder", torch.zeros(0, dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Take tensors of any length."""
         self._loaded = None
-        for name in ("file", "classes"):
+        for name in ("file", "classes", "encoder"):
             setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
@@ -62,8 +65,11 @@ class ExternalModel(nn.Module):
         A class that the model does not have gets the least probability.
         """
         if self._loaded is None:
-            self._loaded = load_external(self._library, self.file.cpu().numpy().tobytes())
-        found = self._loaded.predict(inputs.detach().cpu().numpy())
+            text = _bytes(self.encoder).decode()
+            encoder = Encoder.from_json(text) if text else None
+            self._loaded = load_external(self._library, _bytes(self.file)), encoder
+        loaded, encoder = self._loaded
+        found = loaded.predict(inputs.detach().cpu().numpy(), encoder)
         logits = torch.full((len(found), self._num_classes), math.log(LEAST_PROBABILITY))
         known = np.log(np.clip(found, LEAST_PROBABILITY, 1.0))
         logits[:, self.classes.cpu()] = torch.from_numpy(known).float()
@@ -75,15 +81,25 @@ def library_of(arch: str) -> str:
     return arch.partition(":")[0]
 
 
-def make_state(content: bytes, classes: Sequence[int]) -> State:
+def make_state(content: bytes, classes: Sequence[int], encoder: Encoder | None = None) -> State:
     """Return the state of a model.
 
     Args:
         content: of its library's own file.
         classes: the position among the study's classes of each class of the model.
+        encoder: by which inputs become the columns that the model takes; None for inputs as the
+            study's models get them.
     """
-    file = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return {"file": file, "classes": torch.tensor(list(classes), dtype=torch.int64)}
+    text = encoder.to_json() if encoder else ""
+    return {
+        "file": torch.tensor(np.frombuffer(content, np.uint8)),
+        "classes": torch.tensor(list(classes), dtype=torch.int64),
+        "encoder": torch.tensor(np.frombuffer(text.encode(), np.uint8)),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().numpy().tobytes()
 
 
 def read_external(
@@ -93,8 +109,12 @@ def read_external(
     *,
     what: str,
     labels: Mapping[str, str] | None = None,
+    examples: Tensor | None = None,
+    encoder: Encoder | None = None,
 ) -> State:
-    """Read a model's file, and try it on noise.
+    """Read a model's file, and try it.
+
+    A model whose features are columns of the study's table by name gets these as they were read.
 
     Args:
         path: such as ``model.onnx``; its ending says which library reads it.
@@ -102,6 +122,8 @@ def read_external(
         classes: of the study, in its order.
         what: how to name the file in an error.
         labels: the model's names of classes to the study's, where they differ.
+        examples: some on which it is tried, ``[N, ...]``; by default noise.
+        encoder: of the study's table, if it has one.
 
     Raises:
         UserError: it cannot be read, or does not fit the study.
@@ -110,12 +132,16 @@ def read_external(
         raise UserError(f"{what}: {problem}")
     content, library = path.read_bytes(), external_format(path) or ""
     check_installed(library, f"{what}: {path}")
-    probe = shape.zeros(_PROBED)
-    if shape.kind != "text":
-        probe = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
+    if examples is None:
+        examples = torch.rand(
+            shape.zeros(_PROBED).shape, generator=torch.Generator().manual_seed(0)
+        )
     try:
         loaded = load_external(library, content)
-        outputs = loaded.predict(probe.numpy()).shape[1]
+        known = {column.name for column in encoder.columns} if encoder else set()
+        if not loaded.features or not known.issuperset(loaded.features):
+            encoder = None
+        outputs = loaded.predict(examples.numpy(), encoder).shape[1]
         positions = _match(loaded.labels, outputs, classes, labels or {})
     except UserError as error:
         raise UserError(f"{what}: {path} {error}") from error
@@ -126,7 +152,7 @@ def read_external(
         raise UserError(
             f"{what}: {path} cannot be used as a model of {library} on {shape}: {reason}"
         ) from error
-    return make_state(content, positions)
+    return make_state(content, positions, encoder)
 
 
 def check_installed(arch: str, what: str) -> Any:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from fedkd.data.columns import Encoder
 from fedkd.errors import UserError
 from fedkd.models.libraries import require
 from fedkd.util.checkpoint_files import MAX_EXTERNAL_BYTES
@@ -36,24 +38,33 @@ class Loaded:
     """A classifier in its library.
 
     Attributes:
-        function: turns inputs ``[N, ...]`` into class probabilities ``[N, K]``, or ``[N]`` of the
-            second of two classes.
+        function: turns inputs ``[N, ...]``, or a table, into class probabilities ``[N, K]``, or
+            ``[N]`` of the second of two classes.
         labels: what the classifier calls its classes, in its order; None where its file does not
             say.
+        features: names of the columns that it was trained on, if its file says them.
     """
 
-    function: Callable[[Values], Values]
+    function: Callable[[Any], Values]
     labels: tuple[str, ...] | None = None
+    features: tuple[str, ...] = ()
 
-    def predict(self, inputs: Values) -> Values:
+    def predict(self, inputs: Values, encoder: Encoder | None) -> Values:
         """Return class probabilities, float64 ``[N, K]``.
+
+        Args:
+            inputs: as the study's models get them, ``[N, ...]``.
+            encoder: turns them back into the columns of the table as it was; None leaves them.
 
         Raises:
             UserError: it gives something else.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = np.asarray(self.function(inputs), dtype=np.float64)
+            given: Any = inputs
+            if encoder is not None:
+                given = pd.DataFrame(encoder.decode(inputs))[list(self.features)]
+            found = np.asarray(self.function(given), dtype=np.float64)
         if found.ndim == 1:
             found = np.stack([1 - found, found], axis=1)
         if len(found) != len(inputs) or not _are_probabilities(found):
@@ -87,10 +98,14 @@ def _load_sklearn(content: bytes) -> Loaded:
     model = io.loads(content, trusted=_SKOPS_TYPES)
     if not hasattr(model, "predict_proba"):
         raise UserError(f"is a {type(model).__name__}, which gives no probabilities of classes")
-    # In float64, as it is trained: solvers of linear models need the digits.
-    return Loaded(
-        lambda inputs: model.predict_proba(_rows(inputs).astype(np.float64)), _names(model.classes_)
-    )
+
+    def predict(inputs: Any) -> Values:
+        # In float64, as it is trained: solvers of linear models need the digits.
+        rows = inputs if isinstance(inputs, pd.DataFrame) else _rows(inputs).astype(np.float64)
+        return np.asarray(model.predict_proba(rows))
+
+    names = getattr(model, "feature_names_in_", ())
+    return Loaded(predict, _names(model.classes_), _names(names))
 
 
 def _load_xgboost(content: bytes) -> Loaded:
@@ -102,22 +117,29 @@ def _load_xgboost(content: bytes) -> Loaded:
     return Loaded(
         lambda inputs: booster.inplace_predict(
             _rows(inputs), iteration_range=trees, validate_features=False
-        )
+        ),
+        features=_names(booster.feature_names or ()),
     )
 
 
 def _load_lightgbm(content: bytes) -> Loaded:
     lightgbm = require("lightgbm", "lightgbm", extra="teachers")
     booster = lightgbm.Booster(model_str=content.decode())
-    return Loaded(lambda inputs: booster.predict(_rows(inputs), num_threads=1))
+    return Loaded(
+        lambda inputs: booster.predict(_rows(inputs), num_threads=1),
+        features=_names(booster.feature_name()),
+    )
 
 
 def _load_catboost(content: bytes) -> Loaded:
     model = require("catboost", "catboost", extra="teachers").CatBoostClassifier()
     model.load_model(blob=content)
-    return Loaded(
-        lambda inputs: model.predict_proba(_rows(inputs), thread_count=1), _names(model.classes_)
-    )
+
+    def predict(inputs: Any) -> Values:
+        rows = inputs if isinstance(inputs, pd.DataFrame) else _rows(inputs)
+        return np.asarray(model.predict_proba(rows, thread_count=1))
+
+    return Loaded(predict, _names(model.classes_), _names(model.feature_names_))
 
 
 def _load_onnx(content: bytes) -> Loaded:
@@ -159,7 +181,9 @@ def _are_probabilities(values: Values) -> bool:
     return bool(np.abs(values.sum(1) - 1).max(initial=0) < _TOLERANCE)
 
 
-def _rows(inputs: Values) -> Values:
+def _rows(inputs: Any) -> Values:
+    if isinstance(inputs, pd.DataFrame):
+        return inputs.to_numpy(dtype=np.float32)
     return np.ascontiguousarray(inputs.reshape(len(inputs), -1), dtype=np.float32)
 
 
