@@ -279,3 +279,14 @@ def test_a_model_of_named_columns_gets_the_table_as_it_was(tmp_path: Path) -> No
     expected = np.log(np.clip(model.predict_proba(decoded[columns]), LEAST_PROBABILITY, 1))
     assert np.allclose(own(inputs).numpy(), expected, atol=1e-6)
     assert torch.equal(own(inputs).argmax(1), split.silos[1].labels)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_gives_the_same_curve(tmp_path: Path) -> None:
+    curves = []
+    for engine in ("inline", "ray"):
+        study = make_study(engine={"name": engine}, partition={"scheme": "iid", "silos": 2})
+        (run,) = fedkd.compare(study, out=tmp_path / engine, fresh=True).summary["runs"]
+        curves.append([{**point, "seconds": None} for point in run["curve"]])
+    assert curves[0] == curves[1]
