@@ -57,7 +57,7 @@ def measure_both(folder: Path, rows: int, columns: int) -> dict[str, Measurement
     study.write_text(yaml.safe_dump(study_of(table)), encoding="utf-8")
     out, log = folder / "out", folder / "loop.jsonl"
     ours = [sys.executable, "-m", "fedkd.cli", "compare", study, "--out", out, "--fresh"]
-    loop = [sys.executable, RIVAL, table, log, str(ROUNDS), str(BATCH), str(RATE)]
+    loop: list[str | Path] = [sys.executable, RIVAL, table, log, str(ROUNDS), str(BATCH), str(RATE)]
     return {
         "fedkd": measure(
             [str(part) for part in ours],

@@ -7,8 +7,10 @@ becomes one column for each category that training rows have; any other category
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +149,46 @@ class Encoder:
                 parts.append(absent[:, index].astype(np.float32))
         return np.stack(parts, axis=1)
 
+    def decode(self, encoded: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Return rows as models get them, ``[N, D]``, by column as the table had them.
+
+        A value that is missing, or a name that training rows lack, is NaN. Numbers are rounded to
+        the digits that float32 keeps.
+        """
+        table: dict[str, npt.NDArray[Any]] = {}
+        parts = iter(encoded.astype(np.float64).T)
+        for index, column in enumerate(self.columns):
+            if column.categories is not None:
+                known = [column.categories[k] for k in self.kept[index]]
+                names = np.array([*known, np.nan], object)
+                own = [next(parts) > 0.5 for _ in known]
+                values = names[np.argmax([*own, np.ones(len(encoded))], axis=0)]
+            elif self.deviations[index]:
+                mean, deviation = self.means[index], self.deviations[index]
+                values = _round(mean + deviation * next(parts), max(abs(mean), deviation))
+            else:
+                values = np.full(len(encoded), self.means[index])
+            if self.missing[index]:
+                values[next(parts) > 0.5] = np.nan
+            table[column.name] = values
+        return table
+
+    def to_json(self) -> str:
+        """Return the encoder as text, from which :meth:`from_json` makes an equal one."""
+        arrays = {key: getattr(self, key).tolist() for key in ("means", "deviations", "missing")}
+        columns = [[column.name, column.categories] for column in self.columns]
+        return json.dumps({"columns": columns, "kept": self.kept, **arrays})
+
+    @classmethod
+    def from_json(cls, text: str) -> Encoder:
+        """Return the encoder of a text of :meth:`to_json`."""
+        given = json.loads(text)
+        columns = [Column(name, names and tuple(names)) for name, names in given["columns"]]
+        means, deviations, missing = (
+            np.array(given[key]) for key in ("means", "deviations", "missing")
+        )
+        return cls(tuple(columns), means, deviations, tuple(map(tuple, given["kept"])), missing)
+
     def describe(self) -> list[tuple[str, str, str]]:
         """Return what is done to each column: its name, what it holds, what models get."""
         lines = []
@@ -169,6 +211,13 @@ class Encoder:
                     given += ", the mean where missing"
             lines.append((column.name, holds, given + and_indicator))
         return lines
+
+
+def _round(values: Floats, scale: float) -> Floats:
+    """Round to six digits of the larger of a value and of ``scale``."""
+    powers = 10.0 ** (5 - np.floor(np.log10(np.maximum(np.abs(values), scale))))
+    rounded: Floats = np.round(values * powers) / powers
+    return rounded
 
 
 def fit_encoder(columns: Sequence[Column], sums: TableSums) -> Encoder:

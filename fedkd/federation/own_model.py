@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from fedkd.data.images import as_inputs
 from fedkd.models.build import build_model
 from fedkd.models.card import check_preprocessing
 from fedkd.models.external import read_external
@@ -28,7 +31,12 @@ def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str
     """
     arch, shape = federation.study.arch_of(silo), federation.shape
     if is_external(arch):
-        state = read_external(path, shape, federation.split.classes, what=what)
+        split = federation.split
+        some = federation.data_of(silo).take(torch.arange(min(8, federation.sizes[silo])))
+        examples = as_inputs(some.images)
+        state = read_external(
+            path, shape, split.classes, what=what, examples=examples, encoder=split.encoder
+        )
         return Checkpoint(state, finite=True)
     preprocessing = federation.own_preprocessing(silo)
     check_preprocessing(path, preprocessing, what=what)

@@ -18,7 +18,7 @@ from fedkd.data.images import Kind
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone
-from fedkd.models.external import ExternalModel, external_version
+from fedkd.models.external import ExternalModel, check_installed
 from fedkd.models.fixed import FixedPart
 from fedkd.models.layout import agrees_channels_last, has_convolutions
 from fedkd.models.preprocessing import Preprocessing
@@ -268,7 +268,7 @@ def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | 
     if backbone is not None and backbone.prepares(arch):
         read += f"+{json.dumps(backbone.key, sort_keys=True)}"
     if is_external(arch):
-        return f"{arch}@{external_version(arch)}"
+        return f"{arch}@{check_installed(arch, arch).__version__}"
     if arch in ARCHITECTURES:
         return arch + read
     if ARCHITECTURES.is_own(arch):

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.build import Shape, build_model
-from fedkd.models.external import check_external
+from fedkd.models.external import check_installed
 from fedkd.models.state import copy_state
 from fedkd.registry import is_external
 from fedkd.util.random_ops import DrawFrom
@@ -42,7 +42,9 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
             batch of two, or has a state that cannot be exchanged.
     """
     if is_external(arch):
-        check_external(arch, shape.kind)
+        check_installed(arch, f"model.per_silo: {arch}")
+        if shape.kind == "text" and arch != "onnx":
+            raise UserError(f"model.per_silo: {arch} takes rows of numbers, not tokens of texts")
         return
     model = build_model(arch, shape, seed=0)
     if problem := _find_state_problem(model):

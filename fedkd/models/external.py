@@ -1,72 +1,34 @@
 """Models of other libraries: ONNX, scikit-learn, XGBoost, LightGBM and CatBoost. They only predict.
 
 The state of such a model is the content of its library's own file, so that it is hashed and cached
-as the state of any other. Nothing is unpickled: skops builds scikit-learn's types alone.
+as the state of any other.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.columns import Encoder
 from fedkd.errors import UserError, describe_exhaustion
+from fedkd.models.external_formats import Loaded, load_external
 from fedkd.models.libraries import require
 from fedkd.models.state import State
 from fedkd.registry import EXTERNAL_CLASSES
-from fedkd.util.checkpoint_files import (
-    MAX_EXTERNAL_BYTES,
-    external_format,
-    find_weights_problem,
-)
+from fedkd.util.checkpoint_files import external_format, find_weights_problem
 
 if TYPE_CHECKING:
     from fedkd.models.build import Shape
 
 LEAST_PROBABILITY = 1e-6
 """Smaller ones count as this, so that their logarithm is finite. Ours."""
-PACKAGES = {
-    "onnx": "onnxruntime",
-    "sklearn": "skops",
-    "xgboost": "xgboost",
-    "lightgbm": "lightgbm",
-    "catboost": "catboost",
-}
-_SKOPS_TYPES = (
-    "sklearn.tree._tree.Tree",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-)
-"""Loaded beside what skops trusts itself, which is scikit-learn's estimators and NumPy's arrays."""
 _PROBED = 8
-_TOLERANCE = 1e-3
-
-Values = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in its library.
-
-    Attributes:
-        predict: turns inputs ``[N, ...]`` into class probabilities ``[N, K]``, or ``[N]`` of the
-            second of two classes.
-        labels: what the model calls its classes, in its order; None where its file does not say.
-    """
-
-    predict: Callable[[Values], Values]
-    labels: tuple[str, ...] | None = None
 
 
 class ExternalModel(nn.Module):
@@ -79,19 +41,21 @@ class ExternalModel(nn.Module):
 
     file: Tensor
     classes: Tensor
+    encoder: Tensor
 
     def __init__(self, arch: str, num_classes: int) -> None:
         super().__init__()
-        self._format = arch.partition(":")[0]
+        self._library = library_of(arch)
         self._num_classes = num_classes
-        self._loaded: Loaded | None = None
+        self._loaded: tuple[Loaded, Encoder | None] | None = None
         self.register_buffer("file", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("encoder", torch.zeros(0, dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Take tensors of any length."""
         self._loaded = None
-        for name in ("file", "classes"):
+        for name in ("file", "classes", "encoder"):
             setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
@@ -101,23 +65,41 @@ class ExternalModel(nn.Module):
         A class that the model does not have gets the least probability.
         """
         if self._loaded is None:
-            self._loaded = load_external(self._format, self.file.cpu().numpy().tobytes())
-        found = _predict(self._loaded, inputs)
-        known = np.clip(found, LEAST_PROBABILITY, 1.0)
-        logits = torch.full((len(known), self._num_classes), math.log(LEAST_PROBABILITY))
-        logits[:, self.classes.cpu()] = torch.from_numpy(np.log(known)).float()
+            text = _bytes(self.encoder).decode()
+            encoder = Encoder.from_json(text) if text else None
+            self._loaded = load_external(self._library, _bytes(self.file)), encoder
+        loaded, encoder = self._loaded
+        found = loaded.predict(inputs.detach().cpu().numpy(), encoder)
+        logits = torch.full((len(found), self._num_classes), math.log(LEAST_PROBABILITY))
+        known = np.log(np.clip(found, LEAST_PROBABILITY, 1.0))
+        logits[:, self.classes.cpu()] = torch.from_numpy(known).float()
         return logits.to(inputs.device)
 
 
-def make_state(content: bytes, classes: Sequence[int]) -> State:
+def library_of(arch: str) -> str:
+    """Return the library of an architecture of :func:`fedkd.registry.is_external`."""
+    return arch.partition(":")[0]
+
+
+def make_state(content: bytes, classes: Sequence[int], encoder: Encoder | None = None) -> State:
     """Return the state of a model.
 
     Args:
         content: of its library's own file.
         classes: the position among the study's classes of each class of the model.
+        encoder: by which inputs become the columns that the model takes; None for inputs as the
+            study's models get them.
     """
-    file = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return {"file": file, "classes": torch.tensor(list(classes), dtype=torch.int64)}
+    text = encoder.to_json() if encoder else ""
+    return {
+        "file": torch.tensor(np.frombuffer(content, np.uint8)),
+        "classes": torch.tensor(list(classes), dtype=torch.int64),
+        "encoder": torch.tensor(np.frombuffer(text.encode(), np.uint8)),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().numpy().tobytes()
 
 
 def read_external(
@@ -127,8 +109,12 @@ def read_external(
     *,
     what: str,
     labels: Mapping[str, str] | None = None,
+    examples: Tensor | None = None,
+    encoder: Encoder | None = None,
 ) -> State:
     """Read a model's file, and try it.
+
+    A model whose features are columns of the study's table by name gets these as they were read.
 
     Args:
         path: such as ``model.onnx``; its ending says which library reads it.
@@ -136,18 +122,27 @@ def read_external(
         classes: of the study, in its order.
         what: how to name the file in an error.
         labels: the model's names of classes to the study's, where they differ.
+        examples: some on which it is tried, ``[N, ...]``; by default noise.
+        encoder: of the study's table, if it has one.
 
     Raises:
         UserError: it cannot be read, or does not fit the study.
     """
     if problem := find_weights_problem(path):
         raise UserError(f"{what}: {problem}")
-    content, format_ = path.read_bytes(), external_format(path) or ""
-    require(PACKAGES[format_], f"{what}: {path}", extra="teachers")
+    content, library = path.read_bytes(), external_format(path) or ""
+    check_installed(library, f"{what}: {path}")
+    if examples is None:
+        examples = torch.rand(
+            shape.zeros(_PROBED).shape, generator=torch.Generator().manual_seed(0)
+        )
     try:
-        loaded = load_external(format_, content)
-        found = _predict(loaded, _probe(shape))
-        positions = _match(loaded.labels, found.shape[1], classes, labels or {})
+        loaded = load_external(library, content)
+        known = {column.name for column in encoder.columns} if encoder else set()
+        if not loaded.features or not known.issuperset(loaded.features):
+            encoder = None
+        outputs = loaded.predict(examples.numpy(), encoder).shape[1]
+        positions = _match(loaded.labels, outputs, classes, labels or {})
     except UserError as error:
         raise UserError(f"{what}: {path} {error}") from error
     except Exception as error:
@@ -155,62 +150,29 @@ def read_external(
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{what}: {path} cannot be used as a model of {format_} on {shape}: {reason}"
+            f"{what}: {path} cannot be used as a model of {library} on {shape}: {reason}"
         ) from error
-    return make_state(content, positions)
+    return make_state(content, positions, encoder)
 
 
-def check_external(arch: str, kind: str) -> None:
-    """Refuse a library that is not installed, or does not take such examples.
+def check_installed(arch: str, what: str) -> Any:
+    """Return the package whose version decides what models of an architecture predict.
 
     Raises:
-        UserError: it is so.
+        UserError: it, or what reads its files, is not installed.
     """
-    format_, _, name = arch.partition(":")
-    require(PACKAGES[format_], f"model.per_silo: {arch}", extra="teachers")
-    if name:
-        require(EXTERNAL_CLASSES[format_][name], f"model.per_silo: {arch}", extra="teachers")
-    if kind == "text" and format_ != "onnx":
-        raise UserError(f"model.per_silo: {arch} takes rows of numbers, not the tokens of texts")
+    library = library_of(arch)
+    reader = {"onnx": "onnxruntime", "sklearn": "skops"}.get(library, library)
+    package = require(reader, what, extra="teachers")
+    return require("sklearn", what) if library == "sklearn" else package
 
 
-def external_version(arch: str) -> str:
-    """Return the version of an architecture's library, which decides what it predicts."""
-    library = arch.partition(":")[0]
-    package = "sklearn" if library == "sklearn" else PACKAGES[library]
-    return str(require(package, f"model.per_silo: {arch}", extra="teachers").__version__)
-
-
-def load_external(format_: str, content: bytes) -> Loaded:
-    """Read a model from the content of its file; what a library raises is passed on."""
-    library = require(PACKAGES[format_], f"a model of {format_}", extra="teachers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _LOADERS[format_](library, content)
-
-
-def _probe(shape: Shape) -> Tensor:
-    """Return a few inputs ``[8, ...]`` on which a model is tried: noise, or token 0."""
-    zeros = shape.zeros(_PROBED)
-    if shape.kind == "text":
-        return zeros
-    return torch.rand(zeros.shape, generator=torch.Generator().manual_seed(0))
-
-
-def _predict(loaded: Loaded, inputs: Tensor) -> Values:
-    """Return class probabilities ``[N, K]``, float64."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = np.asarray(loaded.predict(inputs.detach().cpu().numpy()), dtype=np.float64)
-    if found.ndim == 1:
-        found = np.stack([1 - found, found], axis=1)
-    sums_to_one = found.ndim == 2 and np.abs(found.sum(1) - 1).max(initial=0) < _TOLERANCE
-    if not sums_to_one or found.min(initial=0) < -_TOLERANCE or len(found) != len(inputs):
-        raise UserError(
-            "does not give the probability of each class; it must be a classifier, with "
-            "probabilities as its output"
-        )
-    return found
+def make_classifier(arch: str, **options: Any) -> Any:
+    """Return an untrained classifier of ``library:Class`` of the registry's."""
+    library, _, name = arch.partition(":")
+    check_installed(arch, f"model.per_silo: {arch}")
+    module = require(EXTERNAL_CLASSES[library][name], f"model.per_silo: {arch}", extra="teachers")
+    return getattr(module, name)(**options)
 
 
 def _match(
@@ -231,105 +193,3 @@ def _match(
         f"{', '.join(classes[:20])}; train it on the names of the study's classes, or on their "
         "positions from 0"
     )
-
-
-def _rows(inputs: Values) -> Values:
-    return np.ascontiguousarray(inputs.reshape(len(inputs), -1), dtype=np.float32)
-
-
-def _names(labels: Any) -> tuple[str, ...]:
-    return tuple(str(label) for label in np.asarray(labels).tolist())
-
-
-def _load_sklearn(_: Any, content: bytes) -> Loaded:
-    io = require("skops.io", "a model of sklearn", extra="teachers")
-    with zipfile.ZipFile(BytesIO(content)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > MAX_EXTERNAL_BYTES:
-            raise UserError(f"unpacks to more than {MAX_EXTERNAL_BYTES >> 20} MiB")
-    if others := [t for t in io.get_untrusted_types(data=content) if t not in _SKOPS_TYPES]:
-        raise UserError(
-            f"holds {others[0]}, which is not loaded: only estimators of scikit-learn itself are"
-        )
-    model = io.loads(content, trusted=list(_SKOPS_TYPES))
-    if not hasattr(model, "predict_proba"):
-        raise UserError(f"is a {type(model).__name__}, which gives no probabilities of classes")
-    return Loaded(
-        lambda inputs: model.predict_proba(_rows(inputs).astype(np.float64)),
-        _names(model.classes_),
-    )
-
-
-def _load_xgboost(xgboost: Any, content: bytes) -> Loaded:
-    booster = xgboost.Booster({"nthread": 1})
-    booster.load_model(bytearray(content))
-    booster.set_param({"nthread": 1})
-    best = booster.attr("best_iteration")
-    trees = (0, 0 if best is None else int(best) + 1)
-    return Loaded(
-        lambda inputs: booster.inplace_predict(
-            _rows(inputs), iteration_range=trees, validate_features=False
-        )
-    )
-
-
-def _load_lightgbm(lightgbm: Any, content: bytes) -> Loaded:
-    booster = lightgbm.Booster(model_str=content.decode())
-    return Loaded(lambda inputs: booster.predict(_rows(inputs), num_threads=1))
-
-
-def _load_catboost(catboost: Any, content: bytes) -> Loaded:
-    model = catboost.CatBoostClassifier()
-    model.load_model(blob=content)
-    return Loaded(
-        lambda inputs: model.predict_proba(_rows(inputs), thread_count=1), _names(model.classes_)
-    )
-
-
-def _load_onnx(onnxruntime: Any, content: bytes) -> Loaded:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    if len(session.get_inputs()) != 1:
-        raise UserError(f"has {len(session.get_inputs())} inputs where one is expected")
-    (given,) = session.get_inputs()
-    kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}
-    if given.type not in kinds:
-        raise UserError(f"takes {given.type}; it must take a tensor of floats, or of token ids")
-    outputs = [each for each in session.get_outputs() if each.type in list(kinds)[:2]]
-    if not outputs:
-        raise UserError(
-            "has no tensor of floats as its output; export it with probabilities as one tensor "
-            "(skl2onnx: options={'zipmap': False})"
-        )
-    output = next((each for each in outputs if "prob" in each.name.lower()), outputs[-1])
-
-    def predict(inputs: Values) -> Values:
-        flat = inputs.reshape(len(inputs), -1) if len(given.shape) == 2 else inputs
-        found = session.run([output.name], {given.name: flat.astype(kinds[given.type])})[0]
-        return _softmax_of_logits(np.asarray(found, dtype=np.float64))
-
-    return Loaded(predict)
-
-
-def _softmax_of_logits(outputs: Values) -> Values:
-    """Return probabilities ``[N, K]`` as they are, and logits through a softmax."""
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise UserError(
-            f"gives an output {list(outputs.shape)} where one value for each class is expected"
-        )
-    if outputs.min(initial=0) >= 0 and np.abs(outputs.sum(1) - 1).max(initial=0) < _TOLERANCE:
-        return outputs
-    powers = np.exp(outputs - outputs.max(1, keepdims=True))
-    probabilities: Values = powers / powers.sum(1, keepdims=True)
-    return probabilities
-
-
-_LOADERS: dict[str, Callable[[Any, bytes], Loaded]] = {
-    "onnx": _load_onnx,
-    "sklearn": _load_sklearn,
-    "xgboost": _load_xgboost,
-    "lightgbm": _load_lightgbm,
-    "catboost": _load_catboost,
-}

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fedkd.config import Consolidation
 from fedkd.data.images import Images
 from fedkd.distillation.methods.base import DistillationData
+from fedkd.errors import UserError
 from fedkd.federation.describe import label_distance, simulated_teachers
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import is_finite
-from fedkd.registry import METHODS
+from fedkd.registry import METHODS, is_external
 from fedkd.results.diagnostics import DIGITS, complementary_knowledge, flips
 from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.evaluate import predict
@@ -100,8 +101,16 @@ class Pair:
 
 
 def make_pairs(federation: Federation) -> list[Pair]:
-    """Return all ordered pairs of silos whose models can be used, by teacher, then student."""
+    """Return all ordered pairs of silos whose models can be used, by teacher, then student.
+
+    Raises:
+        UserError: a silo's model is of another library, which trains no further.
+    """
     study, split = federation.study, federation.split
+    if external := [arch for arch in study.architectures if is_external(arch)]:
+        raise UserError(
+            f"model.per_silo: fedkd pairs trains every model, but {external[0]} only predicts"
+        )
     teachers = simulated_teachers(federation).members
     members = [_member(federation, each.silo, each.state) for each in teachers if each.state]
     return [

@@ -14,10 +14,9 @@ import numpy as np
 
 from fedkd.data.images import Images, as_inputs
 from fedkd.errors import FedKDError, describe_exhaustion
-from fedkd.models.external import make_state
+from fedkd.models.external import make_classifier, make_state
 from fedkd.models.libraries import require
 from fedkd.models.state import State
-from fedkd.registry import EXTERNAL_CLASSES
 
 _FOREST = {"min_samples_leaf": 5, "n_jobs": 1}
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,13 +52,11 @@ def train_external(arch: str, data: Images, seed: int) -> State:
         CannotLearnError: the data are of one class, or the library does not take them.
     """
     library, _, name = arch.partition(":")
-    module = require(EXTERNAL_CLASSES[library][name], f"model.per_silo: {arch}", extra="teachers")
     inputs = as_inputs(data.images).flatten(1).numpy()
     classes, labels = np.unique(data.labels.numpy(), return_inverse=True)
     if len(classes) < 2:
         raise CannotLearnError(f"its examples are of one class, from which {arch} cannot learn")
-    model = getattr(module, name)(random_state=seed, **_OPTIONS.get(name, {}))
-    # In float64 as it predicts: solvers of linear models need the digits.
+    model = make_classifier(arch, random_state=seed, **_OPTIONS.get(name, {}))
     rows = inputs.astype(np.float64 if library == "sklearn" else np.float32)
     limits = require("threadpoolctl", arch, extra="teachers").threadpool_limits(limits=1)
     try:
@@ -95,6 +92,9 @@ def _save_sklearn(model: Any) -> bytes:
 
 
 def _save_catboost(model: Any) -> bytes:
+    """Return CatBoost's file without the time of training and a random name."""
+    for key in ("model_guid", "train_finish_time"):
+        model.get_metadata()[key] = ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.cbm"
         model.save_model(str(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
@@ -230,3 +231,62 @@ def test_what_silos_get_may_be_unknown_and_the_run_is_finished(
     assert not summary["failures"]
     (run,) = summary["runs"]
     assert run["silos_get"] == []
+
+
+def test_a_model_of_named_columns_gets_the_table_as_it_was(tmp_path: Path) -> None:
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+    from skops.io import dump
+
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "age": draw.integers(20, 90, 400).astype(float),
+            "sex": draw.choice(["f", "m"], 400),
+            "dose": np.where(draw.random(400) < 0.2, np.nan, draw.normal(300, 0.5, 400).round(2)),
+            "site": draw.choice(["north", "south"], 400),
+        }
+    )
+    table["outcome"] = np.where(table["age"] + 20 * (table["sex"] == "m") > 63, "ill", "well")
+    table.to_csv(tmp_path / "table.csv", index=False)
+    columns = ["sex", "age", "dose"]  # in an order of the model's own
+    names = make_column_transformer((OneHotEncoder(), ["sex"]), remainder="passthrough")
+    model = make_pipeline(names, HistGradientBoostingClassifier())
+    dump(model.fit(table[columns], table["outcome"]), tmp_path / "model.skops")
+    study = make_study(
+        data={
+            "source": f"csv:{tmp_path / 'table.csv'}",
+            "table": {"label": "outcome", "silo": "site"},
+            "transfer": {"size": 40},
+        },
+        partition={"scheme": "by-column"},
+        model={"arch": "linear"},
+        pretraining={"checkpoints": {"north": str(tmp_path / "model.skops")}},
+    )
+    federation = Federation.load(resolve_study(study), 0, tmp_path)
+    split, state = federation.split, federation.pretrained("north").state
+    assert split.encoder is not None
+    assert state is not None
+    own = build_model("sklearn", federation.shape, seed=0)
+    own.load_state_dict(state)
+    inputs = split.silos[1].images
+    decoded = pd.DataFrame(split.encoder.decode(inputs.numpy()))
+    south = table[table["site"] == "south"]
+    both = [tuple(row) for row in decoded[["age", "dose", "sex"]].fillna(-1).to_numpy()]
+    assert set(both) <= {tuple(row) for row in south[["age", "dose", "sex"]].fillna(-1).to_numpy()}
+    expected = np.log(np.clip(model.predict_proba(decoded[columns]), LEAST_PROBABILITY, 1))
+    assert np.allclose(own(inputs).numpy(), expected, atol=1e-6)
+    assert torch.equal(own(inputs).argmax(1), split.silos[1].labels)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_gives_the_same_curve(tmp_path: Path) -> None:
+    curves = []
+    for engine in ("inline", "ray"):
+        study = make_study(engine={"name": engine}, partition={"scheme": "iid", "silos": 2})
+        (run,) = fedkd.compare(study, out=tmp_path / engine, fresh=True).summary["runs"]
+        curves.append([{**point, "seconds": None} for point in run["curve"]])
+    assert curves[0] == curves[1]

@@ -34,6 +34,7 @@ NOT_RUN = {
     ". .venv/bin/activate": "the test has an environment",
     "pip install .": "fedkd is installed in it",
     "pip install '.[tensorboard]'": "the extras are installed in it",
+    "pip install '.[teachers]'": "the extras are installed in it",
 }
 
 # Studies that take minutes are scaled down: shipped ones by shrink(), those that pages write by
