@@ -344,16 +344,16 @@ def test_values_that_are_neither_numbers_nor_text_are_refused(
     file = tmp_path / "bad.parquet"
     pd.DataFrame({"x": values, "y": ["a", "b"]}).to_parquet(file)
     with pytest.raises(UserError, match=message):
-        load_source(f"parquet:{file}", table=Table(label="y"))
+        load_source(f"parquet:{file}", columns=Table(label="y"))
     if "bytes" in message or "date" in message:
         with pytest.raises(UserError, match=message):
-            load_source(f"parquet:{file}", table=Table(label="x"))
+            load_source(f"parquet:{file}", columns=Table(label="x"))
 
 
 def test_decimals_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "decimals.parquet"
     pd.DataFrame({"x": [Decimal("1.5"), None], "y": ["a", "b"]}).to_parquet(file)
-    source = load_source(f"parquet:{file}", table=Table(label="y"))
+    source = load_source(f"parquet:{file}", columns=Table(label="y"))
     assert source.columns == (Column("x"),)
     assert source.train.images[0, 0] == 1.5
 
@@ -369,7 +369,7 @@ def test_other_forms_of_csv_are_told(tmp_path: Path, text: str, message: str) ->
     file = tmp_path / "bad.csv"
     file.write_text(text, "latin-1")
     with pytest.raises(UserError, match=message):
-        load_source(f"csv:{file}", table=Table(label="y"))
+        load_source(f"csv:{file}", columns=Table(label="y"))
 
 
 @pytest.mark.parametrize(

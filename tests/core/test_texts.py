@@ -113,7 +113,7 @@ def test_csv_and_json_lines_give_the_same_tokens(path: Path, encoder: Path, tmp_
     assert ids[0].tolist() == [1, 3, 2] + [0] * 9
     assert int((ids[1] == 0).sum()) == 0
     (warning,) = one.warnings
-    assert warning.startswith("1 of 6 texts have more than 10 tokens and are cut; ")
+    assert warning == "1 of 6 texts have more tokens than data.text.max_length and are cut"
     frame[["text"]].to_csv(tmp_path / "bare.csv", index=False)
     bare = load_source(f"text:{tmp_path / 'bare.csv'}", columns=text, unlabelled=True)
     assert torch.equal(bare.train.images, ids)
