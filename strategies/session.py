@@ -85,7 +85,8 @@ class Session:
         answers = []
         for member in members:
             try:
-                content = self._open(member, question, replies.get(member.node_id))
+                # Taken out, so that a reply's bytes and values are in memory one after the other.
+                content = self._open(member, question, replies.pop(member.node_id, None))
                 answers.append((member, read(member, content)))
             except RefusedError as error:
                 self.ledger.refuse(member.name, str(error), counted=counted)
