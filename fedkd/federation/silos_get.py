@@ -125,7 +125,8 @@ class SilosGet:
         federation = self._federation
         arch = federation.study.global_arch(arm)
         device, compute = federation.compute.device, federation.compute
-        with federation.model_pool.borrow(arch, federation.shape, state, device) as model:
+        shape = federation.shape.merged
+        with federation.model_pool.borrow(arch, shape, state, device) as model:
             logits = predict(model, data, compute=compute)
             found = penultimate(model, data, compute=compute)
             if found is None:
@@ -150,7 +151,8 @@ class SilosGet:
         if len(data) > MAX_IMAGES:
             data = data.take(torch.randperm(len(data), generator=generator)[:MAX_IMAGES])
         arch = study.global_arch(arm)
-        with federation.model_pool.borrow(arch, federation.shape, state, compute.device) as model:
+        shape = federation.shape.merged
+        with federation.model_pool.borrow(arch, shape, state, compute.device) as model:
             found = penultimate(model, data, compute=compute)
             if found is None:
                 return None
