@@ -149,9 +149,8 @@ def _falls(results: Results) -> list[str]:
         if start - first >= LEAST_FALL:
             remarks.append(
                 f"{arm} falls from {percent(start)} at the start to {percent(first)} after round 1 "
-                "(means), and no round reaches the start again: local training on the silos' own "
-                "classes moves away from it. rounds.local_loss: logit-adjusted or a smaller "
-                f"rounds.lr, under arms.{arm}, may keep more."
+                "(means), and no round reaches the start again: a smaller "
+                f"arms.{arm}.rounds.lr, or rounds.local_loss: logit-adjusted, may keep it."
             )
     return remarks
 
