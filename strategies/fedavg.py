@@ -107,12 +107,11 @@ class SiloFedAvg(FedAvg):
             ledger.open(number)
             look_again(session)
             with ledger.traffic.timed():
-                trained = self._train(session, arrays, train_config)
-                if trained:
-                    arrays = self._aggregate(number, trained, result)
-            if not trained:
+                averaged = self._round(session, arrays, train_config, result)
+            if averaged is None:
                 state.stopped = "quorum"
                 break
+            arrays = averaged
             self._measure(session, arrays, evaluate_fn, result)
         if targets_reached(self.context, state.curve):
             state.stopped = "targets"
@@ -178,6 +177,18 @@ class SiloFedAvg(FedAvg):
         except ValueError as error:
             raise FedKDError(f"the run's saved state cannot be restored: {error}") from error
         return ArrayRecord(self.state.model)
+
+    def _round(
+        self,
+        session: Session,
+        arrays: ArrayRecord,
+        config: ConfigRecord | None,
+        result: Result,
+    ) -> ArrayRecord | None:
+        """Return the next global model; None where fewer silos answer well than the quorum."""
+        # The silos' models are of this block: they are not in memory while silos train.
+        trained = self._train(session, arrays, config)
+        return self._aggregate(session.ledger.round, trained, result) if trained else None
 
     def _train(
         self, session: Session, arrays: ArrayRecord, config: ConfigRecord | None

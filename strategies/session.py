@@ -98,7 +98,10 @@ class Session:
         answers: list[tuple[Member, T]] = []
         for member in members:
             if member not in busy:
-                answers += self._read(member, question, replies.by_node.get(member.node_id), read)
+                # Taken out, so that few replies are in memory both as bytes and as values.
+                reply = replies.by_node.pop(member.node_id, None)
+                answers += self._read(member, question, reply, read)
+                del reply
             elif member.name not in late:
                 self.ledger.refuse(member.name, BUSY)
         if question.kind in EXCHANGES:

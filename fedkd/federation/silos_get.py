@@ -57,9 +57,8 @@ class SilosGet:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        shape, classes = federation.shape, federation.shape.num_classes
-        # That of a run's final model.
-        self.shape = replace(shape, backbone=shape.backbone and shape.backbone.merged)
+        classes = federation.shape.num_classes
+        self._shape = federation.shape.merged
         self._counts = {
             silo: torch.bincount(federation.data_of(silo).labels, minlength=classes)
             for silo in federation.study.silo_names
@@ -127,7 +126,7 @@ class SilosGet:
         federation = self._federation
         arch = federation.study.global_arch(arm)
         device, compute = federation.compute.device, federation.compute
-        with federation.model_pool.borrow(arch, self.shape, state, device) as model:
+        with federation.model_pool.borrow(arch, self._shape, state, device) as model:
             logits = predict(model, data, compute=compute)
             found = penultimate(model, data, compute=compute)
             if found is None:
@@ -152,7 +151,7 @@ class SilosGet:
         if len(data) > MAX_IMAGES:
             data = data.take(torch.randperm(len(data), generator=generator)[:MAX_IMAGES])
         arch = study.global_arch(arm)
-        with federation.model_pool.borrow(arch, self.shape, state, compute.device) as model:
+        with federation.model_pool.borrow(arch, self._shape, state, compute.device) as model:
             found = penultimate(model, data, compute=compute)
             if found is None:
                 return None

@@ -109,11 +109,6 @@ class Backbone:
         return hashlib.sha256(json.dumps(asdict(known), sort_keys=True).encode()).hexdigest()
 
     @property
-    def merged(self) -> Backbone:
-        """The same with all of it trained where there are adapters, as final models have none."""
-        return replace(self, trained=Trained()) if self.trained.kind == "lora" else self
-
-    @property
     def key(self) -> dict[str, object]:
         """What determines bits, for cache keys: the weights by their content."""
         return asdict(replace(self, weights=""))

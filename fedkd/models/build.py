@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from fedkd.data.images import Kind
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
-from fedkd.models.backbone import Backbone
+from fedkd.models.backbone import Backbone, Trained
 from fedkd.models.external import ExternalModel, check_installed
 from fedkd.models.fixed import FixedPart
 from fedkd.models.layout import agrees_channels_last, has_convolutions
@@ -83,6 +83,13 @@ class Shape:
     def preprocessing(self) -> Preprocessing | None:
         """What the study's models do to images before their networks get them."""
         return None if self.backbone is None else self.backbone.preprocessing
+
+    @property
+    def merged(self) -> Shape:
+        """What the final model of a run is built for: the same, but that adapters are merged."""
+        if self.backbone is None or self.backbone.trained.kind != "lora":
+            return self
+        return replace(self, backbone=replace(self.backbone, trained=Trained()))
 
     @property
     def sizes(self) -> dict[str, Any]:

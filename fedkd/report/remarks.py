@@ -23,6 +23,10 @@ from fedkd.report.savings import (
 from fedkd.report.silos_get import remarks_on_silos
 from fedkd.results.folder import Results, percent
 from fedkd.results.interval import LEAST_SEEDS
+from fedkd.results.points import metric_values
+
+LEAST_FALL = 0.01
+"""Smallest loss of the metric in round 1 that is remarked."""
 
 
 def remarks_on(results: Results, headline: Row | None) -> list[str]:
@@ -37,6 +41,7 @@ def remarks_on(results: Results, headline: Row | None) -> list[str]:
         for arm in uncharged_arms(results.summary)
     ]
     remarks += chance_remarks(results)
+    remarks += _falls(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)
     return remarks
@@ -129,6 +134,24 @@ def _worse_arms(results: Results, headline: Row) -> list[str]:
             f"Not comparable with {baseline} to {goal}, because both missed it on some seed: "
             f"{enumerate_names(unknown)}."
         )
+    return remarks
+
+
+def _falls(results: Results) -> list[str]:
+    """Return remarks on arms that no round brings back to their start, on any seed."""
+    remarks = []
+    for arm in results.arms:
+        curves = [metric_values(run, results.metric) for run in results.runs(arm)]
+        curves = [curve for curve in curves if len(curve) > 1]
+        if not curves or any(max(curve[1:]) >= curve[0] for curve in curves):
+            continue
+        start, first = (sum(curve[i] for curve in curves) / len(curves) for i in (0, 1))
+        if start - first >= LEAST_FALL:
+            remarks.append(
+                f"{arm} falls from {percent(start)} at the start to {percent(first)} after round 1 "
+                "(means), and no round reaches the start again: a smaller "
+                f"arms.{arm}.rounds.lr, or rounds.local_loss: logit-adjusted, may keep it."
+            )
     return remarks
 
 

@@ -56,9 +56,9 @@ def evaluate_models(
     federation = Federation.load(study, seed, cache_root())
     federation.compute.check()
     archs = [study.model.arch, *study.architectures]
-    classes = federation.split.classes
+    classes, shape = federation.split.classes, federation.shape.merged
     read = {
-        name: read_given(find_given(path, what=name), archs, federation.shape, classes, what=name)
+        name: read_given(find_given(path, what=name), archs, shape, classes, what=name)
         for name, path in named.items()
     }
     silos: list[str | None] = [*study.silo_names, None]
@@ -76,9 +76,8 @@ def _measure(
 ) -> Measured:
     """Measure a model on a silo, as the silo does in rounds, or on the server where it is None."""
     images = _images_of(federation, silo)
-    with federation.model_pool.borrow(
-        arch, federation.shape, state, federation.compute.device
-    ) as model:
+    shape, device = federation.shape.merged, federation.compute.device
+    with federation.model_pool.borrow(arch, shape, state, device) as model:
         metrics = evaluate(model, images, compute=federation.compute)
     loss = metrics.loss if math.isfinite(metrics.loss) else None
     return Measured(name, silo, metrics.accuracy, loss, metrics.macro_f1, len(images))

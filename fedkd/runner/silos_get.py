@@ -39,7 +39,7 @@ class SiloMeasurements:
         model = read_model(
             path,
             arch,
-            measured.shape,
+            federation.shape.merged,
             what="the run's model",
             preprocessing=None if card is None else card.preprocessing,
         )

@@ -263,6 +263,19 @@ def test_a_start_no_better_than_one_class_is_told_of(make_summary: Any) -> None:
     assert not any("starts no better" in e for e in verdict(summary | constant(0.15)).remarks)
 
 
+def test_a_start_that_no_round_reaches_again_is_told_of(make_summary: Any) -> None:
+    falling = [[0.7, 0.4, 0.6], [0.8, 0.6, 0.7]]
+    summary = make_summary(
+        {"fedavg": [SLOW, SLOW], "control-lda": falling, "fedkd": [[0.7], [0.6]]}
+    )
+    remarks = [plain(each) for each in verdict(summary).remarks]
+    (told,) = [each for each in remarks if "no round reaches the start again" in each]
+    assert told.startswith("control-lda falls from 75 % at the start to 50 % after round 1 (means)")
+    for curves in ([*falling[:1], [0.8, 0.6, 0.8]], [[0.7, 0.699], [0.7, 0.699]]):
+        summary = make_summary({"fedavg": [SLOW, SLOW], "fedkd": curves})
+        assert not any("reaches the start again" in each for each in verdict(summary).remarks)
+
+
 def test_warnings_of_the_check_are_remarks(make_summary: Any) -> None:
     summary = make_summary({"fedavg": [SLOW], "fedkd": [[0.6]]}, changes={"warnings": ["so it is"]})
     assert "so it is." in verdict(summary).remarks

@@ -52,6 +52,9 @@ SHORTER = {
     "fedkd sweep ": FEWER_ROUNDS,
     "fedkd tune ": "--trials 2",
     "python -m experiments.robustness.models ": "--partitions iid --weightings equal",
+    "python -m experiments.hospitals.make_checkpoints ": (
+        "--pictures 80 --epochs 2 --public 192 --public-epochs 2"
+    ),
 }
 
 # Pages that use the files of another.

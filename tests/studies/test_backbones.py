@@ -18,6 +18,7 @@ from fedkd.models import fixed
 from fedkd.models.card import read_card
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.offline.export import export_model
+from fedkd.runner.evaluate import evaluate_models
 
 NAME = "shufflenet_v2_x0_5"
 SMALL = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 16}
@@ -115,12 +116,17 @@ def test_heads_alone_are_exchanged_and_each_image_is_seen_once(
 def test_a_part_is_trained_and_the_whole_network_is_exported(
     train: dict[str, Any], weights: Path, tmp_path: Path
 ) -> None:
-    results = fedkd.compare(study(weights, model={"train": train}), out=tmp_path / "out")
-    assert not results.summary["failures"]
+    summary = fedkd.compare(study(weights, model={"train": train}), out=tmp_path / "out").summary
+    assert not summary["failures"]
+    (run,) = summary["runs"]
+    assert all(silo["global"] is not None for silo in run["silos_get"])
     sent = points(tmp_path / "out", "fedavg")[1]["bytes_up"]
     assert sent < 2 * 3_000_000 / 2
-    run = next((tmp_path / "out").rglob("fedavg/seed-0"))
-    described = export_model(run, tmp_path / "model.safetensors", "safetensors")
+    folder = next((tmp_path / "out").rglob("fedavg/seed-0"))
+    found = evaluate_models(resolve_study(study(weights, model={"train": train})), [folder])
+    (on_server,) = [each for each in found.measured if each.silo is None]
+    assert on_server.accuracy == pytest.approx(run["curve"][-1]["accuracy"])
+    described = export_model(folder, tmp_path / "model.safetensors", "safetensors")
     assert "subtract [0.485, 0.456, 0.406]" in described["input"]["preprocessing"]
     network = models.get_model(NAME, num_classes=10)
     network.load_state_dict(load_file(tmp_path / "model.safetensors"))

@@ -1,0 +1,1 @@
+"""Four hospitals with colour pictures and networks of their own: the study ``hospitals.yaml``."""
