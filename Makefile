@@ -66,14 +66,14 @@ wheelhouse: wheel ## fill dist/wheelhouse with all packages, for hosts without i
 demo: $(STAMP) ## compare KD consolidation with plain FedAvg on real data (about two minutes)
 	$(BIN)/fedkd compare experiments/quickstart.yaml
 
-test: $(STAMP_DEV) ## run the default tests, as many at a time as there are cores
+test: $(STAMP_DEV) ## run the default tests, one more at a time than there are cores
 	$(PYTEST) -n auto --dist worksteal
 
 test-ray: $(STAMP_DEV) ## run the tests on Flower's Simulation Runtime
-	$(PYTEST) -m ray tests/e2e
+	$(PYTEST) -m ray -n 2 --dist loadfile tests/e2e
 
 test-hosts: $(STAMP_DEV) ## run the tests with SuperLink and SuperNodes, also on hosts of their own; those need root
-	$(PYTEST) -m '(hosts or deploy) and not slow' tests/e2e
+	$(PYTEST) -m '(hosts or deploy) and not slow' -n 2 --dist loadfile tests/e2e
 
 test-notebooks: $(STAMP_DEV) ## execute the two notebooks
 	$(PYTEST) -m slow tests/e2e/test_notebooks.py

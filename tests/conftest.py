@@ -29,11 +29,17 @@ from fedkd.results.comparison import compare_arms
 from fedkd.results.record import Point, RunRecord
 from fedkd.runner.summary import run_entry
 from fedkd.util.cache_entries import KINDS
+from fedkd.util.parallel import available_cores
 
 settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("fedkd")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many tests run at once: one more than there are cores, as some wait for others."""
+    return available_cores() + 1
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,7 +114,7 @@ class FeatureStore:
             try:
                 with safe_open(entry / _FILE, framework="pt") as file:
                     hashes = file.get_tensor(_HASHES)
-            except (SafetensorError, OSError):  # another process removed it meanwhile
+            except (SafetensorError, OSError, RuntimeError):  # another process removed it meanwhile
                 continue
             self._note(entry, [bytes(row) for row in hashes.numpy()])
 
@@ -151,7 +151,7 @@ def _load(entry: Path) -> Tensor | None:
     try:
         features = load_file(entry / _FILE)[_VALUES]
         os.utime(entry)  # the entries that are not used are dropped first
-    except (SafetensorError, OSError):  # another process removed it meanwhile
+    except (SafetensorError, OSError, RuntimeError):  # another process removed it meanwhile
         return None
     _remember(entry, features)
     return features

@@ -67,7 +67,7 @@ def read_weights(path: Path, *, what: str) -> Weights:
         if path.name.endswith(INDEX):
             return Weights(_read_shards(path), {})
         return Weights(load_file(path), read_metadata(path))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{what}: {path} is not a readable safetensors file: {error}; write one by "
             "safetensors.torch.save_model(model, path)"

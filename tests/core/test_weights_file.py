@@ -251,6 +251,22 @@ def test_code_in_a_pickle_is_never_run(old: bool, tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
+def test_a_file_that_is_removed_while_it_is_opened_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another process that replaces an entry of the cache; PyTorch opens it once more."""
+    save_file(make_state(), tmp_path / "a.safetensors")
+    mapped = torch.UntypedStorage.from_file
+
+    def removed(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "a.safetensors").unlink()
+        return mapped(*arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", removed)
+    with pytest.raises(UserError, match=r"^x: .*a\.safetensors is not a readable safetensors file"):
+        read_weights(tmp_path / "a.safetensors", what="x")
+
+
 def test_a_head_of_other_classes_is_named_with_the_remedy(tmp_path: Path) -> None:
     torch.save(make_state(5), tmp_path / "a.pt")
     with pytest.raises(UserError) as caught:

@@ -138,7 +138,7 @@ def test_two_nodes_give_the_curves_of_one_process(cluster: Cluster, tmp_path: Pa
         cache = {"FEDKD_CACHE_DIR": str(tmp_path / f"cache-{engine}")}
         with (tmp_path / f"{engine}.log").open("w") as log:
             running[engine] = subprocess.Popen(
-                [PROGRAMS / "fedkd", "compare", "study.yaml", *arguments],
+                [sys.executable, "-m", "fedkd.cli", "compare", "study.yaml", *arguments],
                 cwd=tmp_path,
                 env={**cluster.environment, **cache, "RAY_ADDRESS": cluster.address},
                 stdout=log,

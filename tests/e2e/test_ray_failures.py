@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-PATIENCE = 300
+PATIENCE = 600
 STUDY: dict[str, Any] = {
     "name": "faults",
     "data": {"source": "digits", "train_size": 150, "transfer": {"size": 60}},
@@ -22,7 +22,7 @@ STUDY: dict[str, Any] = {
     "rounds": {"max": 2, "stop": "budget"},
     "targets": [0.99],
     "model": {"arch": "mlp"},
-    "baselines": ["fedavg"],
+    "baselines": [],
     "seeds": [0],
     "engine": {"name": "ray", "workers": 2},
 }
@@ -92,7 +92,6 @@ def test_a_users_code_fails_its_arm_and_a_silo_of_their_own_its_reply(
             "fedkd-method": {"start": "consolidated", "consolidation": method},
             # The silos' processes know the class from the first round on at the latest.
             "ill": {"start": "random", "arch": "ownfaults:ill", "rounds": {"max": 3}},
-            "fedavg": {"start": "random"},
         },
     )
     assert done.returncode == 1, done.stderr
@@ -105,10 +104,10 @@ def test_a_users_code_fails_its_arm_and_a_silo_of_their_own_its_reply(
     )
     assert "method ownfaults:method raised KeyError: 'loss' (ownf" in reasons["fedkd-method"]
     assert "ownfaults:raises raised ArithmeticError" in " ".join(done.stderr.split())
-    ill, fedavg = summary["runs"]
+    (ill,) = summary["runs"]
     assert {entry["silo"] for entry in ill["quarantined"]} == {"silo-1"}
     assert {entry["reason"] for entry in ill["quarantined"]} == {"it failed: ValueError: ill"}
-    assert (ill["stopped"], fedavg["stopped"]) == ("budget", "budget")
+    assert ill["stopped"] == "budget"
 
 
 @pytest.mark.parametrize(

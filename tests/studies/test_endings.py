@@ -57,11 +57,11 @@ def wait(process: Any, holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def end(process: Any, folder: Path, code: int) -> str:
+def end(process: Any, folder: Path, *codes: int) -> str:
     """Wait for the end, and return what was printed last."""
     printed = "".join(process.communicate(timeout=WAIT))
     assert "Traceback" not in printed
-    assert process.returncode == code, printed
+    assert process.returncode in codes, printed
     assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]
     return printed.rstrip("\n").rpartition("\n")[2]
 
@@ -95,7 +95,8 @@ def test_a_computation_that_cannot_be_interrupted_holds_up_no_end(
     while len(signals) > 1 and process.returncode is None:  # one that comes at once is lost
         os.kill(process.pid, getattr(signal, signals[1]))
         time.sleep(0.05)
-    last = end(process, tmp_path, 128 + getattr(signal, signals[0]))
+    # The system may deliver two signals that come at once in either order.
+    last = end(process, tmp_path, *(128 + getattr(signal, name) for name in signals))
     assert last.startswith("Interrupted. Resume with: fedkd compare --resume out/tiny/")
 
 

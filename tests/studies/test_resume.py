@@ -286,11 +286,13 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "feddf"])
+@pytest.mark.parametrize(
+    ("start", "strategy"), zip(STARTS, ["fedavg", "fedavgm", "fedadam", "feddf"], strict=True)
+)
 def test_any_start_and_strategy_goes_on_to_the_same_bits(
-    strategy: str, start: str, make_data: Any, undisturbed: Any, disturbed: Any
+    start: str, strategy: str, make_data: Any, undisturbed: Any, disturbed: Any
 ) -> None:
+    """Neither knows of the other: each is in one pair."""
     arms = {"fedkd-it" if start in ("consolidated", "logits") else "it": STARTS[start]}
     (arm,) = arms
     arms[arm] = {**arms[arm], "strategy": strategy}

@@ -1,4 +1,4 @@
-"""Whole studies with every local loss and every strategy, from random and consolidated starts."""
+"""Whole studies with every local loss and every strategy, and with two from both starts."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ ALL_ARMS = {
     f"{start}-{name}": {**settings, **option}
     for start, settings in STARTS.items()
     for name, option in {"plain": {}, **OPTIONS}.items()
+    if start == "random" or name in ("plain", "both")
 }
 STUDY = {
     "data": {"source": "digits", "train_size": 300, "transfer": {"size": 60}},
