@@ -15,6 +15,8 @@ from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+PULLED_AT_ONCE = 8
+"""Replies that a grid is asked for at a time, unless it says otherwise: all are then in memory."""
 GONE = "it is not connected"
 """The reason where a silo of a round is known to be gone, and no message is sent to it."""
 
@@ -109,11 +111,12 @@ def exchange(
     timeout: float,
     traffic: Traffic,
     simulated: bool = False,
-) -> dict[int, Message]:
-    """Send messages, wait for the replies, and return them by node id, unread.
+) -> Iterator[tuple[int, Message]]:
+    """Send messages, and yield each reply with its node id when it comes, unread.
 
-    Flower's own ``send_and_receive`` looks for replies every three seconds; this one begins with
-    milliseconds, so that a simulated round is not mostly waiting.
+    Flower's own ``send_and_receive`` looks for replies every three seconds, and holds them all;
+    this one begins with milliseconds, so that a simulated round is not mostly waiting, and takes
+    them in portions, so that memory does not grow with the number of silos.
 
     Args:
         grid: the way to the nodes.
@@ -130,28 +133,33 @@ def exchange(
     traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
-    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    replies: dict[int, Message] = {}
+    pending = [message_id for message_id in grid.push_messages(messages) if message_id]
+    size = getattr(grid, "pulled_at_once", PULLED_AT_ONCE) or len(pending)
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE
     while pending:
-        received = list(grid.pull_messages(sorted(pending)))
-        for reply in received:
-            if not isinstance(reply, Message):
-                continue
-            if simulated and reply.has_error():
-                failure = read_failure(reply.error.reason or "")
-                if failure is not None:
-                    raise failure
-            pending.discard(reply.metadata.reply_to_message_id)
-            node = reply.metadata.src_node_id
-            if node in receivers and node not in replies:
-                replies[node] = reply
-                if reply.has_content():
-                    traffic.bytes_up += count_bytes(reply.content)
-        if time.monotonic() >= deadline:
+        answered: set[str] = set()
+        for start in range(0, len(pending), size):
+            portion = pending[start : start + size]
+            for reply in grid.pull_messages(portion):
+                if not isinstance(reply, Message):
+                    continue
+                if simulated and reply.has_error():
+                    failure = read_failure(reply.error.reason or "")
+                    if failure is not None:
+                        raise failure
+                answered |= {reply.metadata.reply_to_message_id} & {*portion}
+                node = reply.metadata.src_node_id
+                if node in receivers:
+                    receivers.discard(node)
+                    if reply.has_content():
+                        traffic.bytes_up += count_bytes(reply.content)
+                    yield node, reply
+        pending = [message_id for message_id in pending if message_id not in answered]
+        if answered:
+            pause = FIRST_PAUSE
+        elif time.monotonic() >= deadline:
             break
-        if pending:
-            pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+        else:
             time.sleep(pause)
-    return replies
+            pause = min(2 * pause, LONGEST_PAUSE)

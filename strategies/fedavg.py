@@ -19,7 +19,7 @@ from fedkd.distillation.consolidate import join_notes
 from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
-from fedkd.messages.train import TrainedModel
+from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, copy_state
 from fedkd.registry import STARTS, STRATEGIES
 from fedkd.results.observer import Observer
@@ -75,6 +75,7 @@ class SiloFedAvg(FedAvg):
         self.state = state or RunState()
         self.update = update or server_update(context)
         self._checkpoint_writer = checkpoint_writer
+        self._folder = checkpoint_writer.folder if checkpoint_writer else None
         self._local = LocalBatchNorm(context, self.state.batch_norm)
 
     def start(
@@ -105,10 +106,10 @@ class SiloFedAvg(FedAvg):
                 break
             ledger.open(number)
             look_again(session)
-            with ledger.traffic.timed():
-                trained = self._train(session, arrays, train_config)
+            with ledger.traffic.timed(), StateSpool(self._folder) as states:
+                trained = self._train(session, arrays, train_config, states)
                 if trained:
-                    arrays = self._aggregate(number, trained, result)
+                    arrays = self._aggregate(number, states, trained, result)
             if not trained:
                 state.stopped = "quorum"
                 break
@@ -126,7 +127,11 @@ class SiloFedAvg(FedAvg):
         return start
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
-        """Make one model of a round's models, given in natural order of the silos' names."""
+        """Make one model of a round's models, given in natural order of the silos' names.
+
+        A mean takes one after another, so that few are in memory. The other rules need a tensor of
+        all silos at a time.
+        """
         rounds = self.context.rounds
         return aggregate(
             states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
@@ -178,38 +183,53 @@ class SiloFedAvg(FedAvg):
         return ArrayRecord(self.state.model)
 
     def _train(
-        self, session: Session, arrays: ArrayRecord, config: ConfigRecord | None
-    ) -> list[TrainedModel]:
-        """Have the round's cohort train; return nothing where fewer answer well than the quorum."""
+        self,
+        session: Session,
+        arrays: ArrayRecord,
+        config: ConfigRecord | None,
+        states: StateSpool,
+    ) -> list[tuple[int, float]]:
+        """Have the round's cohort train.
+
+        Returns:
+            Number of examples and loss of each model in ``states``, in natural order of silos;
+            nothing where fewer answer well than the quorum.
+        """
         number, rounds = session.ledger.round, self.context.rounds
 
-        def read(_: Member, content: RecordDict) -> TrainedModel:
-            return train.read_reply(
+        def read(member: Member, content: RecordDict) -> tuple[int, float]:
+            trained = train.read_reply(
                 content, like=self.state.model, max_examples=rounds.max_examples
             )
+            states.put(member.name, trained.state)
+            return trained.num_examples, trained.loss
 
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
         answers = session.ask(members, question, read, own_arrays=own)
-        for member, model in answers:
-            self._local.keep(member.name, model.state)
-        trained = [model for _, model in answers]
+        names = [member.name for member, _ in answers]
+        states.order(names)
+        self._local.keep(names, states)
+        trained = [sizes for _, sizes in answers]
         return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
 
     def _aggregate(
-        self, number: int, trained: Sequence[TrainedModel], result: Result
+        self,
+        number: int,
+        states: Sequence[State],
+        trained: Sequence[tuple[int, float]],
+        result: Result,
     ) -> ArrayRecord:
         """Average the round's models, update the global model, and return it as it is sent."""
-        states = [model.state for model in trained]
-        sizes = [model.num_examples for model in trained]
+        sizes = [size for size, _ in trained]
         with self._naming_own_class():
             average = self.combine(states, sizes)
         sent = self.state.model
         updated = self.update(RoundModels(number, sent, states, average))
         self.state.model = self._recalibrate(updated)
-        loss = sum(model.num_examples * model.loss for model in trained) / sum(sizes)
+        loss = sum(size * loss for size, loss in trained) / sum(sizes)
         result.train_metrics_clientapp[number] = MetricRecord({keys.LOSS: loss})
         return ArrayRecord(self.state.model)
 

@@ -40,6 +40,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, context: RunContext) -> None:
+        self.folder = folder
         self._path = folder / PROGRESS_FILE
         self._fingerprint = fingerprint(context)
 

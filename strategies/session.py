@@ -69,8 +69,8 @@ class Session:
         Args:
             members: the silos; no message is sent to one that is known to be gone.
             question: the same for all, but for ``own_arrays``.
-            read: makes a value of a reply's content, or raises RefusedError. What malformed
-                content makes it raise otherwise counts as that.
+            read: makes a value of a reply's content when it comes, or raises RefusedError. What
+                malformed content makes it raise otherwise counts as that.
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
@@ -81,17 +81,26 @@ class Session:
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
         )
-        counted = question.kind != keys.DESCRIBE
-        answers = []
-        for member in members:
+        asked = {m.node_id: m for m in members if m.node_id in self.roster.connected}
+        values: dict[int, T] = {}
+        reasons: dict[int, str] = {}
+        for node, reply in replies:
+            member = asked[node]
             try:
-                content = self._open(member, question, replies.get(member.node_id))
-                answers.append((member, read(member, content)))
+                values[node] = read(member, self._open(member, question, reply))
             except RefusedError as error:
-                self.ledger.refuse(member.name, str(error), counted=counted)
+                reasons[node] = str(error)
             except UNREADABLE as error:
                 reason = f"its reply cannot be read ({type(error).__name__}: {error})"
-                self.ledger.refuse(member.name, printable(reason), counted=counted)
+                reasons[node] = printable(reason)
+        answers = []
+        for member in members:
+            if member.node_id in values:
+                answers.append((member, values[member.node_id]))
+            else:
+                reason = reasons.get(member.node_id) or self._why_silent(member)
+                counted = question.kind != keys.DESCRIBE
+                self.ledger.refuse(member.name, reason, counted=counted)
         if question.kind in EXCHANGES:
             self.exchanges += 1
             used = self.ledger.traffic.used
@@ -125,9 +134,7 @@ class Session:
             if member.node_id in self.roster.connected
         ]
 
-    def _open(self, member: Member, question: Question, reply: Message | None) -> RecordDict:
-        if reply is None:
-            raise RefusedError(self._why_silent(member))
+    def _open(self, member: Member, question: Question, reply: Message) -> RecordDict:
         silo = None if member.description is None else member.name
         return open_reply(reply, question, self.run_id, silo)
 

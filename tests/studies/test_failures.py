@@ -235,7 +235,7 @@ class Answering:
 def receive(reply: Message, *, simulated: bool) -> dict[int, Message]:
     question = Message(RecordDict(), 5, keys.TRAIN)
     grid: Any = Answering(reply)
-    return exchange(grid, [question], timeout=9, traffic=Traffic(), simulated=simulated)
+    return dict(exchange(grid, [question], timeout=9, traffic=Traffic(), simulated=simulated))
 
 
 def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:
