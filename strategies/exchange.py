@@ -15,8 +15,8 @@ from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
-PULLED_AT_ONCE = 8
-"""Replies that a grid is asked for at a time, unless it says otherwise: all are then in memory."""
+PULLED_AT_ONCE, PULLED_BYTES = 8, 64 << 20
+"""Replies that are taken from a grid at a time, and so are in memory; more if they are small."""
 GONE = "it is not connected"
 """The reason where a silo of a round is known to be gone, and no message is sent to it."""
 
@@ -130,11 +130,14 @@ def exchange(
         FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
         RemoteError: our code failed at a simulated silo, or its process was lost.
     """
-    traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
+    sent = sum(count_bytes(message.content) for message in messages)
+    traffic.bytes_down += sent
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = [message_id for message_id in grid.push_messages(messages) if message_id]
-    size = getattr(grid, "pulled_at_once", PULLED_AT_ONCE) or len(pending)
+    # A reply is taken to be as large as its question.
+    size = max(PULLED_AT_ONCE, PULLED_BYTES * len(messages) // max(1, sent))
+    size = getattr(grid, "pulled_at_once", size)
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE
     while pending:
