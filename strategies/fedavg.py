@@ -7,7 +7,7 @@ McMahan et al. 1602.05629.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
 from fedkd.messages.train import TrainedModel
+from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, copy_state
 from fedkd.registry import STARTS, STRATEGIES
 from fedkd.results.observer import Observer
@@ -76,6 +77,7 @@ class SiloFedAvg(FedAvg):
         self.state = state or RunState()
         self.update = update or server_update(context)
         self._checkpoint_writer = checkpoint_writer
+        self._folder = checkpoint_writer.folder if checkpoint_writer else None
         self._local = LocalBatchNorm(context, self.state.batch_norm)
 
     def start(
@@ -127,7 +129,11 @@ class SiloFedAvg(FedAvg):
         return start
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
-        """Make one model of a round's models, given in natural order of the silos' names."""
+        """Make one model of a round's models, given in natural order of the silos' names.
+
+        A mean takes one after another, so that few are in memory. The other rules need a tensor of
+        all silos at a time.
+        """
         rounds = self.context.rounds
         return aggregate(
             states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
@@ -186,14 +192,25 @@ class SiloFedAvg(FedAvg):
         result: Result,
     ) -> ArrayRecord | None:
         """Return the next global model; None where fewer silos answer well than the quorum."""
-        # The silos' models are of this block: they are not in memory while silos train.
-        trained = self._train(session, arrays, config)
-        return self._aggregate(session.ledger.round, trained, result) if trained else None
+        with StateSpool(self._folder) as states:
+            trained = self._train(session, arrays, config, states)
+            if not trained:
+                return None
+            return self._aggregate(session.ledger.round, states, trained, result)
 
     def _train(
-        self, session: Session, arrays: ArrayRecord, config: ConfigRecord | None
-    ) -> list[TrainedModel]:
-        """Have the round's cohort train; return nothing where fewer answer well than the quorum."""
+        self,
+        session: Session,
+        arrays: ArrayRecord,
+        config: ConfigRecord | None,
+        states: StateSpool,
+    ) -> list[tuple[int, float]]:
+        """Have the round's cohort train.
+
+        Returns:
+            Number of examples and loss of each model in ``states``, in natural order of silos;
+            nothing where fewer answer well than the quorum.
+        """
         number, rounds = session.ledger.round, self.context.rounds
 
         def read(_: Member, content: RecordDict) -> TrainedModel:
@@ -201,16 +218,29 @@ class SiloFedAvg(FedAvg):
                 content, like=self.state.model, max_examples=rounds.max_examples
             )
 
+        def put(member: Member, model: TrainedModel) -> tuple[int, float]:
+            states.put(member.name, model.state)
+            return model.num_examples, model.loss
+
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
-        answers = session.ask(members, question, read, own_arrays=own)
-        answers += self._late(session, read, in_time=[member.name for member, _ in answers])
+        answers = session.ask(
+            members,
+            question,
+            lambda member, content: put(member, read(member, content)),
+            own_arrays=own,
+        )
+        in_time = [member.name for member, _ in answers]
+        answers += [
+            (member, put(member, model)) for member, model in self._late(session, read, in_time)
+        ]
         answers.sort(key=lambda pair: natural_key(pair[0].name))
-        for member, model in answers:
-            self._local.keep(member.name, model.state)
-        trained = [model for _, model in answers]
+        names = [member.name for member, _ in answers]
+        states.order(names)
+        self._local.keep(names, states)
+        trained = [sizes for _, sizes in answers]
         return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
 
     def _late(
@@ -218,28 +248,30 @@ class SiloFedAvg(FedAvg):
         session: Session,
         read: Callable[[Member, RecordDict], TrainedModel],
         in_time: Sequence[str],
-    ) -> list[tuple[Member, TrainedModel]]:
-        """Return late models of silos without one of this round, as models of this round."""
-        number, models = session.ledger.round, []
+    ) -> Iterator[tuple[Member, TrainedModel]]:
+        """Yield late models of silos without one of this round, as models of this round."""
+        number = session.ledger.round
         for member, model, question in session.take_late(read):
             if member.name not in in_time:
-                models.append((member, catch_up(model, question, self.state.model, number)))
                 session.ledger.traffic.used.add(member.name)
                 session.ledger.traffic.late.add(member.name)
-        return models
+                yield member, catch_up(model, question, self.state.model, number)
 
     def _aggregate(
-        self, number: int, trained: Sequence[TrainedModel], result: Result
+        self,
+        number: int,
+        states: Sequence[State],
+        trained: Sequence[tuple[int, float]],
+        result: Result,
     ) -> ArrayRecord:
         """Average the round's models, update the global model, and return it as it is sent."""
-        states = [model.state for model in trained]
-        sizes = [model.num_examples for model in trained]
+        sizes = [size for size, _ in trained]
         with self._naming_own_class():
             average = self.combine(states, sizes)
         sent = self.state.model
         updated = self.update(RoundModels(number, sent, states, average))
         self.state.model = self._recalibrate(updated)
-        loss = sum(model.num_examples * model.loss for model in trained) / sum(sizes)
+        loss = sum(size * loss for size, loss in trained) / sum(sizes)
         result.train_metrics_clientapp[number] = MetricRecord({keys.LOSS: loss})
         return ArrayRecord(self.state.model)
 

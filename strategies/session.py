@@ -15,7 +15,7 @@ from fedkd.messages.envelope import Question, open_reply
 from fedkd.messages.validate import UNREADABLE, RefusedError, printable
 from fedkd.results.observer import Observer
 from strategies.context import RunContext
-from strategies.exchange import BUSY, GONE, LATE, Ledger, Patience, exchange
+from strategies.exchange import BUSY, GONE, LATE, Ended, Ledger, Patience, exchange
 from strategies.late import Latecomers
 from strategies.roster import Member, Roster
 
@@ -73,12 +73,15 @@ class Session:
         Args:
             members: the silos; no message is sent to one that is known to be gone.
             question: the same for all, but for ``own_arrays``.
-            read: makes a value of a reply's content, or raises RefusedError. What malformed
-                content makes it raise otherwise counts as that.
+            read: makes a value of a reply's content when it comes, or raises RefusedError. What
+                malformed content makes it raise otherwise counts as that.
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
         messages = self._address(members, question, own_arrays or {})
+        by_node = {member.node_id: member for member in members}
+        busy = {member.node_id for member in members if self.latecomers.is_busy(member)}
+        ended = Ended()
         replies = exchange(
             self.grid,
             messages,
@@ -87,23 +90,28 @@ class Session:
             simulated=self.context.simulated,
             earlier=self.latecomers.keys(),
             on_waiting=lambda nodes: self._say_waiting(question, members, nodes),
+            ended=ended,
         )
-        busy = [member for member in members if self.latecomers.is_busy(member)]
-        self.latecomers.arrive(replies.late)
-        by_node = {member.node_id: member for member in members}
+        found: dict[int, tuple[list[T], str]] = {
+            node: self._read(by_node[node], question, reply, read) for node, reply in replies
+        }
+        self.latecomers.arrive(ended.late)
         if self.context.rounds.enough is not None and question.kind == keys.TRAIN:
-            for message in replies.missing:
+            for message in ended.missing:
                 self.latecomers.note(message, question, by_node[message.metadata.dst_node_id])
-        late = {each.member.name for each, _ in self.latecomers.arrived}
+        late = {each.member.node_id for each, _ in self.latecomers.arrived}
         answers: list[tuple[Member, T]] = []
-        for member in members:
-            if member not in busy:
-                # Taken out, so that few replies are in memory both as bytes and as values.
-                reply = replies.by_node.pop(member.node_id, None)
-                answers += self._read(member, question, reply, read)
-                del reply
-            elif member.name not in late:
-                self.ledger.refuse(member.name, BUSY)
+        for node, member in by_node.items():
+            if node in found:
+                values, reason = found[node]
+            elif node in busy:
+                values, reason = [], "" if node in late else BUSY
+            else:
+                values, reason = [], self._why_silent(member)
+            answers += [(member, value) for value in values]
+            if reason:
+                counted = question.kind != keys.DESCRIBE
+                self.ledger.refuse(member.name, reason, counted=counted)
         if question.kind in EXCHANGES:
             self.exchanges += 1
             used = self.ledger.traffic.used
@@ -119,11 +127,13 @@ class Session:
         One that is not good costs its silo one refusal.
         """
         arrived, self.latecomers.arrived = self.latecomers.arrived, []
-        return [
-            (member, model, each.question)
-            for each, reply in arrived
-            for member, model in self._read(each.member, each.question, reply, read)
-        ]
+        models = []
+        for each, reply in arrived:
+            values, reason = self._read(each.member, each.question, reply, read)
+            models += [(each.member, value, each.question) for value in values]
+            if reason:
+                self.ledger.refuse(each.member.name, reason)
+        return models
 
     def is_barred(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
@@ -173,21 +183,18 @@ class Session:
         self,
         member: Member,
         question: Question,
-        reply: Message | None,
+        reply: Message,
         read: Callable[[Member, RecordDict], T],
-    ) -> list[tuple[Member, T]]:
-        """Return what ``read`` makes of a reply; if it is refused, note that and return nothing."""
+    ) -> tuple[list[T], str]:
+        """Return what ``read`` makes of a reply, or nothing and why it is refused."""
         silo = None if member.description is None else member.name
         try:
-            if reply is None:
-                raise RefusedError(self._why_silent(member))
-            return [(member, read(member, open_reply(reply, question, self.run_id, silo)))]
+            return [read(member, open_reply(reply, question, self.run_id, silo))], ""
         except RefusedError as error:
-            reason = str(error)
+            return [], str(error)
         except UNREADABLE as error:
-            reason = printable(f"its reply cannot be read ({type(error).__name__}: {error})")
-        self.ledger.refuse(member.name, reason, counted=question.kind != keys.DESCRIBE)
-        return []
+            reason = f"its reply cannot be read ({type(error).__name__}: {error})"
+            return [], printable(reason)
 
     def _why_silent(self, member: Member) -> str:
         """Return why there is no reply, and count the silo as gone until the next look."""

@@ -237,7 +237,7 @@ def receive(reply: Message, *, simulated: bool) -> dict[int, Message]:
     grid: Any = Answering(reply)
     patience, traffic = Patience(9), Traffic()
     replies = exchange(grid, [question], patience=patience, traffic=traffic, simulated=simulated)
-    return replies.by_node
+    return dict(replies)
 
 
 def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:
