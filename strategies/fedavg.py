@@ -7,11 +7,11 @@ McMahan et al. 1602.05629.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
@@ -19,7 +19,6 @@ from fedkd.distillation.consolidate import join_notes
 from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
-from fedkd.messages.train import TrainedModel
 from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, copy_state
 from fedkd.registry import STARTS, STRATEGIES
@@ -31,11 +30,11 @@ from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.context import RunContext
 from strategies.diagnostics import predict_baseline
-from strategies.evaluation import EvaluateFn, ask_silos, send_final
+from strategies.evaluation import EvaluateFn, ask_silos, send_final, targets_reached
 from strategies.exchange import Ledger
 from strategies.introductions import gather, look_again
-from strategies.late import catch_up
 from strategies.local_batch_norm import LocalBatchNorm
+from strategies.models_of_round import collect_models
 from strategies.roster import Member
 from strategies.run_state import RunState, Start
 from strategies.savepoint import CheckpointWriter
@@ -213,49 +212,14 @@ class SiloFedAvg(FedAvg):
         """
         number, rounds = session.ledger.round, self.context.rounds
 
-        def read(_: Member, content: RecordDict) -> TrainedModel:
-            return train.read_reply(
-                content, like=self.state.model, max_examples=rounds.max_examples
-            )
-
-        def put(member: Member, model: TrainedModel) -> tuple[int, float]:
-            states.put(member.name, model.state)
-            return model.num_examples, model.loss
-
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
-        answers = session.ask(
-            members,
-            question,
-            lambda member, content: put(member, read(member, content)),
-            own_arrays=own,
-        )
-        in_time = [member.name for member, _ in answers]
-        answers += [
-            (member, put(member, model)) for member, model in self._late(session, read, in_time)
-        ]
-        answers.sort(key=lambda pair: natural_key(pair[0].name))
-        names = [member.name for member, _ in answers]
-        states.order(names)
-        self._local.keep(names, states)
-        trained = [sizes for _, sizes in answers]
-        return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
-
-    def _late(
-        self,
-        session: Session,
-        read: Callable[[Member, RecordDict], TrainedModel],
-        in_time: Sequence[str],
-    ) -> Iterator[tuple[Member, TrainedModel]]:
-        """Yield late models of silos without one of this round, as models of this round."""
-        number = session.ledger.round
-        for member, model, question in session.take_late(read):
-            if member.name not in in_time:
-                session.ledger.traffic.used.add(member.name)
-                session.ledger.traffic.late.add(member.name)
-                yield member, catch_up(model, question, self.state.model, number)
+        trained = collect_models(session, members, question, self.state.model, states, own)
+        self._local.keep(list(trained), states)
+        is_quorum = len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort)))
+        return list(trained.values()) if is_quorum else []
 
     def _aggregate(
         self,
@@ -328,14 +292,6 @@ class SiloFedAvg(FedAvg):
         if type(self).__module__.startswith("strategies."):
             return nullcontext()
         return STRATEGIES.calling(self.context.arm.strategy)
-
-
-def targets_reached(context: RunContext, curve: Sequence[Point]) -> bool:
-    """Whether a curve has reached every target and the arm stops there."""
-    targets, metric = context.targets, context.study.metric
-    if not targets or context.rounds.stop != "targets":
-        return False
-    return all(any(p.reaches(target, metric) for p in curve) for target in targets)
 
 
 def initial_arrays(context: RunContext) -> ArrayRecord:
