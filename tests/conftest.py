@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import signal
@@ -35,6 +36,16 @@ settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=T
 settings.load_profile("fedkd")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# What is imported and collected stays: to look for garbage in it takes seconds.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage in what comes later alone."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -237,6 +237,8 @@ def ray_environment(folder: Path) -> dict[str, str]:
         "FLWR_HOME": str(folder / "home"),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Silos' processes have an environment of their own; Ray would wait for workers without it.
+        "RAY_prestart_worker_first_driver": "0",
         # Ray's agents rename themselves; by default that overwrites the environment that /proc
         # shows, and with it the mark by which they are found.
         "SPT_NOENV": "1",

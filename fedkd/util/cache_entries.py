@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -274,9 +275,10 @@ def _size(path: Path) -> int:
 
 def _bytes(path: Path) -> int:
     try:
-        return path.stat().st_size if path.is_file() else 0
+        found = path.stat()
     except OSError:
         return 0  # another process removed it meanwhile
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _changed(path: Path) -> float:

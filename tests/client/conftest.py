@@ -170,8 +170,12 @@ class Field:
 
 
 @pytest.fixture
-def field(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Field]:
+def field(
+    tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Field]:
     """Return a function that makes a field, with changes to the files of some silos."""
+    # No other test reads these files: in the session's cache they would be in everybody's way.
+    monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "silos-cache"))
 
     def make(changes: dict[str, dict[str, Any]] | None = None) -> Field:
         made = Field(tmp_path, pool)

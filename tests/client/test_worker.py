@@ -122,13 +122,14 @@ def test_one_worker_answers_message_after_message_as_this_process_would(
     wait(lambda: has_ended(worker))
 
 
-def test_a_killed_worker_costs_one_message(
+def test_a_killed_worker_costs_one_message_and_edited_code_of_the_owner_starts_a_new_one(
     field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = field()
-    (own.root / "gatedimages.py").write_text(GATE)
+    source = own.root / "gatedimages.py"
+    source.write_text(GATE)
     monkeypatch.syspath_prepend(own.root)
-    own.write("north", {"data": "gatedimages:images", "idle": 0})
+    own.write("north", {"data": "gatedimages:images"})
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(ask, own, "north")
         wait((own.root / "reached").exists)
@@ -136,24 +137,14 @@ def test_a_killed_worker_costs_one_message(
         assert "worker process ended while it answered" in lost.result(PATIENCE).error.reason
     assert "worker process" in own.audit("north")[-1]["refused"]
     (own.root / "open").touch()
-    assert ask(own, "north").has_content()
-    # idle: 0 keeps no worker.
-    wait(lambda: WorkerFolder.of(own.root / "north" / "silo.yaml").worker() is None)
-
-
-def test_edited_code_of_the_owner_is_not_answered_by_the_old_worker(
-    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = field()
-    (own.root / "open").touch()
-    source = own.root / "editedimages.py"
-    source.write_text(GATE)
-    monkeypatch.syspath_prepend(own.root)
-    own.write("north", {"data": "editedimages:images"})
     count = lambda reply: reply.content.config_records[keys.INFO][keys.NUM_EXAMPLES]  # noqa: E731
     assert count(ask(own, "north")) == 30
+    assert not has_ended(worker_of(own, "north"))
     source.write_text(GATE.replace("30", "42"))
+    own.write("north", {"data": "gatedimages:images", "idle": 0})
     assert count(ask(own, "north")) == 42
+    # idle: 0 keeps no worker.
+    wait(lambda: WorkerFolder.of(own.root / "north" / "silo.yaml").worker() is None)
 
 
 def test_without_a_private_folder_the_message_is_answered_here(
