@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,7 +15,11 @@ from fedkd.messages.failures import read as read_failure
 from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
+T = TypeVar("T")
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
+PULLED_AT_ONCE, PULLED_BYTES = 8, 64 << 20
+"""Replies that are taken from a grid at a time, and so are in memory; more if they are small."""
 NOTICE_SECONDS = 10.0
 """After which is said whose replies are waited for."""
 GONE = "it is not connected"
@@ -131,16 +136,18 @@ class Patience:
 
 
 @dataclass
-class Replies:
-    """What came back of an exchange, unread.
+class Replies(Generic[T]):
+    """What came back of an exchange.
 
     Attributes:
-        by_node: replies to its messages.
-        late: replies to earlier messages.
+        read: makes a value of each reply to its messages when it comes.
+        by_node: these values.
+        late: replies to earlier messages, unread.
         missing: its messages without a reply.
     """
 
-    by_node: dict[int, Message] = field(default_factory=dict)
+    read: Callable[[Message], T]
+    by_node: dict[int, T] = field(default_factory=dict)
     late: list[Message] = field(default_factory=list)
     missing: list[Message] = field(default_factory=list)
 
@@ -155,7 +162,7 @@ class Replies:
             owed.discard(answered)
             self.late.append(reply)
         elif node in receivers and node not in self.by_node:
-            self.by_node[node] = reply
+            self.by_node[node] = self.read(reply)
         else:
             return False
         return bool(reply.has_content())
@@ -164,21 +171,24 @@ class Replies:
 def exchange(
     grid: Grid,
     messages: Sequence[Message],
+    read: Callable[[Message], T],
     *,
     patience: Patience,
     traffic: Traffic,
     simulated: bool = False,
     earlier: Collection[str] = (),
     on_waiting: Callable[[set[int]], None] = lambda _: None,
-) -> Replies:
-    """Send messages, wait for the replies, and return them unread.
+) -> Replies[T]:
+    """Send messages, wait for the replies, and return what ``read`` makes of them.
 
-    Flower's own ``send_and_receive`` looks for replies every three seconds; this one begins with
-    milliseconds, so that a simulated round is not mostly waiting.
+    Flower's own ``send_and_receive`` looks for replies every three seconds, and holds them all;
+    this one begins with milliseconds, so that a simulated round is not mostly waiting, and takes
+    them in portions, so that memory does not grow with the number of silos.
 
     Args:
         grid: the way to the nodes.
         messages: at most one for each node.
+        read: called with each reply when it comes.
         patience: how long to wait.
         traffic: of the round; bytes are added.
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
@@ -191,41 +201,52 @@ def exchange(
         FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
         RemoteError: our code failed at a simulated silo, or its process was lost.
     """
-    traffic.bytes_down += sum(count_bytes(message.content) for message in messages)
+    sent = sum(count_bytes(message.content) for message in messages)
+    traffic.bytes_down += sent
+    # A reply is taken to be as large as its question.
+    size = max(PULLED_AT_ONCE, PULLED_BYTES * len(messages) // max(1, sent))
+    size = getattr(grid, "pulled_at_once", size)
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    result, asked, owed = Replies(), len(pending), set(earlier)
+    result, asked, owed = Replies(read), len(pending), set(earlier)
     begin = time.monotonic()
     deadline, pause = begin + patience.timeout, FIRST_PAUSE
     said: set[str] = set()
     good, ends_early = 0, False
     while pending or (owed and good < patience.good):
-        received = list(grid.pull_messages(sorted(pending | owed)))
-        for reply in received:
-            if not isinstance(reply, Message):
-                continue
+        before = len(pending) + len(owed)
+        for reply in _pull(grid, sorted(pending | owed), size):
             if simulated and reply.has_error():
                 _raise_failure(reply)
             pending.discard(reply.metadata.reply_to_message_id)
             if result.take(reply, receivers, owed):
                 good += 1
                 traffic.bytes_up += count_bytes(reply.content)
+        received = len(pending) + len(owed) < before
         now = time.monotonic()
         has_enough = patience.enough is not None and asked - len(pending) >= patience.enough
         if has_enough and not ends_early and good >= patience.good:
             ends_early, deadline = True, min(deadline, now + patience.grace * (now - begin))
-        if now >= deadline:
+        if now >= deadline and (ends_early or not received):
             break
         if pending and pending != said and now - begin >= NOTICE_SECONDS:
             said = set(pending)
             on_waiting({m.metadata.dst_node_id for m in _among(messages, pending)})
-        if pending or owed:
-            pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+        pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+        if not received:
             time.sleep(min(pause, deadline - now))
     traffic.ended_early |= ends_early and bool(pending)
     result.missing = _among(messages, pending)
     return result
+
+
+def _pull(grid: Grid, ids: Sequence[str], size: int) -> Iterator[Message]:
+    """Yield the replies that are there to messages of these ids, so many ids at a time."""
+    for start in range(0, len(ids), size):
+        for reply in grid.pull_messages(ids[start : start + size]):
+            if isinstance(reply, Message):
+                yield reply
 
 
 def _among(messages: Sequence[Message], ids: set[str]) -> list[Message]:

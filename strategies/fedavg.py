@@ -20,6 +20,7 @@ from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
 from fedkd.messages.train import TrainedModel
+from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, copy_state
 from fedkd.registry import STARTS, STRATEGIES
 from fedkd.results.observer import Observer
@@ -41,6 +42,9 @@ from strategies.savepoint import CheckpointWriter
 from strategies.session import Session
 from strategies.start_checks import check_start, find_unread, validate
 from strategies.updates import RoundModels, ServerUpdate, server_update
+
+Trained = tuple[int, float]
+"""Number of examples and loss of a silo's model."""
 
 
 class SiloFedAvg(FedAvg):
@@ -76,6 +80,7 @@ class SiloFedAvg(FedAvg):
         self.state = state or RunState()
         self.update = update or server_update(context)
         self._checkpoint_writer = checkpoint_writer
+        self._folder = checkpoint_writer.folder if checkpoint_writer else None
         self._local = LocalBatchNorm(context, self.state.batch_norm)
 
     def start(
@@ -127,7 +132,11 @@ class SiloFedAvg(FedAvg):
         return start
 
     def combine(self, states: Sequence[State], num_examples: Sequence[int]) -> State:
-        """Make one model of a round's models, given in natural order of the silos' names."""
+        """Make one model of a round's models, given in natural order of the silos' names.
+
+        A mean takes one after another, so that few are in memory. The other rules need a tensor of
+        all silos at a time.
+        """
         rounds = self.context.rounds
         return aggregate(
             states, [float(n) for n in num_examples], rule=rounds.aggregation, trim=rounds.trim
@@ -186,15 +195,30 @@ class SiloFedAvg(FedAvg):
         result: Result,
     ) -> ArrayRecord | None:
         """Return the next global model; None where fewer silos answer well than the quorum."""
-        # The silos' models are of this block: they are not in memory while silos train.
-        trained = self._train(session, arrays, config)
-        return self._aggregate(session.ledger.round, trained, result) if trained else None
+        with StateSpool(self._folder) as states:
+            trained = self._train(session, arrays, config, states)
+            return (
+                self._aggregate(session.ledger.round, states, trained, result) if trained else None
+            )
 
     def _train(
-        self, session: Session, arrays: ArrayRecord, config: ConfigRecord | None
-    ) -> list[TrainedModel]:
-        """Have the round's cohort train; return nothing where fewer answer well than the quorum."""
+        self,
+        session: Session,
+        arrays: ArrayRecord,
+        config: ConfigRecord | None,
+        states: StateSpool,
+    ) -> list[Trained]:
+        """Have the round's cohort train, and put its models into ``states``.
+
+        Returns:
+            What is known of each model, in natural order of silos; nothing where fewer answer well
+            than the quorum.
+        """
         number, rounds = session.ledger.round, self.context.rounds
+
+        def keep(member: Member, model: TrainedModel) -> Trained:
+            states.put(member.name, model.state)
+            return model.num_examples, model.loss
 
         def read(_: Member, content: RecordDict) -> TrainedModel:
             return train.read_reply(
@@ -205,12 +229,16 @@ class SiloFedAvg(FedAvg):
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
-        answers = session.ask(members, question, read, own_arrays=own)
-        answers += self._late(session, read, in_time=[member.name for member, _ in answers])
+        answers = session.ask(
+            members, question, lambda m, content: keep(m, read(m, content)), own_arrays=own
+        )
+        late = self._late(session, read, in_time=[member.name for member, _ in answers])
+        answers += [(member, keep(member, model)) for member, model in late]
         answers.sort(key=lambda pair: natural_key(pair[0].name))
-        for member, model in answers:
-            self._local.keep(member.name, model.state)
-        trained = [model for _, model in answers]
+        names = [member.name for member, _ in answers]
+        states.order(names)
+        self._local.keep(names, states)
+        trained = [sizes for _, sizes in answers]
         return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
 
     def _late(
@@ -229,17 +257,16 @@ class SiloFedAvg(FedAvg):
         return models
 
     def _aggregate(
-        self, number: int, trained: Sequence[TrainedModel], result: Result
+        self, number: int, states: Sequence[State], trained: Sequence[Trained], result: Result
     ) -> ArrayRecord:
         """Average the round's models, update the global model, and return it as it is sent."""
-        states = [model.state for model in trained]
-        sizes = [model.num_examples for model in trained]
+        sizes = [size for size, _ in trained]
         with self._naming_own_class():
             average = self.combine(states, sizes)
         sent = self.state.model
         updated = self.update(RoundModels(number, sent, states, average))
         self.state.model = self._recalibrate(updated)
-        loss = sum(model.num_examples * model.loss for model in trained) / sum(sizes)
+        loss = sum(size * loss for size, loss in trained) / sum(sizes)
         result.train_metrics_clientapp[number] = MetricRecord({keys.LOSS: loss})
         return ArrayRecord(self.state.model)
 

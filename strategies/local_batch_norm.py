@@ -8,7 +8,7 @@ their average, on which the server measures it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord
 
@@ -30,10 +30,11 @@ class LocalBatchNorm:
         self._keys = batch_norm_keys(context.model("batch-norm")) if local else frozenset()
         self._held = held
 
-    def keep(self, silo: str, trained: State) -> None:
-        """Take the tensors of a model that a silo has trained."""
+    def keep(self, silos: Sequence[str], trained: Sequence[State]) -> None:
+        """Take the tensors of the models that silos have trained."""
         if self._keys:
-            self._held[silo] = {key: trained[key] for key in trained if key in self._keys}
+            for silo, model in zip(silos, trained, strict=True):
+                self._held[silo] = {key: model[key].clone() for key in model if key in self._keys}
 
     def arrays_of(self, silos: Iterable[str], model: State) -> dict[str, ArrayRecord]:
         """Return the global model, with a silo's own tensors, for each silo that has some."""

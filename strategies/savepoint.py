@@ -41,6 +41,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, context: RunContext) -> None:
+        self.folder = folder
         self._path = folder / PROGRESS_FILE
         self._context = context
         self._fingerprint = fingerprint(context)

@@ -73,15 +73,17 @@ class Session:
         Args:
             members: the silos; no message is sent to one that is known to be gone.
             question: the same for all, but for ``own_arrays``.
-            read: makes a value of a reply's content, or raises RefusedError. What malformed
-                content makes it raise otherwise counts as that.
+            read: makes a value of a reply's content when it comes, or raises RefusedError. What
+                malformed content makes it raise otherwise counts as that.
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
         messages = self._address(members, question, own_arrays or {})
+        by_node = {member.node_id: member for member in members}
         replies = exchange(
             self.grid,
             messages,
+            lambda reply: self._read(by_node[reply.metadata.src_node_id], question, reply, read),
             patience=self._patience(question, len(members), timeout),
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
@@ -90,7 +92,6 @@ class Session:
         )
         busy = [member for member in members if self.latecomers.is_busy(member)]
         self.latecomers.arrive(replies.late)
-        by_node = {member.node_id: member for member in members}
         if self.context.rounds.enough is not None and question.kind == keys.TRAIN:
             for message in replies.missing:
                 self.latecomers.note(message, question, by_node[message.metadata.dst_node_id])
@@ -98,10 +99,8 @@ class Session:
         answers: list[tuple[Member, T]] = []
         for member in members:
             if member not in busy:
-                # Taken out, so that few replies are in memory both as bytes and as values.
-                reply = replies.by_node.pop(member.node_id, None)
-                answers += self._read(member, question, reply, read)
-                del reply
+                value = replies.by_node.get(member.node_id)
+                answers += self._use(member, question, value or self._why_silent(member))
             elif member.name not in late:
                 self.ledger.refuse(member.name, BUSY)
         if question.kind in EXCHANGES:
@@ -122,7 +121,9 @@ class Session:
         return [
             (member, model, each.question)
             for each, reply in arrived
-            for member, model in self._read(each.member, each.question, reply, read)
+            for member, model in self._use(
+                each.member, each.question, self._read(each.member, each.question, reply, read)
+            )
         ]
 
     def is_barred(self, member: Member) -> bool:
@@ -173,20 +174,25 @@ class Session:
         self,
         member: Member,
         question: Question,
-        reply: Message | None,
+        reply: Message,
         read: Callable[[Member, RecordDict], T],
-    ) -> list[tuple[Member, T]]:
-        """Return what ``read`` makes of a reply; if it is refused, note that and return nothing."""
+    ) -> tuple[T] | str:
+        """Return what ``read`` makes of a reply, or why it is refused."""
         silo = None if member.description is None else member.name
         try:
-            if reply is None:
-                raise RefusedError(self._why_silent(member))
-            return [(member, read(member, open_reply(reply, question, self.run_id, silo)))]
+            return (read(member, open_reply(reply, question, self.run_id, silo)),)
         except RefusedError as error:
-            reason = str(error)
+            return str(error)
         except UNREADABLE as error:
-            reason = printable(f"its reply cannot be read ({type(error).__name__}: {error})")
-        self.ledger.refuse(member.name, reason, counted=question.kind != keys.DESCRIBE)
+            return printable(f"its reply cannot be read ({type(error).__name__}: {error})")
+
+    def _use(
+        self, member: Member, question: Question, value: tuple[T] | str
+    ) -> list[tuple[Member, T]]:
+        """Return a value that was read; if it is why a reply was refused, note that."""
+        if isinstance(value, tuple):
+            return [(member, value[0])]
+        self.ledger.refuse(member.name, value, counted=question.kind != keys.DESCRIBE)
         return []
 
     def _why_silent(self, member: Member) -> str:

@@ -28,6 +28,8 @@ class RoundModels:
         number: the round, from 1.
         sent: the global model that the silos received.
         trained: the models that they sent back, in natural order of their names; at least one.
+            Few are in memory at a time, and none can be taken once the round has ended: hold no
+            more of them than you need.
         average: what ``combine`` made of these.
     """
 

@@ -438,8 +438,9 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
 
         def pull_messages(self, message_ids: Any) -> Any:
             replies: list[Any] = []
-            for reply in super().pull_messages(message_ids):
-                replies += reply if isinstance(reply, list) else [reply] if reply else []
+            while not replies and (received := super().pull_messages(message_ids)):
+                for reply in received:
+                    replies += reply if isinstance(reply, list) else [reply] if reply else []
             return replies
 
     def run(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
@@ -21,10 +22,12 @@ from fedkd.config import Study
 from fedkd.engines.base import Task
 from fedkd.messages.failures import FAILED
 from fedkd.results.observer import Observer
-from fedkd.util.parallel import run_all
+from fedkd.util.parallel import run_as_done
 from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
+AHEAD = 2
+"""Replies that may wait for the server while all threads work."""
 RUN_ID = 1
 SERVER_NODE = 1
 
@@ -37,12 +40,16 @@ class InlineGrid(Grid):
     start first, so that the pool does not wait for one of them at the end.
     """
 
+    pulled_at_once: int | None = None
+    """All replies that are there are few."""
+
     def __init__(
         self, client_app: ClientApp, contexts: dict[int, Context], pool: ThreadPoolExecutor
     ) -> None:
         self._client_app = client_app
         self._contexts = contexts
         self._pool = pool
+        self._works: list[Generator[tuple[str, Message], None, None]] = []
         self._replies: dict[str, Message] = {}
         # A message takes its ids from the process's identity, which a SuperLink would set.
         TaskIdentity.task_id, TaskIdentity.run_id = RUN_ID, RUN_ID
@@ -72,7 +79,7 @@ class InlineGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the ClientApp for every message and keep the replies."""
+        """Let the pool run the ClientApp for every message while replies are pulled."""
         ids: list[str] = []
         works: list[Callable[[], Message]] = []
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
@@ -81,12 +88,25 @@ class InlineGrid(Grid):
             ids.append(message_id)
             context = self._contexts[message.metadata.dst_node_id]
             works.append(partial(self._answer, message, context))
-        self._replies |= zip(ids, run_all(self._pool, works), strict=True)
+        # Few replies wait at a time, so that memory does not grow with the number of silos.
+        replies = run_as_done(self._pool, works, at_once=self._pool._max_workers + AHEAD)
+        self._works.append((ids[number], reply) for number, reply in replies)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand over the replies."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        """Wait for one of the replies, and hand over those that are there; none if all were."""
+        wanted = list(message_ids)
+        while self._works and not any(i in self._replies for i in wanted):
+            if (item := next(self._works[0], None)) is None:
+                self._works.pop(0)
+            else:
+                self._replies[item[0]] = item[1]
+        return [self._replies.pop(i) for i in wanted if i in self._replies]
+
+    def close(self) -> None:
+        """Stop the silos that still work."""
+        for works in self._works:
+            works.close()
 
     def send_and_receive(
         self,
@@ -94,8 +114,9 @@ class InlineGrid(Grid):
         *,
         timeout: float | None = None,  # noqa: ARG002 -- threads cannot be interrupted
     ) -> Iterable[Message]:
-        """Push and pull."""
-        return self.pull_messages(self.push_messages(messages))
+        """Push, and pull all."""
+        ids = list(self.push_messages(messages))
+        return [reply for _ in ids for reply in self.pull_messages(ids)]
 
     def _answer(self, message: Message, context: Context) -> Message:
         reply = self._client_app(message, context)
@@ -163,4 +184,5 @@ class InlineEngine:
         server_app = make_server_app(lambda _: Serving(context, task.folder, observer))
         config = task.run_config()
         grid = make_grid(silos, federation.study, config, self._pool, InlineGrid)
-        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+        with closing(grid):
+            server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,8 +234,8 @@ def is_finite(state: State, like: State | None = None) -> bool:
     return True
 
 
-def average_states(states: list[State], weights: list[float]) -> State:
-    """Average state dicts of one architecture, in the order given.
+def average_states(states: Sequence[State], weights: Sequence[float]) -> State:
+    """Average state dicts of one architecture, in the order given, each taken once.
 
     Sums run in float64, so that averaging equal states gives that state to the last bit. Integers
     and booleans, such as BatchNorm's counter of batches, are the first state's.
@@ -245,13 +245,17 @@ def average_states(states: list[State], weights: list[float]) -> State:
         weights: one positive weight each; they need not sum to one.
     """
     total = sum(weights)
-    average: State = {}
-    for key, first in states[0].items():
-        if not first.dtype.is_floating_point:
-            average[key] = first.clone()
-            continue
-        summed = torch.zeros(first.shape, dtype=torch.float64)
-        for state, weight in zip(states, weights, strict=True):
-            summed.add_(state[key], alpha=weight / total)
-        average[key] = summed.to(first.dtype)
-    return average
+    sums: State = {}
+    for state, weight in zip(states, weights, strict=True):
+        if not sums:
+            types = {key: tensor.dtype for key, tensor in state.items()}
+            sums = {
+                key: torch.zeros(tensor.shape, dtype=torch.float64)
+                if tensor.is_floating_point()
+                else tensor.clone()
+                for key, tensor in state.items()
+            }
+        for key, summed in sums.items():
+            if types[key].is_floating_point:
+                summed.add_(state[key], alpha=weight / total)
+    return {key: summed.to(types[key]) for key, summed in sums.items()}

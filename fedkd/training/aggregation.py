@@ -30,7 +30,7 @@ def aggregate(
         The aggregated state. Integers and booleans are the first state's.
     """
     if rule == "mean":
-        return average_states(list(states), list(weights))
+        return average_states(states, weights)
     combined: State = {}
     for key, first in states[0].items():
         if not first.dtype.is_floating_point:

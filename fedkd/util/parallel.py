@@ -54,6 +54,31 @@ def run_all(pool: Executor, works: Iterable[Callable[[], Result]]) -> list[Resul
         _end(stop, futures)
 
 
+def run_as_done(
+    pool: Executor, works: Iterable[Callable[[], Result]], *, at_once: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield the number of every work and its result, in the order in which they are done.
+
+    At most ``at_once`` works run, or have results that nobody has taken yet. If one raises, on
+    Ctrl-C, or if the caller closes the iterator, those that run are stopped; see :func:`run_all`.
+    """
+    stop = threading.Event()
+    waiting = iter(enumerate(works))
+    running: dict[Future[Result], int] = {}
+    try:
+        while True:
+            while len(running) < at_once and (item := next(waiting, None)) is not None:
+                running[pool.submit(_do, stop, item[1])] = item[0]
+            if not running:
+                return
+            done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+            number = running.pop(done)
+            yield number, done.result()
+            del done
+    finally:
+        _end(stop, list(running))
+
+
 def run_each(
     items: Iterable[Item], work: Callable[[Item], Result], *, threads: int
 ) -> Iterator[tuple[Item, Result]]:

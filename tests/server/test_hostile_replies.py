@@ -22,6 +22,7 @@ from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
 from fedkd.messages.validate import MAX_REASON, RefusedError, printable, read_state
+from fedkd.models.spool import StateSpool
 from strategies.collect import collect_densities, collect_teachers
 from strategies.context import RunContext
 from strategies.distil_at_silo import distil_at_silo
@@ -121,7 +122,7 @@ class Play:
         session = self.session()
         session.ledger.open(1)
         strategy = SiloFedAvg(self.context, Watcher(), "r", state=RunState(model=self.model))
-        strategy._train(session, self.arrays, None)
+        strategy._train(session, self.arrays, None, StateSpool())
         return session
 
     def evaluate(self) -> Session:

@@ -1,0 +1,110 @@
+"""Few models of a round are in memory at a time, however many silos there are."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd.engines.inline import AHEAD
+from fedkd.models import spool
+from fedkd.models.spool import StateSpool
+from fedkd.models.state import State, average_states
+from fedkd.training.aggregation import aggregate
+
+SILOS, WORKERS = 9, 2
+
+
+class Alive:
+    """Counts the objects that have not been freed, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[Any]] = []
+        self.most = 0
+
+    def note(self, thing: Any) -> Any:
+        self._seen = [ref for ref in self._seen if ref() is not None]
+        self._seen.append(weakref.ref(thing))
+        self.most = max(self.most, len(self._seen))
+        return thing
+
+
+def test_replies_and_models_in_memory_do_not_grow_with_the_number_of_silos(
+    run_arm: Any, make_study: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changes = {"partition": {"scheme": "iid", "silos": SILOS}, "rounds/max": 2, "model/arch": "mlp"}
+    study = make_study(changes)
+    expected = run_arm(study, "fedavg").run
+    replies, models = Alive(), Alive()
+    put, load = StateSpool.put, spool.load_file
+    files = []
+
+    def noting_put(states: StateSpool, name: str, state: State) -> None:
+        models.note(state["1.weight"])
+        put(states, name, state)
+
+    def noting_load(path: Path) -> State:
+        files.append(path.parent)
+        state = load(path)
+        models.note(state["1.weight"])
+        return state
+
+    size = sum(tensor.nbytes for tensor in expected.model.values())
+    monkeypatch.setattr(spool, "MEMORY_BYTES", 2 * size)
+    monkeypatch.setattr(StateSpool, "put", noting_put)
+    monkeypatch.setattr(spool, "load_file", noting_load)
+    ran = run_arm(study, "fedavg", tamper=lambda *all_: replies.note(all_[2]), folder=tmp_path)
+    found = ran.run
+    assert replies.most <= WORKERS + AHEAD + 2  # that of the server, and one that is being freed
+    assert models.most <= 2 + 2  # those that may wait in memory, and as for replies
+    assert files == [tmp_path] * 2 * (SILOS - 2)
+    assert [point.accuracy for point in found.curve] == [p.accuracy for p in expected.curve]
+    assert all(torch.equal(found.model[key], expected.model[key]) for key in expected.model)
+    assert not list(tmp_path.glob(".*"))
+
+
+def make_state(seed: int) -> State:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "half": draw(3).half(),
+        "scalar": draw(),
+        "turned": draw(3, 5).T,
+        "none": draw(0, 4),
+        "count": torch.tensor(seed),
+        "mask": draw(4) > 0,
+    }
+
+
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed-mean"])
+def test_states_on_disk_are_averaged_to_the_same_bits(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {f"silo-{index}": make_state(index) for index in range(5)}
+    names, weights = sorted(states), [1.0, 2.0, 3.0, 4.0, 5.0]
+    monkeypatch.setattr(spool, "MEMORY_BYTES", 0)
+    with StateSpool() as spooled:
+        for name in reversed(names):
+            spooled.put(name, states[name])
+        spooled.order(names)
+        ordered = [states[name] for name in names]
+        found = aggregate(spooled, weights, rule=rule, trim=0.2)
+        expected = aggregate(ordered, weights, rule=rule, trim=0.2)
+        assert list(found) == list(expected)
+        for key, tensor in expected.items():
+            assert found[key].dtype == tensor.dtype
+            assert torch.equal(found[key], tensor)
+        assert len(spooled[1:3]) == 2
+        spooled.order(names[3:])
+        assert torch.equal(average_states(spooled, [1.0, 0.5])["count"], torch.tensor(3))
+        folder = next(iter(spooled._states.values()))
+        assert isinstance(folder, Path)
+        assert folder.exists()
+    assert not folder.parent.exists()
