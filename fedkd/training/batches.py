@@ -55,9 +55,16 @@ def float_batches(
         floats = as_inputs(picked)
         if isinstance(images, Images) or augment is not None:
             floats = floats.contiguous(memory_format=layout) if floats.ndim == 4 else floats
-        tensors = [floats.to(device), *(other[chosen].to(device) for other in others)]
+        tensors = [_move(floats, device), *(_move(other[chosen], device) for other in others)]
         for start, end in some:
             yield [tensor[start - first : end - first] for tensor in tensors]
+
+
+def _move(tensor: Tensor, device: str) -> Tensor:
+    """Return a tensor on a device; the copy to a GPU does not wait for what it computes."""
+    if device.startswith("cuda"):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def uint8_batches(images: Tensor | Images, size: int) -> list[Callable[[], Tensor]]:

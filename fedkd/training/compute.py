@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -43,6 +43,11 @@ class Compute:
                 f"engine.device: {self.device} is not available: PyTorch finds "
                 f"{torch.cuda.device_count()} GPUs on this machine; use cpu"
             )
+
+    def by_turns(self, index: int) -> Compute:
+        """Return what the index-th of several silos takes: all GPUs of ``cuda`` are shared."""
+        count = torch.cuda.device_count() if self.device == "cuda" else 1
+        return replace(self, device=f"cuda:{index % count}") if count > 1 else self
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes run."""

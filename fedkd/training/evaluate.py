@@ -76,22 +76,22 @@ def predict(
     if draws_at_random(model):
         # A user's model may be random in evaluation mode too; a fixed seed makes it reproducible.
         with DrawFrom(torch.Generator().manual_seed(0)), intra_op_threads(1):
-            return torch.cat([_predict(model, batch(), compute) for batch in batches])
+            return torch.cat([_predict(model, batch(), compute) for batch in batches]).cpu()
     if threads == 1 or model._forward_hooks:
         # Forward hooks expect the batches in order.
         with intra_op_threads(1):
-            return torch.cat([_predict(model, batch(), compute) for batch in batches])
+            return torch.cat([_predict(model, batch(), compute) for batch in batches]).cpu()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return torch.cat(list(pool.map(lambda batch: _predict(model, batch(), compute), batches)))
 
 
 @torch.no_grad()
 def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
-    """Return one batch's logits. Gradient mode and autocast are per thread, so set here."""
+    """Return one batch's logits there. Gradient mode and autocast are per thread, so set here."""
     check_stopped()
     with compute.autocast(), running(model):
         logits: Tensor = model(as_inputs(batch).to(compute.device))
-    return logits.float().cpu()
+    return logits.float()
 
 
 def evaluate(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:

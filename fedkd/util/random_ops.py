@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _GLOBAL_GENERATOR = threading.Lock()
+_GPUS = ("cuda", "mps")
 
 _DRAWS_NOTHING = (
     nn.modules.conv._ConvNd,
@@ -55,6 +56,7 @@ class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._generator = generator
+        self._elsewhere: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
@@ -69,14 +71,36 @@ class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's
         given = kwargs.get("generator", args[position] if position < len(args) else None)
         if given is None:
             args = args[:position]
-            kwargs["generator"] = self._generator
+            kwargs["generator"] = self._generator_on(_device_of(args, kwargs))
         return func(*args, **kwargs)
 
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        """Return the generator, or on a GPU one of its own that is seeded from it once."""
+        if device.type not in _GPUS:
+            return self._generator
+        if device not in self._elsewhere:
+            self._elsewhere[device] = torch.Generator(device).manual_seed(self._draw_seed())
+        return self._elsewhere[device]
+
+    def _draw_seed(self) -> int:
+        return int(torch.empty((), dtype=torch.int64).random_(generator=self._generator))
+
     def _with_global_generator(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        seed = torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
+        seed, device = self._draw_seed(), _device_of(args, kwargs)
+        devices = [device] if device.type == "cuda" else []
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices):
+            torch.default_generator.manual_seed(seed)
+            for each in devices:
+                torch.cuda.default_generators[each.index or 0].manual_seed(seed)
             return func(*args, **kwargs)
+
+
+def _device_of(args: Any, kwargs: dict[str, Any]) -> torch.device:
+    """Return the device on which an operation computes."""
+    if kwargs.get("device") is not None:
+        return torch.device(kwargs["device"])
+    tensors = (value for value in args if isinstance(value, torch.Tensor))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def draws_at_random(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from fedkd.registry import ARCHITECTURES
 from fedkd.training.compute import Compute
 from fedkd.training.loop import fit
 from fedkd.training.optimizer import OptimizerSettings
-from fedkd.util.random_ops import DrawFrom, draws_at_random
+from fedkd.util.random_ops import DrawFrom, _device_of, draws_at_random
 
 
 class Noisy(nn.Module):
@@ -110,6 +110,39 @@ def test_a_generator_given_by_the_caller_is_respected() -> None:
     with DrawFrom(torch.Generator().manual_seed(1)):
         found = torch.rand(5, generator=torch.Generator().manual_seed(9))
     assert torch.equal(found, expected)
+
+
+def test_a_gpu_has_a_generator_of_its_own_that_is_seeded_from_the_one_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no GPU here; what stands for its generators counts how they are seeded."""
+    made = []
+
+    class OnGpu:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def manual_seed(self, seed: int) -> OnGpu:
+            made.append((str(self.device), seed))
+            return self
+
+    def draw() -> list[torch.Generator]:
+        mode = DrawFrom(torch.Generator().manual_seed(5))
+        devices = map(torch.device, ("cuda:0", "cpu", "cuda:1", "cuda:0", "meta"))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "Generator", OnGpu)
+            return [mode._generator_on(device) for device in devices]
+
+    first, own, second, again, meta = draw()
+    assert first is again
+    assert own is meta
+    assert (str(first.device), str(second.device)) == ("cuda:0", "cuda:1")
+    seeds = list(made)
+    assert len({seed for _, seed in seeds}) == 2
+    draw()
+    assert made == seeds * 2
+    assert _device_of((1, torch.zeros(1, device="meta")), {}) == torch.device("meta")
+    assert _device_of((), {"device": "cuda:1"}) == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
