@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from typing import TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -22,7 +22,7 @@ from fedkd.config import Study
 from fedkd.engines.base import Task
 from fedkd.messages.failures import FAILED
 from fedkd.results.observer import Observer
-from fedkd.util.parallel import run_as_done
+from fedkd.util.parallel import run_each
 from strategies.context import RunContext
 from strategies.server_app import Serving, make_server_app
 
@@ -40,7 +40,7 @@ class InlineGrid(Grid):
     start first, so that the pool does not wait for one of them at the end.
     """
 
-    pulled_at_once: int | None = None
+    pulled_at_once = sys.maxsize
     """All replies that are there are few."""
 
     def __init__(
@@ -49,7 +49,7 @@ class InlineGrid(Grid):
         self._client_app = client_app
         self._contexts = contexts
         self._pool = pool
-        self._works: list[Generator[tuple[str, Message], None, None]] = []
+        self._works: list[Generator[tuple[Message, Message], None, None]] = []
         self._replies: dict[str, Message] = {}
         # A message takes its ids from the process's identity, which a SuperLink would set.
         TaskIdentity.task_id, TaskIdentity.run_id = RUN_ID, RUN_ID
@@ -80,18 +80,17 @@ class InlineGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let the pool run the ClientApp for every message while replies are pulled."""
-        ids: list[str] = []
-        works: list[Callable[[], Message]] = []
-        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
-            message_id = uuid.uuid4().hex
-            message.metadata.__dict__["_message_id"] = message_id
-            ids.append(message_id)
-            context = self._contexts[message.metadata.dst_node_id]
-            works.append(partial(self._answer, message, context))
+        ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        for message in ordered:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+
+        def answer(message: Message) -> Message:
+            return self._answer(message, self._contexts[message.metadata.dst_node_id])
+
         # Few replies wait at a time, so that memory does not grow with the number of silos.
-        replies = run_as_done(self._pool, works, at_once=self._pool._max_workers + AHEAD)
-        self._works.append((ids[number], reply) for number, reply in replies)
-        return ids
+        most = self._pool._max_workers + AHEAD
+        self._works.append(run_each(ordered, answer, threads=most, pool=self._pool))
+        return [message.metadata.message_id for message in ordered]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Wait for one of the replies, and hand over those that are there; none if all were."""
@@ -100,7 +99,7 @@ class InlineGrid(Grid):
             if (item := next(self._works[0], None)) is None:
                 self._works.pop(0)
             else:
-                self._replies[item[0]] = item[1]
+                self._replies[item[0].metadata.message_id] = item[1]
         return [self._replies.pop(i) for i in wanted if i in self._replies]
 
     def close(self) -> None:

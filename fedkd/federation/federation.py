@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -121,12 +121,8 @@ class Federation:
         return self._silos[silo]
 
     def compute_of(self, silo: str) -> Compute:
-        """Return device, precision and threads of a silo; several GPUs are shared by turns."""
-        count = torch.cuda.device_count() if self.compute.device == "cuda" else 1
-        if count < 2:
-            return self.compute
-        index = list(self._silos).index(silo) % count
-        return replace(self.compute, device=f"cuda:{index}")
+        """Return device, precision and threads of a silo."""
+        return self.compute.by_turns(list(self._silos).index(silo))
 
     def test_of(self, silo: str) -> Images | None:
         """Return the test images of a silo's own source, or None where it has none."""
@@ -223,10 +219,8 @@ class Federation:
 
     def _pretraining_key(self) -> dict[str, object]:
         settings = self.study.pretraining
-        return {
-            **settings.model_dump(exclude={"checkpoints"}),
-            "augment": AUGMENTATIONS.fingerprint(settings.augment),
-        }
+        augment = AUGMENTATIONS.fingerprint(settings.augment)
+        return {**settings.model_dump(exclude={"checkpoints"}), "augment": augment}
 
     def require_transfer(self) -> None:
         """Check that there is a transfer set; it is left out if no arm of the study needs one.
@@ -273,19 +267,14 @@ class Federation:
         return state
 
     def _cached_model(self, silo: str) -> Path:
-        data = self._silos[silo]
-        key = cache_key(
-            {
-                "kind": "pre-trained model",
-                "images": data.digest,
-                "arch": self._arch_key(self.study.arch_of(silo)),
-                "classes": self.shape.num_classes,
-                "settings": self._pretraining_key(),
-                "seed": self.seed,
-                "silo": silo,
-                "device": self.compute.device,
-                "precision": self.compute.precision,
-                "threads": self.compute.threads,
-            }
-        )
-        return self.cache / "pretrained" / key
+        parts = {
+            "kind": "pre-trained model",
+            "images": self._silos[silo].digest,
+            "arch": self._arch_key(self.study.arch_of(silo)),
+            "classes": self.shape.num_classes,
+            "settings": self._pretraining_key(),
+            "seed": self.seed,
+            "silo": silo,
+            **asdict(self.compute),
+        }
+        return self.cache / "pretrained" / cache_key(parts)

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 from safetensors.torch import load_file, save
 
@@ -64,17 +64,10 @@ class StateSpool(Sequence[State]):
         """Return the number of states."""
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> State: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[State]: ...
-
-    def __getitem__(self, index: int | slice) -> State | list[State]:
-        """Return a state, or several."""
-        if isinstance(index, slice):
-            return [self._read(name) for name in self._names[index]]
-        return self._read(self._names[index])
+    def __getitem__(self, index: Any) -> Any:
+        """Return a state, or a list of several."""
+        names = self._names[index]
+        return self._read(names) if isinstance(names, str) else list(map(self._read, names))
 
     def __iter__(self) -> Iterator[State]:
         """Yield the states, each read when it is its turn."""

@@ -45,31 +45,6 @@ class _SeenEnoughError(Exception):
     """Ends a run whose further rounds are not needed."""
 
 
-class _Watch:
-    """Passes points on and ends the run where the caller wants it."""
-
-    def __init__(
-        self, folder: Path, exchanges: int, metric: str, on_point: Callable[[int, float], bool]
-    ) -> None:
-        self._folder = folder
-        self._metric = metric
-        self._exchanges = exchanges
-        self._on_point = on_point
-
-    def on_point(self, point: Point) -> None:
-        if point.round == 0:
-            measured = read_exchanges(self._folder)
-            self._exchanges = self._exchanges if measured is None else measured
-        if not self._on_point(self._exchanges, point.value(self._metric) or 0.0):
-            raise _SeenEnoughError
-
-    def on_distillation(self, epoch: int, epochs: int) -> None:
-        """Do nothing."""
-
-    def on_waiting(self, reason: str) -> None:
-        """Do nothing."""
-
-
 class NullObserver:
     """An observer that does nothing."""
 
@@ -81,6 +56,26 @@ class NullObserver:
 
     def on_waiting(self, reason: str) -> None:
         """Do nothing."""
+
+
+class _Watch(NullObserver):
+    """Passes points on and ends the run where the caller wants it."""
+
+    def __init__(
+        self, folder: Path, exchanges: int, metric: str, on_point: Callable[[int, float], bool]
+    ) -> None:
+        self._folder = folder
+        self._metric = metric
+        self._exchanges = exchanges
+        self._on_point = on_point
+
+    def on_point(self, point: Point) -> None:
+        """End the run where the caller has seen enough."""
+        if point.round == 0:
+            measured = read_exchanges(self._folder)
+            self._exchanges = self._exchanges if measured is None else measured
+        if not self._on_point(self._exchanges, point.value(self._metric) or 0.0):
+            raise _SeenEnoughError
 
 
 def evaluated_on_validation(federation: Federation) -> Federation:

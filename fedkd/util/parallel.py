@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -54,34 +55,13 @@ def run_all(pool: Executor, works: Iterable[Callable[[], Result]]) -> list[Resul
         _end(stop, futures)
 
 
-def run_as_done(
-    pool: Executor, works: Iterable[Callable[[], Result]], *, at_once: int
-) -> Iterator[tuple[int, Result]]:
-    """Yield the number of every work and its result, in the order in which they are done.
-
-    At most ``at_once`` works run, or have results that nobody has taken yet. If one raises, on
-    Ctrl-C, or if the caller closes the iterator, those that run are stopped; see :func:`run_all`.
-    """
-    stop = threading.Event()
-    waiting = iter(enumerate(works))
-    running: dict[Future[Result], int] = {}
-    try:
-        while True:
-            while len(running) < at_once and (item := next(waiting, None)) is not None:
-                running[pool.submit(_do, stop, item[1])] = item[0]
-            if not running:
-                return
-            done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-            number = running.pop(done)
-            yield number, done.result()
-            del done
-    finally:
-        _end(stop, list(running))
-
-
 def run_each(
-    items: Iterable[Item], work: Callable[[Item], Result], *, threads: int
-) -> Iterator[tuple[Item, Result]]:
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    *,
+    threads: int,
+    pool: Executor | None = None,
+) -> Generator[tuple[Item, Result], None, None]:
     """Yield every item with its result, in the order in which they are done.
 
     Each piece computes with one intra-op thread, so that its bits do not depend on ``threads``.
@@ -91,21 +71,23 @@ def run_each(
     Args:
         items: drawn in the caller's thread, each when a thread is free for it.
         work: takes an item to its result.
-        threads: how many pieces at once.
+        threads: how many pieces run at once, or wait with a result that nobody has taken.
+        pool: by default one of so many threads.
     """
     stop = threading.Event()
     waiting = iter(items)
     running: dict[Future[Result], Item] = {}
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _one_thread_each(threads) if pool is None else nullcontext(pool) as executor:
         try:
             while True:
                 while len(running) < threads and (item := next(waiting, None)) is not None:
-                    running[pool.submit(_do, stop, partial(work, item))] = item
+                    running[executor.submit(_do, stop, partial(work, item))] = item
                 if not running:
                     return
                 done = wait(running, return_when=FIRST_COMPLETED).done
-                for future in [each for each in running if each in done]:
-                    yield running.pop(future), future.result()
+                future = next(each for each in running if each in done)
+                yield running.pop(future), future.result()
+                del future, done  # and with them a result that may be large
         except KeyboardInterrupt:
             _end(stop, list(running))
             for future, item in running.items():
@@ -114,6 +96,10 @@ def run_each(
             raise
         finally:
             _end(stop, list(running))
+
+
+def _one_thread_each(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _do(stop: threading.Event, work: Callable[[], Result]) -> Result:

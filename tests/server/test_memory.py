@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from fedkd.engines.inline import AHEAD
@@ -15,6 +16,7 @@ from fedkd.models import spool
 from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, average_states
 from fedkd.training.aggregation import aggregate
+from strategies.exchange import Patience, Traffic, exchange
 
 SILOS, WORKERS = 9, 2
 
@@ -65,6 +67,36 @@ def test_replies_and_models_in_memory_do_not_grow_with_the_number_of_silos(
     assert [point.accuracy for point in found.curve] == [p.accuracy for p in expected.curve]
     assert all(torch.equal(found.model[key], expected.model[key]) for key in expected.model)
     assert not list(tmp_path.glob(".*"))
+
+
+class Answering:
+    """A grid whose nodes have all answered; it notes how many replies it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self._messages: dict[str, Message] = {}
+
+    def push_messages(self, messages: Any) -> list[str]:
+        """Take messages."""
+        for index, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = str(index)
+            self._messages[str(index)] = message
+        return list(self._messages)
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        """Give the replies."""
+        self.asked.append(len(message_ids))
+        return [Message(RecordDict(), reply_to=self._messages[i]) for i in message_ids]
+
+
+@pytest.mark.parametrize(("floats", "portions"), [(9 << 20, [8, 8, 4]), (1, [20])])
+def test_large_replies_are_pulled_in_portions(floats: int, portions: list[int]) -> None:
+    content = RecordDict({"arrays": ArrayRecord({"weight": torch.zeros(floats)})})
+    questions = [Message(content, node, "train") for node in range(2, 22)]
+    grid: Any = Answering()
+    found = exchange(grid, questions, lambda _: True, patience=Patience(0), traffic=Traffic())
+    assert found.by_node == dict.fromkeys(range(2, 22), True)
+    assert grid.asked == portions
 
 
 def make_state(seed: int) -> State:
