@@ -44,6 +44,14 @@ GOLDEN = Path(__file__).parent / "golden"
 gc.disable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that fork commands first: one process of pytest-xdist begins with them all.
+
+    What is forked from takes long to start.
+    """
+    items.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_finish() -> None:
     """Look for garbage in what comes later alone."""
     gc.freeze()
