@@ -76,7 +76,7 @@ test-hosts: $(STAMP_DEV) ## run the tests with SuperLink and SuperNodes, also on
 	$(PYTEST) -m '(hosts or deploy) and not slow' -n 2 --dist loadfile tests/e2e
 
 test-notebooks: $(STAMP_DEV) ## execute the two notebooks
-	$(PYTEST) -m slow tests/e2e/test_notebooks.py
+	$(PYTEST) -m slow -n 2 tests/e2e/test_notebooks.py
 
 test-docs: $(STAMP_DEV) ## run what the documents show: commands, code, notebooks, trackers (some minutes)
 	$(PYTEST) -m slow tests/e2e/test_docs.py tests/e2e/test_notebooks.py tests/studies/test_trackers.py

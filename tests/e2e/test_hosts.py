@@ -381,9 +381,9 @@ def set_in_file(hosts: Hosts, silo: str, key: str, value: Any) -> None:
 
 def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
     """Let a silo's owner approve the transfer set, which the silo will be sent."""
-    (hosts.root / "approve.yaml").write_text(study_text(hosts.root, changes))
-    own = f"{hosts.root / silo}/silo.yaml"
-    line = f"fedkd silo check {own} --study {hosts.root}/approve.yaml --accept"
+    study = hosts.root / f"approve-{silo}.yaml"
+    study.write_text(study_text(hosts.root, changes))
+    line = f"fedkd silo check {hosts.root / silo}/silo.yaml --study {study} --accept"
     found = hosts.run(silo, line)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "approval" in found.stdout
@@ -462,8 +462,8 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
         },
     }
     # The north has the transfer set itself, and needs no approval of its own.
-    for silo in ("south", "west"):
-        approve(hosts, silo, changes)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda silo: approve(hosts, silo, changes), ("south", "west")))
     set_in_file(hosts, "south", "approve", "ask")
     process = compare(hosts, changes, "whole")
     approve_study(hosts, "south", process, "whole")
@@ -569,14 +569,6 @@ def test_malformed_replies_cost_a_silo_one_refusal_each(hosts: Hosts, hostile: A
         assert any(words in reason for reason in found), (words, reasons)
     assert run["curve"][1]["silos_ok"] == 2
     assert set(run["notes"]["mean_weights"]) == {"north", "south"}
-    hostile("query.describe")
-    process = compare(hosts, {"rounds": rounds}, "unknown")
-    assert process.wait(PATIENCE) == 0, hosts.told("unknown")
-    (run,) = summary(hosts, "unknown")["runs"]
-    (entry,) = run["quarantined"]
-    assert entry["silo"].startswith("node-")
-    assert "empty value" in entry["reason"]
-    assert run["curve"][1]["silos_ok"] == 2
 
 
 def test_strangers_are_refused(hosts: Hosts) -> None:

@@ -18,9 +18,7 @@ def spoil(kind: str, records: dict[str, Any]) -> None:
     """Change the records of a reply to what no honest silo sends."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-    if kind == "query.describe":
-        records["info"] = ConfigRecord({**records["info"], "architecture": ["cnn"], "more": []})
-    elif kind == "query.teacher":
+    if kind == "query.teacher":
         records["info"] = ConfigRecord({**records["info"], "problem": ""})
     elif kind == "train":
         arrays = dict(records["arrays"])
