@@ -22,7 +22,7 @@ from fedkd.data.images import content_hash
 from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
-from fedkd.messages import describe, distil, evaluate, failures, keys, receive, teacher, train
+from fedkd.messages import describe, distil, evaluate, failures, keys, teacher, train
 from fedkd.messages.basis import read_basis
 from fedkd.messages.describe import Description
 from fedkd.messages.envelope import read_config, seal_reply
@@ -187,7 +187,7 @@ def answer_receive(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
     """
     if silo.disclosure is None or silo.disclosure.file.receive is None:
         raise ValueError("a model was sent to a silo that does not ask for it")
-    state, number = receive.read_question(content)
+    state, number = train.read_question(content)
     run = str(read_config(content)[keys.RUN_ID])
     facts = {"study": study.name, "arm": arm, "seed": silo.seed, "rounds": number, "run": run}
     card = ModelCard(silo.global_arch, silo.shape, tuple(study.data.classes or ()), facts)

@@ -11,21 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Context, Error, Message
 from flwr.common.config import get_project_dir
 from flwr.supernode.cli import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
-from clients.audit_entry import describe_reply, describe_run
-from fedkd.deploy.audit import append_entry
 from fedkd.deploy.bundle_hash import PACKAGES, find_code_problem
-from fedkd.deploy.silo_file import load_silo_file
 from fedkd.errors import NotAllowedError, UserError
 from fedkd.messages.failures import FAILED
 
 
-def add_check(silo_file: Path) -> None:
-    """Add the check between the two steps of Flower's program that pull a task and load its app."""
+def add_check(code: str, audit: Path) -> None:
+    """Add the check between the two steps of Flower's program that pull a task and load its app.
+
+    Args:
+        code: hash of the code that may run.
+        audit: the silo's audit log.
+    """
     pull, make_load = (vars(run_clientapp)[name] for name in ("pull_task_input", _MAKE_LOAD))
     task: list[Any] = []
 
@@ -35,7 +37,9 @@ def add_check(silo_file: Path) -> None:
 
     def get_load_client_app_fn(**named: Any) -> Any:
         def load(*bundle: str) -> Any:
-            _check(silo_file, get_project_dir(*bundle), task)
+            problem = find_code_problem(get_project_dir(*bundle), code)
+            if problem is not None:
+                _refuse(problem, audit, *task[:2])
             # The bundle imports its own modules, not those of the installed fedkd.
             for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
                 del sys.modules[name]
@@ -50,25 +54,21 @@ def add_check(silo_file: Path) -> None:
 _MAKE_LOAD = "get_load_client_app_fn"
 
 
-def _check(silo_file: Path, bundle: Path, task: list[Any]) -> None:
-    """Refuse another bundle than the pinned one; the audit log has the refusal.
+def _refuse(problem: str, audit: Path, message: Message, context: Context) -> None:
+    """Write a refusal to the audit log, and raise it as a NotAllowedError."""
+    # Imported here, because this program is started for every message.
+    from clients.audit_entry import describe_reply, describe_run
+    from fedkd.deploy.audit import append_entry
 
-    Raises:
-        NotAllowedError: it is another.
-    """
-    file = load_silo_file(silo_file)
-    problem = find_code_problem(bundle, file.code or "")
-    if problem is not None:
-        reason = f"its owner allows other code alone (code): {problem}"
-        refused = Message(Error(FAILED, reason), reply_to=task[0])
-        entry = {**describe_run(task[1]), "code": None, **describe_reply(task[0], refused)}
-        append_entry(Path(file.audit), entry)
-        raise NotAllowedError(reason)
+    reason = f"its owner allows other code alone (code): {problem}"
+    refused = Message(Error(FAILED, reason), reply_to=message)
+    append_entry(audit, {**describe_run(context), "code": None, **describe_reply(message, refused)})
+    raise NotAllowedError(reason)
 
 
-def main(silo_file: str) -> None:
-    """Run Flower's program with the check."""
+def main(code: str, audit: str) -> None:
+    """Run Flower's program with the check; for the arguments see :func:`add_check`."""
     if sys.pycache_prefix is None:
         raise UserError("compiled files of a bundle would be run unchecked; use fedkd silo serve")
-    add_check(Path(silo_file))
+    add_check(code, Path(audit))
     flwr_clientapp()

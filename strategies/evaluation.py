@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -11,8 +12,8 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedkd.config.targets import check_metric
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.metric_check import check_metric_is_defined
+from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_reply, write_metrics, write_question
-from fedkd.messages.receive import write_question as write_receive
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 from fedkd.results.record import Point
 from fedkd.training.class_sums import ClassSums
@@ -136,7 +137,8 @@ def send_final(session: Session, state: RunState) -> None:
     def read(_: Member, content: RecordDict) -> None:
         """Take the reply, which says no more than that the model has come."""
 
-    question = write_receive(session.ledger.round, state.model)
+    trained = train.write_question(session.ledger.round, ArrayRecord(state.model), {})
+    question = replace(trained, kind=keys.RECEIVE)
     sent = [member.name for member, _ in session.ask(members, question, read)]
     state.notes["received_by"] = sent
 

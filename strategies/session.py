@@ -101,7 +101,8 @@ class Session:
                 self.latecomers.note(message, question, by_node[message.metadata.dst_node_id])
         late = {each.member.node_id for each, _ in self.latecomers.arrived}
         answers: list[tuple[Member, T]] = []
-        for node, member in by_node.items():
+        for member in members:  # those that are absent are all on one node, which is none
+            node = member.node_id
             if node in found:
                 values, reason = found[node]
             elif node in busy:

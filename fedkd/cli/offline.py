@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -242,16 +242,16 @@ def export(
     chosen = _choose_format(out, file_format)
 
     from fedkd.offline.export import SUFFIXES, Described, export_model, sidecar
-    from fedkd.trackers import load_registry
+    from fedkd.trackers import make_trackers
 
     _check_out(out, SUFFIXES[chosen])
     described = Described(_check_arch(arch), classes, channels, image_size)
-    registry = load_registry() if register else None
+    registry: Any = make_trackers(["mlflow"], "--register with")[0] if register else None
     exported = export_model(source, out, chosen, described)
-    if register and registry:
+    if register:
         facts = {key: str(value) for key, value in exported["origin"].items()}
         tags = {**facts, "sha256": exported["sha256"]}
-        exported["version"] = registry(register, [out, sidecar(out)], tags)
+        exported["version"] = registry.register(register, [out, sidecar(out)], tags)
     if as_json:
         typer.echo(json.dumps(exported, indent=1))
         return

@@ -43,9 +43,8 @@ def find_code_problem(bundle: Path, pinned: str) -> str | None:
 
     Args:
         bundle: its folder, of which nothing has been imported.
-        pinned: a hash, or ``installed`` for that of the code that runs here.
+        pinned: its hash.
     """
-    expected = bundle_hash() if pinned == INSTALLED else pinned
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle)
         if path.is_symlink() or (path.is_file() and not _belongs(name)):
@@ -58,7 +57,7 @@ def find_code_problem(bundle: Path, pinned: str) -> str | None:
     if client_app != CLIENT_APP:
         return f"its ClientApp is {client_app!r:.200}"
     found = hash_packages(bundle)
-    return None if found == expected else f"its hash is {found}, not {expected}"
+    return None if found == pinned else f"its hash is {found}, not {pinned}"
 
 
 def _belongs(name: PurePath) -> bool:

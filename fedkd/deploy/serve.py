@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedkd.deploy.bundle_hash import INSTALLED, bundle_hash
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.util.files import write_new
@@ -20,7 +21,7 @@ SET_HERE = {"--node-config", "--isolation", "--allow-runtime-dependency-installa
 """Options of the SuperNode that would lead around the check, or that are set here."""
 SCRIPT = """#!{python} -P
 from clients.pinned import main
-main({silo!r})
+main({code!r}, {audit!r})
 """
 
 
@@ -47,7 +48,8 @@ def serve_command(
     for option in {option.partition("=")[0] for option in options} & SET_HERE:
         raise UserError(f"{option}: cannot be given to fedkd silo serve")
     folder = Path(f"{file.audit}.serve").absolute()
-    script = SCRIPT.format(python=sys.executable, silo=str(silo_file.absolute()))
+    code = bundle_hash() if file.code == INSTALLED else file.code
+    script = SCRIPT.format(python=sys.executable, code=code, audit=file.audit)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)

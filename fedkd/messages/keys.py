@@ -13,8 +13,7 @@ message type       sent                                        answered
                    state dicts
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
 ``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
-``query.receive``  ``arrays``, ``config``: architecture,       ``info``
-                   round; only to silos that ask for it
+``query.receive``  ``arrays``, ``config``; if it asks for it   ``info``
 =================  ==========================================  =================================
 """
 

@@ -7,8 +7,7 @@ environment variables, as in any other project.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from fedkd.errors import UserError
 from fedkd.registry import TRACKERS
@@ -16,42 +15,30 @@ from fedkd.trackers.base import Tracker
 from fedkd.util.requirements import install_command
 
 
-def make_trackers(names: Sequence[str]) -> list[Tracker]:
+def make_trackers(names: Sequence[str], option: str = "--track") -> list[Tracker]:
     """Return the trackers of these names, each once.
+
+    Args:
+        names: of the trackers.
+        option: by which the user gave them, for errors.
 
     Raises:
         UserError: a name is unknown, its package is not installed, or a class of the user's own
             failed or is not a tracker.
     """
-    return [_make(name) for name in dict.fromkeys(names)]
+    return [_make(name, option) for name in dict.fromkeys(names)]
 
 
-def _make(name: str) -> Tracker:
+def _make(name: str, option: str) -> Tracker:
     try:
         tracker: Tracker = TRACKERS.call(name)
     except ValueError as error:
-        raise UserError(f"--track: {error}") from None
+        raise UserError(f"{option}: {error}") from None
     except ImportError as error:
-        raise _missing(f"--track {name}", name, error) from error
+        raise UserError(
+            f"{option} {name}: {error.name or error} is not installed; {install_command(name)}"
+        ) from error
     for method in ("begin", "close"):
         if not callable(getattr(tracker, method, None)):
-            raise UserError(f"--track {name}: {type(tracker).__name__} has no method {method}")
+            raise UserError(f"{option} {name}: {type(tracker).__name__} has no method {method}")
     return tracker
-
-
-def load_registry() -> Callable[[str, Sequence[Path], Mapping[str, str]], str]:
-    """Return the function that puts a model into MLflow's registry.
-
-    Raises:
-        UserError: MLflow is not installed.
-    """
-    try:
-        from fedkd.trackers.mlflow import register_model
-    except ImportError as error:
-        raise _missing("--register", "mlflow", error) from error
-    return register_model
-
-
-def _missing(option: str, tracker: str, error: ImportError) -> UserError:
-    what = f"{option}: {error.name or error} is not installed"
-    return UserError(f"{what}; {install_command(tracker)}")

@@ -55,6 +55,38 @@ class MLflowTracker:
         client.log_batch(opened.info.run_id, params=params)
         return _Log(client, opened.info.run_id)
 
+    def register(self, name: str, files: Sequence[Path], tags: Mapping[str, str]) -> str:
+        """Put an exported model into MLflow's registry; return its version there.
+
+        Args:
+            name: of the registered model; it is made if it is missing.
+            files: of the model; they are copied to the registry's store.
+            tags: of the version.
+
+        Raises:
+            UserError: MLflow refuses it.
+        """
+        folder = files[0].absolute().parent
+        client = MlflowClient(self._uri or f"sqlite:///{folder / DATABASE}")
+        store = None if self._uri else (folder / "mlartifacts").as_uri()
+        try:
+            found = client.get_experiment_by_name(EXPORTS)
+            if found:
+                experiment = found.experiment_id
+            else:
+                experiment = client.create_experiment(EXPORTS, artifact_location=store)
+            run = client.create_run(experiment, run_name=name, tags=dict(tags)).info
+            for file in files:
+                client.log_artifact(run.run_id, str(file), "model")
+            client.set_terminated(run.run_id)
+            with contextlib.suppress(MlflowException):  # it is there already
+                client.create_registered_model(name)
+            source = f"{run.artifact_uri}/model"
+            version = client.create_model_version(name, source, run.run_id, tags=dict(tags))
+        except MlflowException as error:
+            raise UserError(f"--register: MLflow refuses {name!r}: {error.message}") from error
+        return str(version.version)
+
     def close(self) -> None:
         """Drop the connection."""
         self._client = None
@@ -87,37 +119,3 @@ class _Log:
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value in figures.items()]
         self._client.log_batch(self._run, metrics=metrics)
-
-
-def register_model(name: str, files: Sequence[Path], tags: Mapping[str, str]) -> str:
-    """Put an exported model into MLflow's registry; return its version there.
-
-    Args:
-        name: of the registered model; it is made if it is missing.
-        files: of the model; they are copied to the registry's store.
-        tags: of the version.
-
-    Raises:
-        UserError: MLflow refuses it.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    folder = files[0].absolute().parent
-    client = MlflowClient(uri or f"sqlite:///{folder / DATABASE}")
-    store = None if uri else (folder / "mlartifacts").as_uri()
-    try:
-        found = client.get_experiment_by_name(EXPORTS)
-        if found:
-            experiment = found.experiment_id
-        else:
-            experiment = client.create_experiment(EXPORTS, artifact_location=store)
-        run = client.create_run(experiment, run_name=name, tags=dict(tags)).info
-        for file in files:
-            client.log_artifact(run.run_id, str(file), "model")
-        client.set_terminated(run.run_id)
-        with contextlib.suppress(MlflowException):  # it is there already
-            client.create_registered_model(name)
-        source = f"{run.artifact_uri}/model"
-        version = client.create_model_version(name, source, run.run_id, tags=dict(tags))
-    except MlflowException as error:
-        raise UserError(f"--register: MLflow refuses {name!r}: {error.message}") from error
-    return str(version.version)

@@ -10,12 +10,14 @@ from flwr.app import Context, RecordDict
 
 from clients.handlers import make_client_app
 from clients.silo import Silo
-from fedkd.engines.inline import InlineGrid
+from fedkd.engines.inline import InlineGrid, make_grid
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys
+from fedkd.messages import keys, train
 from strategies.context import RunContext
 from strategies.evaluation import central_evaluation
 from strategies.fedavg import SiloFedAvg, initial_arrays
+from strategies.introductions import gather
+from strategies.session import Session
 
 ROUNDS = 4
 Plan = dict[int, set[int]]
@@ -38,6 +40,9 @@ class Deaf:
         pass
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
+        pass
+
+    def on_waiting(self, reason: str) -> None:
         pass
 
 
@@ -128,3 +133,26 @@ def test_a_silo_may_come_late(attend: Any) -> None:
     late = attend({0: {2, 3}, 1: {2, 3}, 2: {2, 3, 4}}, SAME, {"rounds/quorum": 0.5})
     assert node_of(late, "silo-2") == 4
     assert answered(late)[-1] == 3
+
+
+def test_every_silo_that_has_not_come_back_to_a_resumed_run_is_missed(
+    pool: Any, cache_dir: Any, make_study: Any
+) -> None:
+    """All of them are on the same node, which is none."""
+    study = make_study({"rounds/max": 1})
+    federation = Federation.load(study, 0, cache_dir)
+    silos = [Silo.of(federation, name, "fedavg") for name in study.silo_names]
+    grid = make_grid(silos, study, {keys.CONFIG_ARM: "fedavg"}, pool, InlineGrid)
+    context = RunContext.of(federation, "fedavg", ())
+    session = Session(grid, context, Deaf(), "this-run", 5.0)
+    gather(session)
+    before = session.members
+    for name in ("silo-1", "silo-2"):
+        del session.roster[name]
+    session.roster.keep_to(before)
+    session.ledger.open(1)
+    question = train.write_question(1, initial_arrays(context), {})
+    answers = session.ask(session.members, question, lambda _, content: content)
+    assert [member.name for member, _ in answers] == ["silo-0"]
+    missed = [(entry.silo, entry.reason) for entry in session.ledger.quarantined]
+    assert missed == [(name, "it is not connected") for name in ("silo-1", "silo-2")]

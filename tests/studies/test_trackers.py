@@ -54,7 +54,8 @@ def tracked(
 def on_disk(folder: Path) -> Curve:
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert len(lines) == 3
-    return {name: [(line["round"], line[name]) for line in lines] for name in FIGURES}
+    points = [{**line.pop("metrics"), **line} for line in lines]
+    return {name: [(point["round"], point[name]) for point in points] for name in FIGURES}
 
 
 def test_tensorboard_gives_back_the_curve(tracked: Any) -> None:
