@@ -173,9 +173,11 @@ def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> Rec
 
 def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
     """Answer ``evaluate``: with figures of a model on the silo's images."""
-    arch, state = evaluate.read_question(content, silo.global_arch, study.architectures)
-    measuring = silo if arch == silo.global_arch else replace(silo, global_arch=arch)
-    metrics = measuring.evaluate(state)
+    arch, state, is_given = evaluate.read_question(content, silo.global_arch, study.architectures)
+    shape = silo.shape.merged if is_given else silo.shape
+    if (arch, shape) != (silo.global_arch, silo.shape):
+        silo = replace(silo, global_arch=arch, shape=shape)
+    metrics = silo.evaluate(state)
     return evaluate.write_reply(metrics, len(silo.evaluation_data), metric=study.metric)
 
 

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
 from fedkd.messages.evaluate import read_reply, write_question
+from fedkd.models.build import build_model
 from fedkd.models.given import find_given, read_given
 from fedkd.models.state import State
 from fedkd.results.evaluation import Evaluation, Measured, Unmeasured
@@ -92,7 +93,7 @@ def _measure_here(context: RunContext, model: NamedModel) -> list[Measured]:
     """Measure a model on the server's test images; an empty list where it has none."""
     if context.test is None:
         return []
-    built = context.model("evaluation", model.arch)
+    built = build_model(model.arch, context.shape.merged, seed=0).to(context.compute.device)
     built.load_state_dict(model.state)
     with intra_op_threads(context.study.engine.server_threads):
         metrics = evaluate(built, context.test, compute=context.compute)
@@ -114,5 +115,5 @@ def _read_model(context: RunContext, given: dict[str, Any]) -> NamedModel:
         path = state_folder(of, run, arm, int(given["seed"]))
     archs = [context.arch, *study.architectures]
     found = find_given(path, what=name)
-    arch, model = read_given(found, archs, context.shape, context.classes, what=name)
+    arch, model = read_given(found, archs, context.shape.merged, context.classes, what=name)
     return NamedModel(name, arch, model.state)

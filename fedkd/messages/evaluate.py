@@ -37,8 +37,8 @@ def write_question(number: int, arrays: ArrayRecord, arch: str | None = None) ->
 
 def read_question(
     content: RecordDict, arch: str, architectures: Collection[str]
-) -> tuple[str, State]:
-    """Return the model and its architecture, at the silo.
+) -> tuple[str, State, bool]:
+    """Return the model and its architecture, at the silo, and whether a user named the model.
 
     Args:
         content: of the question.
@@ -48,10 +48,12 @@ def read_question(
     Raises:
         ValueError: the architecture is not one of the study's.
     """
-    named = read_config(content).get(keys.ARCHITECTURE, arch)
+    config = read_config(content)
+    named = config.get(keys.ARCHITECTURE, arch)
     if named not in architectures:
         raise ValueError(f"the model is of the architecture {named!r}, which the study has not")
-    return str(named), decode_state(content.array_records[keys.ARRAYS])
+    is_given = keys.ARCHITECTURE in config
+    return str(named), decode_state(content.array_records[keys.ARRAYS]), is_given
 
 
 def write_reply(metrics: Metrics, num_examples: int, *, metric: str) -> RecordDict:

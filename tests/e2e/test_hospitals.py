@@ -52,7 +52,9 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def study(folder: Path, **changes: Any) -> dict[str, Any]:
     """Return the shipped study with these hospitals and one seed."""
     text = STUDY.read_text().replace("../data/hospitals", str(folder))
-    return {**yaml.safe_load(text), "seeds": [0], **changes}
+    # Threads of a server wait for one another where tests run side by side.
+    engine = {"name": "inline", "server_threads": 1}
+    return {**yaml.safe_load(text), "seeds": [0], "engine": engine, **changes}
 
 
 def partly_trained(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def test_two_hosts_give_the_curves_of_a_simulation(
                 "partition": {"scheme": "deployed", "names": list(FILES)},
                 "pretraining": {},
                 "rounds": {"max": 2, "stop": "budget", "timeout": PATIENCE},
-                "engine": {"name": CONNECTION},
+                "engine": {"name": CONNECTION, "server_threads": 1},
             }
             with StudyProgress(Console(quiet=True), 1) as progress:
                 made = parse_study(yaml.safe_dump(deployed))

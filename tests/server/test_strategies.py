@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from flwr.app import Error, Message
 from fedkd.distillation.selection import fresh_student
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys, train
+from fedkd.messages import keys
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, average_states, save_state
 from fedkd.util.names import natural_key
@@ -315,33 +313,3 @@ def test_a_distillation_that_diverges_is_an_error_in_words(run_arm: Any, make_st
     study = make_study(DIVERGING)
     with pytest.raises(FedKDError, match=r"distillation diverged; lower consolidation\.lr"):
         run_arm(study, "fedkd")
-
-
-def test_what_silos_sent_is_in_memory_no_longer_than_it_is_used(
-    run_arm: Any, make_study: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of large models one less for each silo: its reply while others are read, its old model."""
-    replies: list[weakref.ref[Message]] = []
-    models: list[weakref.ref[torch.Tensor]] = []
-    unread: list[int] = []
-    read_reply, combine = train.read_reply, SiloFedAvg.combine
-
-    def read(*arguments: Any, **keywords: Any) -> Any:
-        unread.append(sum(reply() is not None for reply in replies))
-        return read_reply(*arguments, **keywords)
-
-    def note(self: SiloFedAvg, states: Sequence[State], sizes: Sequence[int]) -> State:
-        models.extend(weakref.ref(tensor) for state in states for tensor in state.values())
-        return combine(self, states, sizes)
-
-    def tamper(silo: str, question: Message, reply: Message) -> Message:
-        if question.metadata.message_type == keys.TRAIN:
-            assert not any(model() is not None for model in models)
-            replies.append(weakref.ref(reply))
-        return reply
-
-    monkeypatch.setattr(train, "read_reply", read)
-    monkeypatch.setattr(SiloFedAvg, "combine", note)
-    run_arm(make_study({"rounds/max": 2}), "fedavg", tamper=tamper)
-    assert len(models) > 0
-    assert unread == [2, 1, 0] * 2

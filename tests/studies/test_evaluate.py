@@ -21,7 +21,7 @@ from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
-from fedkd.models.state import copy_state
+from fedkd.models.state import copy_state, save_state
 from fedkd.report.progress import StudyProgress
 from fedkd.results.evaluation import Evaluation
 from fedkd.runner.evaluate import _name, evaluate_models
@@ -96,18 +96,25 @@ def test_silos_are_those_of_the_seed(outcome: Outcome, make_study: Any) -> None:
     assert sizes[0] != sizes[1]
 
 
+@pytest.mark.parametrize("train", ["all", {"lora": {"rank": 2, "targets": ["1"]}}])
 def test_silos_answer_as_in_a_simulation(
-    outcome: Outcome, make_study: Any, pool: Any, cache_dir: Path
+    train: Any, make_study: Any, pool: Any, cache_dir: Path, tmp_path: Path
 ) -> None:
-    """Models of two architectures, in messages to ClientApps and computed directly."""
+    """Models of two architectures, in messages to ClientApps and computed directly.
+
+    Those of runs that train adapters have these merged.
+    """
     from clients.silo import Silo
     from fedkd.engines.inline import InlineGrid, make_grid
     from fedkd.messages import keys
     from fedkd.runner.trial import NullObserver
 
-    study = make_study({"arms/cnn": {"start": "random", "arch": "cnn"}})
+    weights = tmp_path / "weights.safetensors"
+    save_state(weights, copy_state(build_model("mlp", Shape(10, 1, 8), seed=3)))
+    own = {} if train == "all" else {"model/weights": str(weights), "model/train": train}
+    study = make_study({"arms/cnn": {"start": "random", "arch": "cnn"}, **own})
     federation = Federation.load(study, 0, cache_dir)
-    shape = federation.shape
+    shape = federation.shape.merged
     models = [
         NamedModel(arch, arch, copy_state(build_model(arch, shape, seed=1)))
         for arch in ("mlp", "cnn")
@@ -116,10 +123,9 @@ def test_silos_answer_as_in_a_simulation(
     silos = [Silo.of(federation, name, "fedavg") for name in study.silo_names]
     grid = make_grid(silos, study, {keys.CONFIG_ARM: "fedavg"}, pool, InlineGrid)
     found = measure(grid, context, models, observer=NullObserver(), run_id="run")
-    folder = outcome.folder.parent
     paths = []
     for model in models:
-        paths.append(folder / f"{model.name}.safetensors")
+        paths.append(tmp_path / f"{model.name}.safetensors")
         save_model(paths[-1], model.state, ModelCard(model.arch, shape))
     direct = evaluate_models(study, paths)
     assert not found.unmeasured
