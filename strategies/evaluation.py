@@ -14,7 +14,6 @@ from fedkd.federation.metric_check import check_metric_is_defined
 from fedkd.messages.evaluate import read_reply, write_metrics, write_question
 from fedkd.messages.receive import write_question as write_receive
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
-from fedkd.results.record import Point
 from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics, evaluate_all, metric_values
 from strategies.context import RunContext
@@ -139,11 +138,3 @@ def send_final(session: Session, state: RunState) -> None:
     question = write_receive(session.ledger.round, state.model)
     sent = [member.name for member, _ in session.ask(members, question, read)]
     state.notes["received_by"] = sent
-
-
-def targets_reached(context: RunContext, curve: Sequence[Point]) -> bool:
-    """Whether a curve has reached every target and the arm stops there."""
-    targets, metric = context.targets, context.study.metric
-    if not targets or context.rounds.stop != "targets":
-        return False
-    return all(any(p.reaches(target, metric) for p in curve) for target in targets)

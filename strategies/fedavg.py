@@ -7,11 +7,11 @@ McMahan et al. 1602.05629.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
@@ -19,6 +19,7 @@ from fedkd.distillation.consolidate import join_notes
 from fedkd.errors import FedKDError
 from fedkd.messages import keys, train
 from fedkd.messages.evaluate import read_metrics
+from fedkd.messages.train import TrainedModel
 from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, copy_state
 from fedkd.registry import STARTS, STRATEGIES
@@ -30,17 +31,20 @@ from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.context import RunContext
 from strategies.diagnostics import predict_baseline
-from strategies.evaluation import EvaluateFn, ask_silos, send_final, targets_reached
+from strategies.evaluation import EvaluateFn, ask_silos, send_final
 from strategies.exchange import Ledger
 from strategies.introductions import gather, look_again
+from strategies.late import catch_up
 from strategies.local_batch_norm import LocalBatchNorm
-from strategies.models_of_round import collect_models
 from strategies.roster import Member
 from strategies.run_state import RunState, Start
 from strategies.savepoint import CheckpointWriter
 from strategies.session import Session
 from strategies.start_checks import check_start, find_unread, validate
 from strategies.updates import RoundModels, ServerUpdate, server_update
+
+Trained = tuple[int, float]
+"""Number of examples and loss of a silo's model."""
 
 
 class SiloFedAvg(FedAvg):
@@ -193,9 +197,9 @@ class SiloFedAvg(FedAvg):
         """Return the next global model; None where fewer silos answer well than the quorum."""
         with StateSpool(self._folder) as states:
             trained = self._train(session, arrays, config, states)
-            if not trained:
-                return None
-            return self._aggregate(session.ledger.round, states, trained, result)
+            return (
+                self._aggregate(session.ledger.round, states, trained, result) if trained else None
+            )
 
     def _train(
         self,
@@ -203,30 +207,57 @@ class SiloFedAvg(FedAvg):
         arrays: ArrayRecord,
         config: ConfigRecord | None,
         states: StateSpool,
-    ) -> list[tuple[int, float]]:
-        """Have the round's cohort train.
+    ) -> list[Trained]:
+        """Have the round's cohort train, and put its models into ``states``.
 
         Returns:
-            Number of examples and loss of each model in ``states``, in natural order of silos;
-            nothing where fewer answer well than the quorum.
+            What is known of each model, in natural order of silos; nothing where fewer answer well
+            than the quorum.
         """
         number, rounds = session.ledger.round, self.context.rounds
+
+        def keep(member: Member, model: TrainedModel) -> Trained:
+            states.put(member.name, model.state)
+            return model.num_examples, model.loss
+
+        def read(_: Member, content: RecordDict) -> TrainedModel:
+            return train.read_reply(
+                content, like=self.state.model, max_examples=rounds.max_examples
+            )
 
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
-        trained = collect_models(session, members, question, self.state.model, states, own)
-        self._local.keep(list(trained), states)
-        is_quorum = len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort)))
-        return list(trained.values()) if is_quorum else []
+        answers = session.ask(
+            members, question, lambda m, content: keep(m, read(m, content)), own_arrays=own
+        )
+        late = self._late(session, read, in_time=[member.name for member, _ in answers])
+        answers += [(member, keep(member, model)) for member, model in late]
+        answers.sort(key=lambda pair: natural_key(pair[0].name))
+        names = [member.name for member, _ in answers]
+        states.order(names)
+        self._local.keep(names, states)
+        trained = [sizes for _, sizes in answers]
+        return trained if len(trained) >= max(1, math.ceil(rounds.quorum * len(cohort))) else []
+
+    def _late(
+        self,
+        session: Session,
+        read: Callable[[Member, RecordDict], TrainedModel],
+        in_time: Sequence[str],
+    ) -> list[tuple[Member, TrainedModel]]:
+        """Return late models of silos without one of this round, as models of this round."""
+        number, models = session.ledger.round, []
+        for member, model, question in session.take_late(read):
+            if member.name not in in_time:
+                models.append((member, catch_up(model, question, self.state.model, number)))
+                session.ledger.traffic.used.add(member.name)
+                session.ledger.traffic.late.add(member.name)
+        return models
 
     def _aggregate(
-        self,
-        number: int,
-        states: Sequence[State],
-        trained: Sequence[tuple[int, float]],
-        result: Result,
+        self, number: int, states: Sequence[State], trained: Sequence[Trained], result: Result
     ) -> ArrayRecord:
         """Average the round's models, update the global model, and return it as it is sent."""
         sizes = [size for size, _ in trained]
@@ -292,6 +323,14 @@ class SiloFedAvg(FedAvg):
         if type(self).__module__.startswith("strategies."):
             return nullcontext()
         return STRATEGIES.calling(self.context.arm.strategy)
+
+
+def targets_reached(context: RunContext, curve: Sequence[Point]) -> bool:
+    """Whether a curve has reached every target and the arm stops there."""
+    targets, metric = context.targets, context.study.metric
+    if not targets or context.rounds.stop != "targets":
+        return False
+    return all(any(p.reaches(target, metric) for p in curve) for target in targets)
 
 
 def initial_arrays(context: RunContext) -> ArrayRecord:

@@ -30,8 +30,8 @@ from fedkd.util.lock import lock_folder
 from strategies.context import RunContext
 from strategies.diagnostics import diagnose
 from strategies.evaluate_models import serve_evaluation
-from strategies.evaluation import central_evaluation, targets_reached
-from strategies.fedavg import SiloFedAvg, initial_arrays
+from strategies.evaluation import central_evaluation
+from strategies.fedavg import SiloFedAvg, initial_arrays, targets_reached
 from strategies.fedkd import FedKD
 from strategies.run_config import read_context, state_folder
 from strategies.run_log import RunLog
