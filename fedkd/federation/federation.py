@@ -63,13 +63,14 @@ class Federation:
     def __init__(
         self, study: Study, seed: int, split: Split, cache: Path, *, with_weights: bool = True
     ) -> None:
-        self.study = on_this_machine(study)
+        here = on_this_machine(study)
+        self.study = here if with_weights else study  # of deployed silos, the server resolves it
         self.seed = seed
         self.split = split
         self.cache = cache
         backbone = Backbone.of(study) if with_weights else None
         self.shape = replace(split.shape, backbone=backbone)
-        engine = self.study.engine
+        engine = here.engine
         self.compute = Compute(engine.device, engine.precision, int(engine.silo_threads))
         self.model_pool = ModelPool()
         self._fingerprint: dict[str, object] | None = None

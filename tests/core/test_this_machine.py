@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedkd.config import Study
 from fedkd.engines.ray import RayEngine
 from fedkd.errors import UserError
 from fedkd.federation import thread_pool
@@ -53,6 +54,20 @@ def test_auto_is_a_gpu_if_there_is_one(make_study: Any, monkeypatch: pytest.Monk
         assert on_this_machine(study).engine.device == device
     with pytest.raises(UserError, match=r"engine\.device: mps is not available: PyTorch finds no"):
         Compute("mps").check()
+
+
+def test_the_server_of_deployed_silos_resolves_auto_not_the_caller(
+    make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = make_study({"engine/device": "auto", "engine/silo_threads": "auto"}).to_dict()
+    data["partition"] = {"scheme": "deployed", "names": ["a", "b"]}
+    data["data"] = {"classes": ["x", "y"], "channels": 1, "image_size": 8}
+    data["arms"] = {"fedavg": {"start": "random"}}
+    study = Study.model_validate(data)
+    called, served = (f(study, 0, tmp_path) for f in (Federation.for_caller, Federation.on_server))
+    assert (called.study.engine.device, called.compute.device) == ("auto", "cpu")
+    assert served.study.engine.device == "cpu"
 
 
 def test_silos_take_several_gpus_by_turns(
