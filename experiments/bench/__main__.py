@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from experiments.bench import distillation, everyday, federated, machine, many_s
 from experiments.bench.goals import Goal
 from experiments.bench.process import exit_on_sigterm
 from experiments.bench.publish import RESULTS, publish
-from experiments.bench.workload import HERE
+from experiments.bench.workload import BUILT_IN, HERE, OWN_MODELS, Workload
 from fedkd.util.files import write_json
 
-PARTS = ("federated", "distillation", "everyday", "many-silos")
+PARTS = ("federated", "own-models", "distillation", "everyday", "many-silos")
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
     arguments = _parse()
     exit_on_sigterm()
     bench = _Bench(arguments.out, turns=arguments.turns, num_rounds=arguments.rounds)
+    bench.workloads = [each for each in OWN_MODELS if each.name in arguments.models.split(",")]
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
         for part in arguments.parts.split(","):
             bench.measure(part, Path(scratch) / part)
@@ -39,6 +41,7 @@ class _Bench:
         self._out = out
         self._turns, self._num_rounds = turns, num_rounds
         self._goals: list[Goal] = []
+        self.workloads: Sequence[Workload] = OWN_MODELS
         self.results: dict[str, Any] = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "turns": turns,
@@ -65,13 +68,13 @@ class _Bench:
     def _measure(self, part: str, folder: Path) -> tuple[Any, list[Goal]]:
         turns, num_rounds = self._turns, self._num_rounds
         if part == "federated":
-            rows = federated.run(folder, turns=turns, num_rounds=num_rounds, say=say)
-            for row in rows:
-                if "error" in row:
-                    self._problem(f"turn {row['turn']}, {row['contender']}: {row['error']}")
+            rows = self._run(BUILT_IN, folder)
             if not federated.all_equal(rows):
                 self._problem(f"accuracies are not equal: {federated.differences(rows)}")
             return rows, federated.goals(rows, has_amx=machine.has_amx())
+        if part == "own-models":
+            own = {each.name: self._run(each, folder / each.name) for each in self.workloads}
+            return own, federated.own_goals(own)
         if part == "distillation":
             grids = distillation.run(folder, turns=turns, say=say)
             worst = max(map(distillation.difference, grids))
@@ -85,6 +88,19 @@ class _Bench:
             sizes = many_silos.run(folder, num_rounds=num_rounds, say=say)
             return sizes, many_silos.goals(sizes)
         raise ValueError(f"{part!r} is not a valid part: give {', '.join(PARTS)}")
+
+    def _run(self, workload: Workload, folder: Path) -> federated.Rows:
+        """Let all contenders run a workload, and record those that failed."""
+        say(f"- {workload.description}")
+        rows = federated.run(
+            folder, turns=self._turns, num_rounds=self._num_rounds, say=say, workload=workload
+        )
+        for row in rows:
+            if "error" in row:
+                self._problem(
+                    f"{workload.name}, turn {row['turn']}, {row['contender']}: {row['error']}"
+                )
+        return rows
 
     def _problem(self, sentence: str) -> None:
         self.results["problems"].append(sentence)
@@ -110,12 +126,16 @@ def say(line: str) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
-        description="Measure fedkd against other ways to do the same work; about 20 minutes.",
+        description="Measure fedkd against other ways to do the same work; about an hour.",
     )
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="default: 20")
     parser.add_argument(
         "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"default: {','.join(PARTS)}"
+    )
+    names = ",".join(each.name for each in OWN_MODELS)
+    parser.add_argument(
+        "--models", default=names, metavar="NAME,...", help=f"of the own models; default: {names}"
     )
     parser.add_argument(
         "--out", type=Path, default=HERE, metavar="DIR", help="default: the folder of the bench"

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from experiments.bench import pfl_environment
 from experiments.bench.process import Measurement, measure
 from experiments.bench.workload import HERE, STUDY
 from fedkd.engines.processes import free_port
 
 RIVALS = HERE / "rivals"
 BEST_LOOP = RIVALS / "best_loop.py"
-BEST_LOOP_SHA256 = "dfe64327195b10ef1f30e0b5b1b0ca9a9c1516a927511ec396cb239810a23e80"
-"""Hash of the hand-written loop at the time of the first comparison."""
+BEST_LOOP_SHA256 = "b80bbd1646bc7f6512929fba7d43ebc7bf5e9e640a840c8791bf4f87277351c5"
+"""Hash of the hand-written loop, whose networks are in ``networks.py``."""
 
+PFL = "pfl-research"
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -36,16 +39,28 @@ class Contender:
     run: Callable[[Path, Path, int], Measurement]
 
 
-def contenders(cache: Path | None = None) -> list[Contender]:
-    """Return all contenders, in the order of a turn; ``cache`` is fedkd's cache folder."""
+def contenders(
+    cache: Path | None = None, settings: Sequence[str] = (), *, python: Path | None = None
+) -> list[Contender]:
+    """Return all contenders, in the order of a turn.
+
+    Args:
+        cache: fedkd's cache folder.
+        settings: changes of the study.
+        python: of the environment of pfl-research; without one it takes no part.
+    """
+    changes = [part for change in settings for part in ("--set", change)]
+    fedkd_with = partial(_fedkd, cache, *changes)
+    pfl = Contender(PFL, f"version {pfl_environment.VERSION}, one process", _loop("pfl", python))
     return [
-        Contender("fedkd inline", "`fedkd compare --fresh`, one process", _fedkd(cache)),
+        Contender("fedkd inline", "`fedkd compare --fresh`, one process", fedkd_with()),
         Contender(
             "fedkd inline bf16",
             "the same with `engine.precision=bf16`",
-            _fedkd(cache, "--set", "engine.precision=bf16"),
+            fedkd_with("--set", "engine.precision=bf16"),
         ),
-        Contender("fedkd ray", "the same with `--engine ray`", _fedkd(cache, "--engine", "ray")),
+        Contender("fedkd ray", "the same with `--engine ray`", fedkd_with("--engine", "ray")),
+        *([pfl] if python else []),
         Contender("Flower on Ray", "Flower's quickstart for PyTorch, by `flwr run`", _run_flower),
         Contender(
             "bare loop", "plain PyTorch, sequential silos, two threads, DataLoader", _loop("bare")
@@ -76,7 +91,7 @@ def fedkd(*arguments: str | Path, folder: Path, cache: Path | None = None) -> Me
     """Run and measure a command of fedkd, with a cache of its own by default."""
     environment = {"FEDKD_CACHE_DIR": str(cache or folder / "cache")}
     return measure(
-        [PROGRAMS / "fedkd", *arguments],
+        [sys.executable, "-m", "fedkd.cli", *arguments],
         folder=folder,
         environment=environment,
         rounds=lambda: next(folder.glob("runs/*/*/*/seed-*/rounds.jsonl"), None),
@@ -99,11 +114,11 @@ def _fedkd(cache: Path | None, *more: str) -> Callable[[Path, Path, int], Measur
     return run
 
 
-def _loop(name: str) -> Callable[[Path, Path, int], Measurement]:
+def _loop(name: str, python: Path | None = None) -> Callable[[Path, Path, int], Measurement]:
     def run(folder: Path, workload: Path, num_rounds: int) -> Measurement:
         log = folder / "rounds.jsonl"
         command: list[str | Path] = [
-            sys.executable,
+            python or sys.executable,
             RIVALS / f"{name}_loop.py",
             workload,
             log,
@@ -118,6 +133,7 @@ def _run_flower(folder: Path, workload: Path, num_rounds: int) -> Measurement:
     """Run Flower's tutorial; `flwr run` starts a SuperLink, as it does for a user."""
     app, home, log = folder / "tutorial", folder / "home", folder / "rounds.jsonl"
     shutil.copytree(RIVALS / "flower-app", app)
+    shutil.copy(RIVALS / "networks.py", app / "tutorial")
     home.mkdir()
     config = f"workload='{workload}' rounds-file='{log}' num-server-rounds={num_rounds}"
     environment = {

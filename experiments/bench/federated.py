@@ -7,10 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.contenders import Contender, check_frozen, contenders, fedkd
+from experiments.bench.contenders import PFL, Contender, check_frozen, contenders, fedkd
 from experiments.bench.goals import Goal, Spread
+from experiments.bench.pfl_environment import make_environment
 from experiments.bench.process import CommandFailedError
-from experiments.bench.workload import STUDY, write_workload
+from experiments.bench.workload import (
+    BUILT_IN,
+    OWN_MODELS,
+    STUDY,
+    Workload,
+    prepare,
+    write_workload,
+)
 
 LAST_ROUNDS = 5
 TOLERANCE = 0.015
@@ -20,19 +28,29 @@ Say = Callable[[str], None]
 Rows = list[dict[str, Any]]
 
 
-def run(folder: Path, *, turns: int, num_rounds: int, say: Say) -> Rows:
+def run(
+    folder: Path, *, turns: int, num_rounds: int, say: Say, workload: Workload = BUILT_IN
+) -> Rows:
     """Run all contenders in turn; return a row for each, with its measurement or its error."""
     check_frozen()
-    workload = folder / "workload.npz"
-    write_workload(workload)
+    python = None
+    try:
+        python = make_environment(folder.parent / "pfl")
+    except OSError as error:
+        say(f"pfl-research takes no part: {error}")
+    prepare(folder)
+    file, settings = folder / "workload.npz", workload.settings(folder)
+    write_workload(file, workload, folder)
+    num_rounds = min(num_rounds, workload.num_rounds)
     # Decode the images once: the other contenders read decoded images, too.
-    fedkd("compare", STUDY, "--set", "rounds.max=1", folder=folder / "warm", cache=folder / "cache")
+    changes = [part for change in (*settings, "rounds.max=1") for part in ("--set", change)]
+    fedkd("compare", STUDY, *changes, folder=folder / "warm", cache=folder / "cache")
     rows: Rows = []
     for turn in range(turns):
-        for contender in contenders(folder / "cache"):
+        for contender in contenders(folder / "cache", settings, python=python):
             place = folder / f"turn-{turn}" / contender.name.replace(" ", "-")
             rows.append({"turn": turn, "contender": contender.name})
-            rows[-1] |= _measure(contender, place, workload, num_rounds)
+            rows[-1] |= _measure(contender, place, file, num_rounds)
             say(_line(rows[-1]))
     return rows
 
@@ -126,6 +144,37 @@ def goals(rows: Rows, *, has_amx: bool) -> list[Goal]:
             else None,
         ),
     ]
+
+
+def own_goals(rows: dict[str, Rows]) -> list[Goal]:
+    """Return the goals of the workloads with a user's model, by name."""
+    whole = "whole command, a user's 5 x 5 CNN, inline fp32 against"
+    goals = [
+        Goal(f"{whole} {name}", limit, measured=_against(rows, "own-cnn", name, "seconds"))
+        for name, limit in (("Flower on Ray", 0.60), (PFL, 0.70), ("bare loop", 0.65))
+    ]
+    goals += [
+        Goal(
+            f"a round of {each.description}, inline fp32 against the best loop",
+            1.10,
+            measured=_against(rows, each.name, "best loop", "round_seconds"),
+        )
+        for each in OWN_MODELS
+    ]
+    loop = "a loop that sees the pictures again"
+    frozen = _against(rows, "frozen", "bare loop", "round_seconds")
+    return [*goals, Goal(f"later rounds of a frozen backbone against {loop}", 0.1, measured=frozen)]
+
+
+def _against(rows: dict[str, Rows], workload: str, contender: str, key: str) -> Spread | None:
+    return ratios(rows.get(workload, []), "fedkd inline", contender, key)
+
+
+def worst(rows: dict[str, Rows], contender: str, key: str) -> tuple[str, Spread] | None:
+    """Return the workload with the highest ratio of fedkd inline to a contender, and the ratio."""
+    found = {name: ratios(each, "fedkd inline", contender, key) for name, each in rows.items()}
+    known = {name: spread for name, spread in found.items() if spread is not None}
+    return max(known.items(), key=lambda item: item[1].median, default=None)
 
 
 def all_equal(rows: Rows) -> bool:

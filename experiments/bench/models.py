@@ -1,4 +1,4 @@
-"""Models of different sizes, for the sweep over parameters."""
+"""Models of a user's own: of different sizes, and with larger convolutions."""
 
 from __future__ import annotations
 
@@ -29,3 +29,20 @@ def wide_1000(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
 def wide_3000(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Two hidden layers of 3,000 units: 11.4 million parameters."""
     return _wide(3000, num_classes, in_channels, image_size)
+
+
+def two_convolutions(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Two convolutions of 5 x 5, as a user writes them."""
+    side = image_size // 4
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * side * side, 128),
+        nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )

@@ -38,6 +38,7 @@ class Measurement:
         round_seconds: median time between two lines of its log of rounds: sending, training,
             aggregation and evaluation; None with fewer than two rounds.
         accuracies: one per round, from round 0.
+        round_bytes: sent and received in the last round, where the log of rounds says so.
     """
 
     seconds: float
@@ -45,6 +46,7 @@ class Measurement:
     peak_bytes: int
     round_seconds: float | None = None
     accuracies: tuple[float, ...] = ()
+    round_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -109,7 +111,14 @@ def measure(
         raise CommandFailedError(f"{command[0]} ended with {process.returncode}; {_log_tail(log)}")
     after = os.times()
     cpu = after.children_user + after.children_system - usage.children_user - usage.children_system
-    return Measurement(seconds, cpu, memory.peak, round_log.median(), tuple(round_log.accuracies))
+    return Measurement(
+        seconds,
+        cpu,
+        memory.peak,
+        round_log.median(),
+        tuple(round_log.accuracies),
+        round_log.last_bytes,
+    )
 
 
 def exit_on_sigterm() -> None:
@@ -125,6 +134,7 @@ class _RoundLog:
         self._size = 0
         self._times: list[float] = []
         self.accuracies: list[float] = []
+        self.last_bytes: int | None = None
 
     def sample(self) -> None:
         path = self._find() if self._find else None
@@ -136,7 +146,10 @@ class _RoundLog:
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         for line in lines[len(self._times) :]:
             self._times.append(now)
-            self.accuracies.append(float(json.loads(line)["accuracy"]))
+            point = json.loads(line)
+            self.accuracies.append(float(point["accuracy"]))
+            if "bytes_up" in point:
+                self.last_bytes = int(point["bytes_up"]) + int(point["bytes_down"])
 
     def median(self) -> float | None:
         if len(self._times) < 2:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.contenders import contenders
-from experiments.bench.federated import TOLERANCE, accuracy, names, ratios
-from experiments.bench.workload import HERE
+from experiments.bench.federated import TOLERANCE, accuracy, names, ratios, worst
+from experiments.bench.workload import HERE, OWN_MODELS
 from fedkd.util.files import replacing, write_text
 
 RESULTS, README, PLOT = "results.json", "README.md", "rounds.svg"
@@ -27,8 +28,18 @@ def publish(folder: Path, results: dict[str, Any]) -> None:
         _goals(results["goals"]),
     ]
     if rows:
-        parts += [_contenders(rows), f"![Seconds of a round, against fedkd inline]({PLOT})\n"]
+        parts += [
+            "## Contenders\n",
+            _contenders(rows),
+            f"![Seconds of a round, against fedkd inline]({PLOT})\n",
+        ]
         _draw(folder / PLOT, rows)
+    own = results.get("own-models") or {}
+    described = {each.name: each.description for each in OWN_MODELS}
+    for name, each in own.items():
+        parts += [f"## {described[name][0].upper()}{described[name][1:]}\n", _contenders(each)]
+    if own:
+        parts.append(_worst({**own, **({"cnn": rows} if rows else {})}))
     if results["problems"]:
         failed = [f"- {each.splitlines()[0]}" for each in results["problems"]]
         parts.append("\n".join(["## What failed\n", *failed]))
@@ -61,23 +72,42 @@ def _goals(goals: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _worst(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a table of the workload on which fedkd inline is slowest against each contender."""
+    lines = [
+        "## The worst of all workloads\n",
+        "Whole command, fedkd inline against the contender.\n",
+        "| contender | workload | ratio |",
+        "|---|---|---|",
+    ]
+    contenders_ = dict.fromkeys(name for each in rows.values() for name in names(each))
+    lines += [
+        f"| {name} | {found[0]} | {_spread(vars(found[1]))} |"
+        for name in contenders_
+        if not name.startswith("fedkd") and (found := worst(rows, name, "seconds"))
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _contenders(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "## Contenders\n",
         "Ratios to fedkd inline in the same turn.\n",
-        "| contender | what it is | whole command | a round | peak memory | accuracy |",
-        "|---|---|---|---|---|---|",
+        "| contender | what it is | whole command | a round | memory | MB a round | accuracy |",
+        "|---|---|---|---|---|---|---|",
     ]
-    described = {each.name: each.description for each in contenders()}
+    everyone = contenders(python=Path(sys.executable))
+    described = {each.name: each.description for each in everyone}
     for name in names(rows):
         own_rows = [row for row in rows if row["contender"] == name and "error" not in row]
         if not own_rows:
-            lines.append(f"| {name} | {described[name]} | failed | | | |")
+            lines.append(f"| {name} | {described[name]} | failed | | | | |")
             continue
         cells = [
             _spread(vars(spread)) if (spread := ratios(rows, name, "fedkd inline", key)) else "-"
             for key in ("seconds", "round_seconds", "peak_bytes")
         ]
+        sent = next((row["round_bytes"] for row in own_rows if row.get("round_bytes")), None)
+        cells.append("-" if sent is None else f"{sent / 1e6:.3g}")
         mean = statistics.fmean(accuracy(row) for row in own_rows)
         lines.append(f"| {name} | {described[name]} | {' | '.join(cells)} | {mean:.3f} |")
     return "\n".join(lines) + "\n"

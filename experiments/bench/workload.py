@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,106 @@ ARM = "fedkd"
 """The tuned arm of the grid's study."""
 
 
-def write_workload(path: Path) -> None:
+@dataclass(frozen=True)
+class Workload:
+    """A study that all contenders run.
+
+    Attributes:
+        name: of the network, as ``rivals/networks.py`` builds it.
+        description: a phrase.
+        changes: of ``fedavg.yaml``, with ``{folder}`` for that of the bench.
+        num_rounds: the most rounds, for those that take long.
+    """
+
+    name: str
+    description: str
+    changes: tuple[str, ...] = ()
+    num_rounds: int = 20
+
+    def settings(self, folder: Path) -> list[str]:
+        """Return the changes, with the files that are made in ``folder``."""
+        return [change.replace("{folder}", str(folder.absolute())) for change in self.changes]
+
+
+BUILT_IN = Workload("cnn", "the built-in `cnn` on Fashion-MNIST")
+_AT_64_PIXELS = ("data.image_size=64", "data.train_size=2000", "data.validation=0")
+OWN_MODELS = (
+    Workload(
+        "own-cnn",
+        "two 5 x 5 convolutions, a function of the user's own",
+        ("model.arch=experiments.bench.models:two_convolutions",),
+    ),
+    Workload(
+        "resnet18",
+        "`torchvision:resnet18` with BatchNorm at 64 pixels, flipped and cropped",
+        ("model.arch=torchvision:resnet18", "rounds.augment=flip-crop", *_AT_64_PIXELS),
+        num_rounds=4,
+    ),
+    Workload(
+        "mlp",
+        "the built-in `mlp` on a table of 50,000 rows",
+        (
+            "data.source=npz:{folder}/table.npz",
+            "data.train_size=40000",
+            "data.validation=0",
+            "data.transfer.size=1",
+            "model.arch=mlp",
+        ),
+    ),
+    Workload(
+        "frozen",
+        "a frozen ResNet-18 at 64 pixels with a head",
+        (
+            "model={arch: torchvision:resnet18, weights: '{folder}/weights.pt', train: head}",
+            *_AT_64_PIXELS,
+        ),
+        num_rounds=6,
+    ),
+)
+
+
+def prepare(folder: Path) -> None:
+    """Write the table and the weights that workloads name: random, but always the same."""
+    import torch
+    from sklearn.datasets import make_classification
+
+    from experiments.bench.rivals.networks import resnet18
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, labels = make_classification(
+        50_000, 60, n_informative=30, n_classes=5, class_sep=1.5, random_state=0
+    )
+    split = 45_000
+    _write(
+        folder / "table.npz",
+        {
+            "inputs": rows[:split].astype(np.float32),
+            "labels": labels[:split].astype(np.int64),
+            "test_inputs": rows[split:].astype(np.float32),
+            "test_labels": labels[split:].astype(np.int64),
+        },
+    )
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), folder / "weights.pt")
+
+
+def write_workload(path: Path, workload: Workload, folder: Path) -> None:
     """Write the study's images, its start and the seeds of its batches as one npz file.
 
-    The arrays are ``images`` uint8 ``[silos, N, C, H, W]``, ``labels`` int64 ``[silos, N]``,
-    ``test_images``, ``test_labels``, ``seeds`` int64 ``[rounds, silos]``, and a ``start.KEY`` for
-    every tensor of the model.
+    The arrays are ``images`` uint8 ``[silos, N, C, H, W]`` or float32 ``[silos, N, F]``, ``labels``
+    int64 ``[silos, N]``, ``test_images``, ``test_labels``, ``seeds`` int64 ``[rounds, silos]``, a
+    ``start.KEY`` for every tensor of the model, ``network``, ``augment``, ``weights``, ``classes``.
+
+    Args:
+        path: of the file.
+        workload: the study.
+        folder: of the files that :func:`prepare` writes.
     """
     from fedkd.federation.federation import Federation
     from strategies.context import RunContext
     from strategies.fedavg import initial_arrays
 
-    study = load_study(STUDY)
+    study = load_study(STUDY, workload.settings(folder))
     with tempfile.TemporaryDirectory() as cache:
         federation = Federation.load(study, study.seeds[0], Path(cache))
     start = initial_arrays(RunContext.of(federation, "fedavg", ())).to_torch_state_dict()
@@ -48,6 +137,10 @@ def write_workload(path: Path) -> None:
             "test_images": federation.split.test.images.numpy(),
             "test_labels": federation.split.test.labels.numpy(),
             "seeds": np.array(seeds, dtype=np.int64),
+            "network": np.array(workload.name),
+            "augment": np.array(study.rounds.augment != "none"),
+            "weights": np.array(str(folder.absolute() / "weights.pt")),
+            "classes": np.array(federation.shape.num_classes),
             **{f"start.{key}": tensor.numpy() for key, tensor in start.items()},
         },
     )

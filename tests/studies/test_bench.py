@@ -86,6 +86,19 @@ ROWS = [
 ]
 
 
+OWN = [row(0, "fedkd inline", 30, round_bytes=2_000_000), row(0, "bare loop", 40)]
+
+
+def test_goals_of_own_models_and_the_worst_of_all_workloads() -> None:
+    goals = {goal.text: goal for goal in federated.own_goals({"own-cnn": OWN})}
+    missed = goals["whole command, a user's 5 x 5 CNN, inline fp32 against bare loop"]
+    assert (missed.measured, missed.met) == (Spread(0.75, 0.75, 0.75), False)
+    assert sum(goal.measured is not None for goal in goals.values()) == 1
+    rows = {"cnn": ROWS, "own-cnn": OWN}
+    assert federated.worst(rows, "bare loop", "seconds") == ("own-cnn", Spread(0.75, 0.75, 0.75))
+    assert federated.worst(rows, "best loop", "seconds") is None
+
+
 def test_only_times_of_one_turn_are_compared() -> None:
     found = federated.ratios(ROWS, "fedkd inline", "bare loop", "seconds")
     assert found == Spread(0.5, 0.625, 0.75)
@@ -139,12 +152,15 @@ def test_the_page_is_written_although_contenders_failed(tmp_path: Path) -> None:
             "load_before": 0.1,
         },
         "federated": ROWS,
+        "own-models": {"own-cnn": OWN},
         "goals": goals,
         "problems": ["turn 2, bare loop: it broke\nand more"],
     }
     publish(tmp_path, results)
     text = (tmp_path / "README.md").read_text()
     assert "0.625 (0.5 to 0.75)" in text
+    assert "| bare loop | own-cnn | 0.75 |" in text
+    assert "| fedkd inline | `fedkd compare --fresh`, one process | 1 | 1 | 1 | 2 | 0.800 |" in text
     assert "- turn 2, bare loop: it broke\n" in text
     assert "not measured" in text
     assert "**no**" not in text

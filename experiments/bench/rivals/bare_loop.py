@@ -14,34 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import Examples, average, build, start
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 BATCH, LR, MOMENTUM = 32, 0.05, 0.9
 
 
-def build() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
-
-
-def dataset(images: np.ndarray, labels: np.ndarray) -> TensorDataset:
-    return TensorDataset(torch.from_numpy(images).float() / 255, torch.from_numpy(labels))
-
-
 def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]]) -> None:
     criterion = nn.CrossEntropyLoss()
-    optimiser = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM)
     model.train()
     for images, labels in loader:
         optimiser.zero_grad()
@@ -53,7 +36,7 @@ def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]]) -> None:
 def test(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]]) -> float:
     model.eval()
     right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
-    return right / 10_000
+    return right / len(loader.dataset)
 
 
 def main() -> None:
@@ -61,16 +44,13 @@ def main() -> None:
     torch.manual_seed(0)
     workload, log, num_rounds = np.load(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     silos = [
-        DataLoader(dataset(images, labels), batch_size=BATCH, shuffle=True)
+        DataLoader(Examples(workload, images, labels), batch_size=BATCH, shuffle=True)
         for images, labels in zip(workload["images"], workload["labels"], strict=True)
     ]
-    test_loader = DataLoader(
-        dataset(workload["test_images"], workload["test_labels"]), batch_size=1000
-    )
-    model = build()
-    model.load_state_dict(
-        {key: torch.from_numpy(workload[f"start.{key}"]) for key in model.state_dict()}
-    )
+    test_set = Examples({"augment": False}, workload["test_images"], workload["test_labels"])
+    test_loader = DataLoader(test_set, batch_size=1000)
+    model = build(workload)
+    model.load_state_dict(start(workload))
     with log.open("w", encoding="utf-8", buffering=1) as file:
         file.write(json.dumps({"round": 0, "accuracy": test(model, test_loader)}) + "\n")
         for number in range(1, num_rounds + 1):
@@ -79,9 +59,7 @@ def main() -> None:
                 local = copy.deepcopy(model)
                 train(local, silo)
                 states.append(local.state_dict())
-            model.load_state_dict(
-                {key: torch.stack([s[key] for s in states]).mean(0) for key in states[0]}
-            )
+            model.load_state_dict(average(states))
             file.write(json.dumps({"round": number, "accuracy": test(model, test_loader)}) + "\n")
 
 

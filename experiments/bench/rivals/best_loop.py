@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import augmentation, build, floats, start
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,26 +26,14 @@ BATCH, LR, MOMENTUM = 32, 0.05, 0.9
 LAYOUT = torch.channels_last
 
 
-def build() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    ).to(memory_format=LAYOUT)
-
-
-def floats(images: np.ndarray) -> Tensor:
-    return (torch.from_numpy(images).float() / 255).contiguous(memory_format=LAYOUT)
+def arranged(images: np.ndarray) -> Tensor:
+    tensor = floats(images)
+    return tensor.contiguous(memory_format=LAYOUT) if tensor.ndim == 4 else tensor
 
 
 def average(share: list[float], tensors: tuple[Tensor, ...]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]
     total = torch.zeros(tensors[0].shape, dtype=torch.float64)
     for weight, tensor in zip(share, tensors, strict=True):
         total.add_(tensor, alpha=weight)
@@ -53,19 +42,19 @@ def average(share: list[float], tensors: tuple[Tensor, ...]) -> Tensor:
 
 def main() -> None:
     workload, log, num_rounds = np.load(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    silos = [floats(each) for each in workload["images"]]
+    silos = [arranged(each) for each in workload["images"]]
     labels = [torch.from_numpy(each) for each in workload["labels"]]
-    test, truth = floats(workload["test_images"]), torch.from_numpy(workload["test_labels"])
+    test, truth = arranged(workload["test_images"]), torch.from_numpy(workload["test_labels"])
     seeds = workload["seeds"]
-    start = build()
-    keys = list(start.state_dict())
-    state = [torch.from_numpy(workload[f"start.{key}"]) for key in keys]
+    keys = list(build(workload).state_dict())
+    state = [start(workload)[key] for key in keys]
+    change = augmentation(workload)
     workers = len(os.sched_getaffinity(0))
     own = threading.local()
 
     def begin_thread() -> None:
         torch.set_num_threads(1)
-        own.model = build()
+        own.model = build(workload).to(memory_format=LAYOUT)
 
     def load(model: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -76,10 +65,13 @@ def main() -> None:
     def train(job: tuple[int, int]) -> list[Tensor]:
         number, silo = job
         model = load(own.model).train()
-        optimiser = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, foreach=True)
+        trained = [each for each in model.parameters() if each.requires_grad]
+        optimiser = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM, foreach=True)
         generator = torch.Generator().manual_seed(int(seeds[number - 1, silo]))
         order = torch.randperm(len(labels[silo]), generator=generator)
         images, answers = silos[silo][order], labels[silo][order]
+        if change is not None:
+            images = torch.stack([change(image) for image in images])
         for begin in range(0, len(answers), BATCH):
             optimiser.zero_grad()
             logits = model(images[begin : begin + BATCH])

@@ -4,7 +4,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from tutorial.task import Net, load_data
+from tutorial.task import load_data, make_net
 from tutorial.task import train as train_fn
 
 app = ClientApp()
@@ -13,7 +13,7 @@ app = ClientApp()
 @app.train()
 def train(msg: Message, context: Context):
     """Train the model on local data."""
-    model = Net()
+    model = make_net(context.run_config["workload"])
     model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     model.to(device)

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from tutorial.task import Net, load_centralized_dataset, open_workload, test
+from tutorial.networks import start
+from tutorial.task import load_centralized_dataset, make_net, open_workload, test
 
 app = ServerApp()
 
@@ -17,15 +18,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run FedAvg with an evaluation on the test set after every round."""
     workload = open_workload(context.run_config["workload"])
-    global_model = Net()
-    start = {
-        key: torch.from_numpy(workload["start." + key.removeprefix("layers.")])
-        for key in global_model.state_dict()
-    }
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
     strategy.start(
         grid=grid,
-        initial_arrays=ArrayRecord(start),
+        initial_arrays=ArrayRecord(start(workload)),
         train_config=ConfigRecord({"lr": context.run_config["learning-rate"]}),
         num_rounds=context.run_config["num-server-rounds"],
         evaluate_fn=lambda number, arrays: global_evaluate(context, number, arrays),
@@ -34,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def global_evaluate(context: Context, server_round: int, arrays: ArrayRecord) -> MetricRecord:
     """Evaluate the model on the test set, and note the round for the bench."""
-    model = Net()
+    model = make_net(context.run_config["workload"])
     model.load_state_dict(arrays.to_torch_state_dict())
     loader = load_centralized_dataset(context.run_config["workload"])
     loss, accuracy = test(model, loader, torch.device("cpu"))

@@ -2,32 +2,9 @@
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-
-class Net(nn.Module):
-    """The bench's model."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(32 * 7 * 7, 128),
-            nn.ReLU(),
-            nn.Linear(128, 10),
-        )
-
-    def forward(self, x):
-        """Return logits."""
-        return self.layers(x)
-
+from tutorial.networks import Examples, build
 
 workload = None  # Cache the data, as the tutorial caches its FederatedDataset
 
@@ -43,23 +20,28 @@ def open_workload(path):
 def load_data(path, partition_id, batch_size):
     """Return a silo's DataLoader; tensors in memory; the tutorial decodes images."""
     data = open_workload(path)
-    images = torch.from_numpy(data["images"][partition_id]).float() / 255
-    labels = torch.from_numpy(data["labels"][partition_id])
-    return DataLoader(TensorDataset(images, labels), batch_size=batch_size, shuffle=True)
+    examples = Examples(data, data["images"][partition_id], data["labels"][partition_id])
+    return DataLoader(examples, batch_size=batch_size, shuffle=True)
 
 
 def load_centralized_dataset(path):
     """Return the DataLoader of the test set."""
     data = open_workload(path)
-    images = torch.from_numpy(data["test_images"]).float() / 255
-    return DataLoader(TensorDataset(images, torch.from_numpy(data["test_labels"])), batch_size=128)
+    examples = Examples({"augment": False}, data["test_images"], data["test_labels"])
+    return DataLoader(examples, batch_size=128)
+
+
+def make_net(path):
+    """Return the workload's network."""
+    return build(open_workload(path))
 
 
 def train(net, trainloader, epochs, lr, device):
     """Train the model on the training set."""
     net.to(device)
     criterion = torch.nn.CrossEntropyLoss().to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9)
     net.train()
     running_loss = 0.0
     for _ in range(epochs):
