@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,11 +15,13 @@ from fedkd.messages.failures import read as read_failure
 from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
 
+T = TypeVar("T")
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
-NOTICE_SECONDS = 10.0
-"""After which is said whose replies are waited for."""
 PULLED_AT_ONCE, PULLED_BYTES = 8, 64 << 20
 """Replies that are taken from a grid at a time, and so are in memory; more if they are small."""
+NOTICE_SECONDS = 10.0
+"""After which is said whose replies are waited for."""
 GONE = "it is not connected"
 """The reason where a silo of a round is known to be gone, and no message is sent to it."""
 LATE = "it did not answer in time"
@@ -133,30 +136,50 @@ class Patience:
 
 
 @dataclass
-class Ended:
-    """What an exchange leaves beside the replies to its messages.
+class Replies(Generic[T]):
+    """What came back of an exchange.
 
     Attributes:
+        read: makes a value of each reply to its messages when it comes.
+        by_node: these values.
         late: replies to earlier messages, unread.
         missing: its messages without a reply.
     """
 
+    read: Callable[[Message], T]
+    by_node: dict[int, T] = field(default_factory=dict)
     late: list[Message] = field(default_factory=list)
     missing: list[Message] = field(default_factory=list)
+
+    def take(self, reply: Message, receivers: set[int], owed: set[str]) -> bool:
+        """Take a reply to one of the messages, or to an earlier one whose id is in ``owed``.
+
+        Returns:
+            Whether it is the first to its message, and not an error.
+        """
+        answered, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        if answered in owed:
+            owed.discard(answered)
+            self.late.append(reply)
+        elif node in receivers and node not in self.by_node:
+            self.by_node[node] = self.read(reply)
+        else:
+            return False
+        return bool(reply.has_content())
 
 
 def exchange(
     grid: Grid,
     messages: Sequence[Message],
+    read: Callable[[Message], T],
     *,
     patience: Patience,
     traffic: Traffic,
     simulated: bool = False,
     earlier: Collection[str] = (),
     on_waiting: Callable[[set[int]], None] = lambda _: None,
-    ended: Ended | None = None,
-) -> Iterator[tuple[int, Message]]:
-    """Send messages, and yield each reply with its node id when it comes, unread.
+) -> Replies[T]:
+    """Send messages, wait for the replies, and return what ``read`` makes of them.
 
     Flower's own ``send_and_receive`` looks for replies every three seconds, and holds them all;
     this one begins with milliseconds, so that a simulated round is not mostly waiting, and takes
@@ -165,6 +188,7 @@ def exchange(
     Args:
         grid: the way to the nodes.
         messages: at most one for each node.
+        read: called with each reply when it comes.
         patience: how long to wait.
         traffic: of the round; bytes are added.
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
@@ -172,63 +196,53 @@ def exchange(
         earlier: ids of messages of earlier exchanges, whose replies are taken too.
         on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the nodes that have
             not replied.
-        ended: is filled.
 
     Raises:
         FedKDError: a simulated silo fails for a known reason, or the user's code failed there.
         RemoteError: our code failed at a simulated silo, or its process was lost.
     """
-    ended = Ended() if ended is None else ended
     sent = sum(count_bytes(message.content) for message in messages)
     traffic.bytes_down += sent
-    receivers = {message.metadata.dst_node_id for message in messages}
-    # A SuperLink gives no id to a message for a node that it no longer knows.
-    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    asked, owed = len(pending), set(earlier)
     # A reply is taken to be as large as its question.
     size = max(PULLED_AT_ONCE, PULLED_BYTES * len(messages) // max(1, sent))
     size = getattr(grid, "pulled_at_once", size)
+    receivers = {message.metadata.dst_node_id for message in messages}
+    # A SuperLink gives no id to a message for a node that it no longer knows.
+    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
+    result, asked, owed = Replies(read), len(pending), set(earlier)
     begin = time.monotonic()
     deadline, pause = begin + patience.timeout, FIRST_PAUSE
     said: set[str] = set()
     good, ends_early = 0, False
     while pending or (owed and good < patience.good):
-        received = False
+        before = len(pending) + len(owed)
         for reply in _pull(grid, sorted(pending | owed), size):
             if simulated and reply.has_error():
                 _raise_failure(reply)
-            received = True
-            answered, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-            is_late, is_first = answered in owed, node in receivers
-            pending.discard(answered)
-            owed.discard(answered)
-            if is_late:
-                ended.late.append(reply)
-            elif is_first:
-                receivers.discard(node)
-            if reply.has_content() and (is_late or is_first):
+            pending.discard(reply.metadata.reply_to_message_id)
+            if result.take(reply, receivers, owed):
                 good += 1
                 traffic.bytes_up += count_bytes(reply.content)
-            if is_first and not is_late:
-                yield node, reply
+        received = len(pending) + len(owed) < before
         now = time.monotonic()
         has_enough = patience.enough is not None and asked - len(pending) >= patience.enough
         if has_enough and not ends_early and good >= patience.good:
             ends_early, deadline = True, min(deadline, now + patience.grace * (now - begin))
-        if now >= deadline:
+        if now >= deadline and (ends_early or not received):
             break
         if pending and pending != said and now - begin >= NOTICE_SECONDS:
             said = set(pending)
             on_waiting({m.metadata.dst_node_id for m in _among(messages, pending)})
-        if pending or owed:
-            pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+        pause = FIRST_PAUSE if received else min(2 * pause, LONGEST_PAUSE)
+        if not received:
             time.sleep(min(pause, deadline - now))
     traffic.ended_early |= ends_early and bool(pending)
-    ended.missing = _among(messages, pending)
+    result.missing = _among(messages, pending)
+    return result
 
 
 def _pull(grid: Grid, ids: Sequence[str], size: int) -> Iterator[Message]:
-    """Yield the replies that there are to messages, taken in portions of ``size``."""
+    """Yield the replies that are there to messages of these ids, so many ids at a time."""
     for start in range(0, len(ids), size):
         for reply in grid.pull_messages(ids[start : start + size]):
             if isinstance(reply, Message):

@@ -15,7 +15,7 @@ from fedkd.messages.envelope import Question, open_reply
 from fedkd.messages.validate import UNREADABLE, RefusedError, printable
 from fedkd.results.observer import Observer
 from strategies.context import RunContext
-from strategies.exchange import BUSY, GONE, LATE, Ended, Ledger, Patience, exchange
+from strategies.exchange import BUSY, GONE, LATE, Ledger, Patience, exchange
 from strategies.late import Latecomers
 from strategies.roster import Member, Roster
 
@@ -80,39 +80,29 @@ class Session:
         """
         messages = self._address(members, question, own_arrays or {})
         by_node = {member.node_id: member for member in members}
-        busy = {member.node_id for member in members if self.latecomers.is_busy(member)}
-        ended = Ended()
         replies = exchange(
             self.grid,
             messages,
+            lambda reply: self._read(by_node[reply.metadata.src_node_id], question, reply, read),
             patience=self._patience(question, len(members), timeout),
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
             earlier=self.latecomers.keys(),
             on_waiting=lambda nodes: self._say_waiting(question, members, nodes),
-            ended=ended,
         )
-        found: dict[int, tuple[list[T], str]] = {
-            node: self._read(by_node[node], question, reply, read) for node, reply in replies
-        }
-        self.latecomers.arrive(ended.late)
+        busy = [member for member in members if self.latecomers.is_busy(member)]
+        self.latecomers.arrive(replies.late)
         if self.context.rounds.enough is not None and question.kind == keys.TRAIN:
-            for message in ended.missing:
+            for message in replies.missing:
                 self.latecomers.note(message, question, by_node[message.metadata.dst_node_id])
-        late = {each.member.node_id for each, _ in self.latecomers.arrived}
+        late = {each.member.name for each, _ in self.latecomers.arrived}
         answers: list[tuple[Member, T]] = []
-        for member in members:  # those that are absent are all on one node, which is none
-            node = member.node_id
-            if node in found:
-                values, reason = found[node]
-            elif node in busy:
-                values, reason = [], "" if node in late else BUSY
-            else:
-                values, reason = [], self._why_silent(member)
-            answers += [(member, value) for value in values]
-            if reason:
-                counted = question.kind != keys.DESCRIBE
-                self.ledger.refuse(member.name, reason, counted=counted)
+        for member in members:
+            if member not in busy:
+                value = replies.by_node.get(member.node_id)
+                answers += self._use(member, question, value or self._why_silent(member))
+            elif member.name not in late:
+                self.ledger.refuse(member.name, BUSY)
         if question.kind in EXCHANGES:
             self.exchanges += 1
             used = self.ledger.traffic.used
@@ -128,13 +118,13 @@ class Session:
         One that is not good costs its silo one refusal.
         """
         arrived, self.latecomers.arrived = self.latecomers.arrived, []
-        models = []
-        for each, reply in arrived:
-            values, reason = self._read(each.member, each.question, reply, read)
-            models += [(each.member, value, each.question) for value in values]
-            if reason:
-                self.ledger.refuse(each.member.name, reason)
-        return models
+        return [
+            (member, model, each.question)
+            for each, reply in arrived
+            for member, model in self._use(
+                each.member, each.question, self._read(each.member, each.question, reply, read)
+            )
+        ]
 
     def is_barred(self, member: Member) -> bool:
         """Whether a silo has failed so often that it is not asked any more."""
@@ -186,16 +176,24 @@ class Session:
         question: Question,
         reply: Message,
         read: Callable[[Member, RecordDict], T],
-    ) -> tuple[list[T], str]:
-        """Return what ``read`` makes of a reply, or nothing and why it is refused."""
+    ) -> tuple[T] | str:
+        """Return what ``read`` makes of a reply, or why it is refused."""
         silo = None if member.description is None else member.name
         try:
-            return [read(member, open_reply(reply, question, self.run_id, silo))], ""
+            return (read(member, open_reply(reply, question, self.run_id, silo)),)
         except RefusedError as error:
-            return [], str(error)
+            return str(error)
         except UNREADABLE as error:
-            reason = f"its reply cannot be read ({type(error).__name__}: {error})"
-            return [], printable(reason)
+            return printable(f"its reply cannot be read ({type(error).__name__}: {error})")
+
+    def _use(
+        self, member: Member, question: Question, value: tuple[T] | str
+    ) -> list[tuple[Member, T]]:
+        """Return a value that was read; if it is why a reply was refused, note that."""
+        if isinstance(value, tuple):
+            return [(member, value[0])]
+        self.ledger.refuse(member.name, value, counted=question.kind != keys.DESCRIBE)
+        return []
 
     def _why_silent(self, member: Member) -> str:
         """Return why there is no reply, and count the silo as gone until the next look."""

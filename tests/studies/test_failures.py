@@ -236,8 +236,9 @@ def receive(reply: Message, *, simulated: bool) -> dict[int, Message]:
     question = Message(RecordDict(), 5, keys.TRAIN)
     grid: Any = Answering(reply)
     patience, traffic = Patience(9), Traffic()
-    replies = exchange(grid, [question], patience=patience, traffic=traffic, simulated=simulated)
-    return dict(replies)
+    return exchange(
+        grid, [question], lambda each: each, patience=patience, traffic=traffic, simulated=simulated
+    ).by_node
 
 
 def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:
