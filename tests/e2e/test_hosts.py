@@ -607,7 +607,7 @@ def test_a_cut_link_and_a_killed_node_cost_no_more_than_their_share(hosts: Hosts
         "max": 4,
         "stop": "budget",
         "lr": 0.05,
-        "timeout": 30,
+        "timeout": 45,
         "quorum": 0.3,
         "max_failures": 20,
     }
