@@ -91,7 +91,7 @@ docs: $(STAMP_DEV) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-browser: $(STAMP_DEV) ## open the report in headless Chromium; screenshots go to test-artefacts/
-	$(PYTEST) -m browser -n auto --dist worksteal tests/e2e
+	$(PYTEST) -m browser -n 2 --dist worksteal tests/e2e
 
 lint: $(STAMP_DEV) ## ruff: rules and format
 	$(BIN)/ruff check .
