@@ -250,7 +250,7 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
 
 def test_a_grid_gives_the_same_on_any_number_of_threads(make_study: Any, run_tune: Any) -> None:
     found = []
-    for threads in (1, 2, 4):
+    for threads in (1, 4):
         study = make_study(
             {
                 "engine/server_threads": threads,
@@ -258,7 +258,7 @@ def test_a_grid_gives_the_same_on_any_number_of_threads(make_study: Any, run_tun
             }
         )
         found.append(run_tune(study, kind="grid", trials=6, out=f"on-{threads}").results)
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_test_data_have_no_say(
@@ -362,7 +362,7 @@ def test_settings_that_diverge_are_tried_once_and_never_win(make_study: Any, run
         {
             "model/arch": "resnet8",
             "pretraining/epochs": 1,
-            "arms/fedkd/consolidation": {"lr": 1000, "epochs": 10},
+            "arms/fedkd/consolidation": {"lr": 1000, "epochs": 4},
         }
     )
     with pytest.raises(FedKDError, match=r"no trial of the search has a result \(distillation div"):
@@ -371,7 +371,7 @@ def test_settings_that_diverge_are_tried_once_and_never_win(make_study: Any, run
     with pytest.raises(FedKDError, match="no trial"):
         run_tune(study, trials=1, progress=watch)
     assert watch.epochs == 0, "it would diverge again"
-    found = run_tune(study, trials=6).results
+    found = run_tune(study, trials=3).results
     assert found["trials"][0]["state"] == "diverged"
     assert found["best"]["state"] == "finished"
     assert found["own"] is None
