@@ -239,17 +239,13 @@ def test_the_first_trial_is_the_arm_as_it_is_and_each_runs_on_all_seeds(
     assert trials[0].value == pytest.approx(13 + 0.5 * 0.1)
 
 
-def test_a_search_finds_what_the_arm_lacks(tune: Any) -> None:
-    trials = tune(Surface(best_at(0.05, 6)), 16)
+def test_a_search_finds_what_the_arm_lacks_and_stopped_trials_save_rounds(tune: Any) -> None:
+    run = Surface(best_at(0.05, 6))
+    trials = tune(run, 16)
     best = best_arm_trial(trials)
     assert best is not None
     assert best.value < trials[0].value - 8, "one epoch takes twice the exchanges of six"
     assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
-
-
-def test_stopped_trials_save_rounds(tune: Any) -> None:
-    run = Surface(best_at(0.05, 6))
-    trials = tune(run, 16)
     stopped = [t for t in trials if t.state.name == "PRUNED"]
     assert stopped
     assert run.points < 16 * 2 * ROUNDS / 2
