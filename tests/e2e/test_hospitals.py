@@ -134,7 +134,7 @@ def short() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_two_hosts_start_as_a_simulation_and_go_on_alike(
+def test_two_hosts_give_the_curves_of_a_simulation(
     hospitals: tuple[Path, dict[str, float]], short: Path, tmp_path: Path
 ) -> None:
     """Their ``silo.yaml`` says what the checkpoints were trained with; adapters have none."""
@@ -163,12 +163,7 @@ def test_two_hosts_start_as_a_simulation_and_go_on_alike(
             with StudyProgress(Console(quiet=True), 1) as progress:
                 made = parse_study(yaml.safe_dump(deployed))
                 outcome = run_study(made, out=tmp_path / "hosts", fresh=True, progress=progress)
-            found, expected = curve(outcome.summary), curve(simulated)
-            assert found[0] == expected[0]
-            # Threads of several processes may round otherwise in the training of a round.
-            assert [point[3] for point in found[1:]] == [2, 2]
-            for point, other in zip(found, expected, strict=True):
-                assert point[1] == pytest.approx(other[1], abs=0.1)
+            assert curve(outcome.summary) == curve(simulated)
 
 
 def silo_file(folder: Path, name: str) -> dict[str, Any]:
@@ -182,5 +177,6 @@ def silo_file(folder: Path, name: str) -> dict[str, Any]:
         },
         "share": {"teacher": "weights", "class_counts": True},
         "approve": {"study": "any"},
+        "threads": 1,  # as simulated silos have
         "audit": "audit.jsonl",
     }
