@@ -177,5 +177,6 @@ def silo_file(folder: Path, name: str) -> dict[str, Any]:
         },
         "share": {"teacher": "weights", "class_counts": True},
         "approve": {"study": "any"},
+        "threads": 1,  # as simulated silos have
         "audit": "audit.jsonl",
     }
