@@ -18,7 +18,7 @@ from clients.silo import Silo
 from fedkd.data.images import Images
 from fedkd.engines import inline
 from fedkd.engines.ray import LOG_FILE, why_failed
-from fedkd.errors import FedKDError, RemoteError, UserCodeError
+from fedkd.errors import FedKDError, RemoteError, UserCodeError, UserError
 from fedkd.messages import failures, keys
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
@@ -252,6 +252,11 @@ def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:
     )
     with pytest.raises(RemoteError, match=r"failed or was lost: <class 'ray.*ActorDiedError"):
         receive(lost, simulated=True)
+
+
+def test_what_a_node_of_a_cluster_lacks_names_the_node() -> None:
+    found = failures.read(failures.tell(UserError("there is no file x"), "far"))
+    assert str(found) == "on the node far: there is no file x"
 
 
 def test_a_silos_own_failure_and_a_real_host_are_believed_no_more_than_that() -> None:
