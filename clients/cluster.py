@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +20,7 @@ from uuid import uuid4
 import torch
 
 from fedkd.config.study_file import parse_study
+from fedkd.errors import UserError
 from fedkd.federation.federation import Federation, Pretrained
 from fedkd.federation.split import Split
 from fedkd.util.cache import cache_root
@@ -66,8 +69,30 @@ class ClusterFederation(Federation):
         return Pretrained(model.state, model.problem)
 
 
+def check_address(address: str) -> None:
+    """Check that something answers at a cluster's address; Ray would wait for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start one with "
+            "ray start --head, or unset RAY_ADDRESS"
+        ) from error
+
+
+@lru_cache(maxsize=1)
 def hold(address: str, federation: Federation) -> tuple[str, Any]:
-    """Start a federation's holder on this node; return its name, and what keeps it alive."""
+    """Start a federation's holder on this node; return its name, and what keeps it alive.
+
+    The last one lives on until :func:`leave`.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -85,10 +110,12 @@ def hold(address: str, federation: Federation) -> tuple[str, Any]:
 
 
 def leave() -> None:
-    """Leave the cluster, with which all holders end."""
-    import ray
+    """Leave the cluster, if it was joined; all holders end."""
+    if hold.cache_info().currsize:
+        import ray
 
-    ray.shutdown()
+        hold.cache_clear()
+        ray.shutdown()
 
 
 def _get(split: Any) -> Split:

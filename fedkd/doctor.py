@@ -227,12 +227,9 @@ def check_cluster() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         return Finding("cluster", "ok", "none: RAY_ADDRESS is not set, silos run on this machine")
-    # In a process of its own: without a cluster, Ray waits long and may end the process.
-    command = [sys.executable, "-c", _ASK_CLUSTER, address]
-    try:
-        answer = subprocess.check_output(  # noqa: S603 -- our own command
-            command, stderr=subprocess.DEVNULL, timeout=60
-        )
+    try:  # in a process of its own: without a cluster, Ray waits long and may end the process
+        command = [sys.executable, "-c", _ASK_CLUSTER, address]
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=60)  # noqa: S603
         nodes = json.loads(answer.splitlines()[-1])
     except (subprocess.SubprocessError, OSError, ValueError, IndexError):
         advice = "start it with ray start --head, or unset RAY_ADDRESS"

@@ -16,19 +16,17 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 import torch
 
-from clients.cluster import hold, leave
+from clients.cluster import check_address, hold, leave
 from fedkd.config import Study
 from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import find_program, last_lines, read_log, user_paths
 from fedkd.engines.processes import free_port
 from fedkd.errors import FedKDError, RemoteError
-from fedkd.federation.federation import Federation
 from fedkd.federation.thread_pool import on_this_machine, silos_at_once
 from fedkd.messages import keys
 from fedkd.results.observer import Observer
@@ -65,10 +63,10 @@ class RayEngine:
     def __init__(self, study: Study) -> None:
         self._study = on_this_machine(study)
         self._runs = 0
-        self._held: tuple[Federation, str, Any] | None = None
 
     def __enter__(self) -> RayEngine:
-        """Make the app folder and start the SuperLink."""
+        """Make the app folder and start the SuperLink; a cluster to join must answer."""
+        check_address(os.environ.get(CLUSTER, ""))
         self._place = AppFolder()
         self._place.environment |= ray_environment(self._place.folder)
         try:
@@ -80,8 +78,7 @@ class RayEngine:
 
     def __exit__(self, *exc_info: object) -> None:
         """End the SuperLink and its descendants, and remove the folder."""
-        if self._held is not None:
-            leave()
+        leave()
         self._place.close()
 
     def run(self, task: Task, observer: Observer) -> None:
@@ -101,11 +98,9 @@ class RayEngine:
             raise why_failed(task.folder, log)
 
     def _run_command(self, task: Task) -> list[str | Path]:
-        values, address = task.run_config(), os.environ.get(CLUSTER)
-        if address is not None:
-            if self._held is None or self._held[0] is not task.federation:
-                self._held = (task.federation, *hold(address, task.federation))
-            values[keys.CONFIG_HOLDER] = self._held[1]
+        values = task.run_config()
+        if address := os.environ.get(CLUSTER):
+            values[keys.CONFIG_HOLDER], _ = hold(address, task.federation)
         config = self._place.write_config(f"run-{self._runs}", values)
         simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
         return [
