@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from socket import gethostname
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from clients.audit_entry import note_fact
+from clients.cluster import ClusterFederation
 from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
 from clients.silo import Silo
@@ -226,7 +228,9 @@ def _arm(context: Context) -> str:
 
 
 @lru_cache(maxsize=2)
-def _federation(study: str, seed: int, cache: str) -> Federation:
+def _federation(study: str, seed: int, cache: str, holder: str) -> Federation:
+    if holder:
+        return ClusterFederation(study, seed, holder)
     folder = Path(cache) if cache else cache_root()
     return Federation.load(parse_study(study, origin="run config: study"), seed, folder)
 
@@ -244,6 +248,7 @@ def simulated_silo(context: Context) -> tuple[Silo, Study]:
         str(config[keys.CONFIG_STUDY]),
         int(str(config[keys.CONFIG_SEED])),
         str(config[keys.CONFIG_CACHE_DIR]),
+        str(config.get(keys.CONFIG_HOLDER, "")),
     )
     names = federation.study.silo_names
     partition = int(str(context.node_config["partition-id"]))
@@ -264,7 +269,8 @@ def tell_failures(message: Message, context: Context, call_next: ClientAppCallab
     except Exception as error:
         if is_deployed(context):
             raise
-        return Message(Error(failures.FAILED, failures.tell(error)), reply_to=message)
+        node = gethostname() if context.run_config.get(keys.CONFIG_HOLDER) else ""
+        return Message(Error(failures.FAILED, failures.tell(error, node)), reply_to=message)
 
 
 app = make_client_app(find_silo, [tell_failures, guard])

@@ -6,9 +6,11 @@ Every check is independent: one that raises becomes a finding and hides no other
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -220,6 +222,30 @@ def check_flower() -> Finding:
     return Finding("flower", "ok", shown or f"no connections in {path}", details=details)
 
 
+def check_cluster() -> Finding:
+    """Nodes of the Ray cluster that ``--engine ray`` joins."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        return Finding("cluster", "ok", "none: RAY_ADDRESS is not set, silos run on this machine")
+    try:  # in a process of its own: without a cluster, Ray waits long and may end the process
+        command = [sys.executable, "-c", _ASK_CLUSTER, address]
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=60)  # noqa: S603
+        nodes = json.loads(answer.splitlines()[-1])
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        advice = "start it with ray start --head, or unset RAY_ADDRESS"
+        return Finding("cluster", "broken", f"no cluster answers at {address}", advice)
+    value = ", ".join(f"{name} ({cores:g} cores, {gpus:g} GPUs)" for name, cores, gpus in nodes)
+    return Finding("cluster", "ok", f"{address}: {value}", details={"nodes": nodes})
+
+
+_ASK_CLUSTER = """
+import json, sys
+import ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+alive = [(n["NodeManagerHostname"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+print(json.dumps([(name, has.get("CPU", 0), has.get("GPU", 0)) for name, has in alive]))
+"""
+
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
     "packages": check_packages,
@@ -231,6 +257,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "cache": check_cache,
     "data sets": check_data,
     "flower": check_flower,
+    "cluster": check_cluster,
 }
 
 

@@ -38,7 +38,8 @@ def write_app(folder: Path) -> Path:
     texts = (keys.CONFIG_STUDY, keys.CONFIG_ARM, keys.CONFIG_TARGETS)
     models = (keys.CONFIG_MODELS, keys.CONFIG_FETCH)
     folders = (keys.CONFIG_RUN_DIR, keys.CONFIG_RUN_NAME, keys.CONFIG_CACHE_DIR)
-    config = {**dict.fromkeys((*texts, *models, *folders), ""), keys.CONFIG_SEED: 0}
+    names = (*texts, *models, *folders, keys.CONFIG_HOLDER)
+    config = {**dict.fromkeys(names, ""), keys.CONFIG_SEED: 0}
     app = {"publisher": "fedkd", "components": components, "config": config}
     project = {
         "name": "fedkd",

@@ -20,6 +20,7 @@ from pathlib import Path
 import tomli_w
 import torch
 
+from clients.cluster import check_address, hold, leave
 from fedkd.config import Study
 from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
@@ -27,11 +28,14 @@ from fedkd.engines.flower_app import find_program, last_lines, read_log, user_pa
 from fedkd.engines.processes import free_port
 from fedkd.errors import FedKDError, RemoteError
 from fedkd.federation.thread_pool import on_this_machine, silos_at_once
+from fedkd.messages import keys
 from fedkd.results.observer import Observer
 from fedkd.results.record import ROUNDS_FILE, STATE_FILE, read_points
 from strategies.server_app import ERROR_FILE, FAULT_FILE
 
 CONNECTION = "fedkd"
+CLUSTER = "RAY_ADDRESS"
+"""Environment variable with the address of a cluster to join."""
 LOG_FILE = "flower.log"
 START_SECONDS = 120.0
 START_ATTEMPTS = 3
@@ -61,7 +65,8 @@ class RayEngine:
         self._runs = 0
 
     def __enter__(self) -> RayEngine:
-        """Make the app folder and start the SuperLink."""
+        """Make the app folder and start the SuperLink; a cluster to join must answer."""
+        check_address(os.environ.get(CLUSTER, ""))
         self._place = AppFolder()
         self._place.environment |= ray_environment(self._place.folder)
         try:
@@ -73,6 +78,7 @@ class RayEngine:
 
     def __exit__(self, *exc_info: object) -> None:
         """End the SuperLink and its descendants, and remove the folder."""
+        leave()
         self._place.close()
 
     def run(self, task: Task, observer: Observer) -> None:
@@ -92,7 +98,10 @@ class RayEngine:
             raise why_failed(task.folder, log)
 
     def _run_command(self, task: Task) -> list[str | Path]:
-        config = self._place.write_config(f"run-{self._runs}", task.run_config())
+        values = task.run_config()
+        if address := os.environ.get(CLUSTER):
+            values[keys.CONFIG_HOLDER], _ = hold(address, task.federation)
+        config = self._place.write_config(f"run-{self._runs}", values)
         simulation = [f"{key}={value}" for key, value in self._simulation_config().items()]
         return [
             *(find_program("flwr"), "run", self._place.app, CONNECTION, "--stream"),
@@ -108,7 +117,7 @@ class RayEngine:
             # Ray hides GPUs from actors that request none; rounded down, the shares fit into one.
             on_one = math.ceil(workers / max(1, torch.cuda.device_count()))
             config["client-resources-num-gpus"] = int(1000 / on_one) / 1000
-        if "RAY_ADDRESS" not in os.environ:
+        if CLUSTER not in os.environ:
             # Ray does not accept sizes for a cluster that it joins.
             config["init-args-num-cpus"] = workers * threads
         return config
@@ -247,7 +256,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
     for name in ("no_proxy", "NO_PROXY"):
         others = os.environ.get(name)
         environment[name] = ",".join(filter(None, ("127.0.0.1,localhost", others)))
-    if "RAY_ADDRESS" not in os.environ and len(str(folder)) <= SOCKET_PATH_ROOM:
+    if CLUSTER not in os.environ and len(str(folder)) <= SOCKET_PATH_ROOM:
         environment["RAY_TMPDIR"] = str(folder)
     return environment
 

@@ -21,10 +21,15 @@ def tell_silo(error: Exception) -> str:
     return _write(_SILO, f"{type(error).__name__}: {error}")
 
 
-def tell(error: Exception) -> str:
-    """Write what anything else raised: a sentence if it was foreseen, else its traceback."""
+def tell(error: Exception, node: str = "") -> str:
+    """Write what anything else raised: a sentence if it was foreseen, else its traceback.
+
+    Args:
+        error: what was raised.
+        node: of a cluster on which it was raised, which may lack what others have.
+    """
     if isinstance(error, FedKDError):
-        return _write(_FORESEEN, str(error))
+        return _write(_FORESEEN, f"on the node {node}: {error}" if node else str(error))
     return _write(_FAULT, "".join(traceback.format_exception(error)))
 
 

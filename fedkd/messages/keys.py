@@ -104,6 +104,8 @@ CONFIG_RUN_NAME: Final = "run-name"
 CONFIG_CACHE_DIR: Final = "cache-dir"
 CONFIG_FETCH: Final = "fetch"
 """Model files of runs that are sent by the log, as JSON; the run then asks no silo."""
+CONFIG_HOLDER: Final = "holder"
+"""On a Ray cluster: the name of what hands out data and models to its nodes."""
 CONFIG_MODELS: Final = "models"
 """Models that are measured, as JSON; the run then trains nothing."""
 

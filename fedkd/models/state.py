@@ -44,8 +44,13 @@ def state_hash(state: State) -> str:
 def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict atomically, with metadata in the file's header."""
     with replacing(path) as temporary:
-        # Tensors that share storage are refused by safetensors; clones share none.
-        owned = {key: tensor.clone().contiguous() for key, tensor in state.items()}
+        # Tensors that share storage are refused by safetensors; all but the first are cloned.
+        places: set[int] = set()
+        owned: State = {}
+        for key, tensor in state.items():
+            place = tensor.untyped_storage().data_ptr()
+            owned[key] = (tensor.clone() if place in places else tensor.detach()).contiguous()
+            places.add(place)
         # Written by Python: safetensors' own writer hides what is wrong with a disk.
         temporary.write_bytes(save(owned, dict(metadata) if metadata else None))
 

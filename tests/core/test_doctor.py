@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.metadata
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,16 @@ def test_the_command_tells_findings_and_ends_with_one_only_if_something_is_broke
     assert ("BAD   thing      it is gone\n" in text) == broken
     assert ("-> bring it back" in text) == broken
     assert [finding["name"] for finding in json.loads("[" + listing)] == list(checks)
+
+
+def test_the_nodes_of_a_cluster_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert doctor.check_cluster().level == "ok"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    answer = b'a warning\n[["one", 16.0, 2.0], ["two", 8.0, 0]]\n'
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: answer)
+    found = doctor.check_cluster()
+    assert found.value == "10.0.0.1:6379: one (16 cores, 2 GPUs), two (8 cores, 0 GPUs)"
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: b"")
+    found = doctor.check_cluster()
+    assert (found.level, found.value) == ("broken", "no cluster answers at 10.0.0.1:6379")

@@ -17,8 +17,9 @@ from clients.handlers import tell_failures
 from clients.silo import Silo
 from fedkd.data.images import Images
 from fedkd.engines import inline
-from fedkd.engines.ray import LOG_FILE, why_failed
-from fedkd.errors import FedKDError, RemoteError, UserCodeError
+from fedkd.engines.processes import free_port
+from fedkd.engines.ray import LOG_FILE, RayEngine, why_failed
+from fedkd.errors import FedKDError, RemoteError, UserCodeError, UserError
 from fedkd.messages import failures, keys
 from fedkd.models.build import Shape, build_model
 from fedkd.training.compute import Compute
@@ -252,6 +253,20 @@ def test_what_a_simulated_process_raises_is_raised_at_the_server() -> None:
     )
     with pytest.raises(RemoteError, match=r"failed or was lost: <class 'ray.*ActorDiedError"):
         receive(lost, simulated=True)
+
+
+def test_what_a_node_of_a_cluster_lacks_names_the_node() -> None:
+    found = failures.read(failures.tell(UserError("there is no file x"), "far"))
+    assert str(found) == "on the node far: there is no file x"
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^RAY_ADDRESS: no Ray cluster answers at {address} "):
+        RayEngine(make_study()).__enter__()
 
 
 def test_a_silos_own_failure_and_a_real_host_are_believed_no_more_than_that() -> None:
