@@ -38,6 +38,7 @@ BESIDE = (
         "fedkd.trackers",
         "fedkd.runner.progress",
         "fedkd.runner.run",
+        "fedkd.runner.study_runner",
         "fedkd.runner.silos_get",
         "fedkd.runner.summary",
         "fedkd.runner.results_folder",
