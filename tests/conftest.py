@@ -10,29 +10,31 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before PyTorch is loaded: threads of tiny models would spin for longer than they compute.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+# Not PyTorch: the process that distributes tests among others has no use for it.
 import pytest
-import torch
 import yaml
 from hypothesis import settings
 
-from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.results.comparison import compare_arms
 from fedkd.results.record import Point, RunRecord
-from fedkd.runner.summary import run_entry
 from fedkd.util.cache_entries import KINDS
-from fedkd.util.parallel import available_cores
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedkd.config import Study
 
 settings.register_profile("fedkd", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("fedkd")
@@ -58,20 +60,25 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_xdist_auto_num_workers() -> int:
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Return how many tests run at once: one more than there are cores, as some wait for others."""
-    return available_cores() + 1
+    return (yield) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """One intra-op thread: the models are tiny, and tests may run side by side."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
     """A test that draws from PyTorch's global generator draws the same wherever it runs."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -337,6 +344,8 @@ def _make_summary(
     *,
     changes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    from fedkd.runner.summary import run_entry
+
     seeds = range(max(len(each) for each in curves.values()))
     starts = {arm: "random" if arm == "fedavg" else "consolidated" for arm in curves}
     study = parse_study(
@@ -435,6 +444,8 @@ class _Deaf:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads for silos."""
+    import torch
+
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as executor:
         yield executor
 
@@ -447,6 +458,8 @@ def run_arm(pool: ThreadPoolExecutor, cache_dir: Path) -> Callable[..., Ran]:
     server gets instead; None stands for no reply at all, a list for several. With a ``folder``
     the run keeps its state there, and goes on from what it finds.
     """
+    import torch
+
     from clients.silo import Silo
     from fedkd.engines.inline import InlineGrid, make_grid
     from fedkd.federation.federation import Federation
@@ -522,6 +535,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import numpy as np
     import tokenizers
+    import torch
     import transformers
 
     folder, draw = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
