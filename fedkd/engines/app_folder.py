@@ -33,8 +33,6 @@ class AppFolder:
         self._started: list[subprocess.Popen[bytes]] = []
         programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
         self.environment = {
-            # Seconds; by default Flower looks once a second whether there is a process to start.
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             **os.environ,
             MARK: str(self.folder),
             "FLWR_TELEMETRY_ENABLED": "0",

@@ -245,6 +245,8 @@ def ray_environment(folder: Path) -> dict[str, str]:
     environment = {
         "FLWR_HOME": str(folder / "home"),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        # Seconds; by default Flower looks once a second whether there is a run to start.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Silos' processes have an environment of their own; Ray would wait for workers without it.
         "RAY_prestart_worker_first_driver": "0",

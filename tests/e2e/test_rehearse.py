@@ -67,8 +67,10 @@ def study(**changes: Any) -> Study:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder whose name is short enough for sockets in it."""
+    # How often Flower looks whether there is a process to start, for every message.
+    monkeypatch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         yield Path(name)
 
