@@ -269,10 +269,10 @@ def _choose_format(out: Path, name: str | None) -> str:
 
     formats = {"safetensors": _SAFETENSORS, "torch-export": ".pt2"}
     if name is None:
-        matching = [known for known, suffix in formats.items() if suffix == out.suffix]
-        if not matching:
-            raise UserError(f"--out: {out} must end in .safetensors or .pt2, or give --format")
-        return matching[0]
+        for known, suffix in formats.items():
+            if suffix == out.suffix:
+                return known
+        raise UserError(f"--out: {out} must end in .safetensors or .pt2, or give --format")
     if name not in formats:
         raise UserError(
             f"--format: unknown format {name!r}{suggest(name, list(formats))}; known are "
@@ -287,8 +287,7 @@ def _check_out(out: Path, suffix: str) -> None:
         raise UserError(f"--out: the name of {out} must end in {suffix}")
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file in it")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir():
+    if not (parent := next(each for each in out.absolute().parents if each.exists())).is_dir():
         raise UserError(f"--out: {parent} is a file, not a folder")
 
 

@@ -24,7 +24,7 @@ from fedkd.errors import UserError
 
 if TYPE_CHECKING:
     from fedkd.config import Study
-    from fedkd.runner.run import Outcome
+    from fedkd.runner.study_runner import Outcome
 
 
 def compare(

@@ -14,13 +14,14 @@ from fedkd.config import Consolidation, Study
 from fedkd.config.backbone import is_weights_file
 from fedkd.config.data import Given
 from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
+from fedkd.config.overrides import parse_override, replace_value
 from fedkd.config.own import find_problems
 from fedkd.config.paths import absolute_arm, absolute_model, absolute_path, absolute_source
 from fedkd.config.table import Table
 from fedkd.errors import UserError
 from fedkd.registry import SOURCES, is_table, read_silo_names
 from fedkd.util.checkpoint_files import find_weights_problem
-from fedkd.util.yaml_loader import MAX_DEPTH, dump_yaml, load_yaml
+from fedkd.util.yaml_loader import dump_yaml, load_yaml
 
 MAX_BYTES = 1 << 20
 
@@ -48,12 +49,12 @@ def load_study(
     origin = str(path)
     data = _load_mapping(_read_text(path), origin=origin)
     for override in overrides:
-        keys, value = _parse_override(override)
-        data = _replace(data, keys, value, origin=f"--set {override}")
+        keys, value = parse_override(override)
+        data = replace_value(data, keys, value, origin=f"--set {override}")
     if seeds is not None:
         data = {**data, "seeds": list(seeds)}
     if engine is not None:
-        data = _replace(data, ["engine", "name"], engine, origin=origin)
+        data = replace_value(data, ["engine", "name"], engine, origin=origin)
     folder = path.absolute().parent
     study = _validate(_with_silos(data, folder, origin), origin=origin)
     return _make_paths_absolute(study, folder)
@@ -98,8 +99,8 @@ def parse_consolidation(values: Mapping[str, Any], overrides: Sequence[str] = ()
     """
     data = dict(values)
     for override in overrides:
-        keys, value = _parse_override(override, example="temperature=4")
-        data = _replace(data, keys, value, origin=f"--set {override}")
+        keys, value = parse_override(override, example="temperature=4")
+        data = replace_value(data, keys, value, origin=f"--set {override}")
     try:
         return Consolidation.model_validate(data)
     except ValidationError as error:
@@ -209,41 +210,6 @@ def _validate(data: dict[str, Any], *, origin: str) -> Study:
         return Study.model_validate(data)
     except ValidationError as error:
         raise to_user_error(error, data, origin=origin) from None
-
-
-def _parse_override(override: str, example: str = "rounds.max=10") -> tuple[list[str], Any]:
-    origin = f"--set {override}"
-    dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        raise UserError(f"{origin}: write it as path=value, such as {example}")
-    if len(keys) > MAX_DEPTH:
-        raise UserError(f"{origin}: the path has more than {MAX_DEPTH} parts")
-    return keys, load_yaml(text, origin=origin)
-
-
-def _replace(data: Any, keys: Sequence[str], value: Any, *, origin: str, done: str = "") -> Any:
-    """Return ``data`` with the value at a path replaced.
-
-    Copies what it passes through, as an anchor may stand behind several keys of the file and only
-    the named one is meant.
-    """
-    if not keys:
-        return value
-    key, rest = keys[0], keys[1:]
-    here = f"{done}.{key}" if done else key
-    if data is None:
-        data = {}
-    if isinstance(data, Mapping):
-        return {**data, key: _replace(data.get(key), rest, value, origin=origin, done=here)}
-    if not isinstance(data, list):
-        raise UserError(f"{origin}: {done} is {show(data)}, which has no keys of its own")
-    if not key.isdecimal() or len(key) > len(str(len(data))) or int(key) >= len(data):
-        last = f"{done}.0 to {done}.{len(data) - 1}" if data else "it is empty"
-        raise UserError(f"{origin}: {done} is a list without entry {key!r}; {last}")
-    index = int(key)
-    entry = _replace(data[index], rest, value, origin=origin, done=here)
-    return [*data[:index], entry, *data[index + 1 :]]
 
 
 def _with_silos(data: dict[str, Any], folder: Path, origin: str) -> dict[str, Any]:

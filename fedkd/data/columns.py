@@ -215,9 +215,8 @@ class Encoder:
 
 def _round(values: Floats, scale: float) -> Floats:
     """Round to six digits of the larger of a value and of ``scale``."""
-    powers = 10.0 ** (5 - np.floor(np.log10(np.maximum(np.abs(values), scale))))
-    rounded: Floats = np.round(values * powers) / powers
-    return rounded
+    powers: Floats = 10.0 ** (5 - np.floor(np.log10(np.maximum(np.abs(values), scale))))
+    return np.round(values * powers) / powers
 
 
 def fit_encoder(columns: Sequence[Column], sums: TableSums) -> Encoder:

@@ -286,15 +286,12 @@ def _saving_view(
 
 
 def _dot(x: float, y: float, marker: dict[str, Any], **style: Any) -> dict[str, Any]:
-    dot = {"type": "scatter", "mode": "markers", "x": [x], "y": [y], "marker": marker}
-    return {**dot, "showlegend": False, "cliponaxis": False, **style}
+    style = {"showlegend": False, "cliponaxis": False, **style}
+    return {"type": "scatter", "mode": "markers", "x": [x], "y": [y], "marker": marker, **style}
 
 
 def _range(row: Row) -> str:
-    if not row["range"]:
-        return "\u2013"
-    low, high = (percent(value / 100) for value in row["range"])
-    return f"{low} to {high}"
+    return " to ".join(percent(value / 100) for value in row["range"] or ()) or "\u2013"
 
 
 def _count(number: int, noun: str) -> str:

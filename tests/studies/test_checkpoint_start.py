@@ -20,7 +20,8 @@ from fedkd.report.progress import StudyProgress
 from fedkd.report.remarks import remarks_on
 from fedkd.report.savings import count
 from fedkd.results.folder import Results
-from fedkd.runner.run import Outcome, run_study
+from fedkd.runner.run import run_study
+from fedkd.runner.study_runner import Outcome
 
 
 def run(data: dict[str, Any], out: Path) -> Outcome:

@@ -18,7 +18,8 @@ from fedkd.errors import UserError
 from fedkd.report import print_summary
 from fedkd.report.progress import StudyProgress
 from fedkd.results.record import RunRecord
-from fedkd.runner.run import Outcome, run_study
+from fedkd.runner.run import run_study
+from fedkd.runner.study_runner import Outcome
 from fedkd.util.cache_entries import KINDS, has_entry
 from fedkd.util.lock import LOCK_FILE
 

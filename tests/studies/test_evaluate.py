@@ -25,7 +25,8 @@ from fedkd.models.state import copy_state, save_state
 from fedkd.report.progress import StudyProgress
 from fedkd.results.evaluation import Evaluation
 from fedkd.runner.evaluate import _name, evaluate_models
-from fedkd.runner.run import Outcome, run_study
+from fedkd.runner.run import run_study
+from fedkd.runner.study_runner import Outcome
 from strategies.context import RunContext
 from strategies.evaluate_models import NamedModel, measure
 from strategies.run_config import state_folder

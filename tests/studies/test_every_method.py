@@ -14,7 +14,8 @@ from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.errors import UserError
 from fedkd.registry import METHODS, WEIGHTINGS
 from fedkd.report.progress import StudyProgress
-from fedkd.runner.run import Outcome, run_study
+from fedkd.runner.run import run_study
+from fedkd.runner.study_runner import Outcome
 
 LABELLED = {"data/transfer": {"size": 60, "labelled": True}}
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from fedkd.config import Study
 from fedkd.registry import LOCAL_LOSSES, STRATEGIES
 from fedkd.report.progress import StudyProgress
-from fedkd.runner.run import Outcome, run_study
+from fedkd.runner.run import run_study
+from fedkd.runner.study_runner import Outcome
 
 # What an arm does otherwise than plain FedAvg, by the arm's name.
 OPTIONS: dict[str, dict[str, Any]] = {
