@@ -555,7 +555,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     config = transformers.BertConfig(
-        vocab_size=300, num_hidden_layers=2, max_position_embeddings=32, **sizes
+        vocab_size=300, num_hidden_layers=2, max_position_embeddings=64, **sizes
     )
     torch.manual_seed(0)
     encoder = folder / "minilm"

@@ -339,7 +339,7 @@ def test_settings_of_images_are_refused(
         ({"image_size": 8}, "data.image_size: 8 is for images"),
         ({"transfer": {"source": "digits"}}, "its examples are of kind image and have"),
         ({"source": "digits"}, "data.text: is for texts, but digits has none"),
-        ({"text": {"max_length": 40}}, "data.text.max_length: is 40, but .* at most 32 tokens"),
+        ({"text": {"max_length": 80}}, "data.text.max_length: is 80, but .* at most 64 tokens"),
     ],
 )
 def test_data_that_does_not_go_with_texts_is_refused(
