@@ -17,6 +17,7 @@ from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
+from fedkd.data.columns import Encoder
 from fedkd.data.images import content_hash
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
@@ -72,27 +73,35 @@ def deployed_silo(context: Context) -> tuple[Silo, Study]:
     return open_silo(file, study, str(config[keys.CONFIG_ARM]), int(str(config[keys.CONFIG_SEED])))
 
 
-def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, Study]:
-    """Read what the file names, in the study's order and shape; see :func:`deployed_silo`."""
+def open_silo(
+    file: SiloFile, study: Study, arm: str, seed: int, encoder: Encoder | None = None
+) -> tuple[Silo, Study]:
+    """Read what the file names, in the study's order and shape; see :func:`deployed_silo`.
+
+    Rows of a table are as they were read, and own models are left out, until there is an encoder.
+    """
     if not study.is_deployed:
         raise UnsharedError("it is a deployed silo, but the study's silos are simulated")
     if file.name not in study.silo_names:
         raise UnsharedError(f"its name, {file.name}, is not in the study's partition.names")
     for _, registry, name in names_at_silo(study, file.name):
         check_allowed(registry.kind, name)
-    holdings = _read_holdings(file, study)
+    holdings = _read_holdings(file, study, encoder)
     if len(holdings.train) < file.share.min_samples:
         raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
     shape = replace(holdings.shape, backbone=Backbone.of(study, weights=file.weights))
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
-    if file.checkpoint is not None:
-        arch, checkpoint = _read_own_model(file, shape, holdings.classes)
+    if file.checkpoint is not None and (encoder is not None or not holdings.columns):
+        arch, checkpoint = _read_own_model(file, shape, holdings)
         own = Pretrained(checkpoint.state)
 
     def transfer() -> Tensor | None:
         drawn = draw_transfer(study, seed, file.transfer)
         return None if drawn is None else drawn.images
+
+    def with_encoder(encoder: Encoder) -> Silo:
+        return open_silo(file, study, arm, seed, encoder)[0]
 
     silo = Silo(
         name=file.name,
@@ -109,6 +118,8 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=holdings.test,
         transfer=transfer,
+        columns=holdings.columns,
+        with_encoder=with_encoder if holdings.columns else None,
         disclosure=Disclosure(file, study, arm, seed),
         # What a user's own start needs is not looked up here: that would import its module.
         uses_model=study.arms[arm].starts_from_models,
@@ -116,17 +127,25 @@ def open_silo(file: SiloFile, study: Study, arm: str, seed: int) -> tuple[Silo, 
     return silo, study
 
 
-def _read_holdings(file: SiloFile, study: Study) -> Holdings:
+def _read_holdings(file: SiloFile, study: Study, encoder: Encoder | None) -> Holdings:
     """Return the silo's images; they are read anew once a file of them has changed."""
+    table = study.data.table if study.is_table else None
+    said = "" if encoder is None else encoder.to_json()
     data, stamp = study.data, stamp_source(file.data)
-    terms = (tuple(data.classes or ()), data.channels, data.image_size)
+    terms = (tuple(data.classes or ()), data.channels, data.image_size, str(table), said)
     key = None if stamp is None else (stamp, file.data, tuple(file.labels.items()), *terms)
-    holdings = _holdings.get(
-        key,
-        lambda: read_holdings(
-            file, classes=data.classes, channels=data.channels, image_size=data.image_size
-        ),
-    )
+
+    def read() -> Holdings:
+        read = read_holdings(
+            file,
+            classes=data.classes,
+            channels=data.channels,
+            image_size=data.image_size,
+            table=table,
+        )
+        return read if encoder is None else read.encode(encoder)
+
+    holdings = _holdings.get(key, read)
     note_fact("data", _data_hash.get(key, lambda: _hash_data(holdings)))
     return holdings
 
@@ -139,15 +158,14 @@ def _hash_data(holdings: Holdings) -> str:
     return digest.hexdigest()
 
 
-def _read_own_model(
-    file: SiloFile, shape: Shape, classes: tuple[str, ...]
-) -> tuple[str, Checkpoint]:
+def _read_own_model(file: SiloFile, shape: Shape, held: Holdings) -> tuple[str, Checkpoint]:
     """Return the silo's own model; it is read anew once its file has changed."""
     if file.model is None or file.checkpoint is None:
         raise UserError("model: the silo has none")
     path, arch = file.checkpoint, file.model.arch
     labels, preprocessing = tuple(file.labels.items()), str(file.model.preprocessing)
+    columns = None if held.encoder is None else held.encoder.to_json()
     return _own_model.get(
-        (stamp_path(path), path, arch, preprocessing, labels, shape, classes),
-        lambda: read_own_model(file, shape, classes),
+        (stamp_path(path), path, arch, preprocessing, labels, shape, held.classes, columns),
+        lambda: read_own_model(file, shape, held.classes, held if columns else None),
     )

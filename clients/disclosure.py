@@ -137,9 +137,9 @@ class Disclosure:
     def _approved(self, images: Tensor | None, silo: LocalSilo) -> Tensor:
         if images is None:
             raise UnsharedError("it has not seen the transfer set")
-        shape = (silo.shape.in_channels, silo.shape.image_size, silo.shape.image_size)
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
-            raise UnsharedError(f"the transfer set is not of {' x '.join(map(str, shape))} bytes")
+        dtype = torch.uint8 if silo.shape.kind == "image" else torch.float32
+        if images.dtype != dtype or tuple(images.shape[1:]) != silo.shape.input_shape:
+            raise UnsharedError(f"the transfer set is not of {silo.shape}")
         if not is_approved(images, self.file, self.study, self.seed):
             told = content_hash(images)
             raise UnsharedError(

@@ -92,6 +92,8 @@ def check_question(file: SiloFile, message: Message) -> None:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
     elif kind == keys.EVALUATE and not share.metrics:
         raise UnsharedError("it does not share figures of a model on its images (share.metrics)")
+    elif kind == keys.TABLE_SUMS and not share.table_sums:
+        raise UnsharedError("it does not share sums of its table's columns (share.table_sums)")
     elif kind == keys.RECEIVE and file.receive is None:
         raise UnsharedError("it does not ask for models (receive)")
 

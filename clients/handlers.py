@@ -20,11 +20,12 @@ from clients.guard import guard
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import parse_study
+from fedkd.data.columns import sums_of
 from fedkd.data.images import content_hash
 from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
-from fedkd.messages import describe, distil, evaluate, failures, keys, teacher, train
+from fedkd.messages import describe, distil, evaluate, failures, keys, table_sums, teacher, train
 from fedkd.messages.basis import read_basis
 from fedkd.messages.describe import Description
 from fedkd.messages.envelope import read_config, seal_reply
@@ -54,6 +55,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
         def handle(message: Message, context: Context) -> Message:
             silo, study = find_silo(context)
             try:
+                silo = _encoded(silo, message.content)
                 with intra_op_threads(silo.compute.threads):
                     content = answer(silo, study, _arm(context), message.content)
             except Exception as error:
@@ -69,6 +71,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
     app.query("describe", mods=around)(handler(answer_describe))
     app.query("teacher", mods=around)(handler(answer_teacher))
     app.query("distil", mods=around)(handler(answer_distil))
+    app.query("sums", mods=around)(handler(answer_sums))
     app.train(mods=around)(handler(answer_train))
     app.evaluate(mods=around)(handler(answer_evaluate))
     app.query("receive", mods=around)(handler(answer_receive))
@@ -164,6 +167,22 @@ def answer_distil(silo: Silo, study: Study, arm: str, content: RecordDict) -> Re
     )
     state, loss = silo.distil(teachers, student, settings)
     return train.write_reply(TrainedModel(state, len(silo.data), loss))
+
+
+def answer_sums(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
+    """Answer ``query.sums``: with sums over the rows of the silo's table."""
+    if not silo.columns:
+        raise ValueError("the silo has no table")
+    sums = sums_of(silo.data, silo.columns)
+    return table_sums.write_reply(silo.columns, sums, least=silo.least_of_class)
+
+
+def _encoded(silo: Silo, content: RecordDict) -> Silo:
+    """Return a silo of a table with rows as models get them, once a question says how."""
+    if silo.with_encoder is None:
+        return silo
+    encoder = table_sums.read_encoder(content, silo.columns)
+    return silo if encoder is None else silo.with_encoder(encoder)
 
 
 def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clients.disclosure import Disclosure
 from fedkd.config import Consolidation, Rounds
+from fedkd.data.columns import Column, Encoder
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import distil
 from fedkd.distillation.targets import DistillationSetup
@@ -34,6 +35,8 @@ class Silo(LocalSilo):
         transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
             None.
         uses_model: whether the run may ask for the silo's own model.
+        columns: of a deployed silo's table; empty for all else.
+        with_encoder: returns the silo with rows as models get them; None for one that has no table.
         disclosure: on what terms it answers about densities and moments; None for a simulated
             silo, which has no images to protect.
     """
@@ -43,6 +46,8 @@ class Silo(LocalSilo):
     test: Images | None = None
     transfer: Callable[[], Tensor | None] = lambda: None
     uses_model: bool = True
+    columns: tuple[Column, ...] = ()
+    with_encoder: Callable[[Encoder], Silo] | None = None
     disclosure: Disclosure | None = None
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedkd.config import Arm, Rounds, Study
+from fedkd.data.columns import Column
 from fedkd.data.images import Images
 from fedkd.federation.federation import Federation
 from fedkd.models.build import Shape, build_model
@@ -70,6 +71,8 @@ class RunContext:
         targets: accuracies at which the run may stop.
         classes: names of the classes, or empty where the server does not know them.
         cache: where predictions that no run is charged for are kept, or None.
+        columns: of the server's table, where silos are deployed and it has one.
+        encoder: what becomes of columns, as every question tells deployed silos; else empty.
     """
 
     study: Study
@@ -83,6 +86,8 @@ class RunContext:
     targets: tuple[float, ...]
     classes: tuple[str, ...] = ()
     cache: Path | None = None
+    columns: tuple[Column, ...] = ()
+    encoder: str = ""
     _read: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
@@ -100,6 +105,7 @@ class RunContext:
             targets=targets,
             classes=federation.split.classes,
             cache=federation.cache,
+            columns=federation.split.columns,
         )
 
     @property

@@ -38,6 +38,7 @@ from strategies.run_log import RunLog
 from strategies.run_state import RunState
 from strategies.savepoint import CheckpointWriter
 from strategies.send_models import send_models
+from strategies.table_columns import learn_columns
 from strategies.updates import KeepAverage, ServerUpdate
 
 ERROR_FILE = "error.txt"
@@ -121,6 +122,8 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     context, folder = serving.context, serving.folder
     remove_unfinished(folder)
+    if context.study.is_table and context.study.is_deployed:
+        context = learn_columns(grid, context, serving.observer, run_id)
     checkpoint_writer = CheckpointWriter(folder, context)
     with intra_op_threads(context.study.engine.server_threads):
         initial = initial_arrays(context)

@@ -78,6 +78,9 @@ class Session:
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
+        if self.context.encoder:
+            config = {**question.config, keys.COLUMNS: self.context.encoder}
+            question = replace(question, config=config)
         messages = self._address(members, question, own_arrays or {})
         by_node = {member.node_id: member for member in members}
         replies = exchange(

@@ -64,7 +64,12 @@ def check_simulated(
 
 
 def check_deployed(
-    data: Data, pretraining: Pretraining, rounds: Mapping[str, Rounds], arms: Mapping[str, Arm]
+    data: Data,
+    pretraining: Pretraining,
+    rounds: Mapping[str, Rounds],
+    arms: Mapping[str, Arm],
+    *,
+    is_table: bool,
 ) -> None:
     """Refuse what a study of deployed silos cannot have.
 
@@ -73,11 +78,12 @@ def check_deployed(
         pretraining: of the study.
         rounds: of each arm, by its name.
         arms: of the study.
+        is_table: whether silos have tables.
 
     Raises:
         ValueError: with the key and what to do.
     """
-    for key in ("classes", "channels", "image_size"):
+    for key in ("classes",) if is_table else ("classes", "channels", "image_size"):
         if getattr(data, key) is None:
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
     if data.silo_test:

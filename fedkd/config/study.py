@@ -87,7 +87,8 @@ class Study(Section):
         check_table(self)
         rounds = {name: self.rounds_of(name) for name in self.arms}
         if self.is_deployed:
-            check_deployed(self.data, self.pretraining, rounds, self.arms)
+            is_table = self.is_table
+            check_deployed(self.data, self.pretraining, rounds, self.arms, is_table=is_table)
         else:
             check_simulated(self.data, self.partition.scheme, rounds, self.arms)
         check_silo_names(self)
@@ -187,7 +188,8 @@ class Study(Section):
     @property
     def is_table(self) -> bool:
         """Whether the examples are rows of a table with named columns."""
-        return any(is_table(source) for source in self._sources)
+        deployed = self.is_deployed and self.data.table is not None
+        return deployed or any(is_table(source) for source in self._sources)
 
     @property
     def columns(self) -> Table | Text | None:

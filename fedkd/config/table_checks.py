@@ -30,10 +30,10 @@ def check_table(study: Study) -> None:
         raise ValueError(f"data.text: is for texts, but {study.data.source} has none; leave it out")
     if has_texts and (study.is_table or is_table(study.data.transfer.source)):
         raise ValueError("data.source: a study is of texts or of tables, not of both")
-    if study.is_deployed and (has_texts or study.is_table):
+    if study.is_deployed and has_texts:
         raise ValueError(
-            "data.source: tables and texts of deployed silos are not supported; deploy silos with "
-            "images, or simulate silos"
+            "data.source: texts of deployed silos are not supported; deploy silos with images or "
+            "tables, or simulate silos"
         )
     if not study.is_table:
         if study.data.table is not None:

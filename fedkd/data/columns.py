@@ -267,6 +267,18 @@ def align(rows: Images, columns: Sequence[Column], wanted: Sequence[Column]) -> 
     return dataclasses.replace(rows, stored=torch.from_numpy(np.stack(parts, axis=1)), rows=None)
 
 
+def align_sums(sums: TableSums, columns: Sequence[Column], wanted: Sequence[Column]) -> TableSums:
+    """Return sums with columns and categories in the order of :func:`unite_columns`."""
+    place = {column.name: index for index, column in enumerate(columns)}
+    order = [place[column.name] for column in wanted]
+    counts = []
+    for column, index in zip(wanted, order, strict=True):
+        own = dict(zip(columns[index].categories or (), sums.counts[index], strict=True))
+        counts.append(np.array([own.get(name, 0.0) for name in column.categories or ()]))
+    parts = (sums.present[order], sums.sums[order], sums.squares[order])
+    return TableSums(sums.rows, *parts, tuple(counts))
+
+
 def unite_columns(tables: Sequence[tuple[str, Sequence[Column]]]) -> tuple[Column, ...]:
     """Return the columns of several tables, with the categories of all.
 

@@ -103,9 +103,7 @@ class SiloCheck:
     def _check_data(self) -> Finding:
         held = self._holdings()
         count, least = len(held.train), self._file.share.min_samples
-        shape = held.shape
-        pixels = f"{shape.in_channels} x {shape.image_size} x {shape.image_size}"
-        value = f"{count} images of {pixels}"
+        value = f"{count} {held.shape}"
         if held.test is not None:
             value += f", and {len(held.test)} to test on"
         if self._study and self._study.is_deployed:
@@ -133,6 +131,8 @@ class SiloCheck:
                 value += f"; the study's weights are here ({backbone.weights_hash[:12]})"
             return Finding("model", "note", value)
         held = self._holdings()
+        if held.columns:
+            return Finding("model", "note", "read in a run, once the columns' sums are known")
         shape = replace(held.shape, backbone=self._backbone())
         arch, checkpoint = read_own_model(self._file, shape, held.classes)
         model = build_model(arch, shape, seed=0)
@@ -257,6 +257,7 @@ class SiloCheck:
                 classes=data.classes if data else None,
                 channels=data.channels if data else None,
                 image_size=data.image_size if data else None,
+                table=study.data.table if study and study.is_table else None,
             )
         return self._held
 
@@ -277,6 +278,8 @@ def missing_shares(file: SiloFile, study: Study) -> list[str]:
             if own.density == "knn" or own.basis == "features":
                 kind = "densities in features" if own.basis == "features" else "knn densities"
                 missing.append(f"arms.{name} asks for {kind}, which no deployed silo shares")
+    if study.is_table and not share.table_sums:
+        missing.append("all arms ask for sums of its table's columns")
     if not share.rounds:
         missing.append("all arms ask for rounds")
     return missing

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from fedkd.config.table import Table
 from fedkd.data.cached import load_cached_source
+from fedkd.data.columns import Column, Encoder, align
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
@@ -34,6 +36,8 @@ class Holdings:
         classes: of the study, in its order.
         shape: of the images, and the number of classes.
         warnings: sentences on what may not be as the silo's owner thinks.
+        columns: of a table; empty for all else.
+        encoder: what was done to the columns; None for rows as they were read, and for images.
     """
 
     train: Images
@@ -41,6 +45,15 @@ class Holdings:
     classes: tuple[str, ...]
     shape: Shape
     warnings: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    encoder: Encoder | None = None
+
+    def encode(self, encoder: Encoder) -> Holdings:
+        """Return rows of a table as models get them."""
+        aligned = align(self.train, self.columns, encoder.columns)
+        shape = Shape.of(len(self.classes), "table", [len(encoder.names)])
+        train = encoder.encode(aligned)
+        return dataclasses.replace(self, train=train, shape=shape, encoder=encoder)
 
 
 def read_holdings(
@@ -49,6 +62,7 @@ def read_holdings(
     classes: Sequence[str] | None = None,
     channels: int | None = None,
     image_size: int | None = None,
+    table: Table | None = None,
 ) -> Holdings:
     """Read a silo's images and bring labels and pixels into the study's terms.
 
@@ -57,11 +71,14 @@ def read_holdings(
         classes: of the study, in its order; by default those that the file maps to.
         channels: of the study's images; by default as they are.
         image_size: height and width of the study's images, in pixels; likewise.
+        table: what the columns of a table are.
 
     Raises:
         UserError: they cannot be read, or a label has no place among the study's classes.
     """
-    source = load_cached_source(file.data, image_size=image_size, cache=cache_root())
+    source = load_cached_source(file.data, image_size=image_size, cache=cache_root(), columns=table)
+    if bool(source.columns) != (table is not None):
+        raise UserError(f"data: {file.data} is not what the study's silos have: images or tables")
     known = set(source.classes)
     if strange := [name for name in file.labels if name not in known]:
         raise UserError(
@@ -73,12 +90,21 @@ def read_holdings(
     test = source.test
     if test is not None:
         test = _convert(test, names, wanted, source, channels, image_size)
-    shape = Shape(len(wanted), train.shape[1], train.shape[2])
-    return Holdings(train, test, wanted, shape, source.warnings)
+    kind = "table" if source.columns else "image"
+    shape = Shape.of(len(wanted), kind, train.shape[1:])
+    return Holdings(train, test, wanted, shape, source.warnings, source.columns)
 
 
-def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tuple[str, Checkpoint]:
+def read_own_model(
+    file: SiloFile, shape: Shape, classes: Sequence[str], table: Holdings | None = None
+) -> tuple[str, Checkpoint]:
     """Read the silo's own model, which must fit its architecture and the study's classes.
+
+    Args:
+        file: names the model's file.
+        shape: what the study's models are built for.
+        classes: of the study, in its order.
+        table: the silo's table, where it has one.
 
     Returns:
         The architecture and the checkpoint, all of it finite.
@@ -92,7 +118,18 @@ def read_own_model(file: SiloFile, shape: Shape, classes: Sequence[str]) -> tupl
     if external := external_format(path):
         if file.model.arch not in (None, external):
             raise UserError(f"model.arch: is {file.model.arch}, but {path} is of {external}")
-        state = read_external(path, shape, classes, what=what, labels=file.labels)
+        examples = None
+        if table is not None:
+            examples = table.train.take(torch.arange(min(8, len(table.train)))).images
+        state = read_external(
+            path,
+            shape,
+            classes,
+            what=what,
+            labels=file.labels,
+            examples=examples,
+            encoder=None if table is None else table.encoder,
+        )
         return external, Checkpoint(state, finite=True)
     card = read_card(path, what=what)
     arch = file.model.arch or (card.arch if card else None)
@@ -150,8 +187,11 @@ def _convert(
             f"labels: images of class {local!r} have no place among the study's classes "
             f"({', '.join(wanted[:20])}); map it under labels, or take these images out"
         )
+    relabelled = dataclasses.replace(images, labels=labels)
+    if source.columns:
+        return relabelled
     return convert_like(
-        dataclasses.replace(images, labels=labels),
+        relabelled,
         channels=channels or images.shape[1],
         size=image_size or source.image_size,
     )

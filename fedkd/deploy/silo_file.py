@@ -88,6 +88,11 @@ class Share(Section):
         description="its number of images of each class; with metrics, also how many of them the "
         "global model predicts and gets right, if the study's metric needs it",
     )
+    table_sums: bool = Field(
+        default=False,
+        description="of a table: sums over its rows by column, and how many rows each category "
+        "has; categories of fewer than min_samples are kept back",
+    )
     min_samples: int = Field(
         10,
         ge=1,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 
 from fedkd.data.cached import load_cached_source
+from fedkd.data.columns import Column
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
@@ -26,17 +28,18 @@ def load_server_split(study: Study, seed: int) -> Split:
     Raises:
         UserError: a source cannot be read on this host, or does not fit the study.
     """
-    return split(
-        _server_source(study), study, seed, _transfer_source(study, study.data.transfer.source)
-    )
+    transfer = _transfer_source(study, study.data.transfer.source)
+    source = _server_source(study)
+    if transfer is not None and not source.columns and transfer.columns:
+        source = _empty_source(study, transfer.columns)
+    return dataclasses.replace(split(source, study, seed, transfer), columns=source.columns)
 
 
 def empty_split(study: Study) -> Split:
     """Return a split without images: classes and shape alone."""
     source = _empty_source(study)
     no_images = source.train
-    shape = Shape(*_shape(study))
-    return Split(no_images, no_images, None, (), source.classes, source.num_classes, shape)
+    return Split(no_images, no_images, None, (), source.classes, source.num_classes, _shape(study))
 
 
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
@@ -53,15 +56,15 @@ def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
     wanted = study.data.transfer.source
     if wanted == NOISE:
         return split(_empty_source(study), study, seed, None).transfer
-    if source is None or wanted in (None, STUDENT_SILO):
-        return None
+    if source is None or wanted in (None, STUDENT_SILO) or study.is_table:
+        return None  # of a table the server sends it, for its columns are not known before the run
     return split(_empty_source(study), study, seed, _transfer_source(study, source)).transfer
 
 
 def in_study_shape(images: Images, study: Study) -> Images:
     """Convert images to the channels and size of the study."""
-    _, channels, size = _shape(study)
-    return convert_like(images, channels=channels, size=size)
+    shape = _shape(study)
+    return convert_like(images, channels=shape.in_channels, size=shape.image_size)
 
 
 def _server_source(study: Study) -> Source:
@@ -69,9 +72,15 @@ def _server_source(study: Study) -> Source:
         return _empty_source(study)
     data = study.data
     source = load_cached_source(
-        data.source, image_size=data.image_size, cache=cache_root(), options=data.options
+        data.source,
+        image_size=data.image_size,
+        cache=cache_root(),
+        options=data.options,
+        columns=study.columns,
     )
     classes = tuple(study.data.classes or ())
+    if source.columns:
+        return _in_order(source, classes)
     if source.num_classes != len(classes):
         raise UserError(
             f"data.classes: names {len(classes)} classes, but {study.data.source} has "
@@ -87,12 +96,21 @@ def _server_source(study: Study) -> Source:
     return Source(source.name, in_study_shape(source.train, study), test, classes)
 
 
-def _empty_source(study: Study) -> Source:
-    _, channels, size = _shape(study)
-    no_images = Images(
-        torch.zeros(0, channels, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    )
-    return Source(NO_SOURCE, no_images, no_images, tuple(study.data.classes or ()))
+def _in_order(source: Source, classes: tuple[str, ...]) -> Source:
+    """Return a table with the study's classes, in their order."""
+    if strange := set(source.classes) - set(classes):
+        raise UserError(f"data.classes: {source.name} has the class {sorted(strange)[0]!r} too")
+    order = torch.tensor([classes.index(name) for name in source.classes])
+    train = dataclasses.replace(source.train, labels=order[source.train.labels])
+    return dataclasses.replace(source, train=train, classes=classes)
+
+
+def _empty_source(study: Study, columns: tuple[Column, ...] = ()) -> Source:
+    size = (0, max(1, len(columns))) if study.is_table else (0, *_shape(study).input_shape)
+    dtype = torch.float64 if study.is_table else torch.uint8
+    no_images = Images(torch.zeros(size, dtype=dtype), torch.zeros(0, dtype=torch.int64))
+    classes = tuple(study.data.classes or ())
+    return Source(NO_SOURCE, no_images, no_images, classes, columns=columns)
 
 
 def _transfer_source(study: Study, source: str | None) -> Source | None:
@@ -105,12 +123,15 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
         cache=cache_root(),
         options=options,
         unlabelled=not study.data.transfer.labelled,
+        columns=study.columns,
     )
 
 
-def _shape(study: Study) -> tuple[int, int, int]:
-    """Return the number of classes, channels, and height and width in pixels."""
+def _shape(study: Study) -> Shape:
+    """Return what models are built for; of a table before its columns are known, one column."""
     data = study.data
+    if study.is_table:
+        return Shape.of(len(data.classes or ()), "table", [1])
     if data.classes is None or data.channels is None or data.image_size is None:
         raise ValueError("the shape of a study of simulated silos comes from its source")
-    return len(data.classes), data.channels, data.image_size
+    return Shape(len(data.classes), data.channels, data.image_size)

@@ -13,7 +13,7 @@ import numpy as np
 from fedkd.config.data import ByColumn, Deployed, Given, Indices
 from fedkd.config.table_checks import check_kind
 from fedkd.data.cached import cached_partition, load_cached_source
-from fedkd.data.columns import Encoder
+from fedkd.data.columns import Column, Encoder
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.errors import UserError
@@ -63,6 +63,7 @@ class Split:
         silo_tests: for each silo the test images of its own source or those that it holds out, or
             None where it has none; empty where no silo has any.
         encoder: what was done to the columns of a table; None for all else.
+        columns: of the server's table, to which nothing is done yet; empty for all else.
     """
 
     test: Images
@@ -75,6 +76,7 @@ class Split:
     warnings: tuple[str, ...] = ()
     silo_tests: tuple[Images | None, ...] = ()
     encoder: Encoder | None = None
+    columns: tuple[Column, ...] = ()
 
 
 def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:

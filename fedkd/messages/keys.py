@@ -14,6 +14,7 @@ message type       sent                                        answered
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
 ``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
 ``query.receive``  ``arrays``, ``config``; if it asks for it   ``info``
+``query.sums``     ``config``                                  ``info``: sums of a table's columns
 =================  ==========================================  =================================
 """
 
@@ -27,6 +28,7 @@ DISTIL: Final = "query.distil"
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 RECEIVE: Final = "query.receive"
+TABLE_SUMS: Final = "query.sums"
 
 # Records.
 ARRAYS: Final = "arrays"
@@ -57,6 +59,7 @@ HOLDS_TRANSFER: Final = "holds-transfer"
 FIXED_PART: Final = "fixed-part"
 RECEIVES: Final = "receives"
 PROBLEM: Final = "problem"
+COLUMNS: Final = "columns"
 
 # Keys of query.distil's config: lists with one entry per teacher, and the student.
 ARCHITECTURES: Final = "architectures"

@@ -1,0 +1,117 @@
+"""``query.sums``: silos share sums over the columns of their tables.
+
+From these the server computes how columns become inputs of models; every later question carries
+it. A category of few rows is left out of a silo's reply, its name too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from fedkd.data.columns import Column, Encoder, TableSums
+from fedkd.messages import keys
+from fedkd.messages.envelope import Question, read_config, read_info
+from fedkd.messages.validate import MAX_VALUE, RefusedError, printable, read_num_examples, read_text
+
+MAX_TEXT = 8 << 20
+MAX_COLUMNS = 10_000
+
+
+def write_question() -> Question:
+    """Ask for the sums."""
+    return Question(keys.TABLE_SUMS, 0)
+
+
+def write_reply(columns: tuple[Column, ...], sums: TableSums, *, least: int) -> RecordDict:
+    """Write a silo's answer.
+
+    Args:
+        columns: of its table.
+        sums: over its rows.
+        least: fewest rows of a category that is named.
+    """
+    told: list[dict[str, Any]] = []
+    for index, column in enumerate(columns):
+        entry: dict[str, Any] = {"name": column.name, "present": sums.present[index]}
+        if column.categories is None:
+            entry |= {"sum": sums.sums[index], "square": sums.squares[index]}
+        else:
+            pairs = zip(column.categories, sums.counts[index].tolist(), strict=True)
+            entry["counts"] = {name: count for name, count in pairs if count >= least}
+        told.append(entry)
+    info = ConfigRecord({keys.NUM_EXAMPLES: sums.rows, keys.COLUMNS: json.dumps(told)})
+    return RecordDict({keys.INFO: info})
+
+
+def read_reply(content: RecordDict, *, max_examples: int) -> tuple[tuple[Column, ...], TableSums]:
+    """Return the columns of a silo's table, with the categories that it names, and its sums.
+
+    Raises:
+        RefusedError: they are not valid.
+    """
+    info = read_info(content)
+    rows = read_num_examples(info, max_examples)
+    text = info.get(keys.COLUMNS)
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise RefusedError("its reply has no sums of columns")
+    try:
+        told = json.loads(text)
+        if not 1 <= len(told) <= MAX_COLUMNS:
+            raise ValueError(f"there are {len(told)} columns")
+        columns = tuple(_read_column(entry) for entry in told)
+        if len({column.name for column in columns}) < len(columns):
+            raise ValueError("a column is named twice")
+        return columns, _read_sums(rows, told)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RefusedError(f"its sums of columns are not valid: {printable(error)}") from error
+
+
+def _read_column(entry: Any) -> Column:
+    name, counts = read_text(entry, "name"), entry.get("counts")
+    return Column(name, None if counts is None else tuple(sorted(map(str, counts))))
+
+
+def _read_sums(rows: int, told: list[Any]) -> TableSums:
+    counts = [[entry["counts"][n] for n in sorted(entry.get("counts", {}))] for entry in told]
+    present = [entry["present"] for entry in told]
+    sums = [[entry.get(key, 0) for entry in told] for key in ("sum", "square")]
+    for number in [*present, *(count for each in counts for count in each)]:
+        if not 0 <= number <= rows:
+            raise ValueError(f"a count of {number} of {rows} rows")
+    if not all(math.isfinite(value) and abs(value) <= MAX_VALUE for each in sums for value in each):
+        raise ValueError("a sum is not finite")
+    floats = [np.array(each, dtype=np.float64) for each in (present, *sums)]
+    return TableSums(rows, *floats, tuple(np.array(each, dtype=np.float64) for each in counts))
+
+
+def read_encoder(content: RecordDict, columns: tuple[Column, ...]) -> Encoder | None:
+    """Return what a question says of columns, at the silo; None where it says nothing.
+
+    Args:
+        content: of the question.
+        columns: of the silo's table.
+
+    Raises:
+        ValueError: it is not for such a table.
+    """
+    text = read_config(content).get(keys.COLUMNS)
+    if text is None:
+        return None
+    try:
+        encoder = Encoder.from_json(str(text)[:MAX_TEXT])
+        names = tuple(column.name for column in encoder.columns)
+        size = (len(names),)
+        arrays = (encoder.means, encoder.deviations, encoder.missing)
+        fits = all(each.shape == size and np.isfinite(each).all() for each in arrays)
+        kept = zip(encoder.kept, encoder.columns, strict=True)
+        fits &= all(k in range(len(c.categories or ())) for each, c in kept for k in each)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError("the columns that were sent are not valid") from error
+    if not fits or set(names) != {column.name for column in columns}:
+        raise ValueError("the columns that were sent are not those of the table")
+    return encoder
