@@ -1,7 +1,7 @@
 """``query.sums``: silos share sums over the columns of their tables.
 
 From these the server computes how columns become inputs of models; every later question carries
-it. A category of few rows is left out of a silo's reply, its name too.
+it. Values of few rows are left out of a silo's reply, and names of categories of few rows too.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def write_reply(columns: tuple[Column, ...], sums: TableSums, *, least: int) -> 
     Args:
         columns: of its table.
         sums: over its rows.
-        least: fewest rows of a category that is named.
+        least: fewest rows of a category that is named, and of a column that is summed.
     """
     told: list[dict[str, Any]] = []
     for index, column in enumerate(columns):
-        entry: dict[str, Any] = {"name": column.name, "present": sums.present[index]}
+        told_of = float(sums.present[index] >= least)  # a sum of few values tells these
+        entry: dict[str, Any] = {"name": column.name, "present": told_of * sums.present[index]}
         if column.categories is None:
-            entry |= {"sum": sums.sums[index], "square": sums.squares[index]}
+            entry["sum"] = told_of * sums.sums[index]
+            entry["square"] = told_of * sums.squares[index]
         else:
             pairs = zip(column.categories, sums.counts[index].tolist(), strict=True)
             entry["counts"] = {name: count for name, count in pairs if count >= least}

@@ -31,6 +31,7 @@ def make_table(seed: int, rows: int = 60) -> pd.DataFrame:
             "age": age,
             "dose": np.where(draw.random(rows) < 0.3, np.nan, dose),
             "ward": ward,
+            "rare": np.where(np.arange(rows) < 2, 5.0, np.nan),
             "outcome": np.where(age + draw.normal(size=rows) > 50 + seed, "ill", "well"),
         }
     )
@@ -67,7 +68,7 @@ def test_sums_give_every_silo_the_same_columns(tables: Any) -> None:
     assert record.curve[-1].metrics["auroc"] > 0.9
     card = read_card(tables.root / "record" / "fedavg" / CHECKPOINT_FILE, what="model")
     assert card is not None
-    assert card.shape.inputs == (5,), "age, dose, whether it is missing, and two wards"
+    assert card.shape.inputs == (6,), "age, dose, two that are missing, and two wards"
     for name in ("north", "south", "west"):
         kinds = [entry["type"] for entry in tables.audit(name)]
         assert kinds[:3] == [keys.DESCRIBE, keys.TABLE_SUMS, keys.DESCRIBE]
@@ -78,6 +79,7 @@ def test_sums_give_every_silo_the_same_columns(tables: Any) -> None:
     assert told["dose"]["present"] == own["dose"].notna().sum()
     assert told["dose"]["sum"] == pytest.approx(own["dose"].sum())
     assert set(told["ward"]["counts"]) == {"a", "b"}, "a category of two rows is not named"
+    assert told["rare"] == {"name": "rare", "present": 0, "sum": 0, "square": 0}
 
 
 def test_without_consent_no_sums_leave(tables: Any) -> None:
