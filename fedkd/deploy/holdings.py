@@ -90,8 +90,7 @@ def read_holdings(
     test = source.test
     if test is not None:
         test = _convert(test, names, wanted, source, channels, image_size)
-    kind = "table" if source.columns else "image"
-    shape = Shape.of(len(wanted), kind, train.shape[1:])
+    shape = Shape.of(len(wanted), train.kind, train.shape[1:])
     return Holdings(train, test, wanted, shape, source.warnings, source.columns)
 
 

@@ -87,8 +87,9 @@ def _read_sums(rows: int, told: list[Any]) -> TableSums:
             raise ValueError(f"a count of {number} of {rows} rows")
     if not all(math.isfinite(value) and abs(value) <= MAX_VALUE for each in sums for value in each):
         raise ValueError("a sum is not finite")
-    floats = [np.array(each, dtype=np.float64) for each in (present, *sums)]
-    return TableSums(rows, *floats, tuple(np.array(each, dtype=np.float64) for each in counts))
+    there, values, squares = (np.array(each, dtype=np.float64) for each in (present, *sums))
+    by_category = tuple(np.array(each, dtype=np.float64) for each in counts)
+    return TableSums(rows, there, values, squares, by_category)
 
 
 def read_encoder(content: RecordDict, columns: tuple[Column, ...]) -> Encoder | None:
