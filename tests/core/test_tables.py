@@ -384,10 +384,7 @@ def test_other_forms_of_csv_are_told(tmp_path: Path, text: str, message: str) ->
         ({"data": {"image_size": 8}}, "data.image_size: 8 is for images"),
         ({"data": {"transfer": {"source": "noise"}}}, "data.transfer.source: noise is for images"),
         ({"data": {"transfer": {"source": "digits"}}}, "digits is not a table"),
-        (
-            {"partition": {"scheme": "deployed", "names": ["a"]}},
-            "data.source: tables and texts",
-        ),
+        ({"partition": {"scheme": "deployed", "names": ["a"]}}, "data.classes: is missing"),
     ],
 )
 def test_settings_of_images_are_refused(path: Path, changes: dict[str, Any], message: str) -> None:
