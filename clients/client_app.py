@@ -35,6 +35,6 @@ def answer(message: Message, context: Context) -> Message:
 app = ClientApp()
 for register in (
     *(app.query("describe"), app.query("teacher"), app.query("distil")),
-    *(app.train(), app.evaluate(), app.query("receive")),
+    *(app.train(), app.evaluate(), app.query("receive"), app.query("sums")),
 ):
     register(answer)

@@ -133,3 +133,9 @@ def test_trees_of_raw_columns_teach_on_an_approved_transfer_set(tables: Any) -> 
     record = tables.run("fedkd")
     assert record.exchanges_before_round_1 == 2
     assert record.curve[0].metrics["auroc"] > 0.9
+
+
+def test_the_bundles_app_takes_every_message_of_the_contract() -> None:
+    from clients import client_app, handlers
+
+    assert set(client_app.app._registered_funcs) == set(handlers.app._registered_funcs)
