@@ -115,7 +115,7 @@ def test_trees_of_raw_columns_teach_on_an_approved_transfer_set(tables: Any) -> 
     frame = pd.read_csv(tables.root / "north" / "table.csv")
     names = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["ward"]))
     names.set_params(remainder="passthrough")
-    forest = make_pipeline(names, RandomForestClassifier(random_state=0))
+    forest = make_pipeline(names, RandomForestClassifier(10, random_state=0))
     dump(forest.fit(frame[["ward", "age"]], frame["outcome"]), tables.root / "north" / "f.skops")
     settings = {"mode": "logits", "student": "fresh", "epochs": 30, "lr": 0.3}
     tables.study["arms"] = {"fedkd": {"start": "consolidated", "consolidation": settings}}
