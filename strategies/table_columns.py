@@ -10,7 +10,8 @@ from operator import add
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.data.columns import Column, TableSums, align, align_sums, fit_encoder, unite_columns
+from fedkd.data.alignment import align, align_sums, unite_columns
+from fedkd.data.columns import Column, TableSums, fit_encoder
 from fedkd.data.columns import sums_of as sums_of_rows
 from fedkd.data.images import Images
 from fedkd.errors import FedKDError

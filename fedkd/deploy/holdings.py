@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from fedkd.config.table import Table
+from fedkd.data.alignment import align
 from fedkd.data.cached import load_cached_source
-from fedkd.data.columns import Column, Encoder, align
+from fedkd.data.columns import Column, Encoder
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like

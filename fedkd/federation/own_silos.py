@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from fedkd.config.rows import read_rows
+from fedkd.data.alignment import align, unite_columns
 from fedkd.data.cached import load_cached_source
-from fedkd.data.columns import Column, align, unite_columns
+from fedkd.data.columns import Column
 from fedkd.data.images import Images, image_hashes
 from fedkd.data.source import Source
 from fedkd.data.sources import check_like, convert_like

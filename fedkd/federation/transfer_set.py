@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedkd.data.columns import align, unite_columns
+from fedkd.data.alignment import align, unite_columns
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import check_like, convert_like

@@ -18,7 +18,8 @@ import fedkd
 from fedkd.config import Familiarity, Study
 from fedkd.config.study_file import resolve_study
 from fedkd.config.table import Table
-from fedkd.data.columns import Column, align, fit_encoder, sums_of, unite_columns
+from fedkd.data.alignment import align, unite_columns
+from fedkd.data.columns import Column, fit_encoder, sums_of
 from fedkd.data.images import Images, as_inputs, content_hash
 from fedkd.data.sources import load_source
 from fedkd.distillation.density.basis import InputBasis, make_basis
