@@ -76,6 +76,7 @@ def partly_trained(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
 
 
 def curve(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
+    assert not summary["failures"]
     (run,) = summary["runs"]
     assert not run["quarantined"]
     return [(p["round"], p["accuracy"], p["loss"], p["silos_ok"]) for p in run["curve"]]
@@ -134,48 +135,44 @@ def short() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_two_hosts_give_the_curves_of_a_simulation(
-    hospitals: tuple[Path, dict[str, float]], short: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", TRAINED)
+def test_two_hosts_give_the_curve_of_a_simulation(
+    kind: str, hospitals: tuple[Path, dict[str, float]], short: Path, tmp_path: Path
 ) -> None:
     """Their ``silo.yaml`` says what the checkpoints were trained with; adapters have none."""
     folder, _ = hospitals
     silos = {name: short / name / "silo.yaml" for name in FILES}
     for name, path in silos.items():
         path.parent.mkdir()
-        path.write_text(yaml.safe_dump(silo_file(folder, name)))
-    with Loopback(silos):
-        for kind in TRAINED:
-            settings = partly_trained(folder, kind, rounds={"max": 2, "stop": "budget"})
-            simulated = fedkd.compare(settings, out=tmp_path / "simulated").summary
-            deployed = {
-                **settings,
-                "data": {
-                    **settings["data"],
-                    "classes": list(make_checkpoints.CLASSES),
-                    "channels": 3,
-                    "image_size": 32,
-                },
-                "partition": {"scheme": "deployed", "names": list(FILES)},
-                "pretraining": {},
-                "rounds": {"max": 2, "stop": "budget", "timeout": PATIENCE},
-                "engine": {"name": CONNECTION, "server_threads": 1},
-            }
-            with StudyProgress(Console(quiet=True), 1) as progress:
-                made = parse_study(yaml.safe_dump(deployed))
-                outcome = run_study(made, out=tmp_path / "hosts", fresh=True, progress=progress)
-            assert curve(outcome.summary) == curve(simulated)
+        path.write_text(yaml.safe_dump(silo_file(folder, name, kind)))
+    settings = partly_trained(folder, kind, rounds={"max": 2, "stop": "budget"})
+    simulated = fedkd.compare(settings, out=tmp_path / "simulated").summary
+    classes = list(make_checkpoints.CLASSES)
+    deployed = {
+        **settings,
+        "data": {**settings["data"], "classes": classes, "channels": 3, "image_size": 32},
+        "partition": {"scheme": "deployed", "names": list(FILES)},
+        "pretraining": {},
+        "rounds": {"max": 2, "stop": "budget", "timeout": PATIENCE},
+        "engine": {"name": CONNECTION, "server_threads": 1},
+    }
+    made = parse_study(yaml.safe_dump(deployed))
+    with Loopback(silos), StudyProgress(Console(quiet=True), 1) as progress:
+        outcome = run_study(made, out=tmp_path / "hosts", fresh=True, progress=progress)
+    assert curve(outcome.summary) == curve(simulated)
 
 
-def silo_file(folder: Path, name: str) -> dict[str, Any]:
+def silo_file(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    model = {
+        "checkpoint": str(folder / FILES[name]),
+        "arch": "torchvision:resnet18",
+        "preprocessing": "imagenet",
+    }
     return {
         "name": name,
         "data": f"folder:{folder}/{name}",
-        "model": {
-            "checkpoint": str(folder / FILES[name]),
-            "arch": "torchvision:resnet18",
-            "preprocessing": "imagenet",
-        },
-        "share": {"teacher": "weights", "class_counts": True},
+        "model": model if kind == "all" else {"weights": str(folder / "public.pt")},
+        "share": {"teacher": "weights" if kind == "all" else "none", "class_counts": True},
         "approve": {"study": "any"},
         "threads": 1,  # as simulated silos have
         "audit": "audit.jsonl",
