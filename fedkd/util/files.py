@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ DISK_ERRORS = frozenset(
 )
 """Errors of the operating system that the user can mend: a disk that is full, read-only or broken,
 a folder or size that is not allowed."""
+
+_REMOVALS = 20
 
 _TEMPORARY: set[Path] = set()
 """What :func:`temporary_beside` names at the moment, in all threads of this process."""
@@ -117,7 +120,11 @@ def remove_unfinished(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        for _ in range(_REMOVALS):  # it fails while other threads have too many files open
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                return
+            time.sleep(0.05)
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

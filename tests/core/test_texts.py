@@ -320,7 +320,7 @@ def test_unusable_tokenizers_are_refused(
         ({"pretraining": {"augment": "flip-crop"}}, "pretraining.augment: flip-crop is for images"),
         (
             {"partition": {"scheme": "deployed", "names": ["a"]}},
-            "data.source: tables and texts",
+            "data.source: texts of deployed silos are not supported",
         ),
         ({"partition": {"scheme": "by-column"}}, "by-column needs a table"),
         ({"partition": {"scheme": "given", "silos": {"a": "csv:a.csv"}}}, "texts or of tables"),
