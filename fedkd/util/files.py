@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,12 +117,20 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        for _ in range(_REMOVALS):  # it fails while other threads have too many files open
-            shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
-                return
+    for _ in range(_REMOVALS):  # it fails while other threads have too many files open
+        try:
+            _remove_all(path)
+        except OSError:
             time.sleep(0.05)
+        else:
+            return
+
+
+def _remove_all(path: Path) -> None:
+    """Remove a file or folder with one file open at a time, where shutil needs two for a folder."""
+    if path.is_dir() and not path.is_symlink():
+        for name in os.listdir(path):  # noqa: PTH208 -- closed before the next is opened
+            _remove_all(path / name)
+        path.rmdir()
     else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
