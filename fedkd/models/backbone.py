@@ -106,6 +106,8 @@ class Backbone:
 
     @staticmethod
     def _hash(known: Backbone) -> str:
+        if known.arch.startswith(HUGGING_FACE):  # every host has a folder of its own
+            known = replace(known, arch=HUGGING_FACE)
         return hashlib.sha256(json.dumps(asdict(known), sort_keys=True).encode()).hexdigest()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def read_hugging_face(name: str, **config: Any) -> LogitsOf | TextNetwork:
     has_head = "ForSequenceClassification" in "".join(settings.architectures or ())
     kind = transformers.AutoModelForSequenceClassification if has_head else transformers.AutoModel
     return TextNetwork(_from_hub(kind, name, **options), has_head=has_head)
+
+
+def settings_of(network: LogitsOf | TextNetwork) -> str:
+    """Return the settings of a network as JSON, without the folder that they were read from."""
+    inner = network.network if isinstance(network, TextNetwork) else network.classifier
+    values = inner.config.to_dict()
+    own = {key: values[key] for key in values.keys() - {"_name_or_path", "transformers_version"}}
+    return json.dumps(own, sort_keys=True, default=str)
 
 
 def hugging_face_preprocessing(name: str) -> dict[str, Any]:

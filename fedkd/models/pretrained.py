@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,11 @@ import torch
 from fedkd.config.backbone import is_weights_file
 from fedkd.errors import UserError
 from fedkd.models.downloads import check_download
-from fedkd.models.hugging_face import hugging_face_preprocessing, read_hugging_face
+from fedkd.models.hugging_face import (
+    hugging_face_preprocessing,
+    read_hugging_face,
+    settings_of,
+)
 from fedkd.models.libraries import require
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.models.state import State, state_hash
@@ -45,7 +50,7 @@ def load_weights(arch: str, weights: str) -> State:
 
 
 def hash_weights(arch: str, weights: str | None) -> str:
-    """Hash the content of weights; those of ``hf:`` are its own.
+    """Hash the content of weights; those of ``hf:`` are its own, its settings among them.
 
     Raises:
         UserError: they cannot be found, downloaded or read.
@@ -65,7 +70,8 @@ def _hash_once(arch: str, weights: str | None, _: tuple[int, int] | None) -> str
             raise
         except Exception as error:  # of a library that reads a user's folder
             raise UserError(f"model.arch: {arch} cannot be read: {_reason(error)}") from error
-        return state_hash(dict(network.state_dict()))
+        tensors = state_hash(dict(network.state_dict()))
+        return hashlib.sha256(f"{tensors} {settings_of(network)}".encode()).hexdigest()
     return state_hash(load_weights(arch, weights or ""))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,23 @@ def test_padding_changes_no_features(encoder: Path, path: Path) -> None:
     length = int((ids[0, :5] != 0).sum())
     mean = hidden.last_hidden_state[0, :length].mean(0)
     assert torch.allclose(network(ids[:1, :5])[0], mean, atol=1e-6)
+
+
+def test_a_network_is_the_same_in_any_folder(encoder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(encoder, copied)
+
+    def hashes(folder: Path) -> tuple[str, str]:
+        hash_weights.__globals__["_hash_once"].cache_clear()
+        backbone = shape_of(f"hf:{folder}", Trained("head")).backbone
+        assert backbone is not None
+        return backbone.fixed_hash, backbone.features_hash
+
+    expected = hashes(encoder)
+    assert hashes(copied) == expected
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert all(map(operator.ne, hashes(copied), expected))
 
 
 def test_text_classifiers_and_adapters(encoder: Path) -> None:
