@@ -22,10 +22,7 @@ def find_nodes(session: Session) -> set[int]:
     study = session.context.study
     if not study.is_deployed:
         return set(session.grid.get_node_ids())
-    tell = getattr(session.grid, "get_nodes", None)
-    if tell is None:  # Flower 1.41 does not say names
-        return set(session.grid.get_node_ids())
-    names = {node.node_id: node.name for node in tell()}
+    names = {node.node_id: node.name for node in session.grid.get_nodes()}
     named = {node: name for node, name in names.items() if name in study.silo_names}
     session.roster.registered |= named
     return set(named) or {node for node, name in names.items() if not name}

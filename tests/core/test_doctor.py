@@ -52,7 +52,7 @@ def test_a_package_that_is_missing_or_too_old_is_broken_with_the_remedy(
     monkeypatch.setattr(importlib.metadata, "version", version)
     finding = doctor.check_packages()
     assert finding.level == "broken"
-    assert "'flwr[simulation]<1.43,>=1.41'" in finding.advice
+    assert "'flwr[simulation]<1.43,>=1.42'" in finding.advice
     assert "'ray>=2.40'" in finding.advice
     assert "torch" not in finding.advice
 

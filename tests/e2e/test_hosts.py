@@ -691,7 +691,7 @@ def test_ctrl_c_stops_the_run_on_its_host_and_the_study_goes_on(hosts: Hosts) ->
 def restart(hosts: Hosts, silo: str) -> None:
     """End a SuperNode in good order, and start it until the SuperLink takes it.
 
-    Flower 1.41: one that was receiving a message when its run was stopped answers nobody any more.
+    One that was receiving a message when its run was stopped answers nobody any more.
     """
     process = hosts.processes[silo]
     process.terminate()
