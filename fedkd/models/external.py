@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedkd.data.columns import Encoder
 from fedkd.errors import UserError, describe_exhaustion
-from fedkd.models.external_formats import Loaded, load_external
+from fedkd.models.external_formats import Loaded, check_readable, load_external
 from fedkd.models.libraries import require
 from fedkd.models.state import State
 from fedkd.registry import EXTERNAL_CLASSES
@@ -137,6 +137,7 @@ def read_external(
             shape.zeros(_PROBED).shape, generator=torch.Generator().manual_seed(0)
         )
     try:
+        check_readable(library, content)
         loaded = load_external(library, content)
         known = {column.name for column in encoder.columns} if encoder else set()
         if not loaded.features or not known.issuperset(loaded.features):

@@ -5,6 +5,8 @@ Nothing is unpickled: skops builds the types of scikit-learn and NumPy alone.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -120,6 +122,23 @@ def _load_xgboost(content: bytes) -> Loaded:
         ),
         features=_names(booster.feature_names or ()),
     )
+
+
+def check_readable(library: str, content: bytes) -> None:
+    """Refuse a damaged file with which its library would end this process.
+
+    Of all these libraries LightGBM alone does: its threads abort, or read what is not there.
+
+    Raises:
+        UserError: another process could not read it either.
+    """
+    if library == "lightgbm":
+        code = "import sys, lightgbm; lightgbm.Booster(model_str=sys.stdin.buffer.read().decode())"
+        tried = subprocess.run(  # noqa: S603 -- the code above, with the file as its input
+            [sys.executable, "-P", "-c", code], input=content, capture_output=True, check=False
+        )
+        if tried.returncode:
+            raise UserError("is damaged: LightGBM cannot read it; copy it again")
 
 
 def _load_lightgbm(content: bytes) -> Loaded:

@@ -97,12 +97,16 @@ def test_a_file_of_each_library_predicts_as_there(arch: str, tmp_path: Path) -> 
     path.write_bytes(state["file"].numpy().tobytes())
     read = read_external(path, SHAPE, ["a", "b"], what="model")
     assert all(torch.equal(state[key], read[key]) for key in state)
-    if library in ("xgboost", "lightgbm"):  # the others say which classes they have
+    if library == "xgboost":  # as LightGBM; the others say which classes they have
         with pytest.raises(UserError, match=r"^model: .* predicts 2 classes, but the study has 3$"):
             read_external(path, Shape.of(3, "table", [3]), ["a", "b", "c"], what="model")
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match=f"^model: .* cannot be used as a model of {library} on"):
-        read_external(path, SHAPE, ["a", "b"], what="model")
+    content = path.read_bytes()
+    for cut in (40, len(content) // 2):
+        path.write_bytes(content[:cut])
+        with pytest.raises(
+            UserError, match=r"^model: .* (cannot be used as a model of|is damaged)"
+        ):
+            read_external(path, SHAPE, ["a", "b"], what="model")
     path.write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match="is a pickle, which runs code when it is read"):
         read_external(path, SHAPE, ["a", "b"], what="model")
