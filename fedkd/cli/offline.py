@@ -78,7 +78,7 @@ def consolidate(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Images to distil on: folder:PATH (one folder per class), npz:PATH, digits, "
+            help="Images to distil on: folder:PATH, flat or one folder a class, npz:PATH, digits, "
             "fashion-mnist, ...",
         ),
     ],

@@ -83,14 +83,20 @@ def open_images(
         UserError: a source cannot be read or does not fit, or the files contradict each other.
     """
     size = _agree("image_size", "--image-size", wanted.image_size, cards)
-    source = _load("--transfer", wanted.transfer, size)
+    fraction = _fraction(wanted.validation)
+    needs_labels = wanted.labelled or fraction is not None
+    source = _load("--transfer", wanted.transfer, size, unlabelled=not needs_labels)
+    num_classes = _agree("num_classes", "--classes", wanted.num_classes, cards)
+    if not (num_classes or source.classes):
+        raise UserError(
+            f"--classes: is missing: neither {wanted.transfer} nor the teachers' files say how many"
+        )
     shape = Shape(
-        _agree("num_classes", "--classes", wanted.num_classes, cards) or source.num_classes,
+        num_classes or source.num_classes,
         _agree("in_channels", "--channels", wanted.in_channels, cards) or source.in_channels,
         source.image_size,
     )
-    fraction = _fraction(wanted.validation)
-    if wanted.labelled or fraction:
+    if needs_labels:
         _check_classes("--labelled" if wanted.labelled else "--validation", source, shape)
     pool = np.arange(len(source.train), dtype=np.int64)
     sources, validation, origin = [source], source.train.take([]), ""
@@ -147,9 +153,9 @@ def _open_validation(name: str, transfer_name: str, transfer: Source) -> tuple[S
     return source, source.train, f"images of {name}"
 
 
-def _load(option: str, name: str, size: int | None) -> Source:
+def _load(option: str, name: str, size: int | None, *, unlabelled: bool = False) -> Source:
     try:
-        return load_cached_source(name, image_size=size, cache=cache_root())
+        return load_cached_source(name, image_size=size, cache=cache_root(), unlabelled=unlabelled)
     except UserError as error:
         sentence = str(error).replace("data.image_size", "--image-size")
         raise UserError(f"{option}: {sentence}") from error

@@ -319,6 +319,21 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path, teach: Any
         teach(teachers=two, arch=None)
 
 
+def test_transfer_images_need_no_labels(tmp_path: Path, teach: Any) -> None:
+    path = tmp_path / "unlabelled.npz"
+    np.savez(path, images=np.arange(70 * 64, dtype=np.uint32).reshape(70, 8, 8).astype(np.uint8))
+    wanted = {"transfer": f"npz:{path}", "num_classes": 10}
+    made = teach(wanted=wanted)
+    assert made.report["transfer"]["size"] == 60
+    for changes, message in (
+        ({"num_classes": None}, "^--classes: is missing: neither npz:.* nor the teachers' files"),
+        ({"labelled": True}, "^--transfer: .*labels"),
+        ({"validation": "0.2"}, "^--transfer: .*labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            teach(wanted={**wanted, **changes})
+
+
 def test_images_are_brought_into_the_shape_that_the_teachers_files_name(
     tmp_path: Path, teach: Any
 ) -> None:
