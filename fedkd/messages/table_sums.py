@@ -7,7 +7,6 @@ it. Values of few rows are left out of a silo's reply, and names of categories o
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from flwr.app import ConfigRecord, RecordDict
 from fedkd.data.columns import Column, Encoder, TableSums
 from fedkd.messages import keys
 from fedkd.messages.envelope import Question, read_config, read_info
-from fedkd.messages.validate import MAX_VALUE, RefusedError, printable, read_num_examples, read_text
+from fedkd.messages.validate import RefusedError, printable, read_num_examples, read_text
 
 MAX_TEXT = 8 << 20
 MAX_COLUMNS = 10_000
+_MAX_SUM = 1e60
+"""Of a column, also of the squares of its values, which may be 1e18 each."""
 
 
 def write_question() -> Question:
@@ -85,8 +86,8 @@ def _read_sums(rows: int, told: list[Any]) -> TableSums:
     for number in [*present, *(count for each in counts for count in each)]:
         if not 0 <= number <= rows:
             raise ValueError(f"a count of {number} of {rows} rows")
-    if not all(math.isfinite(value) and abs(value) <= MAX_VALUE for each in sums for value in each):
-        raise ValueError("a sum is not finite")
+    if not all(abs(value) <= _MAX_SUM for each in sums for value in each):  # NaN is not either
+        raise ValueError("a sum is not finite, or too large")
     there, values, squares = (np.array(each, dtype=np.float64) for each in (present, *sums))
     by_category = tuple(np.array(each, dtype=np.float64) for each in counts)
     return TableSums(rows, there, values, squares, by_category)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from fedkd.data.columns import Column, TableSums
 from fedkd.errors import FedKDError
 from fedkd.messages import keys
+from fedkd.messages.table_sums import read_reply, write_reply
+from fedkd.messages.validate import RefusedError
 from fedkd.models.card import read_card
 from fedkd.results.record import CHECKPOINT_FILE
 
@@ -80,6 +84,17 @@ def test_sums_give_every_silo_the_same_columns(tables: Any) -> None:
     assert told["dose"]["sum"] == pytest.approx(own["dose"].sum())
     assert set(told["ward"]["counts"]) == {"a", "b"}, "a category of two rows is not named"
     assert told["rare"] == {"name": "rare", "present": 0, "sum": 0, "square": 0}
+
+
+def test_sums_of_great_values_are_taken_and_absurd_ones_are_refused() -> None:
+    column = (Column("euros"),)
+    great = TableSums(10**6, np.array([1e6]), np.array([1e12]), np.array([1e19]), (np.zeros(0),))
+    found = read_reply(write_reply(column, great, least=1), max_examples=10**7)
+    assert found[1].squares.tolist() == [1e19]
+    for value in (np.nan, np.inf, 1e300):
+        absurd = replace(great, squares=np.array([value]))
+        with pytest.raises(RefusedError, match="a sum is not finite, or too large"):
+            read_reply(write_reply(column, absurd, least=1), max_examples=10**7)
 
 
 def test_without_consent_no_sums_leave(tables: Any) -> None:
