@@ -71,7 +71,7 @@ def read_reply(content: RecordDict, *, max_examples: int) -> tuple[tuple[Column,
             raise ValueError("a column is named twice")
         return columns, _read_sums(rows, told)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RefusedError(f"its sums of columns are not valid: {printable(error)}") from error
+        raise RefusedError(f"its sums of columns are not valid: {printable(str(error))}") from error
 
 
 def _read_column(entry: Any) -> Column:

@@ -13,27 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import convolutions
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def build() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
-
-
 def load(data: dict[str, np.ndarray], prefix: str) -> nn.Module:
-    model = build()
+    model = convolutions(3)
     model.load_state_dict(
         {key: torch.from_numpy(data[f"{prefix}.{key}"]) for key in model.state_dict()}
     )
