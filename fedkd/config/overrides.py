@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedkd.config.error_messages import show
 from fedkd.errors import UserError
+from fedkd.util.error_messages import show
 from fedkd.util.yaml_loader import MAX_DEPTH, load_yaml
 
 

@@ -6,7 +6,6 @@ from collections.abc import Container, Iterator, Mapping
 from typing import TypeAlias
 
 from fedkd.config.data import Given, OwnPartition
-from fedkd.config.error_messages import Problem
 from fedkd.config.study import Study
 from fedkd.config.transfer_checks import check_labels
 from fedkd.errors import UserError
@@ -21,6 +20,7 @@ from fedkd.registry import (
     STRATEGIES,
     WEIGHTINGS,
 )
+from fedkd.util.error_messages import Problem
 from fedkd.util.name_registry import Registry
 
 Named: TypeAlias = tuple[str, Registry, str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -26,11 +25,11 @@ from fedkd.config.text import Text
 from fedkd.config.transfer_checks import check_recalibration
 from fedkd.config.tuned import check_tuning_seeds
 from fedkd.registry import HUGGING_FACE, LEAST_TRANSFER_IMAGES, MetricName, is_table, is_text
-from fedkd.util.names import natural_key
+from fedkd.util.names import STUDY_NAME, natural_key
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 Name = Annotated[
-    str, Field(pattern=rf"^{_NAME.pattern}$", description="lower-case letters, digits, hyphens")
+    str,
+    Field(pattern=rf"^{STUDY_NAME.pattern}$", description="lower-case letters, digits, hyphens"),
 ]
 
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from fedkd.config import Consolidation, Study
 from fedkd.config.backbone import is_weights_file
 from fedkd.config.data import Given
-from fedkd.config.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.config.overrides import parse_override, replace_value
 from fedkd.config.own import find_problems
 from fedkd.config.paths import absolute_arm, absolute_model, absolute_path, absolute_source
@@ -21,6 +20,7 @@ from fedkd.config.table import Table
 from fedkd.errors import UserError
 from fedkd.registry import SOURCES, is_table, read_silo_names
 from fedkd.util.checkpoint_files import find_weights_problem
+from fedkd.util.error_messages import Problem, join_problems, show, to_user_error
 from fedkd.util.yaml_loader import dump_yaml, load_yaml
 
 MAX_BYTES = 1 << 20

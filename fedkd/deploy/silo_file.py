@@ -13,13 +13,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedkd.config.backbone import WEIGHTS_SUFFIXES, Preprocessing, is_weights_file
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.engine import Device
-from fedkd.config.error_messages import to_user_error
 from fedkd.config.paths import absolute_path, absolute_source
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
 from fedkd.errors import UserError
 from fedkd.models.downloads import local_files_only
 from fedkd.user_code import importing_only
 from fedkd.util.checkpoint_files import external_format
+from fedkd.util.error_messages import to_user_error
 from fedkd.util.yaml_loader import load_yaml
 
 MAX_BYTES = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedkd.registry import metric_key
 from fedkd.results.folder import Results, percent
 from fedkd.results.points import point_value
 
@@ -18,7 +17,7 @@ def chance_remarks(results: Results) -> list[str]:
     shares = {
         entry["seed"]: value
         for entry in results.summary.get("constant_accuracy", [])
-        if (value := _constant(entry, results.metric)) is not None
+        if (value := point_value(entry, results.metric)) is not None
     }
     runs = [
         run
@@ -44,12 +43,6 @@ def chance_remarks(results: Results) -> list[str]:
         ):
             remarks.append(f"{arm} starts no better than {constant}.")
     return remarks
-
-
-def _constant(entry: dict[str, Any], metric: str) -> float | None:
-    """Return what a constant prediction reaches on a seed; earlier versions know accuracy alone."""
-    value = entry["accuracy"] if metric == "accuracy" else entry["metrics"][metric_key(metric)]
-    return None if value is None else float(value)
 
 
 def _reached(run: dict[str, Any], index: int) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fedkd.registry import METRICS
 from fedkd.report.savings import Row, candidates, enumerate_names
 from fedkd.report.tables import MAX_ROWS, NONE, Table, clip, share
@@ -23,7 +21,7 @@ def silos_get_tables(results: Results) -> dict[str, Table]:
     """Return a table for each arm: one row for each seed and silo; those that lose are marked."""
     tables = {}
     for arm in results.arms:
-        rows = [(run["seed"], got) for run in results.runs(arm) for got in _silos(run)]
+        rows = [(run["seed"], got) for run in results.runs(arm) for got in run.get("silos_get", [])]
         if not rows:
             continue
         head = ["seed", "silo", "held out", *MODELS.values(), "best", "loses by"]
@@ -52,7 +50,7 @@ def _remark(results: Results, arm: str) -> str:
     compared = [
         (run["seed"], got)
         for run in results.runs(arm)
-        for got in _silos(run)
+        for got in run.get("silos_get", [])
         if got["loses_by"] is not None
     ]
     if not compared:
@@ -79,8 +77,3 @@ def _remark(results: Results, arm: str) -> str:
         f"higher {name} on their held-out data than the global model, as it is, adjusted or "
         f"fine-tuned ({enumerate_names(worst)}{more})."
     )
-
-
-def _silos(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the silos get from a run; nothing in results of earlier versions."""
-    return list(run.get("silos_get") or [])

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.federation.recommend import Recommendation
-from fedkd.registry import METRICS, MetricName
+from fedkd.registry import METRICS
 from fedkd.report.savings import failed, uncharged_arms
 from fedkd.report.tuned import trial_cells, trial_heads, tuning_lines
+from fedkd.results.folder import Results
 from fedkd.results.interval import coverage_of
 from fedkd.results.points import metric_values, point_value
 from fedkd.results.record import CUT_SHORT
@@ -23,9 +24,8 @@ UNREACHED = "red"
 
 def render(summary: dict[str, Any]) -> RenderableType:
     """Return one table per target, and a legend."""
-    targets = _target_values(summary)
     tables: list[RenderableType] = []
-    for index, target in enumerate(targets):
+    for index, target in enumerate(Results(summary, "").targets):
         tables += [_target_table(summary, index, target), ""]
     tables.append(Text(_legend(summary), style="dim"))
     return Group(*tables)
@@ -78,11 +78,10 @@ def print_recommendation(
 
 
 def _target_table(summary: dict[str, Any], index: int, target: float) -> Table:
-    seeds = summary["resolved"]["seeds"]
-    baselines = summary["resolved"]["baselines"]
-    relative = not isinstance(summary["resolved"]["targets"], list)
+    results = Results(summary, "")
+    seeds, baselines = results.seeds, results.baselines
     title = f"Exchanges to {target:.1%}" + (
-        f" of {baselines[0]}'s best" if relative else f" {METRICS[_metric(summary)]}"
+        f" of {baselines[0]}'s best" if results.relative else f" {METRICS[results.metric]}"
     )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("arm", no_wrap=True)
@@ -108,7 +107,7 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
     runs = list(by_seed.values())
     if not runs:
         return [arm, *["failed"] * 2]
-    metric = _metric(summary)
+    metric = Results(summary, "").metric
     start = _mean([point_value(run["curve"][0], metric) for run in runs])
     best = _mean([max(metric_values(run, metric), default=None) for run in runs])
     per_seed, total, missed = Text(), 0, False
@@ -131,11 +130,6 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
     for baseline in summary["resolved"]["baselines"]:
         cells += _saving(summary, arm, baseline, target)
     return cells
-
-
-def _metric(summary: dict[str, Any]) -> MetricName:
-    metric: MetricName = summary["resolved"].get("metric", "accuracy")
-    return metric
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -170,12 +164,6 @@ def _saving(summary: dict[str, Any], arm: str, baseline: str, target: float) -> 
             ceiling = "" if row["ceiling_pct"] is None else f"{row['ceiling_pct']:.1f} %"
             return [f"{sign}{row['exchanges_saved_pct']:.1f} %", spread, ceiling]
     return ["", "", ""]
-
-
-def _target_values(summary: dict[str, Any]) -> list[float]:
-    targets = summary["resolved"]["targets"]
-    values: list[float] = targets if isinstance(targets, list) else targets["of_baseline_best"]
-    return values
 
 
 def _legend(summary: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -182,7 +181,7 @@ def _read_run(
         if (folder / STATE_FILE).is_file():
             record = RunRecord.read(folder)
         points = record.curve if record is not None else read_points(folder)
-    except (FedKDError, json.JSONDecodeError, TypeError, OSError):
+    except (FedKDError, ValueError, TypeError, RecursionError, OSError):
         # Read during a write or a copy: the next read gets complete files.
         record = None
     run_targets = record.targets if record is not None and record.targets else targets

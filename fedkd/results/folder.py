@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.registry import METRICS, MetricName
 from fedkd.results.points import metric_values
+from fedkd.results.schema import read_search, read_summary
 from fedkd.results.upgrade import upgrade, upgrade_comparison
 from fedkd.util.yaml_loader import load_yaml
 
@@ -17,9 +17,6 @@ SUMMARY_FILE = "summary.json"
 STUDY_FILE = "study.yaml"
 TUNING_FILES = "tune-*.json"
 REPORT_FILE = "report.html"
-SCHEMA = 1
-
-_KEYS = ("study", "resolved", "versions", "machine", "runs", "comparison", "failures")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Results:
         """Read a results folder, or the newest one in a study folder.
 
         Raises:
-            UserError: there is none, its study has not ended, or the summary is not readable.
+            UserError: there is none, its study has not ended, or its summary is not valid.
         """
         folder = find_run(folder)
         path = folder / SUMMARY_FILE
@@ -49,18 +46,14 @@ class Results:
                 f"{folder} has no {SUMMARY_FILE}: its study has not ended; show its progress with "
                 f"fedkd watch {folder}"
             )
-        summary = _read_json(path)
-        if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
-            raise UserError(f"{path} is not a summary of schema {SCHEMA}, which this fedkd reads")
-        if missing := [key for key in _KEYS if key not in summary]:
-            raise UserError(f"{path} lacks {', '.join(missing)}; run the study again")
-        if isinstance(summary["resolved"], dict):
-            summary["resolved"] = upgrade(summary["resolved"])
+        summary = read_summary(path)
+        study = summary["study"]
+        summary["resolved"] = upgrade(summary["resolved"])
         summary["comparison"] = upgrade_comparison(summary)
-        searches = map(_read_json, sorted(folder.absolute().parent.glob(TUNING_FILES)))
-        if tuning := [each for each in searches if each.get("study") == summary["study"]]:
-            summary["tuning"] = tuning
-        return cls(summary, f"{summary['study']} {folder.absolute().name}")
+        tuned = sorted(folder.absolute().parent.glob(TUNING_FILES))
+        if searches := [each for file in tuned if (each := read_search(file, study))]:
+            summary["tuning"] = searches
+        return cls(summary, f"{study} {folder.absolute().name}")
 
     @property
     def num_silos(self) -> int | None:
@@ -121,8 +114,7 @@ class Results:
 
 def instruments(run: dict[str, Any]) -> dict[str, Any]:
     """Return the diagnostics measured after a run; empty if there are none."""
-    measured = run.get("instruments")
-    return measured if isinstance(measured, dict) else {}
+    return run.get("instruments") or {}
 
 
 def class_names(results: Results, number: int) -> list[str]:
@@ -171,10 +163,3 @@ def read_study(folder: Path) -> dict[str, Any]:
     if not isinstance(study, dict):
         raise UserError(f"{path} is not a study: it does not contain a mapping")
     return upgrade(study)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

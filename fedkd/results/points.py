@@ -10,9 +10,8 @@ from fedkd.registry import metric_key
 
 def point_value(point: Mapping[str, Any], metric: str) -> float | None:
     """Return a metric of a point, by its name in study files; None if it is not known."""
-    if metric == "accuracy":
-        return float(point["accuracy"])
-    value = (point.get("metrics") or {}).get(metric_key(metric))
+    metrics = point if metric == "accuracy" else point.get("metrics") or {}
+    value = metrics.get(metric_key(metric))
     return None if value is None else float(value)
 
 

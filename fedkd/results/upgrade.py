@@ -43,14 +43,14 @@ def upgrade_comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:
     failed |= {(run["arm"], run["seed"]) for run in summary["runs"] if run["stopped"] == "quorum"}
     rows = []
     for row in summary["comparison"]:
-        row = {"uncharged": {"arm": 0, "baseline": 0}, **row}
-        if "failed" in row:
-            rows.append(row)
-            continue
         counts = {side: sum(arm == row[side] for arm, _ in failed) for side in ("arm", "baseline")}
         kind = "bootstrap" if row["num_seeds"] >= BOOTSTRAP_SEEDS else "extremes"
-        bound = "undefined" if any(counts.values()) else row["bound"]
-        rows.append({**row, "failed": counts, "bound": bound, "range_kind": kind, "coverage": None})
+        absent = {"uncharged": {"arm": 0, "baseline": 0}, "range_kind": kind, "coverage": None}
+        changed = {}
+        if "failed" not in row:
+            bound = "undefined" if any(counts.values()) else row["bound"]
+            changed = {"failed": counts, "bound": bound}
+        rows.append({**absent, **row, **changed})
     return rows
 
 

@@ -13,8 +13,8 @@ from fedkd.config import Study
 from fedkd.federation.federation import Federation
 from fedkd.federation.metric_check import constant_metrics
 from fedkd.results.comparison import compare_arms
-from fedkd.results.folder import SCHEMA
 from fedkd.results.record import CUT_SHORT, RunRecord
+from fedkd.results.schema import SCHEMA
 from fedkd.util.cache import processor
 from fedkd.util.parallel import available_cores
 from fedkd.version import VERSION

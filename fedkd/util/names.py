@@ -1,10 +1,12 @@
-"""Names of silos: valid characters and natural order."""
+"""Names of silos, studies and arms: valid characters, and natural order."""
 
 from __future__ import annotations
 
 import re
 
 SILO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+"""Of a study or an arm."""
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -45,6 +45,7 @@ BESIDE = (
     ),
     *("fedkd.results.comparison", "fedkd.results.folder", "fedkd.results.observer"),
     *("fedkd.results.upgrade", "fedkd.results.interval", "fedkd.results.points"),
+    "fedkd.results.schema",
     "fedkd.results.evaluation",
     *("fedkd.models.card", "fedkd.version"),
     # Keep, lock and refuse.
@@ -64,7 +65,7 @@ BESIDE = (
         "fedkd.util.interrupt",
         "fedkd.util.resources",
     ),
-    *("fedkd.config.error_messages", "fedkd.runner.resume", "fedkd.runner.run_cache"),
+    *("fedkd.util.error_messages", "fedkd.runner.resume", "fedkd.runner.run_cache"),
     # Between processes and hosts: what they carry is what the inline engine hands over.
     *("fedkd.deploy", "fedkd.engines.connection"),
     *("fedkd.engines.flower_app", "fedkd.engines.follower"),

@@ -263,12 +263,12 @@ def test_results_are_found_and_refused_in_words(tmp_path: Path, make_summary: An
     with pytest.raises(UserError, match="is not a summary of schema 1"):
         Results.read(tmp_path)
     (newest / "summary.json").write_text('{"schema": 1, "study": "tiny"}')
-    with pytest.raises(UserError, match="lacks resolved"):
+    with pytest.raises(UserError, match="resolved: is missing"):
         Results.read(tmp_path)
     summary = make_summary({"fedavg": [[0.1, 0.6]]})
     (newest / "summary.json").write_text(json.dumps(summary))
     assert Results.read(tmp_path).summary == summary
-    search = {"study": "tiny", "arm": "fedkd"}
+    search = {"study": "tiny", "arm": "fedkd", "judged_by": "validation accuracy", "trials": []}
     (tmp_path / "tune-fedkd.json").write_text(json.dumps(search))
     (tmp_path / "tune-fedkd-other.json").write_text(json.dumps({**search, "study": "other"}))
     assert Results.read(newest).summary == {**summary, "tuning": [search]}

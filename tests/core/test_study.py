@@ -481,7 +481,7 @@ def test_endless_problems_are_counted_not_listed() -> None:
 def test_numbers_too_long_to_print_are_refused_all_the_same() -> None:
     from pydantic import ValidationError
 
-    from fedkd.config.error_messages import to_user_error
+    from fedkd.util.error_messages import to_user_error
 
     data = make_data({"rounds/max": 10**5000})
     with pytest.raises(ValidationError) as caught:

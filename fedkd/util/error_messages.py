@@ -95,7 +95,7 @@ def _user_path(details: ErrorDetails, data: Mapping[str, Any]) -> list[str | int
     here: Any = data
     for part in details["loc"]:
         is_key = isinstance(here, Mapping) and part in here and here.get("scheme") != part
-        is_index = isinstance(here, list) and isinstance(part, int)
+        is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_key or is_index:
             here = here[part]
             path.append(part)
@@ -224,7 +224,9 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "text",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a mapping of keys to values",
+    "dataclass_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
 }
