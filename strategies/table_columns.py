@@ -14,8 +14,9 @@ from fedkd.data.alignment import align, align_sums, unite_columns
 from fedkd.data.columns import Column, TableSums, fit_encoder
 from fedkd.data.columns import sums_of as sums_of_rows
 from fedkd.data.images import Images
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, UserError
 from fedkd.messages import table_sums
+from fedkd.messages.validate import RefusedError
 from fedkd.models.build import Shape
 from fedkd.results.observer import Observer
 from strategies.context import RunContext
@@ -70,7 +71,13 @@ def _ask(
     most = context.rounds.max_examples
 
     def read(_: Member, content: RecordDict) -> tuple[tuple[Column, ...], TableSums]:
-        return table_sums.read_reply(content, max_examples=most)
+        columns, sums = table_sums.read_reply(content, max_examples=most)
+        if context.columns:
+            try:
+                unite_columns([("the server's table", context.columns), ("its table", columns)])
+            except UserError as error:
+                raise RefusedError(str(error)) from error
+        return columns, sums
 
     answers = session.ask(session.members, table_sums.write_question(), read)
     least = max(1, math.ceil(context.rounds.quorum * context.study.num_silos))

@@ -19,8 +19,11 @@ from fedkd.messages.validate import RefusedError, printable, read_num_examples, 
 
 MAX_TEXT = 8 << 20
 MAX_COLUMNS = 10_000
+"""Of a table as models get it: each category that is named counts as one."""
+MAX_NAME = 1000
 _MAX_SUM = 1e60
 """Of a column, also of the squares of its values, which may be 1e18 each."""
+_ROUNDING = 1e-6
 
 
 def write_question() -> Question:
@@ -64,9 +67,10 @@ def read_reply(content: RecordDict, *, max_examples: int) -> tuple[tuple[Column,
         raise RefusedError("its reply has no sums of columns")
     try:
         told = json.loads(text)
-        if not 1 <= len(told) <= MAX_COLUMNS:
-            raise ValueError(f"there are {len(told)} columns")
         columns = tuple(_read_column(entry) for entry in told)
+        number = sum(1 + len(column.categories or ()) for column in columns)
+        if not 1 <= number <= MAX_COLUMNS:
+            raise ValueError(f"there are {number} columns and categories")
         if len({column.name for column in columns}) < len(columns):
             raise ValueError("a column is named twice")
         return columns, _read_sums(rows, told)
@@ -76,7 +80,13 @@ def read_reply(content: RecordDict, *, max_examples: int) -> tuple[tuple[Column,
 
 def _read_column(entry: Any) -> Column:
     name, counts = read_text(entry, "name"), entry.get("counts")
-    return Column(name, None if counts is None else tuple(sorted(map(str, counts))))
+    if not isinstance(counts, dict | None):
+        raise TypeError("counts are not by category")
+    names = [name, *(counts or ())]
+    if max(map(len, names)) > MAX_NAME:
+        raise ValueError(f"a name has more than {MAX_NAME} characters")
+    "".join(names).encode()  # half of a surrogate pair is refused: it cannot be written
+    return Column(name, None if counts is None else tuple(sorted(counts)))
 
 
 def _read_sums(rows: int, told: list[Any]) -> TableSums:
@@ -88,6 +98,9 @@ def _read_sums(rows: int, told: list[Any]) -> TableSums:
             raise ValueError(f"a count of {number} of {rows} rows")
     if not all(abs(value) <= _MAX_SUM for each in sums for value in each):  # NaN is not either
         raise ValueError("a sum is not finite, or too large")
+    for rows_there, total, squares_there, each in zip(present, *sums, counts, strict=True):
+        if total**2 > rows_there * squares_there * (1 + _ROUNDING) or sum(each) > rows_there:
+            raise ValueError("a column's sums contradict each other")
     there, values, squares = (np.array(each, dtype=np.float64) for each in (present, *sums))
     by_category = tuple(np.array(each, dtype=np.float64) for each in counts)
     return TableSums(rows, there, values, squares, by_category)

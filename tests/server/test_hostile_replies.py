@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.silo import Silo
+from fedkd.data.columns import Column, TableSums
+from fedkd.data.images import Images
 from fedkd.distillation.density.basis import make_basis
 from fedkd.distillation.selection import choose
 from fedkd.engines.inline import InlineGrid, make_grid
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
-from fedkd.messages import keys
+from fedkd.messages import keys, table_sums
 from fedkd.messages.validate import MAX_REASON, RefusedError, printable, read_state
 from fedkd.models.spool import StateSpool
 from strategies.collect import collect_densities, collect_teachers
@@ -31,6 +36,7 @@ from strategies.fedavg import SiloFedAvg, initial_arrays
 from strategies.introductions import gather
 from strategies.run_state import RunState
 from strategies.session import Session
+from strategies.table_columns import learn_columns
 
 HOSTILE, NODE = "silo-1", 3
 FAMILIARITY = {"weighting": "familiarity", "epochs": 1}
@@ -305,6 +311,68 @@ def test_a_bad_student_ends_the_run_in_a_sentence(data: Any, plays: Any) -> None
     assert not sentence or "did not distil on its images: " in sentence
     assert sentence.isprintable()
     assert len(sentence) < MAX_REASON + 200
+
+
+COLUMNS = (Column("age"), Column("dose"), Column("ward", ("a", "b")))
+SUMS = TableSums(
+    60,
+    np.array([60.0, 40.0, 58.0]),
+    np.array([3e3, -2.0, 0.0]),
+    np.array([2e5, 40.0, 0.0]),
+    (np.zeros(0), np.zeros(0), np.array([30.0, 28.0])),
+)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), FLOATS, st.text(max_size=9))
+    | st.sampled_from([10**400, 1e59, -1e59, "x" * 9999, "\ud800", {"z" * 9999: 1}, {"\ud800": 1}]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+def spoil_sums(content: Records, data: Any) -> Records:
+    """Return an honest reply with a few values of its JSON replaced, added or left out."""
+    info = dict(content.config_records[keys.INFO])
+    told: Any = json.loads(str(info[keys.COLUMNS]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        entry = data.draw(st.sampled_from(told))
+        entry[data.draw(st.sampled_from([*entry, "counts", "more"]))] = data.draw(JSON)
+    if data.draw(st.sampled_from([False, False, True])):
+        told = data.draw(JSON)
+    with contextlib.suppress(ValueError):  # integers that Python does not print
+        info[keys.COLUMNS] = json.dumps(told)
+    return Records({**content, keys.INFO: ConfigRecord(info)})
+
+
+@given(st.booleans(), st.sampled_from([spoil, spoil_sums, spoil_sums]), st.data())
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_sums_of_columns_cost_one_refusal_or_end_the_run_before_it_begins(
+    plays: Any, server_has_table: bool, spoiling: Any, data: Any
+) -> None:
+    """Whose columns differ is only known where the server has some of its own."""
+    play = plays("describe")
+    honest = table_sums.write_reply(COLUMNS, SUMS, least=1)
+    for node, silo in zip(play.grid.get_node_ids(), play.silos, strict=True):
+        info = {keys.SILO: silo.name, keys.RUN_ID: "this-run", keys.ROUND: 0}
+        record = ConfigRecord({**honest[keys.INFO], **info})
+        play.grid._honest[node, keys.TABLE_SUMS] = Records({keys.INFO: record})
+    empty = Images(torch.zeros(0, len(COLUMNS), dtype=torch.float64), torch.zeros(0).long())
+    server = {"columns": COLUMNS} if server_has_table else {}
+    context = replace(play.context, test=None, validation=empty, transfer=None, **server)
+    play.grid.hostile = (keys.TABLE_SUMS, lambda content: spoiling(content, data))
+    sentence = ""
+    try:
+        learned = learn_columns(play.grid, context, Watcher(), "this-run")
+        asked = Records({keys.CONFIG: ConfigRecord({keys.COLUMNS: learned.encoder})})
+        encoder = table_sums.read_encoder(asked, COLUMNS)
+        assert encoder is not None, "the other silos can use it"
+        assert {"age", "dose"} <= set(encoder.names)
+    except FedKDError as error:
+        sentence = str(error)
+    finally:
+        play.grid.hostile = None
+    assert not sentence or not server_has_table
+    assert sentence.isprintable()
+    assert len(sentence) < table_sums.MAX_NAME + 300
 
 
 def _at_silo() -> Any:
