@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from fedkd.cli import main
 from fedkd.cli.offline import repeat_option
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import copy_state
@@ -23,25 +21,12 @@ FAST = ("--transfer", "digits", "--size", "60", "--set", "epochs=2")
 
 
 @pytest.fixture
-def fedkd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command and gives its exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
+def fedkd(fedkd: Any) -> Any:
+    """Return a function that runs a command beside three models."""
     for name, arch, seed in (("a", "mlp", 0), ("b", "mlp", 1), ("c", "cnn", 2)):
         state = copy_state(build_model(arch, Shape(10, 1, 8), seed=seed))
         save_file(state, f"{name}.safetensors")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
+    return fedkd
 
 
 def logits(path: Path, arch: str, images: torch.Tensor) -> torch.Tensor:

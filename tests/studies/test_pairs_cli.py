@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from fedkd.cli import main
 from fedkd.pairs import command
 from fedkd.pairs.measure import COLUMNS
 from fedkd.report.progress import PairsProgress
@@ -21,22 +19,13 @@ FOLDER = Path("runs/tiny")
 
 
 @pytest.fixture
-def fedkd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def fedkd(fedkd: Any) -> Callable[..., tuple[int, str, str]]:
     """Return a function that runs ``fedkd pairs`` on the tiny study with more arguments."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
 
     def run(data: dict[str, Any], *arguments: str) -> tuple[int, str, str]:
         Path("study.yaml").write_text(yaml.safe_dump(data))
-        given = ["pairs", "study.yaml", "--epochs", "2", *arguments]
-        monkeypatch.setattr(sys, "argv", ["fedkd", *given])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
+        found: tuple[int, str, str] = fedkd("pairs", "study.yaml", "--epochs", "2", *arguments)
+        return found
 
     return run
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fedkd.cli import main
 from fedkd.runner import sweep
 
 GRID = ("--grid", "rounds.lr=0.05,0.2", "--grid", "arms.fedkd.consolidation.epochs=2")
@@ -20,27 +19,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def fedkd(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    make_data: Any,
-) -> Run:
-    """Return a function that runs a command beside ``study.yaml``: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
+def fedkd(fedkd: Run, make_data: Any) -> Run:
+    """Return a function that runs ``fedkd sweep`` beside ``study.yaml``."""
     study = make_data({"name": "tiny-sweep", "rounds/max": 1, "targets": [0.3]})
     Path("study.yaml").write_text(yaml.safe_dump(study))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", "sweep", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
+    return partial(fedkd, "sweep")
 
 
 def savings(folder: Path) -> list[tuple[str, ...]]:

@@ -20,7 +20,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fedkd.cli import main
 from fedkd.config import Study
 from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
@@ -41,25 +40,6 @@ from fedkd.training.evaluate import evaluate
 
 PATIENCE = 400.0
 """Seconds in which a killed search must have ended some trials; never reached when all is well."""
-
-
-@pytest.fixture
-def fedkd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command and gives its exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
