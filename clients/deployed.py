@@ -1,4 +1,4 @@
-"""A deployed silo: its images and model are on its own host, as its own file says."""
+"""A deployed silo: its examples and model are on its own host, as its own file says."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def deployed_silo(context: Context) -> tuple[Silo, Study]:
 
     Raises:
         UnsharedError: the silo takes no part in such a run.
-        UserError: its file, images or model are not valid.
+        UserError: its file, examples or model are not valid.
     """
     config = context.run_config
     try:
@@ -88,7 +88,7 @@ def open_silo(
         check_allowed(registry.kind, name)
     holdings = _read_holdings(file, study, encoder)
     if len(holdings.train) < file.share.min_samples:
-        raise UnsharedError("it has fewer images than share.min_samples, and takes no part")
+        raise UnsharedError("it has fewer examples than share.min_samples, and takes no part")
     shape = replace(holdings.shape, backbone=Backbone.of(study, weights=file.weights))
     arch = file.model.arch if file.model else None
     own = Pretrained(None, "it has no model of its own")
@@ -128,7 +128,7 @@ def open_silo(
 
 
 def _read_holdings(file: SiloFile, study: Study, encoder: Encoder | None) -> Holdings:
-    """Return the silo's images; they are read anew once a file of them has changed."""
+    """Return the silo's examples; they are read anew once a file of them has changed."""
     table = study.data.table if study.is_table else None
     said = "" if encoder is None else encoder.to_json()
     data, stamp = study.data, stamp_source(file.data)
@@ -151,7 +151,7 @@ def _read_holdings(file: SiloFile, study: Study, encoder: Encoder | None) -> Hol
 
 
 def _hash_data(holdings: Holdings) -> str:
-    """Return a hash of the images and labels, in the study's terms."""
+    """Return a hash of the examples and labels, in the study's terms."""
     digest = hashlib.sha256()
     for images in filter(None, (holdings.train, holdings.test)):
         digest.update(f"{content_hash(images.images)} {images.labels.tolist()}\n".encode())

@@ -48,10 +48,10 @@ class Disclosure:
 
         Args:
             teacher: so far.
-            silo: whose images they are of.
+            silo: whose examples they are of.
             wanted: what the server asks for.
             basis: that it sent.
-            images: the transfer images uint8 ``[N, C, H, W]``, sent or the silo's own.
+            images: the transfer examples ``[N, ...]``, sent or the silo's own.
 
         Raises:
             UnsharedError: the silo does not answer this question.
@@ -97,12 +97,12 @@ class Disclosure:
     def predict(self, silo: LocalSilo, state: State, images: Tensor | None) -> Tensor:
         """Return the own model's logits ``[N, K]`` on the silo's terms.
 
-        A silo that shares its weights predicts on any images, because the weights say as much.
+        A silo that shares its weights predicts on any examples, because the weights say as much.
 
         Args:
             silo: whose model it is.
             state: of the model.
-            images: the transfer images uint8 ``[N, C, H, W]``, sent or the silo's own.
+            images: the transfer examples ``[N, ...]``, sent or the silo's own.
 
         Raises:
             UnsharedError: the silo does not answer this question.
@@ -151,7 +151,7 @@ class Disclosure:
 
 
 def _large_classes(silo: LocalSilo) -> Images:
-    """Return the images of classes with enough different images."""
+    """Return the examples of classes with enough different examples."""
     data, kept = silo.data, torch.zeros(len(silo.data), dtype=torch.bool)
     for label in torch.unique(data.labels):
         members = data.labels == label

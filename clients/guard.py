@@ -87,11 +87,11 @@ def check_question(file: SiloFile, message: Message) -> None:
         if density != keys.DENSITY_NONE:
             _check_density(share, wanted, message.content)
     elif kind == keys.DISTIL and (share.teacher != "weights" or not share.rounds):
-        raise UnsharedError("it does not share models trained on its images (share.teacher)")
+        raise UnsharedError("it does not share models trained on its examples (share.teacher)")
     elif kind == keys.TRAIN and not share.rounds:
         raise UnsharedError("it takes no part in rounds (share.rounds)")
     elif kind == keys.EVALUATE and not share.metrics:
-        raise UnsharedError("it does not share figures of a model on its images (share.metrics)")
+        raise UnsharedError("it does not share figures of a model on its examples (share.metrics)")
     elif kind == keys.TABLE_SUMS and not share.table_sums:
         raise UnsharedError("it does not share sums of its table's columns (share.table_sums)")
     elif kind == keys.RECEIVE and file.receive is None:
@@ -101,10 +101,10 @@ def check_question(file: SiloFile, message: Message) -> None:
 def _check_density(share: Share, wanted: Wanted, content: RecordDict) -> None:
     if wanted.density == keys.DENSITY_MOMENTS:
         if not share.moments:
-            raise UnsharedError("it does not share moments of its images (share.moments)")
+            raise UnsharedError("it does not share moments of its examples (share.moments)")
     elif not share.densities:
         raise UnsharedError("it does not share densities (share.densities)")
-    # A distance to the nearest neighbour, or chosen features, can tell an image to the last bit.
+    # A distance to the nearest neighbour, or chosen features, can tell an example to the last bit.
     later = "a deployed silo shares them only once there is noise with a privacy account"
     if wanted.density != keys.DENSITY_MOMENTS and wanted.kind != "gaussian":
         raise UnsharedError(f"it does not share densities of kind {wanted.kind[:20]!r}: {later}")
@@ -126,7 +126,7 @@ def withhold(share: Share, message: Message, content: RecordDict) -> None:
             raise UnsharedError(f"its reply would have held {error}") from error
         least = teacher.least_moment_count(content)
         if least is not None and least < share.min_samples:
-            raise UnsharedError("it has moments of fewer images of a class than share.min_samples")
+            raise UnsharedError("it has moments of a class with few examples (share.min_samples)")
     else:
         expected = {keys.ARRAYS} if kind in (keys.TRAIN, keys.DISTIL) else set()
         if others := set(content.array_records) - expected:

@@ -193,7 +193,7 @@ def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> Rec
 
 
 def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
-    """Answer ``evaluate``: with figures of a model on the silo's images."""
+    """Answer ``evaluate``: with figures of a model on the silo's examples."""
     arch, state, is_given = evaluate.read_question(content, silo.global_arch, study.architectures)
     shape = silo.shape.merged if is_given else silo.shape
     if (arch, shape) != (silo.global_arch, silo.shape):
@@ -222,7 +222,7 @@ def answer_receive(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
 
 
 def _has_one_image(silo: Silo, message: Message) -> bool:
-    """Whether a simulated silo is to train on one image, which batch normalization does not take.
+    """Whether a simulated silo is to train on one example, which batch normalization does not take.
 
     The check before the study warns of it. Other silos train on without this one.
     """
@@ -231,14 +231,14 @@ def _has_one_image(silo: Silo, message: Message) -> bool:
 
 
 def _own_transfer(silo: Silo, wanted: str | None) -> Tensor | None:
-    """Return the transfer images of the hash ``wanted``, if the silo has just these."""
+    """Return the transfer examples of the hash ``wanted``, if the silo has just these."""
     images = None if wanted is None else silo.transfer()
     return images if images is not None and content_hash(images) == wanted else None
 
 
 def _required(images: Tensor | None) -> Tensor:
     if images is None:
-        raise ValueError("the server asks for predictions on images that are neither sent nor here")
+        raise ValueError("the server asks for predictions on examples neither sent nor here")
     return images
 
 

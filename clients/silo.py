@@ -31,14 +31,14 @@ class Silo(LocalSilo):
     Attributes:
         global_arch: architecture of the model that the rounds train.
         seed: the study's seed, from which every random choice is derived.
-        test: private images that no model of the silo learns from, or None if it has none.
-        transfer: returns the transfer images uint8 ``[N, C, H, W]`` that the silo has already, or
+        test: private examples that no model of the silo learns from, or None if it has none.
+        transfer: returns the transfer examples ``[N, ...]`` that the silo has already, or
             None.
         uses_model: whether the run may ask for the silo's own model.
         columns: of a deployed silo's table; empty for all else.
         with_encoder: returns the silo with rows as models get them; None for one that has no table.
         disclosure: on what terms it answers about densities and moments; None for a simulated
-            silo, which has no images to protect.
+            silo, which has no examples to protect.
     """
 
     global_arch: str
@@ -69,7 +69,7 @@ class Silo(LocalSilo):
 
     @property
     def evaluation_data(self) -> Images:
-        """The images on which it measures models: its test images, else all it has."""
+        """The examples on which it measures models: its test examples, else all it has."""
         return self.data if self.test is None else self.test
 
     def train(self, state: State, round_number: int, settings: Rounds) -> tuple[State, float]:
@@ -87,14 +87,14 @@ class Silo(LocalSilo):
             return copy_state(model), loss
 
     def evaluate(self, state: State) -> Metrics:
-        """Measure the global model on the silo's own images."""
+        """Measure the global model on the silo's own examples."""
         with self._model(self.global_arch, state) as model:
             return evaluate(model, self.evaluation_data, compute=self.compute)
 
     def distil(
         self, teachers: Teachers, student: int | None, settings: Consolidation
     ) -> tuple[State, float]:
-        """Let the silo's own model learn from others on the silo's own images and labels.
+        """Let the silo's own model learn from others on the silo's own examples and labels.
 
         Args:
             teachers: those that the server chose.

@@ -49,7 +49,7 @@ def describe_exhaustion(error: BaseException) -> str | None:
         return "too many open files: raise the limit (ulimit -n) or lower engine.workers"
     if isinstance(error, MemoryError) or code == errno.ENOMEM or _NO_MEMORY.search(text):
         return (
-            "not enough memory: lower engine.workers, the batch size or the number of images, or "
+            "not enough memory: lower engine.workers, the batch size or the number of examples, or "
             "raise the memory limit"
         )
     if _NO_THREAD.search(text):

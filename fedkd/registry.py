@@ -183,13 +183,13 @@ SOURCES = Registry(
 )
 
 NO_SOURCE = "none"
-"""The data source of a server that owns no images, where silos are deployed on other hosts."""
+"""The data source of a server that owns no examples, where silos are deployed on other hosts."""
 
 NOISE = "noise"
 """The transfer set of pixels drawn at random."""
 
 STUDENT_SILO = "student-silo"
-"""The transfer set that is the private images of the silo whose model is the student."""
+"""The transfer set that is the private examples of the silo whose model is the student."""
 
 PARTITIONS = Registry(
     "partition scheme",
@@ -235,4 +235,4 @@ NUM_PATCH_FILTERS = 200
 """Filters of the architecture patch-features (Coates & Ng 2011)."""
 
 LEAST_TRANSFER_IMAGES = 20
-"""With fewer transfer images there is no basis for densities."""
+"""With fewer transfer examples there is no basis for densities."""

@@ -65,9 +65,9 @@ class RunContext:
         seed: which of its seeds.
         shape: what models are built for.
         compute: device and precision.
-        test: labelled images that measure every round, or None where the server has none.
-        validation: labelled images on which choices are made; may be empty.
-        transfer: images to distil on, or None.
+        test: labelled examples that measure every round, or None where the server has none.
+        validation: labelled examples on which choices are made; may be empty.
+        transfer: examples to distil on, or None.
         targets: accuracies at which the run may stop.
         classes: names of the classes, or empty where the server does not know them.
         cache: where predictions that no run is charged for are kept, or None.
@@ -110,7 +110,7 @@ class RunContext:
 
     @property
     def recalibrate_on(self) -> Images | None:
-        """Images for BatchNorm statistics of averages, None where these are averaged too."""
+        """Examples for BatchNorm statistics of averages, None where these are averaged too."""
         return self.transfer if self.study.model.batch_norm == "recalibrate" else None
 
     @property

@@ -21,7 +21,7 @@ from strategies.run_state import Baseline, RunState, Start
 
 
 def predict_baseline(context: RunContext, start: Start) -> Baseline | None:
-    """Predict the server's test images by the models that a run begins with; None without images.
+    """Predict the server's test examples, if any, by the models that a run begins with.
 
     Args:
         context: the run.
@@ -44,7 +44,7 @@ def predict_baseline(context: RunContext, start: Start) -> Baseline | None:
 
 
 def diagnose(context: RunContext, state: RunState) -> dict[str, Any]:
-    """Compare a run's end with its beginning on the server's test images; empty without images.
+    """Compare a run's end with its beginning on the server's test examples; empty without examples.
 
     Args:
         context: the run.
@@ -53,7 +53,7 @@ def diagnose(context: RunContext, state: RunState) -> dict[str, Any]:
     Returns:
         ``student``: flips by consolidation, from the student's start to its end. ``rounds``: flips
         by the rounds. ``teachers``: accuracy of each, and its complementary knowledge for the
-        student's start. ``agreement``: mean share of images on which two teachers agree.
+        student's start. ``agreement``: mean share of examples on which two teachers agree.
         ``silos``: accuracy on each silo's own mix of classes, of its own model (``before``) and
         of the global model at the end (``after``), and flips between the two on its own classes.
         What the run has no models or class counts for is left out or None.
@@ -104,7 +104,7 @@ def _predict(state: State, context: RunContext, data: Images) -> Tensor:
 def _own_flips(
     before: Tensor, after: Tensor, test: Images, counts: tuple[int, ...]
 ) -> dict[str, float] | None:
-    """Flips on the test images of the silo's own classes."""
+    """Flips on the test examples of the silo's own classes."""
     own = torch.tensor(counts)[test.labels] > 0
     if not own.any():
         return None

@@ -1,4 +1,4 @@
-"""Distillation on the student's own silo: the teachers travel there, no image travels at all."""
+"""Distillation on the student's own silo: the teachers travel there, no example travels at all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def distil_at_silo(session: Session, silo: str, choice: Choice) -> TrainedModel:
         reason = session.ledger.quarantined[-1].reason
         raise FedKDError(
             f"arms.{context.arm_name}: {silo}, whose model is the student, did not distil "
-            f"on its images: {reason}"
+            f"on its examples: {reason}"
         )
     ((_, student),) = answers
     return student

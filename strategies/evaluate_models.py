@@ -64,7 +64,7 @@ def measure(
     observer: Observer,
     run_id: str,
 ) -> Evaluation:
-    """Let every silo, and the server if it has test images, measure models.
+    """Let every silo, and the server if it has test examples, measure models.
 
     Raises:
         FedKDError: fewer silos than the quorum are there.
@@ -90,7 +90,7 @@ def measure(
 
 
 def _measure_here(context: RunContext, model: NamedModel) -> list[Measured]:
-    """Measure a model on the server's test images; an empty list where it has none."""
+    """Measure a model on the server's test examples; an empty list where it has none."""
     if context.test is None:
         return []
     built = build_model(model.arch, context.shape.merged, seed=0).to(context.compute.device)

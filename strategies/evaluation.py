@@ -1,4 +1,4 @@
-"""How good the global model is: on the server's test images, or else on the silos' own."""
+"""How good the global model is: on the server's test examples, or else on the silos' own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def central_evaluation(context: RunContext) -> EvaluateFn | None:
             raise UserError(str(error)) from None
         return None
     check_metric_is_defined(
-        metric, test.labels, context.shape.num_classes, context.classes, "test images"
+        metric, test.labels, context.shape.num_classes, context.classes, "test examples"
     )
     model = context.model("evaluation")
 
@@ -60,7 +60,7 @@ def ask_silos(
     """Return the mean of the silos' figures for the global model, weighted by examples.
 
     Where the study's metric needs them, silos send sums by class, and the metric is that of all
-    their images together; the names of the silos that withhold theirs are returned too.
+    their examples together; the names of the silos that withhold theirs are returned too.
 
     Args:
         session: with the silos.
@@ -117,7 +117,7 @@ def _add_sums(metric: str, asked: Sequence[tuple[Member, tuple[Metrics, int]]]) 
     if not shared:
         raise FedKDError(
             f"metric: {metric} is computed from sums by class, which no silo shares; their owners "
-            "share them by share.class_counts, if every class has share.min_samples images; else "
+            "share them by share.class_counts, if every class has share.min_samples examples; else "
             "use metric: accuracy"
         )
     return reduce(operator.add, shared)

@@ -120,7 +120,7 @@ def _check_admission(study: Study, name: str, description: Description) -> None:
         raise RefusedError(f"its name, {name!r}, is not in partition.names")
     if study.is_deployed and description.num_examples < study.partition.min_size:
         raise RefusedError(
-            f"it has {description.num_examples} images, fewer than partition.min_size, "
+            f"it has {description.num_examples} examples, fewer than partition.min_size, "
             f"{study.partition.min_size}"
         )
 

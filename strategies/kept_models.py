@@ -13,7 +13,7 @@ from strategies.run_state import RunState
 
 
 def keep_models(folder: Path, context: RunContext, state: RunState) -> None:
-    """Write the model of every ``keep``-th round, and the best on the validation images so far.
+    """Write the model of every ``keep``-th round, and the best on the validation examples so far.
 
     Args:
         folder: the run's.

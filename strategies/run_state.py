@@ -37,7 +37,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Classes predicted for the server's test images, with which a run's end is compared.
+    """Classes predicted for the server's test examples, with which a run's end is compared.
 
     Attributes:
         start: by the global model before round 1, int32 ``[N]``.
@@ -66,7 +66,7 @@ class RunState:
         quarantined: every reply that was refused.
         notes: figures for the record.
         exchanges_before_round_1: what the start cost.
-        baseline: what the end is compared with; None where the server has no test images.
+        baseline: what the end is compared with; None where the server has no test examples.
         stopped: why the run ended. It is not saved.
     """
 

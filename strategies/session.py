@@ -157,7 +157,7 @@ class Session:
         question: Question,
         own_arrays: Mapping[str, ArrayRecord],
     ) -> list[Message]:
-        """Return a message for every silo that is connected, without images that it has."""
+        """Return a message for every silo that is connected, without examples that it has."""
         whole = question.content(self.run_id)
         spared = question.content(self.run_id, has_transfer=True)
 

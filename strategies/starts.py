@@ -222,7 +222,7 @@ def _check_basis(context: RunContext, basis: Basis | None, notes: dict[str, Any]
         return basis
     if settings.teachers == "densities":
         raise FedKDError(
-            f"arms.{context.arm_name}: a transfer set of {len(_transfer(context))} images is too "
+            f"arms.{context.arm_name}: a transfer set of {len(_transfer(context))} examples is too "
             "small for densities to teach; 20 distinct ones are needed"
         )
     unjudged = ", so no teacher is excluded" if settings.trust != "equal" else ""

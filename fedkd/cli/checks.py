@@ -23,7 +23,7 @@ def validate(
     For example: fedkd validate experiments/quickstart.yaml --set rounds.lr=0.1
 
     These are the checks of compare: data are read and split, every model is built and trained on
-    one batch, every checkpoint is read. Warnings and a description of the data (shapes, images by
+    one batch, every checkpoint is read. Warnings and a description of the data (shapes, examples by
     class, pixels, columns or texts) go to the standard error.
     """
     from fedkd.config.study_file import check_files, dump_study

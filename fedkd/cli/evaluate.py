@@ -53,13 +53,13 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure models on the images of every silo of STUDY and on the server's; nothing is trained.
+    """Measure models on the examples of all silos of STUDY and of the server; nothing is trained.
 
     For example: fedkd evaluate runs/quickstart/20260101T120000Z/fedkd/seed-0 other.safetensors
     experiments/quickstart.yaml
 
-    A silo measures on its test images, or on all its images if it has no test images; models of
-    its study were trained on those. Deployed silos answer as their silo.yaml allows, and write
+    A silo measures on its test examples, or on all its examples if it has no test examples; models
+    of its study were trained on those. Deployed silos answer as their silo.yaml allows, and write
     it to their audit logs.
 
     The exit code is 1 if a silo gave no figures.
@@ -95,7 +95,7 @@ def _show(found: Evaluation, console: Console) -> None:
     silos = list(dict.fromkeys(row.silo for row in found.measured if row.silo is not None))
     sizes = {row.silo: row.num_examples for row in found.measured}
     table = Table("silo", title="Accuracy", title_justify="left", title_style="bold")
-    table.add_column("images", justify="right")
+    table.add_column("examples", justify="right")
     for model in models:
         table.add_column(escape(model), justify="right", overflow="fold")
 

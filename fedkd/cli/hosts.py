@@ -150,7 +150,7 @@ def silo_check(
     For example: fedkd silo check silo.yaml --superlink fl.example.org:8000
 
     A silo computes densities and moments only on transfer sets that its owner has approved: look at
-    the images of the study's, then check it with --accept.
+    the examples of the study's, then check it with --accept.
 
     Nothing is sent but a health request to the SuperLink. The exit code is 1 if something would
     fail.

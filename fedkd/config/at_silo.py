@@ -1,4 +1,4 @@
-"""What a consolidation may say where the student learns on its silo, on the silo's own images."""
+"""What a consolidation may say where the student learns on its silo, on the silo's own examples."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def check_at_silo(settings: Consolidation) -> None:
             "random"
         )
     if settings.uses_densities:
-        raise ValueError(f"weighting: familiarity needs the transfer images at all silos, {reason}")
+        raise ValueError(f"weighting: familiarity needs transfer examples at all silos, {reason}")
     if settings.mode == "logits":
         raise ValueError(f"mode: logits leaves no model to send to the silo, {reason}")
     if settings.select.by == "complementary":
         raise ValueError(
-            f"select.by: complementary needs the transfer images on the server, {reason}"
+            f"select.by: complementary needs the transfer examples on the server, {reason}"
         )
     if settings.subset:
-        raise ValueError(f"subset: needs the transfer images on the server, {reason}")
+        raise ValueError(f"subset: needs the transfer examples on the server, {reason}")

@@ -48,11 +48,11 @@ class Consolidation(OptimizerKeys):
         0.2, gt=0, lt=0.5, description="weight cut off at either end; for pooling: trimmed-mean"
     )
     max_weight: Fraction | None = Field(
-        None, description="maximum mean weight of a teacher over the transfer images"
+        None, description="maximum mean weight of a teacher over the transfer examples"
     )
     trust: Literal["equal", "agreement", "validation"] = Field(
         "equal",
-        description="agreement: exclude teachers contradicted by the others on images that are "
+        description="agreement: exclude teachers contradicted by the others on examples that are "
         "familiar to both; needs weighting: familiarity and density: gaussian. validation: exclude "
         "class sums contradicted by validation labels; needs density: pooled",
     )
@@ -97,7 +97,7 @@ class Consolidation(OptimizerKeys):
     )
     mixup: bool = Field(
         default=False,
-        description="interpolate pairs of images of each batch, and their targets; of methods kd "
+        description="interpolate pairs of examples of each batch, and their targets; of methods kd "
         "and fine-tune",
     )
     mixed_inputs: int = Field(
@@ -135,7 +135,7 @@ class Consolidation(OptimizerKeys):
             self.uses_densities and self.familiarity.density == "gaussian"
         ):
             raise ValueError(
-                "trust: agreement compares teachers on images that are familiar to both: set "
+                "trust: agreement compares teachers on examples that are familiar to both: set "
                 "weighting: familiarity with familiarity.density: gaussian"
             )
         if self.trust == "validation" and not self.uses_moments:
@@ -256,12 +256,12 @@ class Consolidation(OptimizerKeys):
 
     @property
     def uses_densities(self) -> bool:
-        """Whether silos estimate densities of the transfer images."""
+        """Whether silos estimate densities of the transfer examples."""
         return self.weighting == "familiarity"
 
     @property
     def uses_moments(self) -> bool:
-        """Whether silos share class sums of their images instead of log-densities."""
+        """Whether silos share class sums of their examples instead of log-densities."""
         return self.uses_densities and self.familiarity.density == "pooled"
 
     @property

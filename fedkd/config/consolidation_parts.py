@@ -1,4 +1,4 @@
-"""Sections within a consolidation: which teachers, on which images, with which densities."""
+"""Sections within a consolidation: which teachers, on which examples, with which densities."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ class Subset(Section):
 
     size: Count
     by: Literal["random", "entropy"] = Field(
-        "random", description="entropy: the images of which the ensemble is least certain"
+        "random", description="entropy: the examples of which the ensemble is least certain"
     )
 
 
 class Familiarity(Section):
-    """How a silo estimates the density of transfer images under its own data."""
+    """How a silo estimates the density of transfer examples under its own data."""
 
     density: Literal["gaussian", "knn", "pooled"] = Field(
         "gaussian",
-        description="gaussian and knn: each silo sends the log-density of each transfer image; "
-        "pooled: silos share class sums of their images, from which the server estimates class "
+        description="gaussian and knn: each silo sends the log-density of each transfer example; "
+        "pooled: silos share class sums of their examples, from which the server estimates class "
         "means and one covariance",
     )
     basis: Literal["pixels", "patches", "backbone", "inputs", "features"] = Field(
@@ -85,7 +85,7 @@ class Familiarity(Section):
     dims: Count | None = Field(
         None,
         description="maximum number of dimensions; by default 50, or 500 for pooled, whose "
-        "messages grow with its square and which uses at most half as many as transfer images",
+        "messages grow with its square and which uses at most half as many as transfer examples",
     )
     filters: int = Field(100, ge=1, le=2000, description="number of filters; for basis: patches")
     neighbours: Count = Field(5, description="k; for density: knn")
@@ -94,7 +94,7 @@ class Familiarity(Section):
     )
     background: bool = Field(
         default=False,
-        description="add a broad component, so that teachers count equally on images unlike any "
+        description="add a broad component, so that teachers count equally on examples unlike any "
         "silo's",
     )
 

@@ -29,14 +29,14 @@ ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class TransferSet(Section):
-    """The images on which the student learns from the teachers."""
+    """The examples on which the student learns from the teachers."""
 
-    size: Count = Field(300, description="number of images")
+    size: Count = Field(300, description="number of examples")
     labelled: bool = Field(default=False, description="whether the server may use their labels")
     source: Source | Literal["noise", "student-silo"] | None = Field(
         None,
-        description="another data source; noise: random pixels; student-silo: the private images "
-        "of the silo whose model is the student; by default images of data.source",
+        description="another data source; noise: random pixels; student-silo: the private examples "
+        "of the silo whose model is the student; by default examples of data.source",
     )
     options: Options = Field(
         default={}, description="keyword arguments of a source function of your own"
@@ -51,7 +51,7 @@ class TransferSet(Section):
 
     @property
     def at_silo(self) -> bool:
-        """Whether distillation takes place on a silo, on images that never leave it."""
+        """Whether distillation takes place on a silo, on examples that never leave it."""
         return self.source == STUDENT_SILO
 
 
@@ -60,35 +60,35 @@ class Data(Section):
 
     source: Source | Literal["none"] = Field(
         "digits",
-        description="for deployed silos: the server's own images, on the SuperLink's host, or "
+        description="for deployed silos: the server's own examples, on the SuperLink's host, or "
         "none, the default then; none is also for silos with data of their own (scheme: given)",
     )
     options: Options = Field(
         default={}, description="keyword arguments of a source function of your own"
     )
     test: float = Field(
-        0.2, gt=0, lt=1, description="fraction of the images, if the source has no test set"
+        0.2, gt=0, lt=1, description="fraction of the examples, if the source has no test set"
     )
     validation: float = Field(
-        0.1, ge=0, lt=1, description="fraction of the images that are not test images"
+        0.1, ge=0, lt=1, description="fraction of the examples that are not test examples"
     )
     split_seed: Seed = Field(
         0,
-        description="draws the test and validation images, which are the same for all seeds of the "
-        "study; these draw the transfer set and the silos' images from the rest",
+        description="draws the test and validation examples, the same for all seeds of the study; "
+        "these draw the transfer set and the silos' examples from the rest",
     )
     transfer: TransferSet = TransferSet()
     silo_test: float = Field(
         0,
         ge=0,
         lt=1,
-        description="fraction of each silo's images that it does not train on and judges models "
-        "by; with 0 it judges by the server's test images in its class mix",
+        description="fraction of each silo's examples that it does not train on and judges models "
+        "by; with 0 it judges by the server's test examples in its class mix",
     )
     train_size: Count | None = Field(
-        None, description="maximum number of images for all silos together"
+        None, description="maximum number of examples for all silos together"
     )
-    test_size: Count | None = Field(None, description="maximum number of test images")
+    test_size: Count | None = Field(None, description="maximum number of test examples")
     image_size: int | None = Field(
         None, ge=4, le=1024, description="resize images to this height and width in pixels"
     )
@@ -113,11 +113,11 @@ class Data(Section):
         return self
 
 
-MinSize: Any = Field(10, ge=1, description="minimum number of images of a silo")
+MinSize: Any = Field(10, ge=1, description="minimum number of examples of a silo")
 
 
 class Partition(Section):
-    """How the training images are divided among the silos."""
+    """How the training examples are divided among the silos."""
 
     silos: int = Field(10, ge=1, le=100_000)
     min_size: int = MinSize
@@ -158,7 +158,7 @@ class LabelDominant(Partition):
 
 
 class OwnPartition(Partition):
-    """A function of your own divides the images."""
+    """A function of your own divides the examples."""
 
     scheme: Annotated[
         str,
@@ -169,7 +169,7 @@ class OwnPartition(Partition):
 
 
 class Deployed(Partition):
-    """Each silo owns its images, on a host of its own; nothing is divided."""
+    """Each silo owns its examples, on a host of its own; nothing is divided."""
 
     scheme: Literal["deployed"]
     names: list[SiloName] = Field(
@@ -192,13 +192,13 @@ class Deployed(Partition):
 
 
 class Given(Section):
-    """Each silo has its own data; data.source has the test, validation and transfer images."""
+    """Each silo has its own data; data.source has the test, validation and transfer examples."""
 
     scheme: Literal["given"]
     silos: dict[SiloName, Source] = Field(
         min_length=1,
         max_length=1000,
-        description="name of each silo, and the source of its images; classes are united by name",
+        description="name of each silo, and the source of its examples; classes are united by name",
     )
     min_size: int = MinSize
 
@@ -211,7 +211,7 @@ class Indices(Section):
         min_length=1,
         max_length=4096,
         description="a JSON file that maps each silo's name to the numbers of its rows among the "
-        "training images of data.source, from 0",
+        "training examples of data.source, from 0",
     )
     names: list[SiloName] = Field(
         default=[], max_length=100_000, description="of the silos; read from the file"

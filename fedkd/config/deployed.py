@@ -16,7 +16,7 @@ GIVEN = "given"
 
 
 def fill_deployed(data: Any) -> Any:
-    """Fill in what follows from silos with data of their own: without a source, no other images.
+    """Fill in what follows from silos with data of their own: without a source, no other examples.
 
     Args:
         data: the study as its file holds it; it is not changed.
@@ -88,7 +88,7 @@ def check_deployed(
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
     if data.silo_test:
         raise ValueError(
-            "data.silo_test: deployed silos name their own test images, in silo.yaml; leave it out"
+            "data.silo_test: deployed silos name their test examples in silo.yaml; leave it out"
         )
     if data.train_size is not None:
         raise ValueError("data.train_size: cannot limit what deployed silos own; leave it out")
@@ -128,14 +128,14 @@ def _check_paths(data: Data, arms: Mapping[str, Arm]) -> None:
         if prefix and prefix.path and not PurePath(rest).is_absolute():
             raise ValueError(
                 f"{key}: {source} is a relative path, but the server of deployed silos has its "
-                "images on the SuperLink's host: give the absolute path there"
+                "examples on the SuperLink's host: give the absolute path there"
             )
 
 
 def _check_without_source(data: Data, arms: Mapping[str, Arm]) -> None:
     if data.validation > 0:
         raise ValueError(
-            f"data.validation: the server has no images while data.source is {NO_SOURCE}; name a "
+            f"data.validation: the server has no examples while data.source is {NO_SOURCE}; name a "
             "source that it can read"
         )
     if data.transfer.source is not None:
@@ -144,5 +144,5 @@ def _check_without_source(data: Data, arms: Mapping[str, Arm]) -> None:
         if arm.consolidation is not None or arm.strategy == "feddf":
             raise ValueError(
                 f"data.transfer.source: is missing; arms.{name} distils on the server, which has "
-                "no images of its own: name a source that it can read, noise or student-silo"
+                "no examples of its own: name a source that it can read, noise or student-silo"
             )

@@ -1,4 +1,4 @@
-"""The keys of all training: optimizer, learning rate, and how labels and images are used."""
+"""The keys of all training: optimizer, learning rate, and how labels and examples are used."""
 
 from __future__ import annotations
 

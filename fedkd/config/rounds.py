@@ -70,7 +70,7 @@ class Pretraining(OptimizerKeys):
         0.1,
         gt=0,
         le=0.5,
-        description="share of a silo's images that it holds out for patience; silos too small to "
+        description="share of a silo's examples that it holds out for patience; silos too small to "
         "hold out one train for all epochs",
     )
     min_size: Count = Field(
@@ -100,7 +100,7 @@ class Pretraining(OptimizerKeys):
         return self
 
     def num_held_out(self, count: int) -> int:
-        """Return how many of a silo's images its pre-training holds out."""
+        """Return how many of a silo's examples its pre-training holds out."""
         return 0 if self.patience is None else round(self.validation * count)
 
 

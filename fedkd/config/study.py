@@ -46,10 +46,10 @@ class Study(Section):
         "accuracy",
         description="what targets and fedkd tune are in; balanced-accuracy is the mean recall of "
         "the classes; auroc and average-precision rank the probabilities of one class against the "
-        "rest, and need test images of every class on the server",
+        "rest, and need test examples of every class on the server",
     )
     targets: Targets = Field(
-        description="values of the metric to reach on the test images, in (0, 1]"
+        description="values of the metric to reach on the test examples, in (0, 1]"
     )
     baselines: list[str] = Field(
         default=[],
@@ -125,7 +125,7 @@ class Study(Section):
 
     @property
     def has_own_split(self) -> bool:
-        """Whether the silos' images are named by the study, so that no seed moves them."""
+        """Whether the silos' examples are named by the study, so that no seed moves them."""
         return isinstance(self.partition, Given | Indices)
 
     @property
@@ -172,8 +172,8 @@ class Study(Section):
         """Exchanges of an arm's start: one collects models, a second sends some to silos.
 
         A random start and the control on validation labels alone send silos nothing.
-        If all transfer images turn out to be alike, the run leaves out the second. Those that made
-        a checkpoint are counted once it is read.
+        If all transfer examples turn out to be alike, the run leaves out the second. Those that
+        made a checkpoint are counted once it is read.
         """
         return self.statistics_exchanges + self._start_exchanges(arm)
 

@@ -28,18 +28,18 @@ Targets = Annotated[
 
 
 def check_metric(metric: str, source: str) -> None:
-    """Refuse a metric that does not follow from what silos share, if the server has no images.
+    """Refuse a metric that does not follow from what silos share, if the server has no examples.
 
     Args:
         metric: of the study.
         source: ``data.source``.
 
     Raises:
-        ValueError: it needs the scores of all images together.
+        ValueError: it needs the scores of all examples together.
     """
     if source == NO_SOURCE and metric != "accuracy" and metric not in METRICS_FROM_SUMS:
         known = ", ".join(("accuracy", *sorted(METRICS_FROM_SUMS)))
         raise ValueError(
-            f"metric: {metric} ranks the scores of all test images together, which sums that silos "
-            f"share do not give; use {known}, or give the server test images by data.source"
+            f"metric: {metric} ranks the scores of all test examples together, which sums that "
+            f"silos share do not give; use {known}, or give the server test examples by data.source"
         )

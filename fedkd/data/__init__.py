@@ -1,1 +1,1 @@
-"""Data: labelled images, their sources, and how silos share them."""
+"""Data: labelled examples, their sources, and how silos share them."""

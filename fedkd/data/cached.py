@@ -108,7 +108,7 @@ def _decode(
 def cached_partition(
     labels: np.ndarray[Any, np.dtype[np.int64]], scheme: Scheme, seed: int, cache: Path | None
 ) -> list[Indices]:
-    """Return the indices of each silo's images, from the cache if they were drawn before.
+    """Return the indices of each silo's examples, from the cache if they were drawn before.
 
     Args:
         labels: int64 ``[N]``.
@@ -117,7 +117,7 @@ def cached_partition(
         cache: root of the cache, or None to draw anew.
 
     Raises:
-        UserError: the scheme cannot partition these images.
+        UserError: the scheme cannot partition these examples.
     """
     # A function of the user's own may depend on what is not in the key.
     if cache is None or scheme.scheme not in PARTITIONS:

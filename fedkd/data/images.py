@@ -71,7 +71,7 @@ class Images:
     Attributes:
         stored: of a kind that :func:`kind_of` knows, ``[M, ...]``, in memory or mapped to a file.
         labels: int64 ``[N]``; -1 where a label is withheld.
-        rows: int64 ``[N]``, positions in ``stored``; None where the images are all of it.
+        rows: int64 ``[N]``, positions in ``stored``; None where the examples are all of it.
 
     Raises:
         ValueError: a tensor has another type or shape.
@@ -86,7 +86,7 @@ class Images:
         expected = self.stored.shape[:1] if self.rows is None else self.rows.shape
         if self.labels.dtype != torch.int64 or self.labels.shape != expected:
             raise ValueError(
-                f"labels of {expected[0]} images must be int64 [N], not {self.labels.dtype} "
+                f"labels of {expected[0]} examples must be int64 [N], not {self.labels.dtype} "
                 f"{list(self.labels.shape)}"
             )
 
@@ -113,7 +113,7 @@ class Images:
         return self.stored[chosen] if self.rows is None else self.stored[self.rows[chosen]]
 
     def take(self, indices: np.ndarray | torch.Tensor | Sequence[int]) -> Images:
-        """Return the images at ``indices`` ``[M]``, in that order: copied, or as a view."""
+        """Return the examples at ``indices`` ``[M]``, in that order: copied, or as a view."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if self.stored.nbytes <= COPIED_BYTES:
             return Images(self.pick(chosen), self.labels[chosen])

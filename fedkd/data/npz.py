@@ -230,7 +230,7 @@ def _checked_inputs(name: str, values: Array) -> Array:
 def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
     pixels, numbers = arrays[images], arrays[labels]
     if len(pixels) != len(numbers):
-        raise UserError(f"{images} has {len(pixels)} images but {labels} has {len(numbers)} labels")
+        raise UserError(f"{images} has {len(pixels)} examples but {labels} has {len(numbers)}")
     least, most = int(numbers.min()), int(numbers.max())
     if least < 0 or most >= MAX_CLASSES:
         raise UserError(
@@ -249,7 +249,7 @@ def _as_images(arrays: Mapping[str, Array], images: str, labels: str) -> Images:
 
 
 def _find_gaps(labels: torch.Tensor) -> tuple[str, ...]:
-    """Return a sentence on classes of which there is no image, if there are any."""
+    """Return a sentence on classes of which there is no example, if there are any."""
     counts = torch.bincount(labels)
     empty = [str(label) for label in (counts == 0).nonzero()[:, 0].tolist()]
     if not empty:
@@ -259,7 +259,7 @@ def _find_gaps(labels: torch.Tensor) -> tuple[str, ...]:
         remedy = "labels - 1" if first == 1 else f"labels - {first}"
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     sentence = (
-        f"of {len(counts)} classes, {len(empty)} have no image (labels {', '.join(empty[:5])}"
+        f"of {len(counts)} classes, {len(empty)} have no example (labels {', '.join(empty[:5])}"
         f"{more}), since labels count from 0; if there are no such classes, save {remedy} instead"
     )
     return (sentence,)

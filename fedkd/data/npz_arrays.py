@@ -19,7 +19,7 @@ def find_misfit(key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str |
     if key.endswith("labels"):
         if dtype.kind in "iu" and len(shape) == 1:
             return None
-        return f"{given} integers [N], one class for each image: {_mend_labels(key, shape, dtype)}"
+        return f"{given} integers [N], a class for each example: {_mend_labels(key, shape, dtype)}"
     if key in OF_ANY_KIND:
         if 0 in shape:
             return f"{given} not empty"

@@ -19,13 +19,13 @@ from fedkd.registry import OPENCLIPART, SOURCES, is_text
 from fedkd.util.places import expand
 
 CACHEABLE = "cacheable"
-"""Attribute of a source function of the user's own whose images may be kept in the cache."""
+"""Attribute of a source function of the user's own whose examples may be kept in the cache."""
 
 
 def find_origin(
     name: str, options: Mapping[str, Any] | None = None, columns: Table | Text | None = None
 ) -> Any | None:
-    """Return JSON values that differ once a source would give other images.
+    """Return JSON values that differ once a source would give other examples.
 
     Those are names, sizes and times of change of its files, or the code of a function of the
     user's own that says that it is ``cacheable``; of texts also the tokenizer's content.
@@ -36,7 +36,7 @@ def find_origin(
         columns: of a table or of texts.
 
     Returns:
-        The values; None where nothing tells whether the images are still the same.
+        The values; None where nothing tells whether the examples are still the same.
     """
     if SOURCES.is_own(name):
         if not getattr(SOURCES.load(name), CACHEABLE, False):

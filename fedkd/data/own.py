@@ -18,7 +18,7 @@ which is the only source of randomness, and the options (``partition.options``):
     def by_hand(labels, silos, generator, **options):
         return [indices, ...]
 
-It returns the indices of each silo's images, which must be disjoint. Images of no silo are unused.
+It returns the indices of each silo's examples, which must be disjoint. The others are unused.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def call_source(name: str, options: Mapping[str, Any]) -> Source:
 def call_partition(
     spec: OwnPartition, labels: npt.NDArray[np.int64], generator: np.random.Generator
 ) -> list[Indices]:
-    """Return the images of each silo that a function of the user's own gives.
+    """Return the examples of each silo that a function of the user's own gives.
 
     Args:
         spec: the study's section ``partition``.
-        labels: of all images, ``[N]``.
+        labels: of all examples, ``[N]``.
         generator: for the function's draws.
 
     Raises:

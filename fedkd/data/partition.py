@@ -1,8 +1,8 @@
-"""Partitions: how labelled images are divided among silos.
+"""Partitions: how labelled examples are divided among silos.
 
 Every built-in scheme takes the labels, its section of the study and a seed, and returns one array
 of indices for each silo. Where flwr-datasets has the scheme, its partitioner is used, on an
-in-memory table of the labels that is shuffled first, so that the seed decides which images a silo
+in-memory table of the labels that is shuffled first, so that the seed decides which examples a silo
 gets.
 """
 
@@ -35,30 +35,30 @@ _SHARD_SEEDS = 50
 
 
 def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
-    """Divide images among silos by the scheme of a study.
+    """Divide examples among silos by the scheme of a study.
 
     Args:
-        labels: of all images, ``[N]``.
+        labels: of all examples, ``[N]``.
         spec: the study's section ``partition``.
         seed: the same seed gives the same silos.
 
     Returns:
-        The images of each silo: indices into ``labels``, in an order of the seed's. They are
-        disjoint and at least ``spec.min_size`` in each silo. A built-in scheme uses all images.
+        The examples of each silo: indices into ``labels``, in an order of the seed's. They are
+        disjoint and at least ``spec.min_size`` in each silo. A built-in scheme uses all examples.
 
     Raises:
-        UserError: there are too few images, the scheme is not possible, or a function of the
+        UserError: there are too few examples, the scheme is not possible, or a function of the
             user's own failed or did not return a partition.
     """
     needed = spec.silos * spec.min_size
     if spec.silos > len(labels):
         raise UserError(
-            f"partition.silos: asks for {spec.silos} silos, but only {len(labels)} images are left "
-            "for them; lower it"
+            f"partition.silos: asks for {spec.silos} silos, but only {len(labels)} examples are "
+            "left for them; lower it"
         )
     if needed > len(labels):
         raise UserError(
-            f"partition.min_size: {spec.silos} silos of at least {spec.min_size} images need "
+            f"partition.min_size: {spec.silos} silos of at least {spec.min_size} examples need "
             f"{needed}, but only {len(labels)} are left for them; lower partition.min_size or "
             "partition.silos"
         )
@@ -68,11 +68,11 @@ def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
     else:
         parts = PARTITIONS.call(spec.scheme, labels, spec, seed)
         if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels))):
-            raise RuntimeError(f"partition scheme {spec.scheme} does not use every image once")
+            raise RuntimeError(f"partition scheme {spec.scheme} does not use every example once")
     sizes = [len(part) for part in parts]
     if min(sizes) < spec.min_size:
         raise UserError(
-            f"partition.min_size: asks for {spec.min_size} images in every silo, but scheme "
+            f"partition.min_size: asks for {spec.min_size} examples in every silo, but scheme "
             f"{spec.scheme} gives silo-{int(np.argmin(sizes))} only {min(sizes)}; lower "
             f"{_keys_to_lower(spec)}"
         )
@@ -80,12 +80,12 @@ def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
 
 
 def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
-    """Divide images at random into silos whose sizes differ by at most one image.
+    """Divide examples at random into silos whose sizes differ by at most one example.
 
     Args:
         labels: ``[N]``.
         spec: ``silos``.
-        seed: of the order of images.
+        seed: of the order of examples.
     """
     from flwr_datasets.partitioner import IidPartitioner
 
@@ -93,22 +93,22 @@ def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
 
 
 def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
-    """Divide images at random into silos whose sizes are drawn from a Dirichlet distribution.
+    """Divide examples at random into silos whose sizes are drawn from a Dirichlet distribution.
 
-    Every silo gets ``min_size`` images; the rest is divided by one draw from a symmetric Dirichlet
-    distribution.
+    Every silo gets ``min_size`` examples; the rest is divided by one draw from a symmetric
+    Dirichlet distribution.
 
     Args:
         labels: ``[N]``.
         spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the more unequal.
-        seed: of the sizes and of the order of images.
+        seed: of the sizes and of the order of examples.
     """
     from flwr_datasets.partitioner import SizePartitioner
 
     free = len(labels) - spec.silos * spec.min_size
     shares = numpy_generator(seed, "sizes").dirichlet(np.full(spec.silos, spec.alpha)) * free
     sizes = np.floor(shares).astype(np.int64)
-    # The images left over by rounding down go to the silos that lost most by it.
+    # The examples left over by rounding down go to the silos that lost most by it.
     neediest = np.argsort(sizes - shares, kind="stable")
     sizes[neediest[: free - sizes.sum()]] += 1
     return _share(SizePartitioner([int(n) + spec.min_size for n in sizes]), labels, seed)
@@ -118,15 +118,15 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
     """Divide each class by its own draw from a Dirichlet distribution.
 
     After Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks (2019).
-    Draws are repeated until every silo has ``min_size`` images.
+    Draws are repeated until every silo has ``min_size`` examples.
 
     Args:
         labels: ``[N]``.
         spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the fewer classes in a silo.
-        seed: of the draws and of the order of images.
+        seed: of the draws and of the order of examples.
 
     Raises:
-        UserError: no draw gave every silo ``min_size`` images.
+        UserError: no draw gave every silo ``min_size`` examples.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -147,8 +147,8 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
             continue
     raise UserError(
         f"partition.alpha: at {spec.alpha:g}, no draw gave each of {spec.silos} silos "
-        f"(partition.silos) at least {spec.min_size} of {len(labels)} images (partition.min_size); "
-        "raise alpha, or lower silos or min_size"
+        f"(partition.silos) at least {spec.min_size} of {len(labels)} examples "
+        "(partition.min_size); raise alpha, or lower silos or min_size"
     )
 
 
@@ -162,11 +162,11 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
     Args:
         labels: ``[N]``; classes are those that occur.
         spec: ``silos``, ``min_size`` and ``classes_per_silo``.
-        seed: of the classes of each silo and of the order of images.
+        seed: of the classes of each silo and of the order of examples.
 
     Raises:
         UserError: there are fewer classes than ``classes_per_silo``, too few silos for all
-            classes, or no assignment gives every silo ``min_size`` images.
+            classes, or no assignment gives every silo ``min_size`` examples.
     """
     from flwr_datasets.partitioner import PathologicalPartitioner
 
@@ -189,14 +189,14 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
             )
             try:
                 parts = _share(partitioner, renamed, seed)
-            except ValueError:  # more silos hold a class than it has images
+            except ValueError:  # more silos hold a class than it has examples
                 continue
         if all(_holds_enough(labels[part], spec) for part in parts):
             return parts
     raise UserError(
         f"partition.classes_per_silo: no assignment gave each of {spec.silos} silos "
         f"(partition.silos) {spec.classes_per_silo} classes and at least {spec.min_size} of "
-        f"{len(labels)} images (partition.min_size); lower classes_per_silo, silos or min_size"
+        f"{len(labels)} examples (partition.min_size); lower classes_per_silo, silos or min_size"
     )
 
 
@@ -209,7 +209,7 @@ def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indic
     Args:
         labels: ``[N]``; classes are those that occur.
         spec: ``silos`` and ``share``: near 0 as ``iid``, at 1 no class is in two silos.
-        seed: of the silos of each class and of the order of images.
+        seed: of the silos of each class and of the order of examples.
     """
     generator = numpy_generator(seed, "dominant")
     arrangement = generator.permutation(spec.silos)
@@ -229,7 +229,7 @@ def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indic
 
 
 def _share(partitioner: Any, labels: Labels, seed: int) -> list[Indices]:
-    """Apply a partitioner of flwr-datasets to images in an order of the seed's."""
+    """Apply a partitioner of flwr-datasets to examples in an order of the seed's."""
     from datasets import Dataset
 
     order = numpy_generator(seed, "order").permutation(len(labels))

@@ -17,7 +17,7 @@ MAX_VALUE = 1e18
 """Of a number that models take: float32 holds its square."""
 
 MAX_BYTES = 16 << 30
-"""Most bytes that the images of one source may take in memory."""
+"""Most bytes that the examples of one source may take in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Source:
 
     Attributes:
         name: as the study gives it, such as ``digits`` or ``npz:mine.npz``.
-        train: images to be split into silos and the other sets of a study.
+        train: examples to be split into silos and the other sets of a study.
         test: the source's own test set, or None where it has none.
         classes: names of the classes; a label is a position in it.
         warnings: sentences on possible mistakes, such as files that are left out.

@@ -164,7 +164,7 @@ def _check(source: Source) -> None:
             )
         if part.shape[1:] != source.train.shape[1:]:
             raise UserError(
-                f"its test images are {_dimensions(part)} but its training images are "
+                f"its test examples are {_dimensions(part)} but its training examples are "
                 f"{_dimensions(source.train)}; set data.image_size, or make their channels equal"
             )
 

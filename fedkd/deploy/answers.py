@@ -1,6 +1,6 @@
 """The silo's ledger: its answers about densities, moments and predictions, over runs and restarts.
 
-Many answers together tell more of single images, or of the model, than one. So the same question
+Many answers together tell more of single examples, or of the model, than one. So the same question
 gets the same answer, and there is a limit to different ones.
 """
 
@@ -30,7 +30,7 @@ STATISTICS, PREDICTIONS = "densities and moments", "predictions"
 _SUFFIX = {STATISTICS: ".npz", PREDICTIONS: ".predictions.npz"}
 
 Answer: TypeAlias = dict[str, Tensor]
-"""Arrays by name; empty where the silo has too few images for any."""
+"""Arrays by name; empty where the silo has too few examples for any."""
 
 
 class SpentError(FedKDError):
@@ -52,7 +52,7 @@ def answer_once(
     """Return the stored answer to a question, or compute and store one.
 
     It is on the disk before it is returned. Answers are never removed: one that was given before
-    images or ``share`` changed counts as well.
+    examples or ``share`` changed counts as well.
 
     Args:
         file: the silo's.

@@ -1,7 +1,7 @@
 """Transfer sets that a silo's owner has approved: in ``silo.yaml``, by its source, or once by hand.
 
-Densities and moments tell how a silo's images lie relative to the transfer set. A server that may
-choose any images can choose some that isolate a single image of the silo.
+Densities and moments tell how a silo's examples lie relative to the transfer set. A server that may
+choose any examples can choose some that isolate a single example of the silo.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def approvals_path(file: SiloFile) -> Path:
 
 
 def is_approved(images: Tensor, file: SiloFile, study: Study, seed: int) -> bool:
-    """Whether the silo's owner has approved the transfer images uint8 ``[N, C, H, W]``.
+    """Whether the silo's owner has approved the transfer examples ``[N, ...]``.
 
     They are if ``approve.transfer`` or the approvals file has their hash, or if the silo draws the
     same from its own ``transfer`` source.

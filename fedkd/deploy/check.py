@@ -113,7 +113,7 @@ class SiloCheck:
         if held.warnings:
             return Finding("data", "note", value, "; ".join(held.warnings))
         if held.test is None:
-            advice = "a test set of its own measures accuracy on images that no round trains on"
+            advice = "a test set of its own measures accuracy on examples that no round trains on"
             return Finding("data", "note", f"{value}, none to test on", advice)
         return Finding("data", "ok", value)
 
@@ -139,7 +139,7 @@ class SiloCheck:
         model.load_state_dict(checkpoint.state)
         judged = held.train if held.test is None else held.test
         found = evaluate(model, judged, compute=Compute())
-        which = "its images" if held.test is None else "its test images"
+        which = "its examples" if held.test is None else "its test examples"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
         value += "".join(f"; {note}" for note in checkpoint.notes)
         study = self._study
@@ -172,7 +172,7 @@ class SiloCheck:
         drawn = draw_transfer(study, study.seeds[0], source)
         if drawn is None:
             return Finding("transfer", "note", f"{source}: the study draws from no such source")
-        value = f"{source}: {len(drawn)} images; the server compares their hash with its own"
+        value = f"{source}: {len(drawn)} examples; the server compares their hash with its own"
         return Finding("transfer", "ok", value)
 
     def _check_code(self) -> Finding:
@@ -202,7 +202,7 @@ class SiloCheck:
         ]
         if missing or not hashes:
             value = f"not approved: {', '.join(missing)}" if missing else "no transfer set is here"
-            advice = "look at its images; then --accept, or add the hash to approve.transfer"
+            advice = "look at its examples; then --accept, or add the hash to approve.transfer"
             return Finding("approval", "note", value, advice)
         return Finding("approval", "ok", f"transfer sets {', '.join(hashes)}")
 
@@ -248,7 +248,7 @@ class SiloCheck:
         return Finding("worker", "ok", f"{value}; ends after {self._file.idle} s without a message")
 
     def _holdings(self) -> Holdings:
-        """Read the images once, in the study's terms where there is one to go by."""
+        """Read the examples once, in the study's terms where there is one to go by."""
         if self._held is None:
             study = self._study
             data = study.data if study and study.is_deployed else None

@@ -29,13 +29,13 @@ from fedkd.util.checkpoint_files import external_format
 
 @dataclass(frozen=True, eq=False)
 class Holdings:
-    """A silo's images, labelled by the study's classes.
+    """A silo's examples, labelled by the study's classes.
 
     Attributes:
-        train: images that its models learn from.
-        test: images that they do not, or None where its source has none.
+        train: examples that its models learn from.
+        test: examples that they do not, or None where its source has none.
         classes: of the study, in its order.
-        shape: of the images, and the number of classes.
+        shape: of the examples, and the number of classes.
         warnings: sentences on what may not be as the silo's owner thinks.
         columns: of a table; empty for all else.
         encoder: what was done to the columns; None for rows as they were read, and for images.
@@ -65,7 +65,7 @@ def read_holdings(
     image_size: int | None = None,
     table: Table | None = None,
 ) -> Holdings:
-    """Read a silo's images and bring labels and pixels into the study's terms.
+    """Read a silo's examples and bring labels and pixels into the study's terms.
 
     Args:
         file: says where they are, and how its labels are called.
@@ -184,8 +184,8 @@ def _convert(
     if bool((labels < 0).any()):
         local = source.classes[int(images.labels[labels < 0][0])]
         raise UserError(
-            f"labels: images of class {local!r} have no place among the study's classes "
-            f"({', '.join(wanted[:20])}); map it under labels, or take these images out"
+            f"labels: examples of class {local!r} have no place among the study's classes "
+            f"({', '.join(wanted[:20])}); map it under labels, or take these examples out"
         )
     relabelled = dataclasses.replace(images, labels=labels)
     if source.columns:

@@ -61,31 +61,31 @@ class OwnModel(Section):
 
 
 class Share(Section):
-    """What may leave the silo. The number of its images always does, for averages need it."""
+    """What may leave the silo. The number of its examples always does, for averages need it."""
 
     teacher: Literal["weights", "logits", "none"] = Field(
         description="of its own model: the weights, or only predictions on approved transfer sets"
     )
     rounds: bool = Field(
-        default=True, description="global models trained on its images, once a round"
+        default=True, description="global models trained on its examples, once a round"
     )
     metrics: bool = Field(
-        default=True, description="accuracy and loss of the global model on its images"
+        default=True, description="accuracy and loss of the global model on its examples"
     )
     densities: bool = Field(
         default=False,
-        description="how likely each image of an approved transfer set is under its images; "
+        description="how likely each example of an approved transfer set is under its examples; "
         "classes of fewer than min_samples are kept back",
     )
     moments: bool = Field(
         default=False,
-        description="sums over its images in the basis of an approved transfer set: how many of "
+        description="sums over its examples in the basis of an approved transfer set: how many of "
         "each class, their mean, and one covariance; classes of fewer than min_samples are "
         "kept back",
     )
     class_counts: bool = Field(
         default=False,
-        description="its number of images of each class; with metrics, also how many of them the "
+        description="its number of examples of each class; with metrics, also how many of them the "
         "global model predicts and gets right, if the study's metric needs it",
     )
     table_sums: bool = Field(
@@ -97,8 +97,8 @@ class Share(Section):
         10,
         ge=1,
         le=10**9,
-        description="with fewer images it takes no part; class counts stay here if any class that "
-        "it has has fewer",
+        description="with fewer examples it takes no part; class counts stay here if any class "
+        "that it has has fewer",
     )
     max_questions: Count = Field(
         6,
@@ -147,7 +147,7 @@ class SiloFile(Section):
     """All that ``silo.yaml`` says."""
 
     name: SiloName = Field(description="one of the study's partition.names")
-    data: Source = Field(description="its private images: folder:PATH or npz:PATH")
+    data: Source = Field(description="its private examples: folder:PATH or npz:PATH")
     labels: dict[str, ClassName] = Field(
         default={}, description="its own class names to the study's, where they differ"
     )

@@ -126,7 +126,7 @@ def explain(request: Request, file: SiloFile) -> list[str]:
         f"Study {study.name}, asked by the server at {request.asked[:16]} UTC.",
         f"Silos: {', '.join(study.silo_names)}.",
         f"{runs} runs: {len(study.arms)} arms with {len(study.seeds)} seeds. Each asks for the "
-        "silo's name, its number of images, its model's architecture, size and hash"
+        "silo's name, its number of examples, its model's architecture, size and hash"
         + (", and class counts." if file.share.class_counts else "."),
     ]
     lines += [f"Arm {name}: {'; '.join(_asked(study, name, file))}." for name in study.arms]
@@ -147,19 +147,19 @@ def _asked(study: Study, arm: str, file: SiloFile) -> Iterator[str]:
         what = "the weights of its model" if mode == "weights" else "its model's predictions"
         yield f"once {what}" + _refused(refused)
     if settings and settings.uses_moments:
-        yield "once sums over its images (moments)" + _refused(not share.moments)
+        yield "once sums over its examples (moments)" + _refused(not share.moments)
     elif settings and settings.uses_densities:
-        yield "once densities of the transfer images" + _refused(not share.densities)
+        yield "once densities of the transfer examples" + _refused(not share.densities)
     if study.data.transfer.at_silo and settings:
         yield "perhaps once a model that it distils from other silos' models"
     noise = " with noise (local_dp)" if file.local_dp else ""
-    times = f"in up to {rounds.max} rounds a model trained on its images{noise}"
+    times = f"in up to {rounds.max} rounds a model trained on its examples{noise}"
     yield times + _refused(not share.rounds)
-    if study.data.source == NO_SOURCE:  # otherwise the server measures on its own images
-        what = "after the start and every round metrics of the global model on its images"
+    if study.data.source == NO_SOURCE:  # otherwise the server measures on its own examples
+        what = "after the start and every round metrics of the global model on its examples"
         yield what + _refused(not share.metrics)
         if study.metric in METRICS_FROM_SUMS:
-            what = "with these of each class its images, the predictions and the correct ones"
+            what = "with these of each class its examples, the predictions and the correct ones"
             yield what + _refused(not (share.metrics and share.class_counts))
 
 

@@ -1,6 +1,6 @@
 """Where a deployed silo's worker process has its socket, its log and a note of who it is.
 
-The worker stays in memory between messages, so that PyTorch, images and model are loaded once. It
+The worker stays in memory between messages, so that PyTorch, examples and model are loaded once. It
 has one folder per ``silo.yaml``, in the system's folder for temporary files, which only the user
 that runs the SuperNode can open.
 """

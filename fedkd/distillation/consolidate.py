@@ -216,12 +216,12 @@ _REMEDIES = {
     "best": "set student: fresh",
 }
 _FOREIGN = (
-    "most transfer images are unlike any silo's (foreign_share in the notes): use transfer images "
-    "of the silos' own kind, not another data set or noise"
+    "most transfer examples are unlike any silo's (foreign_share in the notes): use transfer "
+    "examples of the silos' own kind, not another data set or noise"
 )
 MAX_FOREIGN_SHARE = 0.7
 """With gaussian densities only foreign transfer sets have a larger share: 0.94 to 1 in the records,
-against 0.14 to 0.43 for images of the silos' own kind."""
+against 0.14 to 0.43 for examples of the silos' own kind."""
 
 
 def _share_equal(predicted: Tensor, target: Tensor) -> float:
@@ -243,12 +243,12 @@ def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) ->
     if constant[1]:
         student = " and so does the student" if constant[0] else ""
         warnings.append(
-            f"the ensemble predicts the same class for every transfer image{student}; check that "
-            "the teachers are trained and that the transfer images are of the silos' kind"
+            f"the ensemble predicts the same class for every transfer example{student}; check that "
+            "the teachers are trained and that the transfer examples are of the silos' kind"
         )
     elif constant[0]:
         remedy = _REMEDIES.get(settings.student, "more epochs or another learning rate may help")
-        warnings.append(f"the student predicts the same class for every image; {remedy}")
+        warnings.append(f"the student predicts the same class for every example; {remedy}")
     gaussian = settings.familiarity.density == "gaussian"
     if gaussian and ensemble.foreign is not None and ensemble.foreign > MAX_FOREIGN_SHARE:
         warnings.append(_FOREIGN)

@@ -1,4 +1,4 @@
-"""A cache of teachers' logits: each teacher predicts an image set once."""
+"""A cache of teachers' logits: each teacher predicts a set of examples once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOGITS, _FILE = "logits", "logits.safetensors"
 
 
 class Predictions:
-    """Logits by image set and teacher, in memory and, with a cache, on disk.
+    """Logits by set of examples and teacher, in memory and, with a cache, on disk.
 
     Threads may share it: one thread computes a prediction while the others wait.
 
@@ -50,7 +50,7 @@ class Predictions:
         return shared
 
     def get(self, images: str, teacher: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return a teacher's logits ``[N, K]`` on the image set of this hash, computed once."""
+        """Return a teacher's logits ``[N, K]`` on the examples of this hash, computed once."""
         with self._lock:
             key = (images, teacher)
             if key not in self._logits:
@@ -73,7 +73,7 @@ class Predictions:
             state: the model's weights.
             arch: its architecture.
             shape: what it is built for.
-            images: uint8 ``[N, C, H, W]``.
+            images: examples ``[N, ...]``.
             images_hash: their :func:`fedkd.data.images.content_hash`.
             compute: device and precision.
             make: computes the logits.

@@ -49,7 +49,7 @@ def choose(
     Args:
         teachers: all teachers.
         settings: ``student`` and ``select`` set the rules.
-        validation: labelled images for the choice; may be empty if the rules need none.
+        validation: labelled examples for the choice; may be empty if the rules need none.
         arch: architecture of the student.
         seed: of the repetition.
         basis: of the teachers' moments, or None.

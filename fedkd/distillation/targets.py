@@ -1,4 +1,4 @@
-"""Targets of distillation: pooled predictions on transfer images and mixed inputs."""
+"""Targets of distillation: pooled predictions on transfer examples and mixed inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedkd.training.compute import Compute
 from fedkd.util.seeding import numpy_generator, torch_generator
 
 NUM_SHIFTS = 8
-"""Number of shifted copies of each transfer image for ``finetune_epochs``."""
+"""Number of shifted copies of each transfer example for ``finetune_epochs``."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class DistillationSetup:
     """The data and environment of a consolidation.
 
     Attributes:
-        transfer: images to distil on.
+        transfer: examples to distil on.
         labelled: whether their labels may be used.
-        validation: labelled images for choices; may be empty.
+        validation: labelled examples for choices; may be empty.
         arch: architecture of the student.
         shape: what models are built for.
         compute: device and precision.

@@ -35,8 +35,8 @@ class Teacher:
         state: its model; None if it shares only predictions.
         logits: its predictions on the transfer set, fp32 ``[N, K]``, if it shares them.
         log_density: float64 ``[N]`` or joint ``[N, K]`` in nats, if requested and available.
-        moments: of its images, if requested instead and available.
-        class_counts: images of each class; empty if the silo does not share them.
+        moments: of its examples, if requested instead and available.
+        class_counts: examples of each class; empty if the silo does not share them.
         accuracy: on validation data, if another party has measured it.
     """
 
@@ -52,15 +52,15 @@ class Teacher:
 
 
 class Teachers:
-    """At least one teacher, in natural order of silo names; each predicts an image set once.
+    """At least one teacher, in natural order of silo names; each predicts a set of examples once.
 
     Args:
         members: the teachers.
         shape: what their models are built for.
         compute: device and precision.
         predictions: earlier predictions, shared with every subset of these teachers.
-        recalibrate_on: images on which BatchNorm statistics of averages are computed anew; None to
-            average them too.
+        recalibrate_on: examples on which BatchNorm statistics of averages are computed anew; None
+            to average them too.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Teachers:
         return tuple(self.model(index) for index in range(len(self)))
 
     def predict(self, images: Tensor | Images) -> Tensor:
-        """Return logits ``[M, N, K]`` on uint8 images ``[N, C, H, W]``, each computed once."""
+        """Return logits ``[M, N, K]`` on examples ``[N, ...]``, each computed once."""
         images_hash = content_hash(images)
         return torch.stack(
             [
@@ -150,14 +150,14 @@ class Teachers:
         return values if len(values) == len(self) else None
 
     def accuracy(self, data: Images) -> Tensor:
-        """Return every teacher's accuracy, float64 ``[M]``: as shared, or on labelled images."""
+        """Return every teacher's accuracy, float64 ``[M]``: as shared, or on labelled examples."""
         if (shared := self._shared_accuracy()) is not None:
             return torch.tensor(shared, dtype=torch.float64)
         hits = self.predict(data).argmax(2) == data.labels
         return hits.double().mean(1)
 
     def class_counts(self) -> Tensor | None:
-        """Return images per silo and class, float64 ``[M, K]``; None if a silo shares none."""
+        """Return examples per silo and class, float64 ``[M, K]``; None if a silo shares none."""
         if not all(teacher.class_counts for teacher in self.members):
             return None
         return torch.tensor([t.class_counts for t in self.members], dtype=torch.float64)
@@ -165,7 +165,7 @@ class Teachers:
     def average(self, arch: str) -> State:
         """Average the models of ``arch``, weighted by number of examples as in FedAvg.
 
-        BatchNorm statistics of the average are computed anew if there are images for that.
+        BatchNorm statistics of the average are computed anew if there are examples for that.
         """
         candidates = [t for t in self.members if t.arch == arch and t.state is not None]
         self._check_any(candidates, arch)
@@ -206,7 +206,7 @@ class Teachers:
 
         Args:
             selection: the rule.
-            validation: labelled images on which teachers are evaluated.
+            validation: labelled examples on which teachers are evaluated.
             student: the student's logits on them ``[N, K]``; for ``by: complementary``.
         """
         indices = list(range(len(self)))

@@ -136,7 +136,7 @@ def _check_features(federation: Federation, arm: str) -> None:
 
 
 def _check_batches(federation: Federation) -> Iterator[str]:
-    """Refuse batches of one image if a model cannot be trained on them.
+    """Refuse batches of one example if a model cannot be trained on them.
 
     Yields:
         A warning for each arm in which silos cannot be trained in the rounds.
@@ -160,7 +160,7 @@ def _check_batches(federation: Federation) -> Iterator[str]:
             others = f" and {len(single) - 3} more" if len(single) > 3 else ""
             yield (
                 f"arms.{name}: {', '.join(single[:3])}{others} of seed {federation.seed} cannot be "
-                f"trained in the rounds: {arch} needs batch statistics of more than one image; "
+                f"trained in the rounds: {arch} needs batch statistics of more than one example; "
                 "raise partition.min_size to 2 or more"
             )
         _check_transfer_batches(federation, name)
@@ -169,14 +169,14 @@ def _check_batches(federation: Federation) -> Iterator[str]:
 def _refuse(silo: str, count: int, key: str, reason: str) -> None:
     if count == 1:
         raise UserError(
-            f"partition.min_size: {silo} has a single image, but its model {reason}; raise it to "
+            f"partition.min_size: {silo} has a single example, but its model {reason}; raise it to "
             "2 or more, or use a model without batch normalisation"
         )
     raise UserError(f"{key}: is 1, but the model of {silo} {reason}; set it to 2 or more")
 
 
 def _check_transfer_batches(federation: Federation, name: str) -> None:
-    """Refuse an arm that would distil on batches of one transfer image."""
+    """Refuse an arm that would distil on batches of one transfer example."""
     study, arm = federation.study, federation.study.arms[name]
     archs, num_images = {study.global_arch(name)}, study.data.transfer.size
     if (settings := arm.consolidation) is not None:
@@ -203,11 +203,11 @@ def _single_image_problem(federation: Federation, arch: str, count: int, batch_s
 
 
 def _check_metric(federation: Federation) -> None:
-    """Refuse a metric that the test images do not define; deployed servers check their own."""
+    """Refuse a metric that the test examples do not define; deployed servers check their own."""
     study, split = federation.study, federation.split
     if len(split.test):
         check_metric_is_defined(
-            study.metric, split.test.labels, split.num_classes, split.classes, "test images"
+            study.metric, split.test.labels, split.num_classes, split.classes, "test examples"
         )
 
 
@@ -223,7 +223,7 @@ def _check_targets(federations: Sequence[Federation]) -> Iterator[str]:
             yield (
                 f"targets: always predicting one class reaches {target:.1%} "
                 + (
-                    f"({max(reached):.1%} of the test images are of the largest class)"
+                    f"({max(reached):.1%} of the test examples are of the largest class)"
                     if metric == "accuracy"
                     else f"(its {METRICS[metric]} is {max(reached):.1%})"
                 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def load_server_split(study: Study, seed: int) -> Split:
-    """Read and split the server's own data: test, validation and transfer images, if any.
+    """Read and split the server's own data: test, validation and transfer examples, if any.
 
     Raises:
         UserError: a source cannot be read on this host, or does not fit the study.
@@ -36,7 +36,7 @@ def load_server_split(study: Study, seed: int) -> Split:
 
 
 def empty_split(study: Study) -> Split:
-    """Return a split without images: classes and shape alone."""
+    """Return a split without examples: classes and shape alone."""
     source = _empty_source(study)
     no_images = source.train
     return Split(no_images, no_images, None, (), source.classes, source.num_classes, _shape(study))
@@ -46,12 +46,12 @@ def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
     """Draw the study's transfer set on a silo that has its source, or that needs none (noise).
 
     Args:
-        study: sets the number of images.
+        study: sets the number of examples.
         seed: of the repetition.
         source: the transfer source as named on this host, or None.
 
     Returns:
-        The images, equal to the server's if the source is the same; None without a source.
+        The examples, equal to the server's if the source is the same; None without a source.
     """
     wanted = study.data.transfer.source
     if wanted == NOISE:

@@ -23,7 +23,7 @@ def describe(federation: Federation) -> dict[str, Any]:
         ``silos``: number of silos; ``images``: in all silos; ``label_skew``: mean Jensen-Shannon
         distance (base 2, in [0, 1]) of the silos' label mixes from the pooled mix; ``size_skew``:
         standard deviation of silo sizes divided by their mean; ``labelled``: whether transfer
-        labels may be used; ``native``: whether transfer images come from the study's own source;
+        labels may be used; ``native``: whether transfer examples come from the study's own source;
         ``transfer_size``. On validation data, None without any: ``teachers``: mean accuracy of the
         silos' models; ``best``: of the best one; ``average``: of their average; ``gap``: best -
         average, None if no model has the study's architecture.
@@ -61,7 +61,7 @@ def label_skew(counts: Tensor) -> float:
     """Return the mean Jensen-Shannon distance of label mixes from their total, in [0, 1].
 
     Args:
-        counts: images of each class in each silo, float64 ``[M, K]``; no silo may be empty.
+        counts: examples of each class in each silo, float64 ``[M, K]``; no silo may be empty.
     """
     mixes = counts / counts.sum(1, keepdim=True)
     return float(_js_distance(mixes, counts.sum(0) / counts.sum()).mean())
@@ -71,8 +71,8 @@ def label_distance(first: Tensor, second: Tensor) -> float:
     """Return the Jensen-Shannon distance (base 2, in [0, 1]) of two silos' label mixes.
 
     Args:
-        first: images of each class in one silo ``[K]``, which may not be empty.
-        second: images of each class in the other ``[K]``.
+        first: examples of each class in one silo ``[K]``, which may not be empty.
+        second: examples of each class in the other ``[K]``.
     """
     mixes = torch.stack([first, second]).double()
     mixes = mixes / mixes.sum(1, keepdim=True)

@@ -109,16 +109,16 @@ class Federation:
 
     @property
     def recalibrate_on(self) -> Images | None:
-        """Images for BatchNorm statistics of averages, None where these are averaged too."""
+        """Examples for BatchNorm statistics of averages, None where these are averaged too."""
         return self.split.transfer if self.study.model.batch_norm == "recalibrate" else None
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images of each simulated silo, in natural order of names."""
+        """Number of examples of each simulated silo, in natural order of names."""
         return {silo: len(data) for silo, data in self._silos.items()}
 
     def data_of(self, silo: str) -> Images:
-        """Return the private images of a silo."""
+        """Return the private examples of a silo."""
         return self._silos[silo]
 
     def compute_of(self, silo: str) -> Compute:
@@ -126,11 +126,11 @@ class Federation:
         return self.compute.by_turns(list(self._silos).index(silo))
 
     def test_of(self, silo: str) -> Images | None:
-        """Return the test images of a silo's own source, or None where it has none."""
+        """Return the test examples of a silo's own source, or None where it has none."""
         return self._tests.get(silo)
 
     def holdings(self) -> list[dict[str, object]]:
-        """Return the number of images and class counts of each simulated silo, in natural order.
+        """Return the number of examples and class counts of each simulated silo, in natural order.
 
         Deployed silos share these only if their owners allow it.
         """
@@ -227,11 +227,11 @@ class Federation:
         """Check that there is a transfer set; it is left out if no arm of the study needs one.
 
         Raises:
-            UserError: too few images were left for a transfer set.
+            UserError: too few examples were left for a transfer set.
         """
         if self.split.transfer is None and not self.study.data.transfer.at_silo:
             raise UserError(
-                f"data.transfer.size: {self.study.data.transfer.size} images are requested, but "
+                f"data.transfer.size: {self.study.data.transfer.size} examples are requested, but "
                 "too few are left after test, validation and silos; lower it"
             )
 

@@ -1,4 +1,4 @@
-"""Images of a silo by which it judges models: of its own, or the server's in its class mix."""
+"""Examples of a silo by which it judges models: of its own, or the server's in its class mix."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedkd.util.seeding import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images by which a silo judges models.
+    """Examples by which a silo judges models.
 
     Attributes:
-        data: all images on which models predict.
+        data: all examples on which models predict.
         rows: those that count, positions in ``data``.
         weights: of these, float64, the same for all of a class.
     """
@@ -28,21 +28,21 @@ class HeldOut:
 
     @property
     def labels(self) -> Tensor:
-        """Labels of the images that count."""
+        """Labels of the examples that count."""
         return self.data.labels[self.rows]
 
 
 def divide(silo: str, data: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """Draw a share of a silo's images, rounded up, to be held out; one is always left to train on.
+    """Hold out a share of a silo's examples, rounded up; one is always left to train on.
 
     Args:
         silo: its name.
-        data: its images.
+        data: its examples.
         share: in [0, 1).
         seed: of the split.
 
     Returns:
-        The images to train on and those held out, None where there are none; both in the order of
+        The examples to train on and those held out, None where there are none; both in the order of
         ``data``.
     """
     size = min(math.ceil(round(share * len(data), 9)), len(data) - 1)
@@ -53,13 +53,13 @@ def divide(silo: str, data: Images, share: float, seed: int) -> tuple[Images, Im
 
 
 def choose_held_out(own: Images | None, server: Images, class_counts: Tensor) -> HeldOut:
-    """Return the images by which a silo judges models.
+    """Return the examples by which a silo judges models.
 
     Args:
-        own: images that the silo holds out, or None.
-        server: the server's test images, used without the silo's own: those of the silo's classes,
-            weighted so that each class has the silo's share.
-        class_counts: images of each class that the silo trains on ``[C]``.
+        own: examples that the silo holds out, or None.
+        server: the server's test examples, used without the silo's own: those of the silo's
+            classes, weighted so that each class has the silo's share.
+        class_counts: examples of each class that the silo trains on ``[C]``.
     """
     if own is not None and len(own):
         return HeldOut(own, torch.arange(len(own)), torch.ones(len(own), dtype=torch.float64))

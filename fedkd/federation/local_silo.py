@@ -1,4 +1,4 @@
-"""What a silo computes from its images and its model, and shares; without messages."""
+"""What a silo computes from its examples and its model, and shares; without messages."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from fedkd.training.evaluate import predict
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSilo:
-    """A silo's images and pre-trained model.
+    """A silo's examples and pre-trained model.
 
     Attributes:
         name: unique in the federation.
-        data: private images; they never leave the silo.
+        data: private examples; they never leave the silo.
         shape: what models are built for.
         arch: architecture of the silo's own model.
         own_model: returns the silo's pre-trained model.
         compute: device and precision.
         model_pool: models to reuse; silos of one process may share it.
-        least_of_class: classes of fewer images are left out of the moments.
-        clipped: whether the influence of every image on densities and moments is bounded.
+        least_of_class: classes of fewer examples are left out of the moments.
+        clipped: whether the influence of every example on densities and moments is bounded.
     """
 
     name: str
@@ -67,7 +67,7 @@ class LocalSilo:
 
     @property
     def class_counts(self) -> list[int]:
-        """Number of images of each class."""
+        """Number of examples of each class."""
         return torch.bincount(self.data.labels, minlength=self.shape.num_classes).tolist()
 
     @property
@@ -76,7 +76,7 @@ class LocalSilo:
         return Teacher(self.name, self.arch, len(self.data), class_counts=tuple(self.class_counts))
 
     def predict(self, own: State, images: Tensor) -> Tensor:
-        """Return the own model's logits ``[N, C]`` for uint8 images ``[N, C, H, W]``."""
+        """Return the own model's logits ``[N, C]`` for examples ``[N, ...]``."""
         with self._model(self.arch, own) as model:
             return predict(model, images, compute=self.compute)
 
@@ -86,7 +86,7 @@ class LocalSilo:
     def joint_density(
         self, images: Tensor, basis: Basis, *, kind: str, neighbours: int
     ) -> Tensor | None:
-        """Return joint log-densities of images and classes under the silo's data, ``[N, C]``.
+        """Return joint log-densities of examples and classes under the silo's data, ``[N, C]``.
 
         None for a silo that is too small for a density.
         """
@@ -103,12 +103,12 @@ class LocalSilo:
     def log_density(
         self, images: Tensor, basis: Basis, *, per_class: bool, kind: str, neighbours: int
     ) -> Tensor | None:
-        """Return log-densities of images as the silo sends them, fp32 ``[N]`` or ``[N, C]``."""
+        """Return log-densities of examples as the silo sends them, fp32 ``[N]`` or ``[N, C]``."""
         joint = self.joint_density(images, basis, kind=kind, neighbours=neighbours)
         return None if joint is None else round_as_sent(joint, per_class=per_class)
 
     def moments(self, basis: Basis) -> Moments | None:
-        """Return the moments of the silo's images in a basis, or None if it has too few images."""
+        """Return the moments of the silo's examples in a basis, or None if there are too few."""
         return moments_of(
             self.data,
             basis,

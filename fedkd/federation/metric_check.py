@@ -12,12 +12,12 @@ from fedkd.registry import METRICS, METRICS_FROM_SUMS, metric_key
 
 
 def constant_metrics(labels: Tensor, num_classes: int) -> dict[str, float | None]:
-    """Return the best value of each metric, by its key, that one answer for all images reaches.
+    """Return the best value of each metric, by its key, that one answer for all examples reaches.
 
     For accuracy and macro-F1 the answer is the largest class.
 
     Args:
-        labels: of the images ``[N]``.
+        labels: of the examples ``[N]``.
         num_classes: C.
 
     Returns:
@@ -46,10 +46,10 @@ def check_metric_is_defined(
 
     Args:
         metric: of the study.
-        labels: of the images on which it is measured ``[N]``.
+        labels: of the examples on which it is measured ``[N]``.
         num_classes: C.
         classes: their names, or none.
-        what: the images, in words such as ``test images``.
+        what: the examples, in words such as ``test examples``.
 
     Raises:
         UserError: it ranks each class against the rest, and a class is absent.

@@ -1,4 +1,4 @@
-"""Silos whose images the study names: each with a source of its own, or rows of one source."""
+"""Silos whose examples the study names: each with a source of its own, or rows of one source."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, 
         cache: root of a cache of decoded sources.
 
     Returns:
-        The study's source, without images where it has none, and the silos' by their names.
+        The study's source, without examples where it has none, and the silos' by their names.
 
     Raises:
         UserError: a source cannot be read, or shapes differ.
@@ -99,7 +99,7 @@ def read_split(spec: Indices, num_rows: int) -> list[Rows]:
 
     Args:
         spec: names the file.
-        num_rows: of the training images of ``data.source``.
+        num_rows: of the training examples of ``data.source``.
 
     Raises:
         UserError: the file has changed its silos, or has rows that there are not.
@@ -118,7 +118,7 @@ def read_split(spec: Indices, num_rows: int) -> list[Rows]:
         if len(rows) and int(rows.max()) >= num_rows:
             raise UserError(
                 f"partition.path: {silo} lists row {int(rows.max())}, but data.source has "
-                f"{num_rows} training images, from row 0"
+                f"{num_rows} training examples, from row 0"
             )
     return parts
 
@@ -149,7 +149,7 @@ def rows_by_column(spec: ByColumn, source: Source, remaining: Rows) -> list[Rows
 
 
 def check_sizes(silos: Mapping[str, Images], least: int) -> None:
-    """Refuse silos with too few images.
+    """Refuse silos with too few examples.
 
     Raises:
         UserError: one has fewer than ``least``.
@@ -157,7 +157,7 @@ def check_sizes(silos: Mapping[str, Images], least: int) -> None:
     for silo, images in silos.items():
         if len(images) < least:
             raise UserError(
-                f"partition.min_size: asks for {least} images in every silo, but {silo} has "
+                f"partition.min_size: asks for {least} examples in every silo, but {silo} has "
                 f"{len(images)}; lower it, or leave the silo out"
             )
 
@@ -165,11 +165,11 @@ def check_sizes(silos: Mapping[str, Images], least: int) -> None:
 def leave_out_known(
     sets: Mapping[str, Images | None], silos: Sequence[Images]
 ) -> tuple[dict[str, Images | None], list[str]]:
-    """Leave out of each set the images on which a silo trains.
+    """Leave out of each set the examples on which a silo trains.
 
     Args:
         sets: of the server, by what they are for; None where there is none.
-        silos: the silos' images, of the same shape.
+        silos: the silos' examples, of the same shape.
 
     Returns:
         The sets without them, and a sentence for each set that had any.
@@ -186,15 +186,15 @@ def leave_out_known(
         count, total = int(is_known.sum()), len(images)
         if count > MAX_SHARE_IN_SILOS * total:
             raise UserError(
-                f"partition: {count} of {total} {what} images ({count / total:.1%}) are also "
-                "images on which silos train, so that a result would be too good; take them out "
+                f"partition: {count} of {total} {what} examples ({count / total:.1%}) are also "
+                "examples on which silos train, so that a result would be too good; take them out "
                 "of one of the two"
             )
         if count:
             kept[what] = images.take((~is_known).nonzero()[:, 0])
             notes.append(
-                f"{count} of {total} {what} images are also images on which silos train, and are "
-                "left out"
+                f"{count} of {total} {what} examples are also examples on which silos train, and "
+                "are left out"
             )
     return kept, notes
 

@@ -109,8 +109,7 @@ def _remarks(
         remarks.append(
             "The transfer set is another data set or noise. In only "
             f"{leaf['foreign_agreeing']} of {leaf['foreign']} recorded federations of that kind "
-            "was the method within half a point of the best: use transfer images of the silos' own "
-            "kind."
+            "was the method within half a point of the best: use transfer examples like the silos'."
         )
     if known.get("closed_form_federations"):
         remarks.append(

@@ -1,9 +1,9 @@
 """What each silo gets: its own model, the global one, and the global one adapted to the silo.
 
 A participant asks whether the federation gives it a better model than its own. Compared are, by the
-study's metric on images that no model of the silo was trained on: the silo's own model, the global
-model, the global model with logits adjusted to the silo's class shares (Saerens et al. 2002, Neural
-Computation 14), and the global model whose last linear layer is fine-tuned on the silo's images.
+study's metric on examples that no model of the silo was trained on: the silo's own model, the
+global model, the global model with logits adjusted to the silo's class shares (Saerens et al. 2002,
+Neural Computation 14), and that with its last linear layer fine-tuned on the silo's examples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedkd.util.seeding import torch_generator
 FINE_TUNE_EPOCHS = 5
 """Epochs on the last linear layer, with the other settings of the arm's rounds. Ours."""
 MAX_IMAGES = 10_000
-"""Most images of a silo on which the layer is fine-tuned. Ours."""
+"""Most examples of a silo on which the layer is fine-tuned. Ours."""
 DIGITS = 6
 _TOLERANCE = 1e-3
 
@@ -117,7 +117,7 @@ class SilosGet:
         if own is None:
             return None
         teacher = replace(local.as_teacher, state=own)
-        # As every arm predicts the server's test images by it, these may be known.
+        # As every arm predicts the server's test examples by it, these may be known.
         alone = Teachers([teacher], federation.shape, federation.compute)
         logits = alone.cached_in(federation.cache, study.model.files).predict(held.data)[0]
         return self._value(logits[held.rows], held)
@@ -138,7 +138,7 @@ class SilosGet:
         return _Prediction(logits, features if close else None)
 
     def _fine_tune(self, silo: str, arm: str, state: State, given: _Prediction) -> Tensor | None:
-        """Return logits for the held-out images after the last linear layer was fine-tuned.
+        """Return logits for the held-out examples after the last linear layer was fine-tuned.
 
         None for a model that does not end in such a layer.
         """
@@ -180,7 +180,7 @@ class SilosGet:
 
 
 def log_shares(counts: Tensor) -> Tensor:
-    """Return the logarithm of class shares ``[C]``; every class counts as one image more."""
+    """Return the logarithm of class shares ``[C]``; every class counts as one example more."""
     more = counts.double() + 1
     return (more / more.sum()).log()
 
@@ -192,7 +192,7 @@ def conclude(
 
     Args:
         silo: its name.
-        num_held_out: images by which it judges.
+        num_held_out: examples by which it judges.
         own: the metric of its own model, or None.
         found: the metric of each model that the federation gives it.
     """

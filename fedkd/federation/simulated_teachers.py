@@ -30,8 +30,8 @@ class SimulatedTeachers:
     """The teachers of one seed, as the server of a simulated federation receives them.
 
     A student equals the one that ``FedKD`` makes with the same study, seed and settings, bit for
-    bit under the same number of intra-op threads. Every teacher predicts an image set once for all
-    students. Several threads may distil students at the same time.
+    bit under the same number of intra-op threads. Every teacher predicts a set of examples once for
+    all students. Several threads may distil students at the same time.
 
     Args:
         federation: data and models of the seed.
@@ -48,7 +48,7 @@ class SimulatedTeachers:
             raise ValueError(f"arm {arm} does not consolidate")
         if federation.split.transfer is None:
             raise UserError(
-                "data.transfer.source: the images are on the student's silo; the server cannot "
+                "data.transfer.source: the examples are on the student's silo; the server cannot "
                 "evaluate settings on them"
             )
         self.federation = federation
@@ -128,7 +128,7 @@ class SimulatedTeachers:
         basis = self._basis(settings) if settings.uses_densities else None
         if basis is None and settings.teachers == "densities":
             raise FedKDError(
-                f"a transfer set of {len(self.transfer)} images is too small to compute densities"
+                f"a transfer set of {len(self.transfer)} examples is too small to compute densities"
             )
         members = self._members if basis is None else self._with_densities(settings, basis)
         transfer = self.transfer

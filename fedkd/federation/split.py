@@ -1,4 +1,4 @@
-"""Split the data of one seed: test, validation and transfer images, and the silos' images."""
+"""Split the data of one seed: test, validation and transfer examples, and the silos' examples."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 SPLIT_RULE = 2
-"""Version of the rule by which images are drawn.
+"""Version of the rule by which examples are drawn.
 
-1, in fedkd 0.1: all by the study's seed. 2: test and validation images by ``data.split_seed``, the
-same for every seed of a study.
+1, in fedkd 0.1: all by the study's seed. 2: test and validation examples by ``data.split_seed``,
+the same for every seed of a study.
 """
 
 
@@ -51,16 +51,16 @@ class Split:
     """The data of one seed, the same for every arm of a study.
 
     Attributes:
-        test: images on which the global model is evaluated.
-        validation: images for the server's choices; may be empty.
-        transfer: images to distil on, with labels of -1 unless ``data.transfer.labelled``; None if
-            they are on a silo or were left out.
-        silos: private images of every silo, in natural order of names.
+        test: examples on which the global model is evaluated.
+        validation: examples for the server's choices; may be empty.
+        transfer: examples to distil on, with labels of -1 unless ``data.transfer.labelled``; None
+            if they are on a silo or were left out.
+        silos: private examples of every silo, in natural order of names.
         classes: names of the classes.
         num_classes: number of classes, whether or not all of them occur.
         shape: what models are built for.
         warnings: about the sources, one sentence each.
-        silo_tests: for each silo the test images of its own source or those that it holds out, or
+        silo_tests: for each silo the test examples of its own source or those that it holds out, or
             None where it has none; empty where no silo has any.
         encoder: what was done to the columns of a table; None for all else.
         columns: of the server's table, to which nothing is done yet; empty for all else.
@@ -88,14 +88,14 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
         cache: root of a cache of decoded sources and partitions.
 
     Raises:
-        UserError: a source cannot be read or has too few images, or the silos are deployed.
+        UserError: a source cannot be read or has too few examples, or the silos are deployed.
     """
     if study.is_deployed:
         raise UserError(
-            "partition.scheme: deployed: these silos and their images are on hosts of their own; "
+            "partition.scheme: deployed: these silos and their examples are on hosts of their own; "
             "use fedkd compare with --engine CONNECTION, a connection to their SuperLink"
         )
-    # Models may have been trained elsewhere on a silo's images: these never move.
+    # Models may have been trained elsewhere on a silo's examples: these never move.
     seed = study.data.split_seed if study.has_own_split else seed
     silos: dict[str, Source] = {}
     if isinstance(study.partition, Given):
@@ -136,7 +136,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
 
 
 def _hold_out(made: Split, study: Study, seed: int) -> Split:
-    """Hold out a share of each silo's images, unless its own source has test images."""
+    """Hold out a share of each silo's examples, unless its own source has test examples."""
     tests = made.silo_tests or (None,) * len(made.silos)
     divided = [
         (images, test) if test is not None else divide(silo, images, study.data.silo_test, seed)
@@ -174,22 +174,22 @@ def split(
 ) -> Split:
     """Split a source: test, validation, transfer set, then the silos.
 
-    Test and validation images are drawn by ``data.split_seed``, so that the seeds on which settings
-    are chosen and those on which they are judged have the same test images, and no validation image
-    of the one is a test image of the other. The transfer set and the silos' images are drawn from
-    the rest by ``seed``. Each step has a random stream of its own: a different transfer set leaves
-    the test and validation images unchanged. The arms of the study have no influence.
+    Test and validation examples are drawn by ``data.split_seed``, so that the seeds on which
+    settings are chosen and those on which they are judged have the same test examples, and no
+    validation example of the one is a test example of the other. The transfer set and the silos'
+    examples are drawn from the rest by ``seed``. Each step has a random stream of its own: another
+    transfer set leaves test and validation examples unchanged. The arms have no influence.
 
     Args:
-        source: all images.
+        source: all examples.
         study: ``data`` and ``partition`` set sizes and scheme.
         seed: of the repetition.
-        transfer_source: source of the transfer images if ``data.transfer.source`` is set; if it is
-            set and this is None, the split has no transfer set.
+        transfer_source: source of the transfer examples if ``data.transfer.source`` is set; if it
+            is set and this is None, the split has no transfer set.
         cache: root of a cache of partitions.
 
     Raises:
-        UserError: there are too few images, or the transfer set does not fit.
+        UserError: there are too few examples, or the transfer set does not fit.
     """
     data = study.data
     remaining = np.arange(len(source.train), dtype=np.int64)
@@ -226,7 +226,7 @@ def split(
     if isinstance(study.partition, Indices):
         if len(remaining):
             warnings.append(
-                f"{source.name}: {len(remaining)} of {len(source.train)} training images are in "
+                f"{source.name}: {len(remaining)} of {len(source.train)} training examples are in "
                 "no silo and no other set, and are not used"
             )
     elif isinstance(study.partition, ByColumn):
@@ -258,9 +258,9 @@ def _warnings_of(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def _is_drawn(study: Study, remaining: Rows) -> bool:
-    """Whether to draw a transfer set: always, unless no arm needs it and there are few images.
+    """Whether to draw a transfer set: always, unless no arm needs it and there are few examples.
 
-    With enough images it is drawn in any case, so that adding an arm does not change the silos.
+    With enough examples it is drawn in any case, so that adding an arm does not change the silos.
     """
     divided = not (study.is_deployed or study.has_own_split)
     min_images = study.num_silos * study.partition.min_size if divided else 0
@@ -268,6 +268,6 @@ def _is_drawn(study: Study, remaining: Rows) -> bool:
 
 
 def _count_of(count: int, fraction: float) -> int:
-    """Return the number of images in a fraction, rounded up: 0 only for a fraction of 0."""
-    # Without the inner rounding, 0.07 * 100 = 7.000000000000001 would give 8 images.
+    """Return the number of examples in a fraction, rounded up: 0 only for a fraction of 0."""
+    # Without the inner rounding, 0.07 * 100 = 7.000000000000001 would give 8 examples.
     return math.ceil(round(fraction * count, 9))

@@ -27,12 +27,12 @@ def draw(pool: Rows, size: int, seed: int, purpose: str) -> tuple[Rows, Rows]:
 
 
 def draw_from_other(source: Source, study: Study, seed: int, transfer_source: Source) -> Images:
-    """Draw the transfer set from another source, in the shape of the study's images."""
+    """Draw the transfer set from another source, in the shape of the study's examples."""
     settings = study.data.transfer
     if settings.source == study.data.source:
         raise UserError(
-            f"data.transfer.source: {settings.source!r} is also data.source, so transfer images "
-            "could be in silos or in the test set; leave the key out to hold out images of "
+            f"data.transfer.source: {settings.source!r} is also data.source, so transfer examples "
+            "could be in silos or in the test set; leave the key out to hold out examples of "
             "data.source"
         )
     if settings.labelled and transfer_source.num_classes != source.num_classes:
@@ -73,10 +73,10 @@ def noise(source: Source, size: int, seed: int) -> Images:
 
 
 def check_left(size: int, left: int, where: str) -> None:
-    """Refuse a transfer set of more than the ``left`` images that there are."""
+    """Refuse a transfer set of more than the ``left`` examples that there are."""
     if size > left:
         raise UserError(
-            f"data.transfer.size: {size} images are requested, but only {left} {where}; lower it"
+            f"data.transfer.size: {size} examples are requested, but only {left} {where}; lower it"
         )
 
 

@@ -30,9 +30,9 @@ class Description:
 
     Attributes:
         arch: architecture of its own model.
-        num_examples: images that it has.
-        class_counts: images of each class, or empty where the silo withholds them.
-        has_transfer: whether it has the transfer images already.
+        num_examples: examples that it has.
+        class_counts: examples of each class, or empty where the silo withholds them.
+        has_transfer: whether it has the transfer examples already.
         fixed_part: hash of the part of the models that nobody trains, or empty.
         receives: whether it asks for the final model.
     """
@@ -46,13 +46,13 @@ class Description:
 
 
 def write_question(transfer: Tensor | None) -> Question:
-    """Ask who a silo is, and whether it has the transfer images uint8 ``[N, C, H, W]``."""
+    """Ask who a silo is, and whether it has the transfer examples ``[N, ...]``."""
     wanted = keys.NO_HASH if transfer is None else content_hash(transfer)
     return Question(keys.DESCRIBE, 0, {keys.TRANSFER_HASH: wanted})
 
 
 def read_transfer_hash(content: RecordDict) -> str | None:
-    """Return the hash of the transfer images that a question is about; None for no images.
+    """Return the hash of the transfer examples that a question is about; None for no examples.
 
     It is of ``query.describe`` or ``query.teacher``.
     """
@@ -125,7 +125,7 @@ def withhold_class_counts(content: RecordDict, *, least: int, share: bool) -> No
 
     Args:
         content: the answer, which is changed.
-        least: fewest images of a class whose count may be sent.
+        least: fewest examples of a class whose count may be sent.
         share: whether class counts are shared at all.
     """
     info = content.config_records.get(keys.INFO)

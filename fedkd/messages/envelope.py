@@ -22,7 +22,7 @@ class Question:
         round: its round; 0 before the first.
         config: numbers, texts and lists of these, by key.
         records: arrays, by name of their record.
-        transfer_hash: of the images that a reply must be about; None where it is about none.
+        transfer_hash: of the examples that a reply must be about; None where it is about none.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Question:
 
         Args:
             run_id: what the reply must echo.
-            has_transfer: whether the receiver has the transfer images, which then are not sent.
+            has_transfer: whether the receiver has the transfer examples, which then are not sent.
         """
         config = {keys.RUN_ID: run_id, keys.ROUND: self.round, **self.config}
         if self.transfer_hash is not None:

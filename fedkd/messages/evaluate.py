@@ -1,4 +1,4 @@
-"""``evaluate``: silos measure the global model, or one that a user names, on their own images."""
+"""``evaluate``: silos measure the global model, or one that a user names, on their own examples."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def read_question(
 
 
 def write_reply(metrics: Metrics, num_examples: int, *, metric: str) -> RecordDict:
-    """Write a silo's figures and the number of images that they are of.
+    """Write a silo's figures and the number of examples that they are of.
 
     Args:
         metrics: of the global model.
-        num_examples: images.
+        num_examples: examples.
         metric: of the study; if it needs sums by class, these are in the reply too.
     """
     record = write_metrics(metrics, num_examples=num_examples)
@@ -100,7 +100,7 @@ def read_metrics(record: MetricRecord) -> Metrics:
 
 
 def read_reply(content: RecordDict, *, num_classes: int, max_examples: int) -> tuple[Metrics, int]:
-    """Return a silo's figures and the number of images that they are of.
+    """Return a silo's figures and the number of examples that they are of.
 
     Raises:
         RefusedError: one of them is out of range.
@@ -122,7 +122,7 @@ def _read_class_sums(record: MetricRecord | None, num_classes: int, size: int) -
     """Return sums by class; None where the silo withholds them.
 
     Raises:
-        RefusedError: they are no counts of ``size`` images.
+        RefusedError: they are no counts of ``size`` examples.
     """
     if record is None or not any(key in record for key in _CLASS_SUMS):
         return None
@@ -138,9 +138,9 @@ def _read_class_sums(record: MetricRecord | None, num_classes: int, size: int) -
         lists.append(tuple(int(count) for count in counts))
     labels, predicted, hits = lists
     if sum(labels) != size or sum(predicted) != size:
-        raise RefusedError(f"its sums by class are not of {size} images")
+        raise RefusedError(f"its sums by class are not of {size} examples")
     if any(hit > min(pair) for hit, *pair in zip(hits, labels, predicted, strict=True)):
-        raise RefusedError(f"{keys.CLASS_HITS} has more images than the class")
+        raise RefusedError(f"{keys.CLASS_HITS} has more examples than the class")
     return ClassSums(labels, predicted, hits)
 
 
@@ -156,7 +156,7 @@ def withhold_class_sums(content: RecordDict, *, least: int, share: bool) -> None
 
     Args:
         content: the answer, which is changed.
-        least: fewest images of a class that is counted.
+        least: fewest examples of a class that is counted.
         share: whether class counts are shared at all.
     """
     record = content.metric_records.get(keys.METRICS)

@@ -33,10 +33,10 @@ class Wanted:
     """What silos are asked to share.
 
     Attributes:
-        mode: their models (``weights``), predictions on the transfer images (``logits``) or
+        mode: their models (``weights``), predictions on the transfer examples (``logits``) or
             neither (``none``).
-        density: log-densities of the transfer images (``sample``), joint with their classes
-            (``class``), ``moments`` of their own images, or ``none``.
+        density: log-densities of the transfer examples (``sample``), joint with their classes
+            (``class``), ``moments`` of their own examples, or ``none``.
         kind: ``gaussian``, ``knn`` or, of moments, ``pooled``; of no meaning without densities.
         neighbours: k of ``knn``; likewise.
     """
@@ -59,7 +59,7 @@ class Wanted:
 
     @property
     def needs_images(self) -> bool:
-        """Whether silos must see the transfer images."""
+        """Whether silos must see the transfer examples."""
         return self.mode == keys.MODE_LOGITS or self.density in (
             keys.DENSITY_SAMPLE,
             keys.DENSITY_CLASS,
@@ -74,14 +74,14 @@ def write_question(
     arch: str,
     deployed: bool = False,
 ) -> Question:
-    """Ask for what is wanted; images are sent only where a silo must see them.
+    """Ask for what is wanted; examples are sent only where a silo must see them.
 
     Args:
         wanted: what to share.
-        transfer: images uint8 ``[N, C, H, W]``, or None.
+        transfer: examples ``[N, ...]``, or None.
         basis: in which densities or moments are computed; None without them.
         arch: architecture of the model of a basis of features.
-        deployed: whether silos make the basis themselves, and so need the images for moments too.
+        deployed: whether silos make the basis themselves, and so need the examples for moments too.
     """
     config: dict[str, str | int] = {keys.MODE: wanted.mode, keys.DENSITY: wanted.density}
     records: dict[str, ArrayRecord] = {}
@@ -112,7 +112,7 @@ def read_wanted(content: RecordDict) -> Wanted:
 
 
 def read_images(content: RecordDict) -> Tensor | None:
-    """Return the transfer images that were sent, uint8 ``[N, C, H, W]``; None if none were."""
+    """Return the transfer examples that were sent ``[N, ...]``; None if none were."""
     record = content.array_records.get(keys.TRANSFER)
     return None if record is None else torch.from_numpy(decode(record[keys.IMAGES]))
 
@@ -122,7 +122,7 @@ def write_reply(teacher: Teacher, *, transfer_hash: str | None) -> RecordDict:
 
     Args:
         teacher: its model or predictions, and densities or moments, as far as it has them.
-        transfer_hash: of the transfer images that it saw, or None.
+        transfer_hash: of the transfer examples that it saw, or None.
     """
     reply = RecordDict({keys.INFO: _info(teacher.num_examples, transfer_hash)})
     if teacher.state is not None:
@@ -267,7 +267,7 @@ def check_reply_holds_no_more(question: RecordDict, reply: RecordDict) -> None:
 
 
 def least_moment_count(reply: RecordDict) -> int | None:
-    """Return the fewest images of any class that moments in a reply are of; None without them."""
+    """Return the fewest examples of any class that moments in a reply are of; None without them."""
     record = reply.array_records.get(keys.FAMILIARITY)
     if record is None or keys.MOMENT_COUNTS not in record:
         return None

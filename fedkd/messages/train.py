@@ -22,7 +22,7 @@ class TrainedModel:
 
     Attributes:
         state: its weights.
-        num_examples: images that it was trained on.
+        num_examples: examples that it was trained on.
         loss: mean of the last epoch.
     """
 

@@ -38,7 +38,7 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
         trained: whether it will be trained; most teachers are not.
 
     Raises:
-        UserError: it does not turn images into one logit for each class, cannot be trained on a
+        UserError: it does not turn examples into one logit for each class, cannot be trained on a
             batch of two, or has a state that cannot be exchanged.
     """
     if is_external(arch):
@@ -69,10 +69,10 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
 
 
 def find_training_problem(arch: str, shape: Shape, batch_size: int) -> str:
-    """Return why ``arch`` cannot be trained on batches of so many images, or ``""``.
+    """Return why ``arch`` cannot be trained on batches of so many examples, or ``""``.
 
     One forward and one backward pass show it: auxiliary outputs, batch normalisation of a single
-    image and the like do not occur in evaluation mode.
+    example and the like do not occur in evaluation mode.
     """
     if is_external(arch):
         return ""  # its library trains it
@@ -118,7 +118,7 @@ def _find_misfit(logits: object, expected: tuple[int, int]) -> str:
             return ""
         return f"gives {logits.dtype} where floating-point logits are expected"
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    return f"gives {given} for {expected[0]} images where logits {expected} are expected"
+    return f"gives {given} for {expected[0]} examples where logits {expected} are expected"
 
 
 def _find_state_problem(model: nn.Module) -> str:

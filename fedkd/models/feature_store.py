@@ -1,4 +1,4 @@
-"""Features of images by the images' content: computed once, bounded in memory and on disk."""
+"""Features of examples by the examples' content: computed once, bounded in memory and on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEMORY_BYTES = 1 << 30
 """Most bytes of features that a process keeps, of all networks together."""
 _FILE, _HASHES, _VALUES = "features.safetensors", "hashes", "features"
 _IN_ENTRY, _ENTRY_BYTES = 1024, 64 << 20
-"""Most images whose features are computed before they are written, and most bytes of these."""
+"""Most examples whose features are computed before they are written, and most bytes of these."""
 
 _in_memory: LRUCache[Path, Tensor] = LRUCache(MEMORY_BYTES, getsizeof=lambda rows: rows.nbytes)
 """Features ``[n, ...]`` of an entry; those that were not used for longest are dropped first."""
@@ -36,15 +36,15 @@ _memory_lock = threading.Lock()
 
 
 class FeatureStore:
-    """Features of one fixed part by the content of images.
+    """Features of one fixed part by the content of examples.
 
     Every entry of the cache holds what was computed at one time. Its name begins with a hash of the
-    fixed part and ends with one of the images. Decoded data and features share the disk budget, of
-    which the entries that were not used for longest are dropped first; features that are found
+    fixed part and ends with one of the examples. Decoded data and features share the disk budget,
+    of which the entries that were not used for longest are dropped first; features that are found
     nowhere are computed again.
 
     Args:
-        key: hash of all that features depend on beside the images and the two that follow.
+        key: hash of all that features depend on beside the examples and the two that follow.
         device: on which they are computed.
         precision: ``fp32`` or ``bf16``.
         root: of the cache.
@@ -65,12 +65,12 @@ class FeatureStore:
         shape: tuple[int, ...],
         compute: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Return the features, float32 ``[N, ...]``, of uint8 images ``[N, C, H, W]``.
+        """Return the features, float32 ``[N, ...]``, of examples ``[N, ...]``.
 
         Args:
-            images: the images.
-            shape: of the features of one image.
-            compute: returns the features of images that were not seen before.
+            images: the examples.
+            shape: of the features of one example.
+            compute: returns the features of examples that were not seen before.
         """
         features = torch.empty(len(images), *shape)
         at_once = max(1, min(_IN_ENTRY, _ENTRY_BYTES // (4 * math.prod(shape))))
@@ -107,7 +107,7 @@ class FeatureStore:
         return missing
 
     def _find_new_entries(self) -> None:
-        """Note which images' features the entries of other processes hold."""
+        """Note which examples' features the entries of other processes hold."""
         for entry in sorted(self._folder.glob(f"{self._prefix}*")):
             if entry in self._read or not has_entry(entry):
                 continue
@@ -158,12 +158,12 @@ def _load(entry: Path) -> Tensor | None:
 
 
 def _remember(entry: Path, features: Tensor) -> None:
-    with _memory_lock, contextlib.suppress(ValueError):  # one image's may be larger than the memory
+    with _memory_lock, contextlib.suppress(ValueError):  # one may be larger than all
         _in_memory[entry] = features
 
 
 def _positions(images: Tensor | Images) -> dict[bytes, list[int]]:
-    """Return where each image lies, by a hash of its content."""
+    """Return where each example lies, by a hash of its content."""
     positions = defaultdict[bytes, list[int]](list)
     for start in range(0, len(images), _IN_ENTRY):
         rows = range(start, min(start + _IN_ENTRY, len(images)))

@@ -1,4 +1,4 @@
-"""The part of a network that nobody trains, and its features, computed once for each image."""
+"""The part of a network that nobody trains, and its features, computed once for each example."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedkd.util.cache import cache_root
 from fedkd.util.parallel import check_stopped
 
 _AT_ONCE = {"cpu": 1, "cuda": 64, "mps": 64}
-"""Images in a batch, by kind of device; the last batch is filled up with zeros.
+"""Examples in a batch, by kind of device; the last batch is filled up with zeros.
 
-The size is always the same, so that an image's features do not depend on what else was asked for
-when they were computed. On a processor each image is computed alone, to the last bit.
+The size is always the same, so that an example's features do not depend on what else was asked for
+when they were computed. On a processor each example is computed alone, to the last bit.
 """
 
 
@@ -29,7 +29,7 @@ class FixedPart(nn.Module):
 
     Args:
         network: maps floats ``[N, C, H, W]`` to features; it is put into evaluation mode.
-        key: hash of all that the features depend on beside the images.
+        key: hash of all that the features depend on beside the examples.
     """
 
     def __init__(self, network: nn.Module, key: str) -> None:
@@ -65,11 +65,11 @@ class FixedPart(nn.Module):
             return self._moved[device]
 
     def feature_bytes(self, images: Tensor | Images) -> int:
-        """Return how many bytes the features of one image take."""
+        """Return how many bytes the features of one example take."""
         return 4 * math.prod(self._shape_of(images))
 
     def _shape_of(self, images: Tensor | Images) -> tuple[int, ...]:
-        """Return the shape of the features of one image."""
+        """Return the shape of the features of one example."""
         shape = tuple(images.shape[1:])
         if shape not in self._shapes:
             stored = images if isinstance(images, Tensor) else images.stored
@@ -80,7 +80,7 @@ class FixedPart(nn.Module):
     def features(self, images: Tensor | Images, *, device: str, precision: str) -> Tensor:
         """Return the features, float32 ``[N, ...]`` on the CPU, of images or texts ``[N, ...]``.
 
-        Those of images that were seen before, in this process or another, are read from the cache.
+        Those of examples seen before, in this process or another, are read from the cache.
         """
 
         def compute(missing: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class FixedPart(nn.Module):
     def compute(self, images: Tensor, *, device: str, precision: str) -> Tensor:
         """Compute features as :meth:`features` returns them.
 
-        On a processor the images are divided among as many threads as PyTorch may use in this one.
+        On a processor the examples are divided among the threads that PyTorch may use in this one.
         """
         kind = device.partition(":")[0]
         size = _AT_ONCE[kind]

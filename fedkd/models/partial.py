@@ -22,7 +22,7 @@ from fedkd.models.state import State, mismatch
 
 NETWORK = "network."
 MAX_KEPT_BYTES = 2 << 30
-"""Most bytes of the features of one set of images; larger ones are computed whenever needed."""
+"""Most bytes of the features of one set of examples; larger ones are computed whenever needed."""
 HEAD_KEYS = ("head.weight", "head.bias")
 """Keys of a :class:`HeadModel`'s state."""
 
@@ -48,7 +48,7 @@ class BackboneModel(nn.Module, ABC):
 
 
 class FeaturesModel(BackboneModel):
-    """A model whose fixed part sees each image once: its features are kept."""
+    """A model whose fixed part sees each example once: its features are kept."""
 
     @abstractmethod
     def split_fixed(self) -> tuple[FixedPart, nn.Module]:
@@ -235,7 +235,7 @@ class SplitModel(PartlyTrainedModel, FeaturesModel):
 def kept_features(
     model: nn.Module, images: Tensor | Images, *, device: str, precision: str
 ) -> tuple[nn.Module, Tensor] | None:
-    """Return what maps features to logits, and the features of uint8 images ``[N, C, H, W]``.
+    """Return what maps features to logits, and the features of examples ``[N, ...]``.
 
     None for a model without a fixed part of which features are kept, or if they are too large.
     """

@@ -97,9 +97,9 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
         "seed": record.seed,
         "rounds": record.curve[-1].round,
         "accuracy": record.curve[-1].accuracy,
-        "accuracy_on": "the study's test images"
+        "accuracy_on": "the study's test examples"
         if record.accuracy_source == "test"
-        else "the silos' own images",
+        else "the silos' own examples",
     }
     if not (source / CHECKPOINT_FILE).exists():
         raise UserError(

@@ -41,12 +41,12 @@ COLUMNS = {
     "after": "test accuracy of the student after",
     "teacher_accuracy": "test accuracy of the teacher",
     "gap": "teacher_accuracy - before",
-    "gain": "share of the test images that the student got wrong before and right after",
+    "gain": "share of the test examples that the student got wrong before and right after",
     "forgetting": "share that it got right before and wrong after",
     "delta": "gain - forgetting, which is after - before",
-    "delta_own": "delta over the test images of classes that the student's silo has",
+    "delta_own": "delta over the test examples of classes that the student's silo has",
     "delta_others": "delta over those of all other classes; empty if it has every class",
-    "complementary": "share of the test images that the student got wrong and the teacher right",
+    "complementary": "share of the test examples that the student got wrong and the teacher right",
     "label_distance": "Jensen-Shannon distance of their silos' labels, base 2, in [0, 1]",
     "seconds": "wall-clock time of distillation, the search included; other jobs run beside it",
     "problem": "why there is no student; its figures are then empty",
@@ -62,8 +62,8 @@ class Member:
         silo: its name.
         arch: architecture of its model.
         state: the pre-trained model.
-        class_counts: number of its images of each class, ``[K]``.
-        on_test: the model's logits on the test images, ``[N, K]``.
+        class_counts: number of its examples of each class, ``[K]``.
+        on_test: the model's logits on the test examples, ``[N, K]``.
     """
 
     silo: str
@@ -80,10 +80,10 @@ class Pair:
     Attributes:
         teacher: the teacher's silo.
         student: the student's silo.
-        transfer: images for distillation.
+        transfer: examples for distillation.
         labelled: whether their labels may be used.
-        validation: labelled images by which ``kd-tuned`` selects.
-        test: images on which both are evaluated.
+        validation: labelled examples by which ``kd-tuned`` selects.
+        test: examples on which both are evaluated.
         shape: what models are built for.
         compute: device and precision.
         seed: of the study's repetition.

@@ -122,9 +122,9 @@ def _legend(results: dict[str, Any]) -> list[str]:
             "own, others: delta over the classes that the student's silo has, and over all others."
         ),
         (
-            "gap: accuracy of teacher - student; complementary knowledge: share of images that the "
-            "student gets wrong and the teacher right; label distance: Jensen-Shannon, of the two "
-            "silos."
+            "gap: accuracy of teacher - student; complementary knowledge: share of examples that "
+            "the student gets wrong and the teacher right; label distance: Jensen-Shannon, of the "
+            "two silos."
         ),
         (
             "Pairs share silos, and a weak student gains most, so the correlations are a "

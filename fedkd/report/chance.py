@@ -11,7 +11,7 @@ from fedkd.results.points import point_value
 def chance_remarks(results: Results) -> list[str]:
     """Return remarks on targets and starts that are no better than a constant prediction.
 
-    What one answer for all images reaches is known for the server's test set alone, and not in
+    What one answer for all examples reaches is known for the server's test set alone, and not in
     results of earlier versions.
     """
     shares = {
@@ -26,7 +26,7 @@ def chance_remarks(results: Results) -> list[str]:
     ]
     if not runs:
         return []
-    constant = f"predicting the same class for every image ({percent(max(shares.values()))})"
+    constant = f"predicting the same class for every example ({percent(max(shares.values()))})"
     remarks = [
         f"The target {results.name_target(target)} is not above {constant}: savings to it are "
         "meaningless."

@@ -41,11 +41,11 @@ def gain_and_forgetting(results: Results, arm: str | None) -> Figure | None:
         name="flips",
         title="Gain and forgetting, by class",
         alt=(
-            "Bar chart by class: upwards the share of test images that became right, downwards "
+            "Bar chart by class: upwards the share of test examples that became right, downwards "
             "the share that became wrong."
         ),
         caption=(
-            "Share of a class's test images that became right (up) and wrong (down), mean over "
+            "Share of a class's test examples that became right (up) and wrong (down), mean over "
             "seeds: by consolidation, or by the rounds after the start."
         ),
         variants=views,

@@ -174,7 +174,7 @@ def draw_savings(results: Results, target: float) -> Figure:
 
 
 def draw_classes(results: Results) -> Figure:
-    """Plot the number of images per class and silo, for the first seed."""
+    """Plot the number of examples per class and silo, for the first seed."""
     figure, axes = _canvas()
     seed = results.summary["silos"][0]["seed"]
     rows = [row for row in results.summary["silos"] if row["seed"] == seed]
@@ -183,7 +183,7 @@ def draw_classes(results: Results) -> Figure:
     names = [str(row["silo"]).replace("$", r"\$") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_xlabel("class")
-    figure.colorbar(heat_map, label=f"images, seed {seed}")
+    figure.colorbar(heat_map, label=f"examples, seed {seed}")
     return figure
 
 

@@ -13,7 +13,7 @@ from fedkd.results.folder import Results, class_names, instruments, percent
 
 
 def class_map(results: Results) -> Figure | None:
-    """Plot the number of images per class and silo, one view per seed."""
+    """Plot the number of examples per class and silo, one view per seed."""
     rows = results.summary.get("silos") or []
     if not rows:
         return None
@@ -28,7 +28,7 @@ def class_map(results: Results) -> Figure | None:
                 counts,
                 x=[plain(name) for name in classes],
                 y=[plain(row["silo"]) for row in silos],
-                hover="%{y}, class %{x}: %{z} images<extra></extra>",
+                hover="%{y}, class %{x}: %{z} examples<extra></extra>",
                 titles=("class", ""),
             )
         )
@@ -37,13 +37,13 @@ def class_map(results: Results) -> Figure | None:
         name="classes",
         title="Classes by silo",
         alt=(
-            f"Heat map of images by silo and class: {num_rows} silos, {len(classes)} classes. The "
-            "table lists the values."
+            f"Heat map of examples by silo and class: {num_rows} silos, {len(classes)} classes. "
+            "The table lists the values."
         ),
-        caption="Number of images of each class in each silo.",
+        caption="Number of examples of each class in each silo.",
         variants=variants,
         table=clip(
-            ["seed", "silo", "images", *classes],
+            ["seed", "silo", "examples", *classes],
             [
                 [str(r["seed"]), r["silo"], str(r["num_examples"]), *map(str, r["class_counts"])]
                 for r in rows
@@ -88,14 +88,14 @@ def teachers(results: Results, arm: str | None) -> Figure | None:
         name="teachers",
         title="Teachers: accuracy and complementary knowledge",
         alt=(
-            f"Dot plot of {num_rows} teachers: accuracy on the test images, and the share that a "
+            f"Dot plot of {num_rows} teachers: accuracy on the test examples, and the share that a "
             f"teacher gets right and the initial student of {chosen[0]['arm']} gets wrong."
         ),
         caption=(
-            f"Teachers of {chosen[0]['arm']}, on all test images. Rings: accuracy. Diamonds: "
-            "complementary knowledge, the share of images that this teacher gets right and the "
+            f"Teachers of {chosen[0]['arm']}, on all test examples. Rings: accuracy. Diamonds: "
+            "complementary knowledge, the share of examples that this teacher gets right and the "
             "student, before distillation, gets wrong. Mean agreement over pairs of teachers: "
-            f"{_agreements(chosen)} of the images."
+            f"{_agreements(chosen)} of the examples."
         ),
         variants=variants,
         table=clip(

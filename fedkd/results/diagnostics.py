@@ -24,7 +24,7 @@ def flips(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> di
     Returns:
         ``gain`` (wrong before, right after), ``forgetting`` (right before, wrong after), ``delta``
         (gain - forgetting, the change of accuracy), and ``per_class`` gain and forgetting as
-        shares of the class's images, None for a class without images.
+        shares of the class's examples, None for a class without examples.
     """
     right_before, right_after = _right(before, labels), _right(after, labels)
     gained = (~right_before & right_after).double()
@@ -41,7 +41,7 @@ def flips(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> di
 
 
 def complementary_knowledge(student: Tensor, teacher: Tensor, labels: Tensor) -> float:
-    """Return the share of the images that the student gets wrong and the teacher right.
+    """Return the share of the examples that the student gets wrong and the teacher right.
 
     Args:
         student: predicted classes ``[N]`` or logits ``[N, K]``.
@@ -52,10 +52,10 @@ def complementary_knowledge(student: Tensor, teacher: Tensor, labels: Tensor) ->
 
 
 def pairwise_agreement(predicted: Tensor) -> float | None:
-    """Return the share of images on which two models agree, averaged over all pairs of models.
+    """Return the share of examples on which two models agree, averaged over all pairs of models.
 
     Args:
-        predicted: classes ``[M, N]`` that M models predict for N images.
+        predicted: classes ``[M, N]`` that M models predict for N examples.
 
     Returns:
         A share in [0, 1]; None for a single model.
@@ -71,7 +71,7 @@ def pairwise_agreement(predicted: Tensor) -> float | None:
 
 
 def accuracy_by_class(predicted: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
-    """Return the accuracy on each class, None for a class without images."""
+    """Return the accuracy on each class, None for a class without examples."""
     return _by_class(_right(predicted, labels).double(), labels, num_classes)
 
 
@@ -83,7 +83,7 @@ def accuracy_for_mix(
     Args:
         predicted: predicted classes ``[N]`` or logits ``[N, K]``.
         labels: true classes ``[N]``.
-        class_counts: the silo's images of each class ``[K]``.
+        class_counts: the silo's examples of each class ``[K]``.
 
     Returns:
         The mean of the class accuracies weighted by the counts; None if ``labels`` contain none of

@@ -15,15 +15,15 @@ from fedkd.results.record import Share, build
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's figures on the images of a silo, or of the server where ``silo`` is None.
+    """A model's figures on the examples of a silo, or of the server where ``silo`` is None.
 
     Attributes:
         model: its name.
-        silo: whose images.
+        silo: whose examples.
         accuracy: in [0, 1].
         loss: mean cross-entropy in nats, None if it is not finite.
         macro_f1: mean F1 over classes.
-        num_examples: number of images.
+        num_examples: number of examples.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Evaluation:
         return asdict(self)
 
     def mean(self, model: str) -> float | None:
-        """Return a model's accuracy over all silos' images; None if no silo measured it."""
+        """Return a model's accuracy over all silos' examples; None if no silo measured it."""
         rows = [row for row in self.measured if row.model == model and row.silo is not None]
         total = sum(row.num_examples for row in rows)
         return sum(row.accuracy * row.num_examples for row in rows) / total if total else None

@@ -20,7 +20,7 @@ ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_FILE = "best.safetensors"
-"""The model that is best on the server's validation images; see ``rounds.keep``."""
+"""The model that is best on the server's validation examples; see ``rounds.keep``."""
 PROGRESS_FILE = "progress.safetensors"
 """State of an unfinished run; see :mod:`strategies.savepoint`."""
 
@@ -46,7 +46,7 @@ class Point:
         silos_ok: replies used.
         silos_failed: replies missing or refused.
         macro_f1: mean F1 over classes; over several silos, the mean of theirs.
-        metrics: every metric by its key, on all images together; None for one that is not defined
+        metrics: every metric by its key, on all examples together; None for one that is not defined
             or not known. Empty in records of earlier versions.
     """
 

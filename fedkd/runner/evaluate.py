@@ -31,7 +31,7 @@ def evaluate_models(
     seed: int | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Measure models on the images of every silo and on the server's test images; train nothing.
+    """Measure models on the examples of every silo and the server's test examples; train nothing.
 
     Args:
         study: names the silos and the data.

@@ -72,7 +72,7 @@ def summarise(
 
 
 def _constant(federations: Sequence[Federation]) -> list[tuple[int, dict[str, float | None]]]:
-    """Return for each seed what one answer for all test images reaches."""
+    """Return for each seed what one answer for all test examples reaches."""
     return [
         (each.seed, constant_metrics(each.split.test.labels, each.split.num_classes))
         for each in federations

@@ -16,7 +16,7 @@ from strategies.savepoint import read_exchanges
 
 
 class TrialRunner:
-    """Runs arms on the validation images in place of the test images; nothing is kept.
+    """Runs arms on the validation examples in place of the test examples; nothing is kept.
 
     Args:
         federations: one for each seed.
@@ -79,6 +79,6 @@ class _Watch(NullObserver):
 
 
 def evaluated_on_validation(federation: Federation) -> Federation:
-    """Return the federation with its validation images as test images."""
+    """Return the federation with its validation examples as test examples."""
     split = replace(federation.split, test=federation.split.validation)
     return Federation(federation.study, federation.seed, split, federation.cache)

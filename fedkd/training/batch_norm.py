@@ -43,9 +43,9 @@ def batch_norm_keys(model: nn.Module) -> frozenset[str]:
 
 
 def recalibrate(state: State, arch: str, shape: Shape, images: Images, compute: Compute) -> State:
-    """Return a state with BatchNorm statistics that are computed anew on images without labels.
+    """Return a state with BatchNorm statistics that are computed anew on examples without labels.
 
-    Every layer's statistics are the mean of those of batches of 256 images, in order: Izmailov et
+    Every layer's statistics are the mean of those of batches of 256 examples, in order: Izmailov et
     al. 1803.05407, section 3.2. Other layers are in evaluation mode. A model without BatchNorm
     keeps its state.
 

@@ -39,7 +39,7 @@ def float_batches(
     Args:
         images: examples of any kind, of :func:`whole_or_view`.
         others: tensors ``[N, ...]``.
-        order: of the images, int64 ``[N]``.
+        order: of the examples, int64 ``[N]``.
         bounds: where each batch begins and ends in ``order``.
         layout: of the memory of images.
         device: of all that is yielded.
@@ -68,7 +68,7 @@ def _move(tensor: Tensor, device: str) -> Tensor:
 
 
 def uint8_batches(images: Tensor | Images, size: int) -> list[Callable[[], Tensor]]:
-    """Return a function for each batch of at most ``size`` images, in order, that returns it."""
+    """Return a function for each batch of at most ``size`` examples, in order, that returns it."""
     if isinstance(images, Tensor) or images.rows is None:
         whole = images if isinstance(images, Tensor) else images.images
         return [partial(_itself, batch) for batch in torch.split(whole, size)]

@@ -1,4 +1,4 @@
-"""Sums over labelled images by class, from which several metrics follow."""
+"""Sums over labelled examples by class, from which several metrics follow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassSums:
-    """Numbers of images by class, each of length C; those of several data sets can be added.
+    """Numbers of examples by class, each of length C; those of several data sets can be added.
 
     Attributes:
-        labels: images of the class.
-        predicted: images that a model takes for the class.
-        hits: images that are both.
+        labels: examples of the class.
+        predicted: examples that a model takes for the class.
+        hits: examples that are both.
     """
 
     labels: tuple[int, ...]

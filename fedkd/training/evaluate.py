@@ -24,14 +24,14 @@ from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of a model on labelled images: accuracy and macro-F1 in [0, 1], loss in nats.
+    """Metrics of a model on labelled examples: accuracy and macro-F1 in [0, 1], loss in nats.
 
     Attributes:
-        accuracy: share of the images that are classified correctly.
+        accuracy: share of the examples that are classified correctly.
         loss: mean cross-entropy.
         macro_f1: mean F1 over classes. Over several silos, the mean of theirs.
-        values: of every metric of :data:`~fedkd.registry.METRICS` over all images together, by its
-            key; None for one that is not defined or not known, empty if none was computed.
+        values: of every metric of :data:`~fedkd.registry.METRICS` over all examples together, by
+            its key; None for one that is not defined or not known, empty if none was computed.
         sums: by class, where they were counted.
     """
 
@@ -45,8 +45,8 @@ class Metrics:
 PREDICTION_BATCH = {"cpu": 128, "cuda": 1024, "mps": 1024}
 """Batch size of :func:`predict`, by kind of device.
 
-On a processor the activations of a small batch stay in its caches: 128 images per batch take about
-half the processor time of 1,024. The size is fixed, because another size gives other last bits.
+On a processor the activations of a small batch stay in its caches: 128 examples per batch take
+half the processor time of 1,024. The size is fixed, because another one gives other last bits.
 """
 
 
@@ -59,7 +59,7 @@ def predict(
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for examples ``[N, ...]`` of any kind.
 
-    Features of a fixed part are computed once for each image, and kept in the cache.
+    Features of a fixed part are computed once for each example, and kept in the cache.
 
     On a processor the batches are distributed over as many threads as the phase has intra-op
     threads (:func:`intra_op_threads`). Each thread computes with one, so that the logits do not
@@ -95,12 +95,12 @@ def _predict(model: nn.Module, batch: Tensor, compute: Compute) -> Tensor:
 
 
 def evaluate(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
-    """Evaluate ``model`` on labelled images."""
+    """Evaluate ``model`` on labelled examples."""
     return metrics(predict(model, data, compute=compute), data.labels)
 
 
 def evaluate_all(model: nn.Module, data: Images, *, compute: Compute) -> Metrics:
-    """Evaluate ``model`` on labelled images by every metric."""
+    """Evaluate ``model`` on labelled examples by every metric."""
     return all_metrics(predict(model, data, compute=compute), data.labels)
 
 

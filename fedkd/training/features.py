@@ -19,20 +19,20 @@ def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) 
 
     Args:
         model: on ``compute.device``; it is left in evaluation mode.
-        images: uint8 ``[N, C, H, W]``.
+        images: examples ``[N, ...]``.
         compute: device and precision.
 
     Returns:
         float32 ``[N, D]`` on the CPU.
 
     Raises:
-        UserError: the model runs no linear layer, or none that gets one row per image.
+        UserError: the model runs no linear layer, or none that gets one row per example.
     """
     found = penultimate(model, images, compute=compute)
     if found is None:
         raise UserError(
             "familiarity.basis: features are the input of a model's last linear layer, and "
-            f"{type(model).__name__} has none that gets one row per image; use basis: pixels"
+            f"{type(model).__name__} has none that gets one row per example; use basis: pixels"
         )
     return found[0]
 
@@ -44,12 +44,12 @@ def penultimate(
 
     Args:
         model: on ``compute.device``; it is left in evaluation mode.
-        images: uint8 ``[N, C, H, W]``.
+        images: examples ``[N, ...]``.
         compute: device and precision.
 
     Returns:
         float32 ``[N, D]`` on the CPU, and the layer; None for a model that runs no linear layer, or
-        none that gets one row per image.
+        none that gets one row per example.
     """
     model.eval()
     kept = kept_features(model, images, device=compute.device, precision=compute.precision)

@@ -34,7 +34,7 @@ class LocalTask:
 
     Attributes:
         model: the received global model, on the device; it is then trained in place.
-        data: the silo's N labelled images.
+        data: the silo's N labelled examples.
         num_classes: C.
         settings: the study's ``rounds``, among them ``mu``, ``beta`` and ``tau``.
         compute: device and precision.
@@ -61,7 +61,7 @@ class Objective:
     Attributes:
         loss: function of logits ``[B, C]`` and a list of tensors, which are the batch's labels
             ``[B]`` and its rows of each of ``extras``; returns a scalar.
-        extras: tensors ``[N, ...]`` with a row for each image of the silo, in the order of its
+        extras: tensors ``[N, ...]`` with a row for each example of the silo, in the order of its
             data.
     """
 
@@ -109,7 +109,7 @@ def _checked(objective: object, name: str, images: int) -> Objective:
         if not isinstance(extra, Tensor) or extra.dim() == 0 or len(extra) != images:
             raise UserError(
                 f"local loss {name}: every one of extras must be a tensor with a row for each of "
-                f"{images} images"
+                f"{images} examples"
             )
     compute = objective.loss
 
@@ -179,7 +179,7 @@ def not_true(task: LocalTask) -> Objective:
 def log_prior(class_counts: Tensor) -> Tensor:
     """Return the log share of each class, fp32 ``[C]``, from counts ``[C]``.
 
-    An absent class counts as one image, so that its log prior is finite; this is our choice. The
+    An absent class counts as one example, so that its log prior is finite; this is our choice. The
     formula's limit, minus infinity, takes absent classes out of the softmax: a silo of one class
     would have no gradient, and one of two classes would not separate them from the others.
     """

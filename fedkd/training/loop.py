@@ -31,9 +31,9 @@ Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 @runtime_checkable
 class HasFixedPart(Protocol):
-    """A model with a part that nobody trains, which sees the images first.
+    """A model with a part that nobody trains, which sees the examples first.
 
-    Features of the fixed part are computed only once for an image, however often it is trained on.
+    Features of the fixed part are computed once for an example, however often it is trained on.
     """
 
     def split_fixed(self) -> tuple[nn.Module, nn.Module]:
@@ -63,14 +63,14 @@ def fit(
         images: examples of any kind; pixels are converted to floats when they are needed. The
             output of the model's fixed part, if it has one, is computed once for uint8 images that
             are neither augmented nor mixed; see :class:`HasFixedPart`.
-        others: tensors ``[N, ...]`` in the order of the images, such as labels or targets.
+        others: tensors ``[N, ...]`` in the order of the examples, such as labels or targets.
         loss: maps logits and the batch of ``others`` to the loss.
         optimizer: settings of the optimizer.
         generator: sets the order of the samples and the noise of random layers.
         compute: device and precision.
         on_epoch: called after every epoch; training ends where it returns True.
         augment: maps uint8 images to those to train on.
-        mix: maps a batch's tensors, float images first, to those to train on.
+        mix: maps a batch's tensors, float examples first, to those to train on.
     """
     trainable = model
     if mix is None and augment is None:
@@ -126,7 +126,7 @@ FEATURE_CACHE_BYTES = 1 << 30
 def _precompute_fixed_part(
     model: nn.Module, images: Tensor | Images, compute: Compute
 ) -> tuple[nn.Module, Tensor | Images]:
-    """Return the trainable part of a model, and its input: the fixed part's output, or images."""
+    """Return the trainable part of a model, and its input: the fixed part's output, or examples."""
     kept = kept_features(model, images, device=compute.device, precision=compute.precision)
     if kept is not None or isinstance(model, FeaturesModel):
         return kept or (model, images)
@@ -167,7 +167,7 @@ def train_supervised(
     augment: Augment | None = None,
     cross_entropy: LabelLoss = functional.cross_entropy,
 ) -> float:
-    """Train ``model`` in place on labelled images with cross-entropy; see :func:`fit`."""
+    """Train ``model`` in place on labelled examples with cross-entropy; see :func:`fit`."""
     return fit(
         model,
         data,

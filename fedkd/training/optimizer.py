@@ -22,7 +22,7 @@ class OptimizerSettings:
 
     Attributes:
         epochs: number of passes over the data.
-        batch_size: number of images of a step.
+        batch_size: number of examples of a step.
         lr: learning rate.
         momentum: of SGD; beta_1 of Adam and AdamW.
         weight_decay: added to the gradient as an L2 penalty; decoupled from it by AdamW.

@@ -19,14 +19,14 @@ from fedkd.training.optimizer import OptimizerSettings
 
 
 class EarlyStop:
-    """Ends training when the loss on held-out images has not fallen for some epochs.
+    """Ends training when the loss on held-out examples has not fallen for some epochs.
 
     Call it after every epoch; it returns whether to end. A loss that is not finite never counts as
     lower.
 
     Args:
         model: the model in training.
-        held_out: at least one labelled image.
+        held_out: at least one labelled example.
         patience: number of epochs.
         compute: device and precision.
     """
@@ -68,13 +68,13 @@ def pretrain(
 ) -> None:
     """Train a silo's own model in place.
 
-    With ``patience``, a share of the images, drawn from ``generator``, is held out, and the weights
-    of the epoch with the lowest loss on it are kept. A silo that is too small to hold out an image
-    trains on all of them for all epochs.
+    With ``patience``, a share of the examples, drawn from ``generator``, is held out, and the
+    weights of the epoch with the lowest loss on it are kept. A silo that is too small to hold out
+    an example trains on all of them for all epochs.
 
     Args:
         model: on ``compute.device``.
-        data: the silo's labelled images.
+        data: the silo's labelled examples.
         settings: of the pre-training.
         num_classes: number of classes.
         generator: the only source of randomness.

@@ -1,8 +1,8 @@
-"""Metrics of how well scores rank images: AUROC and average precision, one class against the rest.
+"""Metrics of how scores rank examples: AUROC and average precision, one class against the rest.
 
 The definitions are those of scikit-learn: ``roc_auc_score(multi_class="ovr", average="macro")`` and
-``average_precision_score(average="macro")``. Images of one score share a rank. scikit-learn takes a
-hundred times as long for a small test set, and a curve has a value of both for every round.
+``average_precision_score(average="macro")``. Examples of one score share a rank. scikit-learn takes
+a hundred times as long for a small test set, and a curve has a value of both for every round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def rank_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     """Return ``auroc`` and ``average_precision`` of logits ``[N, C]`` on labels ``[N]``.
 
     With two classes, of the second one; with more, the mean over the classes, each against all
-    others, scored by its probability. None where a class has no image, or a logit is not finite.
+    others, scored by its probability. None where a class has no example, or a logit is not finite.
     """
     num_classes = logits.shape[1]
     counts = torch.bincount(labels, minlength=num_classes)
@@ -51,8 +51,8 @@ def _rank(scores: NDArray[np.float64], positive: NDArray[np.float64]) -> tuple[f
     """Return AUROC and average precision of one class.
 
     Args:
-        scores: of all images ``[N]``.
-        positive: those of the class's own images ``[P]``; there are others too.
+        scores: of all examples ``[N]``.
+        positive: those of the class's own examples ``[P]``; there are others too.
     """
     scores, positive = np.sort(scores), np.sort(positive)
     total, count = len(scores), len(positive)

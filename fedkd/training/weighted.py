@@ -1,4 +1,4 @@
-"""Metrics on images that stand for more or fewer of their class."""
+"""Metrics on examples that stand for more or fewer of their class."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def weighted_metric(metric: str, logits: Tensor, labels: Tensor, weights: Tensor
         metric: the name.
         logits: ``[N, C]``.
         labels: ``[N]``.
-        weights: of the images ``[N]``, the same for all of a class.
+        weights: of the examples ``[N]``, the same for all of a class.
 
     Returns:
-        The value; None if there are no images, a logit is not finite, or fewer than two classes
+        The value; None if there are no examples, a logit is not finite, or fewer than two classes
         occur where they are ranked.
     """
     if not len(labels) or not bool(torch.isfinite(logits).all()):

@@ -159,10 +159,10 @@ def _trial_study(study: Study, seeds: Sequence[int]) -> Study:
     """Return the study with the seeds and the engine of the trials.
 
     Raises:
-        UserError: there are no validation images, or a seed is one of the study's.
+        UserError: there are no validation examples, or a seed is one of the study's.
     """
     if study.data.validation == 0:
-        raise UserError("data.validation: is 0, but arms are tuned on validation images; set some")
+        raise UserError("data.validation: is 0, but arms are tuned on validation examples; set it")
     # One intra-op thread for each trial, so that trials run side by side with the same bits.
     engine = study.engine.model_copy(update={"server_threads": 1, "name": "inline"})
     return tuning_study(study, seeds).model_copy(update={"engine": engine})
@@ -173,7 +173,7 @@ def _load(study: Study, progress: Progress) -> list[Federation]:
     for split in [federation.split for federation in federations]:
         labels = split.validation.labels
         check_metric_is_defined(
-            study.metric, labels, split.num_classes, split.classes, "validation images"
+            study.metric, labels, split.num_classes, split.classes, "validation examples"
         )
     for sentence in warnings:
         progress.warn(sentence)

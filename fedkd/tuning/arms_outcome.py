@@ -108,7 +108,7 @@ def _legend(results: Mapping[str, Any]) -> list[str]:
 
 
 def _header(results: Mapping[str, Any]) -> str:
-    lines = [f"{results['study']}, tuned by fedkd tune --arms. No test image was used."]
+    lines = [f"{results['study']}, tuned by fedkd tune --arms. No test example was used."]
     lines += _legend(results)[:1]
     for name, arm in results["arms"].items():
         lines.append(

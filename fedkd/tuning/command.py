@@ -134,7 +134,7 @@ def choose_arm(study: Study, arm: str | None) -> str:
         )
     if study.data.transfer.at_silo:
         raise UserError(
-            "data.transfer.source: student-silo keeps the transfer images on the student's silo, "
+            "data.transfer.source: student-silo keeps the transfer examples on the student's silo, "
             "where no server can try settings on them; tune on another transfer set"
         )
     if settings.epochs == 0:

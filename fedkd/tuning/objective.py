@@ -45,12 +45,12 @@ def describe_judge(judge: Judge, metric: MetricName) -> str:
 
 @dataclass(frozen=True)
 class Objective:
-    """Evaluation images, with a target distribution over classes for each.
+    """Evaluation examples, with a target distribution over classes for each.
 
     Attributes:
-        images: uint8 ``[N, C, H, W]``.
+        images: examples ``[N, ...]``.
         target: ``[N, K]``, rows summing to one; with labels, one-hot.
-        rows: which of the transfer images the student may learn from; None for all.
+        rows: which of the transfer examples the student may learn from; None for all.
         metric: of the score, where the target is of labels.
     """
 
@@ -88,24 +88,24 @@ def make_objective(teachers: SimulatedTeachers, judge: Judge) -> Objective:
     """
     if judge == "validation":
         validation = teachers.federation.split.validation
-        return _labelled(teachers, validation, "validation images")
+        return _labelled(teachers, validation, "validation examples")
     learnt, held_out = split_transfer(len(teachers.transfer), teachers.federation.seed)
     if judge == "transfer-labels":
         held = teachers.transfer.take(held_out)
-        return replace(_labelled(teachers, held, "held-out transfer images"), rows=learnt)
+        return replace(_labelled(teachers, held, "held-out transfer examples"), rows=learnt)
     return Objective(teachers.transfer.images[held_out], committee(teachers)[held_out], learnt)
 
 
 def split_transfer(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return which transfer images a student learns from and which score it, ascending.
+    """Return which transfer examples a student learns from and which score it, ascending.
 
     Raises:
-        UserError: there are too few images.
+        UserError: there are too few examples.
     """
     held_out = round(HELD_OUT * size)
     if held_out < LEAST_HELD_OUT:
         raise UserError(
-            f"data.transfer.size: {size} images are too few to hold out a fifth for tuning "
+            f"data.transfer.size: {size} examples are too few to hold out a fifth for tuning "
             f"without validation data; {round(LEAST_HELD_OUT / HELD_OUT)} are needed, or set "
             "data.validation"
         )
@@ -165,7 +165,7 @@ def agreement(
 
 
 def _labelled(teachers: SimulatedTeachers, data: Images, what: str) -> Objective:
-    """Return an objective on labelled images; ``what`` names them."""
+    """Return an objective on labelled examples; ``what`` names them."""
     federation = teachers.federation
     metric, num_classes = federation.study.metric, federation.shape.num_classes
     check_metric_is_defined(metric, data.labels, num_classes, federation.split.classes, what)

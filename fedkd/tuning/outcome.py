@@ -120,7 +120,7 @@ def _header(results: dict[str, Any]) -> str:
     lines = [
         f"{results['study']}, its arm {results['arm']} tuned by fedkd tune.",
         f"Search {results['search']}, seeds {seeds}; trials: {ends}.",
-        f"Score: {results['judged_by']}. No test image was used.",
+        f"Score: {results['judged_by']}. No test example was used.",
         f"Best, trial {best['number']}: {best['value']:.4f} ({_span(best)}): {chosen}.",
     ]
     if own:

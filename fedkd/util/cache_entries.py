@@ -21,11 +21,11 @@ from fedkd.util.files import hash_file, temporary_beside
 
 KINDS: Mapping[str, str] = {
     "pretrained": "silos' own models",
-    "predictions": "teachers' logits on image sets",
-    "features": "images' features in pre-trained networks",
+    "predictions": "teachers' logits on sets of examples",
+    "features": "examples' features in pre-trained networks",
     "arms": "finished runs of an arm and seed",
     "sources": "decoded data sources",
-    "partitions": "which silo holds which images",
+    "partitions": "which silo holds which examples",
 }
 """Folders of the cache, and what their entries are."""
 

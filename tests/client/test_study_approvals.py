@@ -50,9 +50,9 @@ def test_an_unseen_study_is_held_until_its_owner_approves_it(
     shown = " ".join(run("pending", silo_file(made)).split())
     for sentence in (
         "Study field, asked by the server",
-        "Arm fedavg: in up to 1 rounds a model trained on its images",
-        "Arm fedkd: once the weights of its model; once densities of the transfer images",
-        "Arm fedkd-pooled: once the weights of its model; once sums over its images (moments)",
+        "Arm fedavg: in up to 1 rounds a model trained on its examples",
+        "Arm fedkd: once the weights of its model; once densities of the transfer examples",
+        "Arm fedkd-pooled: once the weights of its model; once sums over its examples (moments)",
         f"Code: {request.code}. fedkd installed here: the same.",
     ):
         assert sentence in shown

@@ -66,7 +66,7 @@ def test_a_server_owns_no_images_unless_the_study_says_so() -> None:
         ({"data": {"classes": ["a", "b"], "image_size": 8}}, "data.channels: is missing"),
         ({"data": {**DATA, "classes": ["a", "a"]}}, "classes: names 'a' twice"),
         ({"data": {**DATA, "train_size": 10}}, "data.train_size"),
-        ({"data": {**DATA, "validation": 0.1}}, "data.validation: the server has no images"),
+        ({"data": {**DATA, "validation": 0.1}}, "data.validation: the server has no examples"),
         ({"data": {**DATA, "source": "npz:x.npz"}}, "relative path"),
         ({"data": {**DATA, "transfer": {"source": "folder:x"}}}, "relative path"),
         ({"arms": {"fedkd": FEDKD}}, "data.transfer.source: is missing; arms.fedkd"),

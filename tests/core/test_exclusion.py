@@ -180,7 +180,7 @@ def test_who_told_nothing_is_not_judged() -> None:
 
 def test_without_labelled_images_it_is_refused() -> None:
     blind = replace(SCHOOL, validation=SCHOOL.validation.take(torch.tensor([], dtype=torch.int64)))
-    with pytest.raises(FedKDError, match="labelled images, and there are none"):
+    with pytest.raises(FedKDError, match="labelled examples, and there are none"):
         exclude_contradicted(Teachers(silos(), SHAPE, Compute()), SETTINGS, blind)
 
 

@@ -59,7 +59,7 @@ ENOUGH = {"model/arch": "normalising:bn"}
 @pytest.mark.parametrize(
     ("changes", "arms", "sentence"),
     [
-        (LONELY, None, r"partition\.min_size: silo-\d has a single image, but its model cannot be"),
+        (LONELY, None, r"partition\.min_size: silo-\d has a single example, but its model"),
         (ENOUGH | {"pretraining/batch_size": 1}, None, r"pretraining\.batch_size: is 1, but"),
         (ENOUGH | {"rounds/batch_size": 1}, None, r"rounds\.batch_size: is 1, but the model of"),
         (ENOUGH | {"data/transfer": {"size": 1}}, {"fedkd": KD}, r"data\.transfer\.size: is 1"),
@@ -114,7 +114,7 @@ def test_a_silo_that_only_the_rounds_leave_out_is_told_of(check):
 
 
 def test_every_seed_is_looked_at(check):
-    with pytest.raises(UserError, match="has a single image"):
+    with pytest.raises(UserError, match="has a single example"):
         check(LONELY | {"seeds": [3, 4, 5, 6]})
 
 
@@ -139,7 +139,7 @@ def test_the_largest_share_of_all_seeds_counts(make_data, cache_dir):
     changed = [study.model_copy(update={"targets": [between]}) for study in studies]
     federations = [Federation.load(study, 0, cache_dir) for study in changed]
     (warning,) = check_study(federations)
-    assert f"({max(shares):.1%} of the test images" in warning
+    assert f"({max(shares):.1%} of the test examples" in warning
 
 
 def test_what_was_changed_in_a_checkpoint_is_told(check, tmp_path):
@@ -169,7 +169,7 @@ def gaps(tmp_path: Path) -> str:
 
 def test_warnings_of_sources_name_them(check, gaps):
     (warning,) = check({"data/source": gaps, "targets": [0.9]})
-    assert warning.startswith(f"{gaps}: of 4 classes, 1 have no image (labels 0)")
+    assert warning.startswith(f"{gaps}: of 4 classes, 1 have no example (labels 0)")
 
 
 def test_a_command_that_needs_a_transfer_set_says_so(make_data, cache_dir):
@@ -177,6 +177,6 @@ def test_a_command_that_needs_a_transfer_set_says_so(make_data, cache_dir):
     federation = Federation.load(Study.model_validate(make_data(changes)), 0, cache_dir)
     assert federation.split.transfer is None
     with pytest.raises(
-        UserError, match=r"data\.transfer\.size: 1300 images are requested, but too few"
+        UserError, match=r"data\.transfer\.size: 1300 examples are requested, but too few"
     ):
         federation.require_transfer()

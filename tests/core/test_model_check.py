@@ -135,14 +135,14 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> object:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("aux", r"gives tuple for 2 images .*, in training mode"),
-        ("dictionary", r"gives dict for 2 images .*, in training mode"),
-        ("always_dictionary", r"gives dict for 2 images where logits \(2, 4\) are expected"),
+        ("aux", r"gives tuple for 2 examples .*, in training mode"),
+        ("dictionary", r"gives dict for 2 examples .*, in training mode"),
+        ("always_dictionary", r"gives dict for 2 examples where logits \(2, 4\) are expected"),
         ("width", r"gives \(2, 2\) .*, in training mode"),
         ("raises", "cannot be trained on a batch of 2: ZeroDivisionError"),
         ("detached", "cannot be trained on a batch of 2: RuntimeError"),
         ("whole", "gives torch.int64 where floating-point logits are expected"),
-        ("squeezed", r"gives \(4,\) for 1 images where logits \(1, 4\) are expected"),
+        ("squeezed", r"gives \(4,\) for 1 examples where logits \(1, 4\) are expected"),
         ("frozen", "has no weight that can be trained"),
         ("complex_buffer", "'turn' is torch.complex64"),
         ("brain_buffer", "'scale' is torch.bfloat16"),

@@ -153,7 +153,7 @@ def test_a_users_function_is_built_and_seeded(user_module: str) -> None:
     ("function", "message"),
     [
         ("no_module", "returned str, not a torch.nn.Module"),
-        ("wrong_width", r"gives \(2, 5\) for 2 images where logits \(2, 4\)"),
+        ("wrong_width", r"gives \(2, 5\) for 2 examples where logits \(2, 4\)"),
         ("wrong_input", "does not take 2 images of 1 x 8 x 8"),
         ("raises", "cannot be built .* no such size"),
         ("other_arguments", "cannot be built .* unexpected keyword"),

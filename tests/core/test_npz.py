@@ -84,9 +84,9 @@ def test_many_channels_that_come_last_are_refused_with_the_remedy(tmp_path: Path
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (LABELS + 1, "of 4 classes, 1 have no image (labels 0)"),
-        (LABELS * 5, "of 11 classes, 8 have no image (labels 1, 2, 3, 4, 6 and 3 more)"),
-        (LABELS + 7, "of 10 classes, 7 have no image (labels 0, 1, 2, 3, 4 and 2 more)"),
+        (LABELS + 1, "of 4 classes, 1 have no example (labels 0)"),
+        (LABELS * 5, "of 11 classes, 8 have no example (labels 1, 2, 3, 4, 6 and 3 more)"),
+        (LABELS + 7, "of 10 classes, 7 have no example (labels 0, 1, 2, 3, 4 and 2 more)"),
     ],
 )
 def test_classes_without_images_are_told_of_with_the_remedy(tmp_path: Path, labels, sentence):

@@ -422,7 +422,7 @@ def test_a_student_that_could_not_learn_is_refused_at_once(
         teach(None, {"size": 1}, teachers=(bn,), arch="offline_models:bn")
     with pytest.raises(UserError, match="batch_size is 1, but offline_models:bn cannot be trained"):
         teach({"batch_size": 1}, teachers=(bn,), arch="offline_models:bn")
-    with pytest.raises(UserError, match=r"gives tuple for 2 images .* in training mode"):
+    with pytest.raises(UserError, match=r"gives tuple for 2 examples .* in training mode"):
         teach(teachers=(two,), arch="offline_models:two")
     assert teach({"student": "fresh"}, teachers=(two,)).card.arch == "mlp"
     dml = {"student": "fresh", "method": "dml"}

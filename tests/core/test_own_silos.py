@@ -124,14 +124,15 @@ def test_what_a_silo_trains_on_is_left_out_and_counted(tmp_path, given):
     assert len(split.test) == len(before.test) - 1
     assert not numbers(split.test) & numbers(split.silos[0])
     assert (
-        f"1 of {len(before.test)} test images are also images on which silos" in split.warnings[-1]
+        f"1 of {len(before.test)} test examples are also examples on which silos"
+        in split.warnings[-1]
     )
 
 
 def test_more_than_a_hundredth_in_common_is_refused(tmp_path, given):
     copy_images(tmp_path / "public.npz", tmp_path / "north.npz", 40)
     with pytest.raises(
-        UserError, match=r"of 36 test images \(.*%\) are also images on which silos"
+        UserError, match=r"of 36 test examples \(.*%\) are also examples on which silos"
     ):
         load_split(given(), 0)
 
@@ -226,7 +227,7 @@ def test_rows_of_a_file_are_the_silos_and_in_no_other_set(rows, tmp_path):
     assert (len(split.test), len(split.validation), len(split.transfer)) == (40, 16, 40)
     sets = [numbers(each) for each in (split.test, split.validation, split.transfer, *split.silos)]
     assert len(set.union(*sets)) == sum(map(len, sets)) == 40 + 16 + 40 + 101
-    assert f"{300 - 197} of 300 training images are in no silo" in split.warnings[-1]
+    assert f"{300 - 197} of 300 training examples are in no silo" in split.warnings[-1]
     assert same_split(split, load_split(study, 5))
 
 

@@ -223,8 +223,8 @@ def test_label_dominant_without_a_rest_leaves_silos_empty_and_says_so():
 @pytest.mark.parametrize(
     ("silos", "min_size", "sentence"),
     [
-        (101, 1, r"partition\.silos: asks for 101 silos, but only 100 images"),
-        (10, 11, r"partition\.min_size: 10 silos of at least 11 images need 110, but only 100"),
+        (101, 1, r"partition\.silos: asks for 101 silos, but only 100 examples"),
+        (10, 11, r"partition\.min_size: 10 silos of at least 11 examples need 110, but only 100"),
     ],
 )
 def test_too_few_images_are_refused_before_a_scheme_is_tried(spec, silos, min_size, sentence):
@@ -234,5 +234,5 @@ def test_too_few_images_are_refused_before_a_scheme_is_tried(spec, silos, min_si
 
 
 def test_no_images_at_all_are_refused():
-    with pytest.raises(UserError, match="only 0 images"):
+    with pytest.raises(UserError, match="only 0 examples"):
         partition(np.array([], dtype=np.int64), Iid(), 0)

@@ -110,7 +110,7 @@ def test_a_constant_among_others_is_left_out(good: State, validation: bool) -> N
     constant = teacher("b", for_class(good, 3))
     others = (teacher("a", good), teacher("c", good))
     reasons = exclude(*others, constant, validation=validation)
-    assert reasons == {"b": "it predicts the same class for all images"}
+    assert reasons == {"b": "it predicts the same class for all examples"}
     withheld = teacher("b", for_class(good, 3), ())
     assert list(exclude(*others, withheld, validation=validation)) == ["b"]
     assert exclude(others[0], constant, validation=validation) == {}, "one of two proves nothing"

@@ -356,4 +356,4 @@ def test_what_is_odd_about_the_images_is_told_before_a_silo_starts(
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(30) % 2 + 1)
     (data,) = [each for each in SiloCheck(file, None).findings() if each.name == "data"]
     assert data.level == "note"
-    assert "of 3 classes, 1 have no image" in data.advice
+    assert "of 3 classes, 1 have no example" in data.advice

@@ -238,7 +238,7 @@ GOOD = {"images": noise(6, 4, 4), "labels": np.arange(6) % 2}
         ({**GOOD, "labels": GOOD["labels"] / 1}, r"float64 \[6\]; it must be integers"),
         ({**GOOD, "labels": GOOD["labels"] > 0}, r"bool \[6\]; it must be integers"),
         ({**GOOD, "labels": GOOD["labels"][:, None]}, r"int64 \[6, 1\]"),
-        ({**GOOD, "labels": np.arange(5)}, "6 images but labels has 5"),
+        ({**GOOD, "labels": np.arange(5)}, "6 examples but labels has 5"),
         ({**GOOD, "labels": np.arange(6) - 1}, "labels run from -1 to 4"),
         ({**GOOD, "labels": np.arange(6) * 9999}, "labels run from 0 to 49995"),
         ({**GOOD, "labels": np.full(6, 2**64 - 1, np.uint64)}, "labels run from 184467"),
@@ -246,7 +246,7 @@ GOOD = {"images": noise(6, 4, 4), "labels": np.arange(6) % 2}
         ({**GOOD, "images": np.array([None] * 6)}, "object"),
         (
             {**GOOD, "test_images": noise(2, 3, 4, 4), "test_labels": np.arange(2)},
-            "test images are 3 x 4 x 4 .*training images are 1 x 4 x 4",
+            "test examples are 3 x 4 x 4 .*training examples are 1 x 4 x 4",
         ),
         ({"arr_0": GOOD["images"]}, "array images is missing; the archive has arr_0"),
         ({}, "the archive has none"),

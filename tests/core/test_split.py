@@ -173,12 +173,12 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
         (
             {"transfer": {"size": 5000}},
             None,
-            r"transfer\.size: 5000 images are requested, but only 288 are left after test and",
+            r"transfer\.size: 5000 examples are requested, but only 288 are left after test and",
         ),
         (
             {"transfer": {"size": 61, "source": "npz:elsewhere"}},
             {"count": 60},
-            r"transfer\.size: 61 images are requested, but only 60 .* training set of 'npz:else",
+            r"transfer\.size: 61 examples are requested, but only 60 .* training set of 'npz:else",
         ),
         (
             {"transfer": {"size": 5, "source": "npz:elsewhere", "labelled": True}},
@@ -195,8 +195,8 @@ def test_transfer_images_from_elsewhere_can_be_left_out():
             {"channels": 4},
             "images of 4 channels cannot be turned into images of 1",
         ),
-        ({"transfer": {"size": 288}}, None, r"partition\.silos: .* only 0 images"),
-        ({"transfer": {"size": 280}, "train_size": 3}, None, r"partition\.silos: .* only 3 images"),
+        ({"transfer": {"size": 288}}, None, r"partition\.silos: .* only 0 examples"),
+        ({"transfer": {"size": 280}, "train_size": 3}, None, r"partition\.silos: .* 3 examples"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_key_and_number(data, elsewhere, sentence):
@@ -218,7 +218,7 @@ def test_what_cannot_be_cut_is_refused_by_key_and_number(data, elsewhere, senten
 def test_a_transfer_set_that_no_arm_needs_takes_no_images_from_few(arm, drawn):
     study = make_study(arm, transfer={"size": 285})
     if drawn:
-        with pytest.raises(UserError, match=r"partition\.min_size|only 3 images"):
+        with pytest.raises(UserError, match=r"partition\.min_size|only 3 examples"):
             split(make_source(), study, 0, None)
         return
     made = split(make_source(), study, 0, None)

@@ -59,7 +59,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
             "data": {"source": "none", "transfer": {"source": "noise"}},
             "partition": {"scheme": "given", "silos": {"a": "folder:a", "b": "folder:b"}},
         },
-        "s.yaml: metric: auroc ranks the scores of all test images together",
+        "s.yaml: metric: auroc ranks the scores of all test examples together",
     ),
     "unknown key at the top": ({"arm": {}}, "s.yaml: arm: unknown key (did you mean 'arms'?)"),
     "unknown key below": (
@@ -297,7 +297,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
             "data/transfer": {"source": "student-silo"},
             "arms/fedkd/consolidation": {"weighting": "familiarity", "student": "best"},
         },
-        "s.yaml: arms.fedkd.consolidation.weighting: familiarity needs the transfer images",
+        "s.yaml: arms.fedkd.consolidation.weighting: familiarity needs transfer examples",
     ),
     "control that starts from the silos' models": (
         {

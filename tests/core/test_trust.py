@@ -92,7 +92,7 @@ def test_who_knows_an_image_by_hand() -> None:
     "settings", [{"weighting": "equal"}, {"familiarity": {"density": "knn"}}, {}]
 )
 def test_trust_is_refused_where_nobody_says_who_knows_what(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="trust: agreement compares teachers on images"):
+    with pytest.raises(ValueError, match="trust: agreement compares teachers on examples"):
         Consolidation.model_validate({"trust": "agreement", **settings})
 
 
@@ -343,7 +343,7 @@ def test_no_warning_hides_another(setup: DistillationSetup) -> None:
     settings = Consolidation(weighting="familiarity", trust="agreement", epochs=1)
     warning = consolidate(teachers, settings, setup).notes["warning"]
     assert "contradict each other too much" in warning
-    assert "predicts the same class for every image" in warning
+    assert "predicts the same class for every example" in warning
 
 
 @pytest.mark.parametrize("learns", [True, False])
@@ -359,6 +359,6 @@ def test_teachers_that_are_constant_together_are_told_of(
     teachers = Teachers(members, setup.shape, setup.compute)
     settings = Consolidation(student="fresh", epochs=30, lr=0.1 if learns else 1e-6)
     warning = consolidate(teachers, settings, setup).notes["warning"]
-    assert "the ensemble predicts the same class for every transfer image" in warning
+    assert "the ensemble predicts the same class for every transfer example" in warning
     assert ("and so does the student" in warning) is learns
     assert "the student predicts the same class" not in warning

@@ -547,7 +547,7 @@ def test_the_wrong_arm_is_refused(make_study: Any) -> None:
         "data/transfer": {"source": "student-silo"},
         "arms/fedkd/consolidation": {"student": "random"},
     }
-    with pytest.raises(UserError, match="student-silo keeps the transfer images"):
+    with pytest.raises(UserError, match="student-silo keeps the transfer examples"):
         command.choose_arm(make_study(at_silo), "fedkd")
     features = {"arms/fedkd/consolidation/familiarity": {"basis": "features"}}
     with pytest.raises(UserError, match="features is not tuned"):

@@ -246,7 +246,7 @@ def test_a_target_that_one_class_reaches_shows_nothing(make_summary: Any) -> Non
     assert not any("the same class" in each for each in verdict(summary).remarks)
     remarks = [plain(each) for each in verdict(summary | constant(0.55)).remarks]
     assert (
-        "The target 50 % accuracy is not above predicting the same class for every image (55 %): "
+        "The target 50 % accuracy is not above predicting the same class for every example (55 %): "
         "savings to it are meaningless."
     ) in remarks
     assert not any("the same class" in each for each in verdict(summary | constant(0.3)).remarks)
@@ -257,7 +257,7 @@ def test_a_start_no_better_than_one_class_is_told_of(make_summary: Any) -> None:
     summary = make_summary({"fedavg": [SLOW, SLOW], "fedkd": [[0.2, 0.6], [0.1, 0.6]]})
     remarks = [plain(each) for each in verdict(summary | constant(0.2)).remarks]
     assert (
-        "fedkd starts no better than predicting the same class for every image (20 %)." in remarks
+        "fedkd starts no better than predicting the same class for every example (20 %)." in remarks
     )
     assert not any("fedavg starts" in each for each in remarks)
     assert not any("starts no better" in e for e in verdict(summary | constant(0.15)).remarks)

@@ -396,7 +396,7 @@ def approve_study(hosts: Hosts, silo: str, study: subprocess.Popen[bytes], out: 
     told = lambda: hosts.told(out) + hosts.told("server")  # noqa: E731 -- asked again and again
     wait("the study", lambda: any(waiting.glob("*.json")) or study.poll() is not None, told=told)
     pending = hosts.run(silo, f"fedkd silo pending {own}")
-    assert "once densities of the transfer images" in pending.stdout, pending.stderr
+    assert "once densities of the transfer examples" in pending.stdout, pending.stderr
     command = printed_command(pending.stdout, "fedkd silo approve").removeprefix("To approve: ")
     assert hosts.run(silo, command).returncode == 0
     wait("its name", lambda: f"{silo} waits for its owner" in hosts.told(out), told=told)

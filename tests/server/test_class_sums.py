@@ -78,7 +78,7 @@ def test_a_metric_for_which_no_silo_shares_sums_is_an_error(run_arm: Any, make_s
         (keys.CLASS_HITS, lambda counts: counts[:-1], "where 10 numbers are expected"),
         (keys.CLASS_HITS, lambda counts: [-1, *counts[1:]], "an invalid count"),
         (keys.CLASS_HITS, lambda counts: [float(n) for n in counts], "an invalid count"),
-        (keys.CLASS_HITS, lambda counts: [counts[0] + 1, *counts[1:]], "more images"),
+        (keys.CLASS_HITS, lambda counts: [counts[0] + 1, *counts[1:]], "more examples"),
         (keys.CLASS_LABELS, lambda counts: [counts[0] + 1, *counts[1:]], "not of"),
         (keys.CLASS_PREDICTED, lambda counts: [0] * len(counts), "not of"),
         (keys.CLASS_PREDICTED, lambda _: 3, "where 10 numbers are expected"),

@@ -308,7 +308,7 @@ def test_a_bad_student_ends_the_run_in_a_sentence(data: Any, plays: Any) -> None
         sentence = str(error)
     finally:
         play.grid.hostile = None
-    assert not sentence or "did not distil on its images: " in sentence
+    assert not sentence or "did not distil on its examples: " in sentence
     assert sentence.isprintable()
     assert len(sentence) < MAX_REASON + 200
 

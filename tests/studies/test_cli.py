@@ -214,7 +214,7 @@ def test_validate_checks_all_that_compare_does(fedkd: Any, make_data: Any) -> No
     for command in ("validate", "compare"):
         code, out, err = fedkd(command, "study.yaml")
         assert (code, out) == (2, "")
-        assert "model.arch: own:two gives tuple for 2 images" in err
+        assert "model.arch: own:two gives tuple for 2 examples" in err
         assert not Path("runs").exists()
     code, out, err = fedkd("validate", "study.yaml", "--file-only")
     assert (code, err) == (0, "")

@@ -359,7 +359,7 @@ def test_all_metrics_are_in_every_point_and_leave_the_curve_as_it_is(
 
 def test_a_metric_that_the_test_images_do_not_define_is_refused(run: Any, make_study: Any) -> None:
     study = make_study({"metric": "auroc", "data/test_size": 8})
-    with pytest.raises(UserError, match="metric: auroc ranks the test images of each class"):
+    with pytest.raises(UserError, match="metric: auroc ranks the test examples of each class"):
         run(study)
 
 

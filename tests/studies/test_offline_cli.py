@@ -145,7 +145,7 @@ def test_a_run_is_exported_both_ways_with_notes(fedkd: Any, make_data: Any) -> N
     assert (origin["study"], origin["arm"], origin["seed"]) == ("tiny", "fedkd", 0)
     assert (origin["accuracy"], origin["accuracy_on"]) == (
         final["fedkd"],
-        "the study's test images",
+        "the study's test examples",
     )
     assert notes["classes"] == [str(digit) for digit in range(10)]
     assert torch.equal(logits(Path("m.safetensors"), "mlp", images), expected)

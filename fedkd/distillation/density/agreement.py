@@ -1,8 +1,8 @@
-"""Whether a basis that was sent is the one that a silo makes of the same images.
+"""Whether a basis that was sent is the one that a silo makes of the same examples.
 
 Two processors round differently, and components with nearly the same eigenvalue then come out
-rotated among themselves. So bases are compared by the points that they make of the images: whitened
-points of one space differ by a rotation alone.
+rotated among themselves. So bases are compared by the points that they make of the examples:
+whitened points of one space differ by a rotation alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def find_rotation(own: Basis, sent: Basis, images: Tensor) -> Tensor | None:
     It is exactly the identity for arrays that are the same but for rounding.
 
     Args:
-        own: made of the images here.
+        own: made of the examples here.
         sent: by a server; its arrays may have any type, shape and value.
         images: uint8 ``[N, C, H, W]``.
 
@@ -59,7 +59,7 @@ def find_rotation(own: Basis, sent: Basis, images: Tensor) -> Tensor | None:
 def rotate_moments(moments: Moments, rotation: Tensor) -> Moments:
     """Return the moments of points ``R x`` from those of points ``x``.
 
-    It takes no images, so that moments say no more in another basis than in the first.
+    It takes no examples, so that moments say no more in another basis than in the first.
     """
     if torch.equal(rotation, torch.eye(len(rotation), dtype=rotation.dtype)):
         return moments

@@ -1,8 +1,8 @@
-"""The basis in which silos compute densities of transfer images without sharing their data.
+"""The basis in which silos compute densities of transfer examples without sharing their data.
 
 The server fits the basis: whitened principal components of the transfer images' pixels, of filter
-responses, or of features of a model that all silos have. Each silo fits a density to its own images
-in that basis and sends its logarithm at every transfer image.
+responses, or of features of a model that all silos have. Each silo fits a density to its own
+examples in that basis and sends its logarithm at every transfer example.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LARGEST_SIDE = 32
 _LIMIT = 2.0
 """Largest norm of features of a backbone or of inputs, in largest norms of the transfer set."""
 PROJECTION_BATCH = 1024
-"""Images projected at a time, to bound memory."""
+"""Examples projected at a time, to bound memory."""
 
 
 @dataclass(frozen=True)
 class Basis(ABC):
-    """Whitened principal components of features of the transfer images.
+    """Whitened principal components of features of the transfer examples.
 
     Attributes:
         mean: float32 ``[D]``.
@@ -58,13 +58,13 @@ class Basis(ABC):
 
     @property
     def max_norm(self) -> float:
-        """Upper bound on the norm of a projected image."""
+        """Upper bound on the norm of a projected example."""
         stretch = float(torch.linalg.matrix_norm(self.components.double(), 2))
         return stretch * (self.max_feature_norm + float(self.mean.double().norm()))
 
     @property
     def max_feature_norm(self) -> float:
-        """Upper bound on the norm of an image's features."""
+        """Upper bound on the norm of an example's features."""
         return math.inf
 
 
@@ -148,7 +148,7 @@ class BackboneBasis(Basis):
     compute: Compute
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features; those of images that were seen before come from the cache."""
+        """Return the features; those of examples that were seen before come from the cache."""
         found = self.fixed.features(
             images, device=self.compute.device, precision=self.compute.precision
         ).double()
@@ -174,7 +174,7 @@ def make_basis(
     entry of largest magnitude is positive, so that signs do not depend on the solver.
 
     Args:
-        images: the transfer images.
+        images: the transfer examples.
         dims: maximum number of dimensions.
         kind: ``pixels``, ``patches`` or, for examples other than images, ``inputs``.
         filters: number of filters for ``patches``.
@@ -225,9 +225,9 @@ def fit_basis(
 def make_backbone_basis(
     images: Tensor, shape: Shape, *, dims: int, compute: Compute, fine: bool = False
 ) -> BackboneBasis | None:
-    """Fit a basis to the features of uint8 images ``[N, C, H, W]`` as :func:`make_basis` does.
+    """Fit a basis to the features of examples ``[N, ...]`` as :func:`make_basis` does.
 
-    The limit is twice the largest norm among the images, which honest images hardly exceed.
+    The limit is twice the largest norm among the examples, which honest examples hardly exceed.
 
     Raises:
         UserError: the study names no pre-trained weights.
@@ -248,7 +248,7 @@ def make_backbone_basis(
 def make_feature_basis(
     images: Tensor, model: nn.Module, *, dims: int, compute: Compute
 ) -> FeatureBasis | None:
-    """Fit a basis to the images' features in ``model`` as :func:`make_basis` does to pixels.
+    """Fit a basis to the examples' features in ``model`` as :func:`make_basis` does to pixels.
 
     Returns None also if the features are constant or not finite.
 
@@ -280,5 +280,5 @@ def _fit(points: Tensor, dims: int, *, fine: bool = False) -> tuple[Tensor, Tens
     return mean.float(), components.float()
 
 
-# The log-density of a class without images: finite, so that checks for NaN and Inf pass.
+# The log-density of a class without examples: finite, so that checks for NaN and Inf pass.
 NOTHING_KNOWN: Final = -1e9

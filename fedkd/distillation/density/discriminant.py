@@ -32,7 +32,7 @@ def lda_head_student(
 
     With S the within-class covariance over all silos, mu_k and pi_k mean and share of class k:
     z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. The logit of a class without
-    images is the mean of the others less log(2 n) / scale for n images: it is never the largest.
+    examples is the mean of the others less log(2 n) / scale for n examples: never the largest.
 
     Args:
         silo_moments: moments in the basis, one per silo; None for a silo that is too small.
@@ -46,13 +46,13 @@ def lda_head_student(
     """
     if not isinstance(basis, PatchBasis | BackboneBasis | InputBasis):
         raise FedKDError(
-            "student: lda-head is a layer on features of the transfer images, of which 20 distinct "
-            "ones are needed"
+            "student: lda-head is a layer on features of the transfer examples, of which 20 "
+            "distinct ones are needed"
         )
     merged = merge_moments(silo_moments)
     if merged is None:
         raise FedKDError(
-            "student: lda-head is computed from moments of the silos' images, and every silo is "
+            "student: lda-head is computed from moments of the silos' examples, and every silo is "
             "too small to share any"
         )
     weight, bias = linear_layer(merged)

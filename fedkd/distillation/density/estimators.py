@@ -1,4 +1,4 @@
-"""Densities of a silo's images in a basis: class-conditional Gaussian, or nearest neighbour."""
+"""Densities of a silo's examples in a basis: class-conditional Gaussian, or nearest neighbour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SILO_IMAGES = 5
 LEAST_SHRINKAGE = 0.1
 
 LEAST_DISTANCE = 1e-3
-"""Lower bound on a neighbour's distance; a transfer image that is in the silo has distance 0."""
+"""Lower bound on a neighbour's distance; a transfer example that is in the silo has distance 0."""
 
 
 def log_densities(
@@ -31,17 +31,17 @@ def log_densities(
 ) -> Tensor | None:
     """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
 
-    Their log-sum-exp over classes is log p(x_n). Classes without images in the silo have
+    Their log-sum-exp over classes is log p(x_n). Classes without examples in the silo have
     ``NOTHING_KNOWN``.
 
     Args:
-        data: the silo's own images.
-        transfer: uint8 transfer images ``[N, C, H, W]``.
+        data: the silo's own examples.
+        transfer: transfer examples ``[N, ...]``.
         basis: the server's basis.
         kind: ``gaussian`` or ``knn``.
         neighbours: k of the knn density.
         num_classes: C.
-        clipped: whether the influence of the silo's own images is bounded.
+        clipped: whether the influence of the silo's own examples is bounded.
     """
     if len(data) < LEAST_SILO_IMAGES:
         return None
@@ -70,7 +70,7 @@ def gaussian_log_density(
     """Class-conditional Gaussians with one shrunk covariance, joint ``[N, C]`` in nats.
 
     p(x, k) = pi_k N(x; mu_k, (1-l) S + l I), S the pooled within-class covariance, l = max(0.1,
-    d / (d + n - K)) for n distinct points and K classes with images.
+    d / (d + n - K)) for n distinct points and K classes with examples.
     """
     dims = own.shape[1]
     present = torch.unique(labels)

@@ -1,4 +1,4 @@
-"""Gaussians with one covariance, pooled over silos from the moments of their images.
+"""Gaussians with one covariance, pooled over silos from the moments of their examples.
 
 Linear discriminant analysis needs class counts, class means and second moments only, and those of a
 federation are sums over its silos. The result does not depend on the partition: analytic learning,
@@ -23,12 +23,12 @@ from fedkd.distillation.density.points import clip_points
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of a silo's images in a basis of d dimensions, for K classes.
+    """Moments of a silo's examples in a basis of d dimensions, for K classes.
 
     Attributes:
-        counts: number of images of each class, int64 ``[K]``.
-        means: of each class, fp32 ``[K, d]``; zeros for a class without images.
-        second: mean of x x^T over these images, fp32 ``[d, d]``.
+        counts: number of examples of each class, int64 ``[K]``.
+        means: of each class, fp32 ``[K, d]``; zeros for a class without examples.
+        second: mean of x x^T over these examples, fp32 ``[d, d]``.
     """
 
     counts: Tensor
@@ -37,7 +37,7 @@ class Moments:
 
     @property
     def within(self) -> Tensor:
-        """Mean over the images of (x - mu)(x - mu)^T, mu the image's class mean, ``[d, d]``."""
+        """Mean over the examples of (x - mu)(x - mu)^T, mu the example's class mean, ``[d, d]``."""
         share = self.counts.double() / self.counts.sum()
         means = self.means.double()
         return self.second.double() - (means * share[:, None]).T @ means
@@ -51,10 +51,10 @@ def moments_of(
     least: int = LEAST_SILO_IMAGES,
     clipped: bool = False,
 ) -> Moments | None:
-    """Return the moments of a silo's images, or None if no class has enough images.
+    """Return the moments of a silo's examples, or None if no class has enough examples.
 
-    Classes of fewer than ``least`` images are left out, because a mean over one image is that
-    image. With ``clipped`` the influence of every image is bounded.
+    Classes of fewer than ``least`` examples are left out, because a mean over one example is that
+    example. With ``clipped`` the influence of every example is bounded.
     """
     counts = torch.bincount(data.labels, minlength=num_classes)
     counts = torch.where(counts >= least, counts, 0)
@@ -79,9 +79,9 @@ class Discriminant:
 
     Attributes:
         factor: Cholesky factor of Sigma, float64 ``[d, d]``.
-        means: float64 ``[G, d]`` of the G pairs of silo and class that have images.
+        means: float64 ``[G, d]`` of the G pairs of silo and class that have examples.
         groups: silo and class of each pair, int64 ``[G, 2]``.
-        log_prior: log of the class's share of its silo's images, ``[G]``.
+        log_prior: log of the class's share of its silo's examples, ``[G]``.
         shape: M silos and K classes.
     """
 
@@ -94,7 +94,7 @@ class Discriminant:
     def log_densities(self, points: Tensor) -> list[Tensor | None]:
         """Return each silo's joint log p(x_n, k) in nats, float64 ``[N, K]``.
 
-        Classes without images in the silo have ``NOTHING_KNOWN``; None is for a silo without
+        Classes without examples in the silo have ``NOTHING_KNOWN``; None is for a silo without
         moments.
 
         Args:
@@ -119,7 +119,7 @@ def common_factor(silo_moments: Sequence[Moments]) -> Tensor:
     """Return the Cholesky factor of the covariance pooled over at least one silo.
 
     Sigma = (1-l) S + l I with S the covariance within pairs of silo and class, l = max(0.1,
-    d / (d + n - G)) for n images and G pairs, as in a silo's own Gaussians.
+    d / (d + n - G)) for n examples and G pairs, as in a silo's own Gaussians.
     """
     dims = silo_moments[0].means.shape[1]
     scatter = torch.zeros(dims, dims, dtype=torch.float64)
@@ -159,7 +159,7 @@ def pool_moments(silo_moments: Sequence[Moments | None]) -> Discriminant | None:
 
 
 def merge_moments(silo_moments: Sequence[Moments | None]) -> Moments | None:
-    """Return the moments of all silos' images together; None without any moments."""
+    """Return the moments of all silos' examples together; None without any moments."""
     present = [moments for moments in silo_moments if moments is not None]
     if not present:
         return None
@@ -174,7 +174,7 @@ def merge_moments(silo_moments: Sequence[Moments | None]) -> Moments | None:
 
 
 def leave_one_out(silo_moments: Sequence[Moments]) -> Iterator[Moments]:
-    """Yield for each of at least two silos the moments of all other silos' images together.
+    """Yield for each of at least two silos the moments of all other silos' examples together.
 
     Each is the total minus the silo's own sums, so that the work is linear in the number of silos.
     """
@@ -194,10 +194,10 @@ def leave_one_out(silo_moments: Sequence[Moments]) -> Iterator[Moments]:
 
 
 def _class_sums(moments: Moments) -> Tensor:
-    """Return the sum of each class's images, float64 ``[K, d]``."""
+    """Return the sum of each class's examples, float64 ``[K, d]``."""
     return moments.counts[:, None] * moments.means.double()
 
 
 def _second_sum(moments: Moments) -> Tensor:
-    """Return the sum of x x^T over all images, float64 ``[d, d]``."""
+    """Return the sum of x x^T over all examples, float64 ``[d, d]``."""
     return moments.counts.sum() * moments.second.double()

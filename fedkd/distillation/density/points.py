@@ -11,13 +11,13 @@ from torch.nn import functional
 from fedkd.data.images import as_float
 
 REACH = 4.0
-"""Largest norm of a deployed silo's image in a whitened basis, in square roots of dimensions."""
+"""Largest norm of a deployed silo's example in a whitened basis, in square roots of dimensions."""
 
 
 def clip_points(points: Tensor) -> Tensor:
     """Scale whitened points ``[N, d]`` down to a norm of at most ``REACH * sqrt(d)``.
 
-    The mean squared norm of the transfer images is d. So no single image moves a sum by more.
+    The mean squared norm of the transfer examples is d. So no single example moves a sum by more.
     """
     return clip(points, REACH * math.sqrt(points.shape[1]))
 
@@ -29,7 +29,7 @@ def clip(points: Tensor, most: float) -> Tensor:
 
 
 POOLED_AT_ONCE = 256
-"""Images that are floats at a time while they are pooled, each by itself."""
+"""Examples that are floats at a time while they are pooled, each by itself."""
 
 
 def pool(images: Tensor, side: int) -> Tensor:

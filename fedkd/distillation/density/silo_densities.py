@@ -1,4 +1,4 @@
-"""The density of each transfer image under each silo's data."""
+"""The density of each transfer example under each silo's data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedkd.distillation.teachers import Teachers
 
 @dataclass(frozen=True)
 class Densities:
-    """Log-densities of N images under the data of M silos, in nats.
+    """Log-densities of N examples under the data of M silos, in nats.
 
     Attributes:
         each: log p_m(x_n), float64 ``[N]``, or joint with the class, ``[N, K]``; None for a silo
@@ -50,17 +50,17 @@ def compute_densities(
     images: Tensor,
     mixed_inputs: MixedInputs | None = None,
 ) -> Densities:
-    """Return the densities of the transfer images, or of mixed inputs made from them.
+    """Return the densities of the transfer examples, or of mixed inputs made from them.
 
-    Pooled densities can be computed for any image. Other densities are known for the transfer
-    images alone; the log-density of a mixed input is interpolated.
+    Pooled densities can be computed for any example. Other densities are known for the transfer
+    examples alone; the log-density of a mixed input is interpolated.
 
     Args:
         teachers: densities or moments of the silos.
         settings: of the consolidation.
         basis: of these densities or moments.
-        images: the transfer images, uint8 ``[N, C, H, W]``.
-        mixed_inputs: made from these images.
+        images: the transfer examples ``[N, ...]``.
+        mixed_inputs: made from these examples.
     """
     if settings.uses_moments:
         return _pooled(teachers, basis, images if mixed_inputs is None else mixed_inputs.images)

@@ -19,16 +19,16 @@ from fedkd.training.optimizer import OptimizerSettings
 
 @dataclass(frozen=True)
 class DistillationData:
-    """N transfer images with the predictions of M teachers.
+    """N transfer examples with the predictions of M teachers.
 
     Attributes:
-        images: uint8 ``[N, C, H, W]``.
+        images: examples ``[N, ...]``.
         labels: int64 ``[N]``, or None if the transfer set has none that may be used; with mixed
-            inputs among the images, probabilities of the K classes, fp32 ``[N, K]``.
+            inputs among the examples, probabilities of the K classes, fp32 ``[N, K]``.
         target: the teachers' predictions, pooled at the study's temperature: probabilities, fp32
             ``[N, K]``.
         logits: of each teacher, fp32 ``[M, N, K]``.
-        weights: of each teacher on each image, ``[M, N]``, summing to one over M.
+        weights: of each teacher on each example, ``[M, N]``, summing to one over M.
         models: the teachers' models, for methods that train them too; empty if only their
             predictions are known.
         student: index of the teacher of which the student is a copy, or None.
@@ -50,7 +50,7 @@ class DistillationData:
         return len(self.images)
 
     def take(self, indices: Tensor) -> DistillationData:
-        """Return the data of the images at ``indices`` ``[S]`` only."""
+        """Return the data of the examples at ``indices`` ``[S]`` only."""
         return DistillationData(
             images=self.images[indices],
             labels=None if self.labels is None else self.labels[indices],
@@ -122,7 +122,7 @@ class Method(Protocol):
 
         Args:
             student: the model, on ``compute.device``.
-            data: transfer images, and the teachers' predictions on them.
+            data: transfer examples, and the teachers' predictions on them.
             settings: of the consolidation.
             generator: the only source of randomness.
             compute: device and precision.

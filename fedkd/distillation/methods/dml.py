@@ -36,8 +36,8 @@ def dml(
     loss has no cross-entropy. A student that is a copy of a teacher replaces it; any other is one
     model more.
 
-    Our extension: the mean over j is weighted per image by the weights of the peers, so that a
-    model does not learn from peers to which the image is unfamiliar. A student that is not a
+    Our extension: the mean over j is weighted per example by the weights of the peers, so that a
+    model does not learn from peers to which the example is unfamiliar. A student that is not a
     teacher has weight 1/M. Teachers are copied, not changed.
     """
     models, weights = _participants(student, data)

@@ -72,5 +72,5 @@ def kd(
     last = train(data, optimizer_of(settings))
     if data.unmixed is None or not math.isfinite(last):
         return last
-    # Mixed inputs differ from test images: He et al. 1909.09148 end training without augmentation.
+    # Test examples are not mixed: He et al. 1909.09148 end training without augmentation.
     return train(data.unmixed, finetune_optimizer_of(settings))

@@ -11,7 +11,7 @@ from torch import Tensor
 class Mixup:
     """Zhang et al. 1710.09412 with alpha 1: the interpolation weight is uniform on [0, 1].
 
-    The teachers predict on the transfer images once; their targets are interpolated linearly.
+    The teachers predict on the transfer examples once; their targets are interpolated linearly.
 
     Args:
         generator: of one weight and one permutation for each batch.

@@ -81,7 +81,7 @@ def _compute_trust(evidence: Evidence, predicted: Tensor, weights: Tensor) -> Te
 
 
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
-    """Return the indices of the images to distil on, ascending, int64 ``[subset.size]``.
+    """Return the indices of the examples to distil on, ascending, int64 ``[subset.size]``.
 
     Args:
         target: the ensemble's probabilities ``[N, K]``.

@@ -1,4 +1,4 @@
-"""Exclude teachers that other teachers, or the server's labelled images, contradict."""
+"""Exclude teachers that other teachers, or the server's labelled examples, contradict."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def exclude_contradicted(
 def _by_agreement(
     teachers: Teachers, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[Teachers, dict[str, Any]]:
-    """Exclude teachers that are contradicted by those with high density on the same images.
+    """Exclude teachers that are contradicted by those with high density on the same examples.
 
     If the rest still disagree after excluding
     :data:`~fedkd.distillation.weighting.trust.MAX_EXCLUDED` of them, the reason is another one,
@@ -63,19 +63,19 @@ def _by_agreement(
 
 
 def _by_validation(teachers: Teachers, setup: DistillationSetup) -> tuple[Teachers, dict[str, Any]]:
-    """Exclude silos whose moments make the pooled discriminant less accurate on labelled images.
+    """Exclude silos whose moments make the pooled discriminant less accurate on labelled examples.
 
-    The test counts images that the discriminant classifies correctly only with or only without a
+    The test counts examples that the discriminant classifies correctly only with or only without a
     silo's moments. A silo's trust is the p-value of the one-sided sign test on these counts. Silos
     below ``LEVEL``, divided by the number of silos, are excluded; fewer than half of them.
 
     Raises:
-        FedKDError: there are no labelled images.
+        FedKDError: there are no labelled examples.
     """
     if setup.basis is None:
         return teachers, {}
     if not len(setup.validation):
-        raise FedKDError("trust: validation needs labelled images, and there are none")
+        raise FedKDError("trust: validation needs labelled examples, and there are none")
     labels = setup.validation.labels
     batches = torch.split(setup.validation.images, PROJECTION_BATCH)
     points = torch.cat([setup.basis.project(images) for images in batches])
@@ -118,7 +118,7 @@ def _is_correct(merged: Moments, points: Tensor, labels: Tensor) -> Tensor:
 def sign_test(for_: Tensor, against: Tensor) -> float:
     """Return the one-sided p-value of the exact McNemar (1947) test.
 
-    It is the probability that a fair coin gives at least as many images ``for_``.
+    It is the probability that a fair coin gives at least as many examples ``for_``.
 
     Args:
         for_: bool ``[N]``.

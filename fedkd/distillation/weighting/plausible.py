@@ -21,16 +21,16 @@ from fedkd.models.state import State
 MAX_LOGIT = 1e4
 MAX_RMS, MAX_RATIO = 10.0, 100.0
 CONSTANT = 0.999
-"""Share of images with the same predicted class above which predictions are constant."""
+"""Share of examples with the same predicted class above which predictions are constant."""
 SAME = 1e-5
-"""Relative difference of logits below which they do not depend on the image."""
+"""Relative difference of logits below which they do not depend on the example."""
 MAX_MARGIN = 30.0
-"""Lead of the first class's logit on every image that no training by cross-entropy reaches: its
+"""Lead of the first class's logit on every example that no training by cross-entropy reaches: its
 gradient is exp(-30) there. A bias that was set by hand does."""
 LEVEL = 0.001
 """Probability, per federation, of excluding a teacher whose accuracy is above the bound."""
 MAX_IMAGES = 500
-"""Maximum number of images on which a model is evaluated."""
+"""Maximum number of examples on which a model is evaluated."""
 
 
 def uses_models(settings: Consolidation) -> bool:
@@ -47,18 +47,18 @@ def exclude_implausible(
 
     - Logits that are not finite or exceed ``MAX_LOGIT``.
     - Weights whose root mean square is above both ``MAX_RMS`` and ``MAX_RATIO`` times the median.
-    - The same class for (almost) all images, if this holds for fewer than half of the teachers. A
-      model whose logits vary between images is kept if the class is the largest of its silo, as
+    - The same class for (almost) all examples, if this holds for fewer than half of the teachers. A
+      model whose logits vary between examples is kept if the class is the largest of its silo, as
       after training on few classes. Without class counts it is kept unless the class leads by more
-      than ``MAX_MARGIN`` on every image.
-    - Accuracy significantly at or below chance, by an exact binomial test on the validation images
-      of the silo's larger classes, if this holds for fewer than half of the teachers. Without class
-      counts only accuracy far below chance counts.
+      than ``MAX_MARGIN`` on every example.
+    - Accuracy significantly at or below chance, by an exact binomial test on the validation
+      examples of the silo's larger classes, if this holds for fewer than half of the teachers.
+      Without class counts only accuracy far below chance counts.
 
     Args:
         teachers: at least one.
-        transfer: images on which teachers without models have predicted, or None.
-        validation: labelled images; may be empty. They are preferred, being similar to the silos'.
+        transfer: examples on which teachers without models have predicted, or None.
+        validation: labelled examples, preferred as they are like the silos'; may be empty.
 
     Returns:
         The kept teachers, and the reason for each excluded one, by name of its silo.
@@ -83,7 +83,7 @@ def exclude_implausible(
     )
     votes = logits.argmax(2)
     constant = [m for m, t in enumerate(teachers.members) if _is_constant(logits[m], t)]
-    reasons = _add(reasons, constant, "it predicts the same class for all images", len(teachers))
+    reasons = _add(reasons, constant, "it predicts the same class for all examples", len(teachers))
     if labelled:
         level = LEVEL / len(teachers)
         chance = [
@@ -120,7 +120,7 @@ def _root_mean_square(state: State) -> Tensor:
 
 
 def _is_constant(logits: Tensor, teacher: Teacher) -> bool:
-    """Whether logits ``[N, K]``, or the classes that they predict, hardly depend on the image."""
+    """Whether logits ``[N, K]``, or the classes that they predict, hardly depend on the example."""
     votes = logits.argmax(1)
     predicted = int(votes.mode().values)
     if float((votes == predicted).double().mean()) < CONSTANT:

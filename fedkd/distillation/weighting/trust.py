@@ -1,8 +1,8 @@
 """Robustness against a few bad teachers: trust in each, and a cap on weights.
 
-Under label skew most teachers are wrong on most images, and the only correct teacher may be in the
-minority. Trust therefore counts contradictions only by teachers whose data covers the same images.
-Densities give that coverage; without them a bad teacher cannot be distinguished from an honest one.
+Under label skew most teachers are wrong on most examples, and the only correct one may be in the
+minority. Trust therefore counts contradictions only by teachers whose data covers the same
+examples. Densities give that coverage; without them bad and honest teachers look alike.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from torch import Tensor
 
 PASSES = 20
 PRIOR_SHARE = 0.1
-"""Prior agreement, as a fraction of a teacher's equal share of the images."""
+"""Prior agreement, as a fraction of a teacher's equal share of the examples."""
 TRUST_POWER = 4.0
 """Exponent of a teacher's trust when it is compared with others."""
 MARGIN = 3.0
-"""In nats: covered images are e^3 times likelier under the silo's density than under N(0, I)."""
+"""In nats: covered examples are e^3 times likelier under the silo's density than under N(0, I)."""
 MIN_TRUST, MAX_EXCLUDED = 0.6, 0.1
 """Teachers with less trust are excluded, at most this share of all teachers."""
 # All constants were chosen on digits, seeds 10 to 13, on which no claim is evaluated.
 
 
 def agreement(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the share of images on which each teacher predicts the ensemble's class, ``[M]``.
+    """Return the share of examples on which each teacher predicts the ensemble's class, ``[M]``.
 
     Args:
         predicted: classes ``[M, N]``.
@@ -33,11 +33,11 @@ def agreement(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def coverage(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Tensor:
-    """Return how well each teacher's data covers each image, float64 ``[M, N]`` in [0, 1].
+    """Return how well each teacher's data covers each example, float64 ``[M, N]`` in [0, 1].
 
-    The product of two factors. Absolute: is the image likelier under the silo's data than under the
-    background N(0, I)? Relative: the square root of the teacher's weight over the largest weight.
-    Weights alone are not enough: on an image that no silo covers they only rank guesses.
+    The product of two factors. Absolute: is the example likelier under the silo's data than under
+    the background N(0, I)? Relative: the square root of the teacher's weight over the largest
+    weight. Weights alone are not enough: on an example that no silo covers they only rank guesses.
 
     Args:
         log_density: log p_m(x_n), ``[M, N]``; the coverage of a row of NaN is 0.
@@ -52,14 +52,14 @@ def coverage(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Te
 def trust(predicted: Tensor, covered: Tensor) -> Tensor:
     """Return the trust in each teacher, float64 ``[M]`` in (0, 1].
 
-    A teacher's trust is its agreement with the other teachers that cover the same images, weighted
-    by their own trust. A prior agreement gives trust to a teacher that overlaps with no other. The
-    trust is iterated as in Dawid and Skene (1979), so that a bad teacher does not lower the trust
-    of those that it contradicts.
+    A teacher's trust is its agreement with the other teachers that cover the same examples,
+    weighted by their own trust. A prior agreement gives trust to a teacher that overlaps with no
+    other. The trust is iterated as in Dawid and Skene (1979), so that a bad teacher does not lower
+    the trust of those that it contradicts.
 
     Args:
         predicted: classes ``[M, N]``.
-        covered: coverage of each image by each teacher, float64 ``[M, N]`` in [0, 1].
+        covered: coverage of each example by each teacher, float64 ``[M, N]`` in [0, 1].
     """
     teachers, samples = predicted.shape
     prior = PRIOR_SHARE * samples / teachers
@@ -80,9 +80,9 @@ def trust(predicted: Tensor, covered: Tensor) -> Tensor:
 def cap(weights: Tensor, most: float) -> Tensor:
     """Scale weights until no teacher's mean weight exceeds ``most``, or 1/M if that is larger.
 
-    Each teacher is scaled by one factor on all images; the excess goes to the others in proportion
-    to their weights, so that their ratios are unchanged. A factor is a shift of a log-density: a
-    teacher with the same large density everywhere is reduced to ``most`` on every image.
+    Each teacher is scaled by one factor on all examples; the excess goes to the others in
+    proportion to their weights, so that their ratios are unchanged. A factor is a shift of a
+    log-density: a teacher with the same large density everywhere is reduced to ``most`` on all.
 
     Args:
         weights: float64 ``[M, N]`` or ``[M, N, K]``, summing to one over teachers.

@@ -32,7 +32,7 @@ class Evidence:
             none. None without densities.
         log_background: log N(x_n; 0, I) in the basis, float64 ``[N]``. None without densities.
         accuracy: of each teacher on the server's validation data, float64 ``[M]``, or None.
-        class_counts: images of each class in each silo, float64 ``[M, K]``, or None.
+        class_counts: examples of each class in each silo, float64 ``[M, K]``, or None.
     """
 
     logits: Tensor
@@ -77,9 +77,9 @@ def confidence(evidence: Evidence, settings: Consolidation) -> Tensor:
 
 
 def class_prior(evidence: Evidence, settings: Consolidation) -> Tensor:  # noqa: ARG001 -- one signature for all
-    """Per class, in proportion to the silo's images of that class, ``[M, N, K]``.
+    """Per class, in proportion to the silo's examples of that class, ``[M, N, K]``.
 
-    target_k is proportional to sum_m share_mk p_mnk. Weights are equal for a class without images.
+    target_k is proportional to sum_m share_mk p_mnk; a class without examples has equal weights.
     """
     if evidence.class_counts is None:
         raise UserError(
