@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,9 @@ from fedkd.messages.failures import FAILED
 ATTEMPTS = 3
 """How often a worker is started for one message: one may end just before it is asked."""
 POLL_SECONDS = 0.05
+LONGEST_SECONDS = 1e8
+"""Longest time to live of a message, about three years; sockets take no longer."""
+PERHAPS = "killed, or out of memory; its own log may say why"
 SUPERNODE = "flower-supernode"
 START = """
 import json, sys
@@ -51,7 +55,10 @@ class NoWorkerError(FedKDError):
 def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Message:
     """Return the worker's reply to a message.
 
-    If the worker ends meanwhile, even by SIGKILL, the reply is an error, at once.
+    If the worker ends meanwhile, even by SIGKILL, the reply is an error, at once. A worker that
+    still works on the message when its time to live has passed is killed: the server has stopped
+    waiting, and later messages would wait behind it. That time is counted from now on, so that
+    clocks need not agree.
 
     Args:
         message: the server's.
@@ -70,20 +77,30 @@ def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Mes
         ]
     except (OSError, ValueError, AttributeError) as error:  # no os.getuid on Windows
         raise NoWorkerError(str(error)) from error
+    lost = partial(_lost, message, context, silo_file, folder)
+    deadline = time.monotonic() + min(LONGEST_SECONDS, message.metadata.ttl)
     for _ in range(ATTEMPTS):
         with _connect(folder, silo_file) as connection:
+            connection.settimeout(max(POLL_SECONDS, deadline - time.monotonic()))
             try:
                 _await_turn(connection)
+            except TimeoutError:
+                return lost("works on an earlier message, and the server has stopped waiting")
             except OSError:
                 continue  # it ended before it took the message
+            worker = folder.worker()
             try:
                 for part in request:
                     send_frame(connection, part)
+                connection.settimeout(max(POLL_SECONDS, deadline - time.monotonic()))
                 reply = receive_frame(connection, limit=MAX_BYTES)
+            except TimeoutError:
+                _kill(worker)
+                return lost("was ended: the server has stopped waiting for its reply")
             except (OSError, ValueError):
-                return _lost(message, context, silo_file, folder, "ended while it answered")
+                return lost(f"ended while it answered: {PERHAPS}")
             return _as_reply(reply, message, folder)
-    return _lost(message, context, silo_file, folder, "does not start")
+    return lost(f"does not start: {PERHAPS}")
 
 
 def worker_version() -> str:
@@ -139,6 +156,13 @@ def _end(worker: psutil.Process) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _kill(worker: tuple[psutil.Process, str] | None) -> None:
+    """End a worker in the middle of a message, whatever it does."""
+    if worker is not None:  # without its note, it ends when the connection is closed
+        with contextlib.suppress(psutil.Error):
+            worker[0].kill()
+
+
 def _start(folder: WorkerFolder, silo_file: Path, version: str) -> None:
     """Start a worker that listens from its first moment on, and outlives this process."""
     folder.socket.unlink(missing_ok=True)
@@ -187,8 +211,7 @@ def _lost(
 ) -> Message:
     """Return the error reply for a worker that is gone; the audit log has it too, if it can."""
     _logger.error("the silo's worker process %s; its log: %s", what, folder.log)
-    reason = f"its worker process {what}: killed, or out of memory; its own log may say why"
-    reply = Message(Error(FAILED, reason), reply_to=message)
+    reply = Message(Error(FAILED, f"its worker process {what}"), reply_to=message)
     with contextlib.suppress(FedKDError):
         from fedkd.deploy.silo_file import load_silo_file
 

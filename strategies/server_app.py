@@ -18,6 +18,7 @@ from fedkd.results.observer import Observer
 from fedkd.results.record import (
     CHECKPOINT_FILE,
     Point,
+    Quarantined,
     RunRecord,
     append_point,
     model_files,
@@ -122,8 +123,9 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     context, folder = serving.context, serving.folder
     remove_unfinished(folder)
+    refused: list[Quarantined] = []
     if context.study.is_table and context.study.is_deployed:
-        context = learn_columns(grid, context, serving.observer, run_id)
+        context, refused = learn_columns(grid, context, serving.observer, run_id)
     checkpoint_writer = CheckpointWriter(folder, context)
     with intra_op_threads(context.study.engine.server_threads):
         initial = initial_arrays(context)
@@ -139,7 +141,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             _Recorder(folder, serving.observer),
             run_id,
             checkpoint_writer=checkpoint_writer,
-            state=saved,
+            state=saved or RunState(quarantined=refused),
         )
         strategy.start(
             grid,

@@ -21,6 +21,8 @@ from strategies.roster import Member, Roster
 
 T = TypeVar("T")
 
+SPARE_SECONDS = 60.0
+"""How much longer than the server waits a message lives, so that no reply comes too late by it."""
 EXCHANGES = frozenset({keys.TEACHER, keys.DISTIL, keys.TRAIN})
 """Messages with models, logits or densities: these are charged as exchanges."""
 
@@ -34,7 +36,7 @@ class Session:
         context: the arm, its seed and the server's data.
         observer: receives every epoch of distillation.
         run_id: what replies must echo.
-        timeout: seconds to wait for replies.
+        timeout: seconds to wait for replies; a silo ends its work on a message soon after.
         ledger: traffic of the round, and refused replies.
         roster: the silos that introduced themselves.
         exchanges: how many there have been.
@@ -167,8 +169,9 @@ class Session:
                 return replace(question, records=records).content(self.run_id)
             return spared if _has_transfer(member) else whole
 
+        ttl = self.timeout + SPARE_SECONDS
         return [
-            Message(content(member), member.node_id, question.kind)
+            Message(content(member), member.node_id, question.kind, ttl=ttl)
             for member in members
             if member.node_id in self.roster.connected and not self.latecomers.is_busy(member)
         ]

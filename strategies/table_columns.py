@@ -19,14 +19,17 @@ from fedkd.messages import table_sums
 from fedkd.messages.validate import RefusedError
 from fedkd.models.build import Shape
 from fedkd.results.observer import Observer
+from fedkd.results.record import Quarantined
 from strategies.context import RunContext
 from strategies.introductions import gather
 from strategies.roster import Member
 from strategies.session import Session
 
 
-def learn_columns(grid: Grid, context: RunContext, observer: Observer, run_id: str) -> RunContext:
-    """Return the context with the server's rows as models get them, and their shape.
+def learn_columns(
+    grid: Grid, context: RunContext, observer: Observer, run_id: str
+) -> tuple[RunContext, list[Quarantined]]:
+    """Return the context with the server's rows as models get them, and the refused replies.
 
     Every later question of the run tells silos the same. The exchange is charged by
     :attr:`fedkd.config.Study.statistics_exchanges`.
@@ -36,13 +39,14 @@ def learn_columns(grid: Grid, context: RunContext, observer: Observer, run_id: s
     """
     table = context.study.data.table
     tables: list[tuple[str, tuple[Column, ...], TableSums]] = []
+    refused: list[Quarantined] = []
     if table is not None and table.statistics == "transfer":
         if context.transfer is None:
             raise FedKDError("data.table.statistics: transfer needs data.transfer.source")
         sums = sums_of_rows(context.transfer, context.columns)
         tables.append(("the transfer set", context.columns, sums))
     else:
-        tables += _ask(grid, context, observer, run_id)
+        tables, refused = _ask(grid, context, observer, run_id)
     own = [("the server's table", context.columns)] if context.columns else []
     columns = unite_columns([*((name, each) for name, each, _ in tables), *own])
     aligned = [align_sums(sums, each, columns) for _, each, sums in tables]
@@ -53,7 +57,7 @@ def learn_columns(grid: Grid, context: RunContext, observer: Observer, run_id: s
             return rows
         return encoder.encode(align(rows, context.columns, columns))
 
-    return replace(
+    learnt = replace(
         context,
         shape=Shape.of(context.shape.num_classes, "table", [len(encoder.names)]),
         test=encode(context.test),
@@ -61,13 +65,15 @@ def learn_columns(grid: Grid, context: RunContext, observer: Observer, run_id: s
         transfer=encode(context.transfer),
         encoder=encoder.to_json(),
     )
+    return learnt, refused
 
 
 def _ask(
     grid: Grid, context: RunContext, observer: Observer, run_id: str
-) -> list[tuple[str, tuple[Column, ...], TableSums]]:
+) -> tuple[list[tuple[str, tuple[Column, ...], TableSums]], list[Quarantined]]:
     session = Session(grid, context, observer, run_id, context.rounds.timeout)
     gather(session)
+    introduced = len(session.ledger.quarantined)  # silos introduce themselves to the run again
     most = context.rounds.max_examples
 
     def read(_: Member, content: RecordDict) -> tuple[tuple[Column, ...], TableSums]:
@@ -87,4 +93,5 @@ def _ask(
             f"{len(answers)} of {context.study.num_silos} silos share sums of their columns, and "
             f"at least {least} are needed (rounds.quorum): {reasons}"
         )
-    return [(member.name, *answer) for member, answer in answers]
+    refused = session.ledger.quarantined[introduced:]
+    return [(member.name, *answer) for member, answer in answers], refused

@@ -98,9 +98,17 @@ def test_sums_of_great_values_are_taken_and_absurd_ones_are_refused() -> None:
 
 
 def test_without_consent_no_sums_leave(tables: Any) -> None:
-    for name in ("north", "south"):
+    def withhold(name: str) -> None:
         path = tables.root / name / "silo.yaml"
         path.write_text(path.read_text().replace("table_sums: true", "table_sums: false"))
+
+    withhold("north")
+    record = tables.run("fedavg")
+    (refused,) = record.quarantined
+    assert (refused.silo, refused.round) == ("north", 0)
+    assert refused.reason.endswith("(share.table_sums)")
+    assert record.curve[-1].silos_ok == 3
+    withhold("south")
     with pytest.raises(FedKDError, match="1 of 3 silos share sums of their columns"):
         tables.run("fedavg")
     assert tables.audit("north")[-1]["refused"].endswith("(share.table_sums)")

@@ -147,6 +147,28 @@ def test_a_killed_worker_costs_one_message_and_edited_code_of_the_owner_starts_a
     wait(lambda: WorkerFolder.of(own.root / "north" / "silo.yaml").worker() is None)
 
 
+def test_a_worker_that_hangs_is_ended_when_the_server_stops_waiting(
+    field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = field()
+    (own.root / "gatedimages.py").write_text(GATE)
+    monkeypatch.syspath_prepend(own.root)
+    own.write("north", {"data": "gatedimages:images"})
+    question = own.question(keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH})
+    question.metadata.ttl = 3.0
+    with ThreadPoolExecutor(2) as pool:
+        hangs = pool.submit(app, question, own.context(2, "north", "fedkd"))
+        wait(lambda: WorkerFolder.of(own.root / "north" / "silo.yaml").worker())
+        worker = worker_of(own, "north")
+        waits = pool.submit(ask, own, "north")
+        reason = hangs.result(PATIENCE).error.reason
+        assert reason.endswith("was ended: the server has stopped waiting for its reply")
+        wait(lambda: has_ended(worker))
+        (own.root / "open").touch()
+        assert waits.result(PATIENCE).content.config_records[keys.INFO][keys.NUM_EXAMPLES] == 30
+    assert [entry.get("refused") for entry in own.audit("north")] == [reason, None]
+
+
 def test_without_a_private_folder_the_message_is_answered_here(
     field: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,8 @@ class ThreadGrid(InlineGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Start a thread for every message; what is not training is answered at once."""
         messages = list(messages)
+        # Not twelve hours, as Flower's do: a silo's worker that hangs ends with its message.
+        assert all(LIMIT < message.metadata.ttl <= LIMIT + 60 for message in messages)
         if any(message.metadata.message_type != keys.TRAIN for message in messages):
             return super().push_messages(messages)
         for message in messages:
