@@ -19,7 +19,8 @@ from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
 from fedkd.data.columns import Encoder
 from fedkd.data.images import content_hash
-from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
+from fedkd.data.texts import tokenizer_hash
+from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model, study_at_silo
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
 from fedkd.deploy.stamp import stamp_path, stamp_source
 from fedkd.deploy.study_approvals import hash_study, is_approved
@@ -84,6 +85,7 @@ def open_silo(
         raise UnsharedError("it is a deployed silo, but the study's silos are simulated")
     if file.name not in study.silo_names:
         raise UnsharedError(f"its name, {file.name}, is not in the study's partition.names")
+    study = study_at_silo(file, study)
     for _, registry, name in names_at_silo(study, file.name):
         check_allowed(registry.kind, name)
     holdings = _read_holdings(file, study, encoder)
@@ -129,10 +131,10 @@ def open_silo(
 
 def _read_holdings(file: SiloFile, study: Study, encoder: Encoder | None) -> Holdings:
     """Return the silo's examples; they are read anew once a file of them has changed."""
-    table = study.data.table if study.is_table else None
-    said = "" if encoder is None else encoder.to_json()
+    columns = study.columns
+    said = tokenizer_hash(columns) if encoder is None else encoder.to_json()
     data, stamp = study.data, stamp_source(file.data)
-    terms = (tuple(data.classes or ()), data.channels, data.image_size, str(table), said)
+    terms = (tuple(data.classes or ()), data.channels, data.image_size, str(columns), said)
     key = None if stamp is None else (stamp, file.data, tuple(file.labels.items()), *terms)
 
     def read() -> Holdings:
@@ -141,7 +143,7 @@ def _read_holdings(file: SiloFile, study: Study, encoder: Encoder | None) -> Hol
             classes=data.classes,
             channels=data.channels,
             image_size=data.image_size,
-            table=table,
+            columns=columns,
         )
         return read if encoder is None else read.encode(encoder)
 

@@ -137,7 +137,7 @@ class Disclosure:
     def _approved(self, images: Tensor | None, silo: LocalSilo) -> Tensor:
         if images is None:
             raise UnsharedError("it has not seen the transfer set")
-        dtype = torch.uint8 if silo.shape.kind == "image" else torch.float32
+        dtype = torch.uint8 if silo.shape.kind == "image" else silo.shape.zeros(0).dtype
         if images.dtype != dtype or tuple(images.shape[1:]) != silo.shape.input_shape:
             raise UnsharedError(f"the transfer set is not of {silo.shape}")
         if not is_approved(images, self.file, self.study, self.seed):

@@ -22,6 +22,7 @@ from fedkd.config import Study
 from fedkd.config.study_file import parse_study
 from fedkd.data.columns import sums_of
 from fedkd.data.images import content_hash
+from fedkd.data.texts import tokenizer_hash
 from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
 from fedkd.federation.federation import Federation
@@ -90,6 +91,7 @@ def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
             has_transfer,
             "" if silo.shape.backbone is None else silo.shape.backbone.fixed_hash,
             receives=silo.disclosure is not None and silo.disclosure.file.receive is not None,
+            tokenizer="" if silo.disclosure is None else tokenizer_hash(study.columns),
         ),
         num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
         checkpoint_hash=state_hash(own) if own else None,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from flwr.app import RecordDict
 
 from fedkd.config import Study
+from fedkd.data.texts import tokenizer_hash
 from fedkd.errors import FedKDError
 from fedkd.messages import describe
 from fedkd.messages.describe import Description
@@ -80,6 +81,8 @@ def _introduce(session: Session, nodes: Sequence[int], timeout: float) -> list[i
             )
         _check_admission(context.study, name, description)
         _check_fixed_part(context.shape.backbone, description)
+        if context.study.is_deployed:
+            _check_tokenizer(tokenizer_hash(context.study.columns), description.tokenizer)
         return name, description
 
     images = None if context.transfer is None else context.transfer.images
@@ -131,5 +134,16 @@ def _check_fixed_part(backbone: Backbone | None, description: Description) -> No
     if description.fixed_part != expected:
         raise RefusedError(
             f"the fixed part of its models has the hash {description.fixed_part[:12] or 'none'}, "
-            f"the server's {expected[:12] or 'none'}; both need the same model.weights"
+            f"the server's {expected[:12] or 'none'}; both need the same model.weights, or the "
+            "same network of hf:"
+        )
+
+
+def _check_tokenizer(expected: str, told: str) -> None:
+    """Refuse a silo whose texts become other token ids than the server's."""
+    if told != expected:
+        raise RefusedError(
+            f"its tokenizer has the hash {told[:12] or 'none'}, the server's "
+            f"{expected[:12] or 'none'}; both need the same files, beside the model of hf: or in "
+            "data.text.tokenizer"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedkd.config.study_file import parse_study
 from fedkd.errors import FedKDError
+from fedkd.federation.check import check_tokenizers
 from fedkd.federation.federation import Federation
 from fedkd.messages import keys
 from fedkd.util.cache import cache_root
@@ -29,7 +30,10 @@ def read_context(config: Mapping[str, str]) -> RunContext:
     if arm not in study.arms:
         raise FedKDError(f"run config: arm: the study has no arm {arm!r}")
     targets = json.loads(config[keys.CONFIG_TARGETS] or "[]") or study.absolute_targets or []
-    return RunContext.of(Federation.on_server(study, seed, cache), arm, tuple(targets))
+    federation = Federation.on_server(study, seed, cache)
+    if study.is_deployed:  # the caller has no such files
+        check_tokenizers(study)
+    return RunContext.of(federation, arm, tuple(targets))
 
 
 def state_folder(study: str, name: str, arm: str, seed: int) -> Path:

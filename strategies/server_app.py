@@ -45,6 +45,11 @@ from strategies.updates import KeepAverage, ServerUpdate
 ERROR_FILE = "error.txt"
 FAULT_FILE = "traceback.txt"
 LOCK_WAIT_SECONDS = 30.0
+UNMEASURED = (
+    "not measured: the server of deployed silos has neither their data nor, unless they share it, "
+    "their own model"
+)
+"""Why a run has no ``silos_get``."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             targets=context.targets,
             accuracy_source="silos" if context.test is None else "test",
             quarantined=tuple(state.quarantined),
-            notes=state.notes,
+            notes=state.notes | ({"silos_get": UNMEASURED} if context.study.is_deployed else {}),
             instruments=instruments,
             metric=context.study.metric,
             models={path.name: hash_file(path) for path in model_files(folder)},

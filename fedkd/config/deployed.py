@@ -69,7 +69,7 @@ def check_deployed(
     rounds: Mapping[str, Rounds],
     arms: Mapping[str, Arm],
     *,
-    is_table: bool,
+    is_image: bool,
 ) -> None:
     """Refuse what a study of deployed silos cannot have.
 
@@ -78,12 +78,12 @@ def check_deployed(
         pretraining: of the study.
         rounds: of each arm, by its name.
         arms: of the study.
-        is_table: whether silos have tables.
+        is_image: whether silos have images, and not tables or texts.
 
     Raises:
         ValueError: with the key and what to do.
     """
-    for key in ("classes",) if is_table else ("classes", "channels", "image_size"):
+    for key in ("classes", "channels", "image_size") if is_image else ("classes",):
         if getattr(data, key) is None:
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
     if data.silo_test:

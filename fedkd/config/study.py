@@ -24,7 +24,14 @@ from fedkd.config.targets import RelativeTargets, Targets, check_metric
 from fedkd.config.text import Text
 from fedkd.config.transfer_checks import check_recalibration
 from fedkd.config.tuned import check_tuning_seeds
-from fedkd.registry import HUGGING_FACE, LEAST_TRANSFER_IMAGES, MetricName, is_table, is_text
+from fedkd.registry import (
+    HUGGING_FACE,
+    LEAST_TRANSFER_IMAGES,
+    NO_SOURCE,
+    MetricName,
+    is_table,
+    is_text,
+)
 from fedkd.util.names import STUDY_NAME, natural_key
 
 Name = Annotated[
@@ -86,8 +93,8 @@ class Study(Section):
         check_table(self)
         rounds = {name: self.rounds_of(name) for name in self.arms}
         if self.is_deployed:
-            is_table = self.is_table
-            check_deployed(self.data, self.pretraining, rounds, self.arms, is_table=is_table)
+            is_image = not (self.is_table or self.is_text)
+            check_deployed(self.data, self.pretraining, rounds, self.arms, is_image=is_image)
         else:
             check_simulated(self.data, self.partition.scheme, rounds, self.arms)
         check_silo_names(self)
@@ -191,9 +198,16 @@ class Study(Section):
         return deployed or any(is_table(source) for source in self._sources)
 
     @property
+    def is_text(self) -> bool:
+        """Whether the examples are texts."""
+        if self.is_deployed and self.data.source == NO_SOURCE:
+            return self.data.text is not None or is_text(self.data.transfer.source)
+        return any(is_text(source) for source in self._sources)
+
+    @property
     def columns(self) -> Table | Text | None:
         """What columns of a table or of texts are; texts have the model's tokenizer by default."""
-        if not any(is_text(source) for source in self._sources):
+        if not self.is_text:
             return self.data.table
         text, folder = self.data.text or Text(), self.model.arch.removeprefix(HUGGING_FACE)
         if text.tokenizer or folder == self.model.arch:

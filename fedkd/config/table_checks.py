@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedkd.config.data import ByColumn
-from fedkd.config.text import Text
 from fedkd.registry import NOISE, is_table
 
 if TYPE_CHECKING:
@@ -25,16 +24,11 @@ def check_table(study: Study) -> None:
     Raises:
         ValueError: with the key and what to do.
     """
-    has_texts = isinstance(study.columns, Text)
+    has_texts = study.is_text
     if study.data.text is not None and not has_texts:
         raise ValueError(f"data.text: is for texts, but {study.data.source} has none; leave it out")
     if has_texts and (study.is_table or is_table(study.data.transfer.source)):
         raise ValueError("data.source: a study is of texts or of tables, not of both")
-    if study.is_deployed and has_texts:
-        raise ValueError(
-            "data.source: texts of deployed silos are not supported; deploy silos with images or "
-            "tables, or simulate silos"
-        )
     if not study.is_table:
         if study.data.table is not None:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedkd.config.table import Table
 from fedkd.config.text import Text
 from fedkd.data.images import Images
 from fedkd.data.source import Source
@@ -45,9 +46,11 @@ def _load(path: Path, max_length: int, _: int) -> Any:
         pad = json.loads(config).get("pad_token")
     except Exception as error:  # of a library that reads a user's files
         reason = " ".join(str(error).split())[:300]
+        elsewhere = "; a deployed silo names its own copy by model.weights in silo.yaml"
         raise UserError(
             f"data.text.tokenizer: {path.parent} cannot be read ({reason}); it must be a folder "
             "with tokenizer.json and tokenizer_config.json, as save_pretrained writes them"
+            + ("" if path.parent.is_dir() else elsewhere)
         ) from error
     pad = pad.get("content") if isinstance(pad, dict) else pad
     pad_id = tokenizer.token_to_id(str(pad))
@@ -59,6 +62,11 @@ def _load(path: Path, max_length: int, _: int) -> Any:
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=str(pad))
     return tokenizer
+
+
+def tokenizer_hash(columns: Table | Text | None) -> str:
+    """Return :func:`hash_tokenizer` of a study's tokenizer; empty where the study has no texts."""
+    return hash_tokenizer(load_tokenizer(columns)) if isinstance(columns, Text) else ""
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

@@ -15,7 +15,7 @@ from fedkd.config.own import names_at_silo
 from fedkd.data.images import content_hash
 from fedkd.deploy.approvals import approve, draw_seen, is_approved
 from fedkd.deploy.audit import check_log
-from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model
+from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model, study_at_silo
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.deploy.worker_folder import WorkerFolder
 from fedkd.errors import FedKDError
@@ -52,7 +52,7 @@ class SiloCheck:
         self._path = path
         self._file = file
         self._accept = accept
-        self._study = study
+        self._study = None if study is None else study_at_silo(file, study)
         self._held: Holdings | None = None
 
     def findings(self) -> Iterator[Finding]:
@@ -257,7 +257,7 @@ class SiloCheck:
                 classes=data.classes if data else None,
                 channels=data.channels if data else None,
                 image_size=data.image_size if data else None,
-                table=study.data.table if study and study.is_table else None,
+                columns=study.columns if study and data else None,
             )
         return self._held
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from fedkd.config import Study
 from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.data.alignment import align
 from fedkd.data.cached import load_cached_source
 from fedkd.data.columns import Column, Encoder
@@ -63,7 +65,7 @@ def read_holdings(
     classes: Sequence[str] | None = None,
     channels: int | None = None,
     image_size: int | None = None,
-    table: Table | None = None,
+    columns: Table | Text | None = None,
 ) -> Holdings:
     """Read a silo's examples and bring labels and pixels into the study's terms.
 
@@ -72,14 +74,20 @@ def read_holdings(
         classes: of the study, in its order; by default those that the file maps to.
         channels: of the study's images; by default as they are.
         image_size: height and width of the study's images, in pixels; likewise.
-        table: what the columns of a table are.
+        columns: what the columns of a table or of texts are.
 
     Raises:
         UserError: they cannot be read, or a label has no place among the study's classes.
     """
-    source = load_cached_source(file.data, image_size=image_size, cache=cache_root(), columns=table)
-    if bool(source.columns) != (table is not None):
-        raise UserError(f"data: {file.data} is not what the study's silos have: images or tables")
+    source = load_cached_source(
+        file.data, image_size=image_size, cache=cache_root(), columns=columns
+    )
+    kind = "text" if isinstance(columns, Text) else "image" if columns is None else "table"
+    if source.kind != kind:
+        raise UserError(
+            f"data: the study's examples are of kind {kind}, those of {file.data} of kind "
+            f"{source.kind}"
+        )
     known = set(source.classes)
     if strange := [name for name in file.labels if name not in known]:
         raise UserError(
@@ -93,6 +101,15 @@ def read_holdings(
         test = _convert(test, names, wanted, source, channels, image_size)
     shape = Shape.of(len(wanted), train.kind, train.shape[1:])
     return Holdings(train, test, wanted, shape, source.warnings, source.columns)
+
+
+def study_at_silo(file: SiloFile, study: Study) -> Study:
+    """Return a study with the tokenizer of texts where it lies on this host, beside the model."""
+    given = study.data.text or Text()
+    if not study.is_text or file.weights is None or given.tokenizer is not None:
+        return study
+    text = given.model_copy(update={"tokenizer": file.weights})
+    return study.model_copy(update={"data": study.data.model_copy(update={"text": text})})
 
 
 def read_own_model(
@@ -132,15 +149,18 @@ def read_own_model(
         )
         return external, Checkpoint(state, finite=True)
     card = read_card(path, what=what)
-    arch = file.model.arch or (card.arch if card else None)
-    if arch is None:
+    arch, backbone = file.model.arch or (card.arch if card else None), shape.backbone
+    here = None if backbone is None else backbone.arch_here(backbone.arch)
+    if backbone and here != backbone.arch and file.model.arch in (None, here):
+        arch = backbone.arch  # as the study names what this host has elsewhere
+    elif arch is None:
         raise UserError(f"model.arch: is missing, and {path} does not name its architecture")
-    if card is not None and card.is_own and file.model.arch is None:
+    elif card is not None and card.is_own and file.model.arch is None:
         raise UserError(
             f"model.arch: {path} says that its architecture is {arch}, which is code that would "
             f"be run; if it is yours, set model.arch: {arch}"
         )
-    if card is not None and card.arch != arch:
+    elif card is not None and card.arch != arch:
         raise UserError(f"model.arch: is {arch}, but {path} says that it is {card.arch}")
     if card is not None and card.classes:
         _check_order(card.classes, file.labels, classes, path)
@@ -188,7 +208,7 @@ def _convert(
             f"({', '.join(wanted[:20])}); map it under labels, or take these examples out"
         )
     relabelled = dataclasses.replace(images, labels=labels)
-    if source.columns:
+    if relabelled.kind != "image":
         return relabelled
     return convert_like(
         relabelled,

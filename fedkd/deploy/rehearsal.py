@@ -51,8 +51,8 @@ def shorten(study: Study, *, folder: Path, engine: str) -> Study:
             f"{study.name} simulates its silos; a rehearsal is for studies whose "
             "partition.scheme is deployed. Run it with fedkd compare"
         )
-    if study.is_table:
-        raise UserError(f"{study.name} has tables, which no rehearsal generates")
+    if study.is_table or study.is_text:
+        raise UserError(f"{study.name} has tables or texts, which no rehearsal generates")
     values = study.to_dict()
     values["seeds"] = values["seeds"][:1]
     values["engine"]["name"] = engine

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedkd.config.backbone import WEIGHTS_SUFFIXES, Preprocessing, is_weights_file
 from fedkd.config.data import ClassName, SiloName
 from fedkd.config.engine import Device
-from fedkd.config.paths import absolute_path, absolute_source
+from fedkd.config.paths import absolute_arch, absolute_path, absolute_source
 from fedkd.config.sections import Architecture, Count, Rate, Section, Source
 from fedkd.errors import UserError
 from fedkd.models.downloads import local_files_only
@@ -38,7 +38,8 @@ class OwnModel(Section):
     )
     weights: FilePath | None = Field(
         None,
-        description="the file of the study's model.weights on this host, if it lies elsewhere",
+        description="the file of the study's model.weights on this host, or the folder of its "
+        "model.arch: hf:FOLDER with the tokenizer of texts, if it lies elsewhere",
     )
     arch: Architecture | None = Field(
         None, description="its architecture; may be left out where the file names it"
@@ -53,7 +54,7 @@ class OwnModel(Section):
         if self.weights is not None and not is_weights_file(self.weights):
             raise ValueError(
                 f"weights: {self.weights} is not a file of weights, which ends in "
-                f"{', '.join(WEIGHTS_SUFFIXES)}"
+                f"{', '.join(WEIGHTS_SUFFIXES)}; write a folder as ./{self.weights}"
             )
         if self.checkpoint is None and (self.weights is None or self.arch or self.preprocessing):
             raise ValueError("checkpoint: is missing: the file of the model that the silo trained")
@@ -217,7 +218,7 @@ class SiloFile(Section):
 
     @property
     def weights(self) -> str | None:
-        """The file of the study's ``model.weights`` on this host; None for where the study says."""
+        """The study's pre-trained weights on this host; None for where the study says."""
         return self.model.weights if self.model else None
 
     @contextmanager
@@ -284,9 +285,10 @@ def _read_text(path: Path) -> str:
 def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:
     model = file.model
     if model is not None:
+        arch = model.arch and absolute_arch(model.arch, folder)
         files = {"checkpoint": model.checkpoint, "weights": model.weights}
         found = {key: absolute_path(path, folder) for key, path in files.items() if path}
-        model = model.model_copy(update=found)
+        model = model.model_copy(update={**found, "arch": arch})
     return file.model_copy(
         update={
             "data": absolute_source(file.data, folder),

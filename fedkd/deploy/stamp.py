@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedkd.util.places import expand
 
-PREFIXES = ("folder:", "npz:")
+PREFIXES = ("folder:", "npz:", "csv:", "parquet:", "text:")
 """Of sources whose files are all under the path that is named."""
 
 

@@ -20,6 +20,7 @@ from fedkd.training.compute import Compute, smallest_batch
 from fedkd.training.features import penultimate_features
 
 if TYPE_CHECKING:
+    from fedkd.config import Study
     from fedkd.federation.federation import Federation
 
 
@@ -50,12 +51,13 @@ def _check_models(federation: Federation) -> Iterator[str]:
     study = federation.study
     if not study.is_deployed:  # deployed hosts check their own devices
         federation.compute.check()
+    _check_augmentations(federation)
+    if study.is_deployed and any(arch.startswith(HUGGING_FACE) for arch in study.architectures):
+        return  # these hosts, and the server's, have the folders
+    check_tokenizers(study)
     for arch in study.architectures:
-        if isinstance(study.columns, Text) and arch.startswith(HUGGING_FACE):
-            check_tokenizer(arch.removeprefix(HUGGING_FACE), load_tokenizer(study.columns))
         check_model(arch, federation.shape)
     yield from _warn_of_averages(federation)
-    _check_augmentations(federation)
     for name, arm in study.arms.items():
         if arm.consolidation and arm.consolidation.uses_features:
             _check_features(federation, name)
@@ -76,6 +78,17 @@ def _check_models(federation: Federation) -> Iterator[str]:
                 f"pretraining.checkpoints.{silo}: {path} has values that are not finite, so "
                 f"{silo} is not used as a teacher"
             )
+
+
+def check_tokenizers(study: Study) -> None:
+    """Refuse a tokenizer of texts that a network of the study was not made for.
+
+    Raises:
+        UserError: one of them cannot be read, or they do not fit.
+    """
+    for arch in study.architectures:
+        if isinstance(study.columns, Text) and arch.startswith(HUGGING_FACE):
+            check_tokenizer(arch.removeprefix(HUGGING_FACE), load_tokenizer(study.columns))
 
 
 def _warn_of_averages(federation: Federation) -> Iterator[str]:

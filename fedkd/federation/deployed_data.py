@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedkd.config.text import Text
 from fedkd.data.cached import load_cached_source
 from fedkd.data.columns import Column
 from fedkd.data.images import Images
@@ -79,7 +80,7 @@ def _server_source(study: Study) -> Source:
         columns=study.columns,
     )
     classes = tuple(study.data.classes or ())
-    if source.columns:
+    if source.columns or study.is_text:
         return _in_order(source, classes)
     if source.num_classes != len(classes):
         raise UserError(
@@ -97,7 +98,7 @@ def _server_source(study: Study) -> Source:
 
 
 def _in_order(source: Source, classes: tuple[str, ...]) -> Source:
-    """Return a table with the study's classes, in their order."""
+    """Return a table or texts with the study's classes, in their order."""
     if strange := set(source.classes) - set(classes):
         raise UserError(f"data.classes: {source.name} has the class {sorted(strange)[0]!r} too")
     order = torch.tensor([classes.index(name) for name in source.classes])
@@ -107,7 +108,7 @@ def _in_order(source: Source, classes: tuple[str, ...]) -> Source:
 
 def _empty_source(study: Study, columns: tuple[Column, ...] = ()) -> Source:
     size = (0, max(1, len(columns))) if study.is_table else (0, *_shape(study).input_shape)
-    dtype = torch.float64 if study.is_table else torch.uint8
+    dtype = torch.float64 if study.is_table else torch.int64 if study.is_text else torch.uint8
     no_images = Images(torch.zeros(size, dtype=dtype), torch.zeros(0, dtype=torch.int64))
     classes = tuple(study.data.classes or ())
     return Source(NO_SOURCE, no_images, no_images, classes, columns=columns)
@@ -117,13 +118,17 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
     if source in (None, NOISE, STUDENT_SILO):
         return None
     options = study.data.transfer.options if source == study.data.transfer.source else None
-    return load_cached_source(
+    labelled = study.data.transfer.labelled
+    found = load_cached_source(
         source,
         image_size=study.data.image_size,
         cache=cache_root(),
         options=options,
-        unlabelled=not study.data.transfer.labelled,
+        unlabelled=not labelled,
         columns=study.columns,
+    )
+    return (
+        _in_order(found, tuple(study.data.classes or ())) if labelled and study.is_text else found
     )
 
 
@@ -132,6 +137,8 @@ def _shape(study: Study) -> Shape:
     data = study.data
     if study.is_table:
         return Shape.of(len(data.classes or ()), "table", [1])
+    if isinstance(study.columns, Text):
+        return Shape.of(len(data.classes or ()), "text", [study.columns.max_length])
     if data.classes is None or data.channels is None or data.image_size is None:
         raise ValueError("the shape of a study of simulated silos comes from its source")
     return Shape(len(data.classes), data.channels, data.image_size)

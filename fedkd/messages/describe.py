@@ -35,6 +35,7 @@ class Description:
         has_transfer: whether it has the transfer examples already.
         fixed_part: hash of the part of the models that nobody trains, or empty.
         receives: whether it asks for the final model.
+        tokenizer: hash of a deployed silo's tokenizer of texts, or empty.
     """
 
     arch: str
@@ -43,6 +44,7 @@ class Description:
     has_transfer: bool = False
     fixed_part: str = ""
     receives: bool = False
+    tokenizer: str = ""
 
 
 def write_question(transfer: Tensor | None) -> Question:
@@ -84,6 +86,8 @@ def write_reply(
         info[keys.FIXED_PART] = description.fixed_part
     if description.receives:
         info[keys.RECEIVES] = True
+    if description.tokenizer:
+        info[keys.TOKENIZER] = description.tokenizer
     return RecordDict({keys.INFO: info})
 
 
@@ -103,6 +107,7 @@ def read_reply(
         has_transfer=info.get(keys.HOLDS_TRANSFER) is True,
         fixed_part=printable(info.get(keys.FIXED_PART, "")),
         receives=info.get(keys.RECEIVES) is True,
+        tokenizer=printable(info.get(keys.TOKENIZER, "")),
     )
     return read_name(info), description
 

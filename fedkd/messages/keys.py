@@ -58,6 +58,7 @@ CHECKPOINT_HASH: Final = "checkpoint-hash"
 HOLDS_TRANSFER: Final = "holds-transfer"
 FIXED_PART: Final = "fixed-part"
 RECEIVES: Final = "receives"
+TOKENIZER: Final = "tokenizer"
 PROBLEM: Final = "problem"
 COLUMNS: Final = "columns"
 

@@ -120,7 +120,7 @@ def _template(backbone: Backbone, once: _Once, in_channels: int, image_size: int
     with DrawFrom(torch.Generator().manual_seed(0)):
         network = once.build(in_channels, image_size)
     head = _find_head(network, backbone.arch, in_channels, image_size)
-    if backbone.weights:
+    if backbone.weights and backbone.arch_here(backbone.arch) == backbone.arch:
         _load(network, head, backbone)
     return _Template(network, head, image_size)
 

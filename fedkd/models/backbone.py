@@ -39,7 +39,8 @@ class Backbone:
 
     Attributes:
         arch: the architecture that the weights and the trained part belong to.
-        weights: name or file of its weights, or empty; those of ``hf:`` are its own.
+        weights: name or file of its weights, or empty; of ``hf:`` this host's folder of the
+            network, if it is not ``arch``'s.
         weights_hash: of their content, or empty.
         preprocessing: inside the models, or None.
         trained: the part of ``arch`` that is trained.
@@ -59,30 +60,42 @@ class Backbone:
 
         Args:
             study: the study.
-            weights: this host's file of ``model.weights``; by default where the study says.
+            weights: this host's file of ``model.weights`` or folder of the network of ``hf:``; by
+                default where the study says.
 
         Raises:
             UserError: weights cannot be found or read, or contradict the preprocessing.
         """
         model, own = study.model, study.pretraining.preprocessing
-        pretrained = model.weights is not None or model.arch.startswith(HUGGING_FACE)
-        preprocessing = choose_preprocessing(model.arch, model.weights, model.preprocessing)
+        is_folder = model.arch.startswith(HUGGING_FACE)
+        arch = f"{HUGGING_FACE}{weights}" if is_folder and weights else model.arch
+        pretrained = model.weights is not None or is_folder
+        preprocessing = choose_preprocessing(arch, model.weights, model.preprocessing)
         if preprocessing is None and (given := [from_config(each) for each in own.values()]):
             channels = next((len(each.mean) for each in given if each is not None), 0)
             sizes = {each.size for each in given if each is not None}
             preprocessing = identity(channels, *sizes) if channels else None
         if not pretrained and preprocessing is None:
             return None
-        if weights is None or model.weights is None:
+        if weights is None or not pretrained:
             weights = model.weights
         return cls(
             model.arch,
             weights or "",
-            hash_weights(model.arch, weights) if pretrained else "",
+            hash_weights(arch, None if is_folder else weights) if pretrained else "",
             preprocessing,
             _trained(model.train),
             tuple(sorted({*model.per_silo.values()} - {model.arch})),
         )
+
+    def arch_here(self, arch: str) -> str:
+        """Return an architecture's name on this host, where a network of ``hf:`` may lie elsewhere.
+
+        Args:
+            arch: as the study names it.
+        """
+        moved = arch == self.arch and arch.startswith(HUGGING_FACE) and self.weights
+        return f"{HUGGING_FACE}{self.weights}" if moved else arch
 
     @property
     def is_pretrained(self) -> bool:

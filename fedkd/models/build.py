@@ -160,7 +160,7 @@ def build_fixed_part(shape: Shape) -> FixedPart | None:
 
 def _bare_builder(arch: str, shape: Shape) -> Callable[[int, int], nn.Module]:
     """Return a function of channels and image size that builds the network alone."""
-    function = _find(arch)
+    function = _find(arch if shape.backbone is None else shape.backbone.arch_here(arch))
 
     def build(in_channels: int, image_size: int) -> nn.Module:
         wanted = replace(shape, in_channels=in_channels, image_size=image_size)

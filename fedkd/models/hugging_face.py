@@ -114,9 +114,15 @@ def _from_hub(kind: Any, name: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, local_files_only=True, **options)
     except OSError:
-        if Path(name).is_dir() or name.startswith(("/", ".", "~")):
+        if Path(name).is_dir():
             raise
-        check_download(f"model.arch: hf:{name}", f"fetch it with `hf download {name}`")
+        if name.startswith(("/", ".", "~")):
+            raise UserError(
+                f"model.arch: there is no folder {name} on this host; a deployed silo names its "
+                "own copy by model.weights in silo.yaml"
+            ) from None
+        remedy = f"fetch it with `hf download {name}`, name its folder by model.weights there"
+        check_download(f"model.arch: hf:{name}", remedy)
         return kind.from_pretrained(name, **options)
 
 

@@ -400,7 +400,7 @@ def test_weights_that_are_not_here_are_not_downloaded(monkeypatch: pytest.Monkey
         (ARCH, TAG, None),
         ("torchvision:shufflenet_v2_x1_0", TAG, "put https://.* at .*shufflenetv2_x1-.*pth, or"),
         ("timm:test_vit", "r160_in1k", r"`hf download timm/test_vit\.r160_in1k`, or set"),
-        ("hf:owner/name", None, "`hf download owner/name`, or set download: true in silo.yaml"),
+        ("hf:owner/name", None, "`hf download owner/name`, name its folder by model.weights"),
     )
     with local_files_only():
         for arch, name, sentence in refused:

@@ -188,3 +188,7 @@ def test_the_report_names_who_loses(make_summary: Any) -> None:
         run["silos_get"] = [got("north", 0.0), got("south", 0.0)]
     (remark,) = remarks_on_silos(results, {"arm": "fedkd"})
     assert remark.startswith("With fedkd no silo loses")
+    summary["runs"][0]["notes"]["silos_get"] = "not measured: they are deployed"
+    assert remarks_on_silos(results, None) == [
+        "What each silo gets is not measured: they are deployed."
+    ]

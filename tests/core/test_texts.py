@@ -336,10 +336,6 @@ def test_unusable_tokenizers_are_refused(
             "basis: patches is not for examples of kind text; use basis: backbone",
         ),
         ({"pretraining": {"augment": "flip-crop"}}, "pretraining.augment: flip-crop is for images"),
-        (
-            {"partition": {"scheme": "deployed", "names": ["a"]}},
-            "data.source: texts of deployed silos are not supported",
-        ),
         ({"partition": {"scheme": "by-column"}}, "by-column needs a table"),
         ({"partition": {"scheme": "given", "silos": {"a": "csv:a.csv"}}}, "texts or of tables"),
     ],
