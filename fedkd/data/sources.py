@@ -142,7 +142,7 @@ def _warn_of_values(source: Source) -> Source:
 def _check_filled(source: Source) -> None:
     for what, part in (("training", source.train), ("test", source.test)):
         if part is not None and 0 in part.shape:
-            raise UserError(f"its {what} set has no images, or images without pixels")
+            raise UserError(f"its {what} set has no examples, or examples without values")
 
 
 def _check(source: Source) -> None:
