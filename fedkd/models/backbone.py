@@ -89,11 +89,7 @@ class Backbone:
         )
 
     def arch_here(self, arch: str) -> str:
-        """Return an architecture's name on this host, where a network of ``hf:`` may lie elsewhere.
-
-        Args:
-            arch: as the study names it.
-        """
+        """Return a study's name of an architecture as on this host, where ``hf:`` may be moved."""
         moved = arch == self.arch and arch.startswith(HUGGING_FACE) and self.weights
         return f"{HUGGING_FACE}{self.weights}" if moved else arch
 

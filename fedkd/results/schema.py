@@ -76,6 +76,7 @@ _RUN = _keys(
         mean_weights=(dict[str, float] | None, None),
         metric_without=(list[str], []),
         warning=(str, ""),
+        silos_get=(str, ""),
     ),
     instruments=(_INSTRUMENTS | None, None),
     silos_get=(_list(_keys(silo=str, num_held_out=Count, best=str | None, **_MODELS)), []),
