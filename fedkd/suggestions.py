@@ -95,12 +95,7 @@ _CUTOFF = 0.66
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return a phrase to end an error on ``name`` with, or an empty string.
-
-    Args:
-        name: what the user wrote.
-        valid: the names that are valid in its place.
-    """
+    """Return a phrase to end an error on ``name`` with, or an empty string."""
     names = list(valid)
     if RENAMED.get(name) in names:
         return f"; it was renamed to {RENAMED[name]!r}"

@@ -35,12 +35,6 @@ def check_simulated(
 ) -> None:
     """Refuse what only a study of deployed silos can have.
 
-    Args:
-        data: of the study.
-        scheme: of its partition.
-        rounds: of each arm, by its name.
-        arms: of the study.
-
     Raises:
         ValueError: with the key and what to do.
     """
@@ -72,13 +66,6 @@ def check_deployed(
     is_image: bool,
 ) -> None:
     """Refuse what a study of deployed silos cannot have.
-
-    Args:
-        data: of the study.
-        pretraining: of the study.
-        rounds: of each arm, by its name.
-        arms: of the study.
-        is_image: whether silos have images, and not tables or texts.
 
     Raises:
         ValueError: with the key and what to do.

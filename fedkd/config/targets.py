@@ -30,10 +30,6 @@ Targets = Annotated[
 def check_metric(metric: str, source: str) -> None:
     """Refuse a metric that does not follow from what silos share, if the server has no examples.
 
-    Args:
-        metric: of the study.
-        source: ``data.source``.
-
     Raises:
         ValueError: it needs the scores of all examples together.
     """

@@ -56,9 +56,6 @@ def align_sums(sums: TableSums, columns: Sequence[Column], wanted: Sequence[Colu
 def unite_columns(tables: Sequence[tuple[str, Sequence[Column]]]) -> tuple[Column, ...]:
     """Return the columns of several tables, with the categories of all.
 
-    Args:
-        tables: name of each, for errors, and its columns.
-
     Raises:
         UserError: their columns differ, or one is of numbers here and of names there.
     """

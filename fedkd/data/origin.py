@@ -30,11 +30,6 @@ def find_origin(
     Those are names, sizes and times of change of its files, or the code of a function of the
     user's own that says that it is ``cacheable``; of texts also the tokenizer's content.
 
-    Args:
-        name: of the source.
-        options: keyword arguments of a function of the user's own.
-        columns: of a table or of texts.
-
     Returns:
         The values; None where nothing tells whether the examples are still the same.
     """

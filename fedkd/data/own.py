@@ -44,10 +44,6 @@ Indices = npt.NDArray[np.int64]
 def call_source(name: str, options: Mapping[str, Any]) -> Source:
     """Return the source that a function of the user's own gives.
 
-    Args:
-        name: the function, as ``package.module:function``.
-        options: its keyword arguments.
-
     Raises:
         UserError: the function failed, or did not return such arrays.
     """
@@ -67,11 +63,6 @@ def call_partition(
     spec: OwnPartition, labels: npt.NDArray[np.int64], generator: np.random.Generator
 ) -> list[Indices]:
     """Return the examples of each silo that a function of the user's own gives.
-
-    Args:
-        spec: the study's section ``partition``.
-        labels: of all examples, ``[N]``.
-        generator: for the function's draws.
 
     Raises:
         UserError: the function failed, or did not return disjoint indices for every silo.

@@ -84,11 +84,7 @@ class PictureHeader:
 
 
 class PictureReader:
-    """Opens pictures, on several threads, and collects what is wrong with them.
-
-    Args:
-        pictures: N of them.
-    """
+    """Opens pictures, on several threads, and collects what is wrong with them."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self._pictures = pictures

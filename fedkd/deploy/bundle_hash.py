@@ -25,11 +25,7 @@ def bundle_hash() -> str:
 
 
 def hash_packages(top: Path) -> str:
-    """Return the hash of :data:`PACKAGES` in a folder.
-
-    Args:
-        top: the folder that contains the packages.
-    """
+    """Return the hash of :data:`PACKAGES` in a folder."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted((top / package).rglob("*.py")):

@@ -26,11 +26,7 @@ def send_frame(connection: socket.socket, content: bytes) -> None:
 
 
 def receive_frame(connection: socket.socket, *, limit: int) -> bytes:
-    """Receive one byte string.
-
-    Args:
-        connection: the socket.
-        limit: the largest accepted length in bytes.
+    """Receive one byte string of at most ``limit`` bytes.
 
     Raises:
         ClosedError: the connection ended before the string was complete.

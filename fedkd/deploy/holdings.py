@@ -117,12 +117,6 @@ def read_own_model(
 ) -> tuple[str, Checkpoint]:
     """Read the silo's own model, which must fit its architecture and the study's classes.
 
-    Args:
-        file: names the model's file.
-        shape: what the study's models are built for.
-        classes: of the study, in its order.
-        table: the silo's table, where it has one.
-
     Returns:
         The architecture and the checkpoint, all of it finite.
 

@@ -38,11 +38,6 @@ TRAINING = OptimizerSettings(epochs=3, batch_size=32, lr=0.05, momentum=0.9)
 def shorten(study: Study, *, folder: Path, engine: str) -> Study:
     """Return the study with one round an arm, one seed, and generated images at the server.
 
-    Args:
-        study: of deployed silos.
-        folder: for the generated images.
-        engine: name of the SuperLink connection.
-
     Raises:
         UserError: its silos are simulated, which need no rehearsal.
     """
@@ -77,12 +72,6 @@ def shorten(study: Study, *, folder: Path, engine: str) -> Study:
 
 def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
     """Write a silo's images, model and ``silo.yaml``; it shares what the arms ask for.
-
-    Args:
-        study: as :func:`shorten` returns it.
-        name: of the silo.
-        folder: for its files.
-        images: how many it has.
 
     Returns:
         The path of its ``silo.yaml``.

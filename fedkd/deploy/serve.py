@@ -30,12 +30,6 @@ def serve_command(
 ) -> tuple[list[str], Mapping[str, str]]:
     """Return the command of the SuperNode and its environment.
 
-    Args:
-        file: the silo's.
-        silo_file: its path.
-        supernode: the program ``flower-supernode``.
-        options: of the SuperNode, given by the user.
-
     Raises:
         UserError: the silo pins no code, an option leads around the check, or the program that
             checks cannot be written.

@@ -230,13 +230,7 @@ def _share_equal(predicted: Tensor, target: Tensor) -> float:
 
 
 def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) -> list[str]:
-    """Return warnings about likely failures of the distillation.
-
-    Args:
-        predicted: the student's classes ``[N]``.
-        ensemble: the student's target.
-        settings: of the consolidation.
-    """
+    """Return warnings about likely failures of the distillation."""
     warnings = []
     target = ensemble.target.argmax(1)
     constant = [len(each) > 1 and bool((each == each[0]).all()) for each in (predicted, target)]

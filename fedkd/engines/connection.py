@@ -43,9 +43,6 @@ RUN_NAME, RUN_ID, ASKED = "run-name", "run-id", "asked"
 class ConnectionEngine:
     """Runs every arm by ``flwr run`` on a SuperLink and follows its log.
 
-    Args:
-        name: of the connection.
-
     Raises:
         UserError: Flower has no connection of this name.
     """

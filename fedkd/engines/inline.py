@@ -135,15 +135,7 @@ def make_grid(
     pool: ThreadPoolExecutor,
     kind: type[GridType],
 ) -> GridType:
-    """Return a grid of one node per silo; ids follow the order of ``silos``, after the server's id.
-
-    Args:
-        silos: the silos of the study.
-        study: the study.
-        config: the run config, as :meth:`fedkd.engines.base.Task.run_config` gives it.
-        pool: threads for silos.
-        kind: the grid's class.
-    """
+    """Return a grid of one node per silo; ids follow the server's, in the order of ``silos``."""
     nodes = dict(enumerate(silos, SERVER_NODE + 1))
     app = make_client_app(lambda context: (nodes[context.node_id], study))
     contexts = {
@@ -153,11 +145,7 @@ def make_grid(
 
 
 class InlineEngine:
-    """Runs every arm in this process.
-
-    Args:
-        pool: threads for silos, one intra-op thread each.
-    """
+    """Runs every arm in this process."""
 
     remote = False
 

@@ -38,10 +38,6 @@ POLL_SECONDS = 0.2
 class Loopback:
     """Runs the programs between ``with`` and its end.
 
-    Args:
-        silos: each silo's ``silo.yaml``, by name.
-        report: told of every step, in a phrase.
-
     Attributes:
         folder: temporary; for whatever should be removed with it.
     """

@@ -41,13 +41,7 @@ def free_port() -> int:
 def start(
     command: Sequence[str | Path], environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own, so that Ctrl-C in the terminal does not reach it.
-
-    Args:
-        command: program and arguments.
-        environment: its whole environment.
-        log: file to which its output is appended.
-    """
+    """Start ``command`` in a session of its own: Ctrl-C in the terminal does not reach it."""
     with log.open("ab") as file:
         return subprocess.Popen(  # noqa: S603 -- our own commands
             [str(part) for part in command],

@@ -53,9 +53,6 @@ class RayEngine:
     """Runs every arm by ``flwr run`` on a private local SuperLink.
 
     ``RAY_ADDRESS`` in the environment makes Flower join that Ray cluster instead of starting one.
-
-    Args:
-        study: its number of silos and workers size the simulation.
     """
 
     remote = False

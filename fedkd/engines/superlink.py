@@ -68,12 +68,7 @@ def read_connection(name: str) -> Connection:
 
 
 class SuperLink:
-    """Submits runs to a SuperLink and queries their status.
-
-    Args:
-        connection: its address.
-        place: working folder of Flower's commands.
-    """
+    """Submits runs to a SuperLink and queries their status."""
 
     def __init__(self, connection: Connection, place: AppFolder) -> None:
         self.name, self.address = connection.name, connection.address

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 def check_study(federations: Sequence[Federation]) -> tuple[str, ...]:
     """Check a study before it runs.
 
-    Args:
-        federations: one per seed.
-
     Returns:
         Warnings, one sentence each.
 

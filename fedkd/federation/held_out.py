@@ -35,12 +35,6 @@ class HeldOut:
 def divide(silo: str, data: Images, share: float, seed: int) -> tuple[Images, Images | None]:
     """Hold out a share of a silo's examples, rounded up; one is always left to train on.
 
-    Args:
-        silo: its name.
-        data: its examples.
-        share: in [0, 1).
-        seed: of the split.
-
     Returns:
         The examples to train on and those held out, None where there are none; both in the order of
         ``data``.

@@ -83,12 +83,7 @@ def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, 
 
 
 def unite_classes(names: Sequence[Sequence[str]], *, ordered: bool) -> tuple[str, ...]:
-    """Return all classes once: those of the first list first if ``ordered``, then in natural order.
-
-    Args:
-        names: of the classes of each source.
-        ordered: whether the first list keeps its order.
-    """
+    """Return all classes once, in natural order; if ``ordered``, the first list comes first."""
     first = list(names[0]) if ordered else []
     others = {name for each in names for name in each} - set(first)
     return (*first, *sorted(others, key=natural_key))
@@ -96,10 +91,6 @@ def unite_classes(names: Sequence[Sequence[str]], *, ordered: bool) -> tuple[str
 
 def read_split(spec: Indices, num_rows: int) -> list[Rows]:
     """Return the rows of each silo as its file gives them, in natural order of names.
-
-    Args:
-        spec: names the file.
-        num_rows: of the training examples of ``data.source``.
 
     Raises:
         UserError: the file has changed its silos, or has rows that there are not.

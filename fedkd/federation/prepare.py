@@ -64,14 +64,7 @@ def pretrain_all(
     *,
     fresh: bool = False,
 ) -> None:
-    """Pre-train the models of all silos that have no checkpoint.
-
-    Args:
-        federations: one for each seed.
-        pool: threads on which silos train, one intra-op thread each.
-        progress: shows the progress.
-        fresh: ignore the cache.
-    """
+    """Pre-train the models of all silos that have no checkpoint."""
     for federation in federations:
         study = federation.study
         total = study.num_silos - len(study.pretraining.checkpoints)

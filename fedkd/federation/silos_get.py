@@ -49,11 +49,7 @@ class _Prediction:
 
 
 class SilosGet:
-    """Measures what the silos of one seed get from its runs.
-
-    Args:
-        federation: simulated.
-    """
+    """Measures what the silos of one seed get from its runs."""
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation

@@ -33,10 +33,6 @@ class SimulatedTeachers:
     bit under the same number of intra-op threads. Every teacher predicts a set of examples once for
     all students. Several threads may distil students at the same time.
 
-    Args:
-        federation: data and models of the seed.
-        arm: name of an arm that consolidates.
-
     Raises:
         UserError: the server has no transfer set.
         FedKDError: no silo has a usable model.

@@ -22,11 +22,6 @@ def encode_tables(split: Split, study: Study, columns: tuple[Column, ...]) -> Sp
     Test and validation rows have no influence. In a simulation the sums are computed where the
     data are; :attr:`fedkd.config.Study.statistics_exchanges` charges them.
 
-    Args:
-        split: rows of the table as they were read.
-        study: ``data.table.statistics`` says whose sums are used.
-        columns: of the table.
-
     Raises:
         UserError: there is no transfer set to take the statistics from, or all columns are
             constant.

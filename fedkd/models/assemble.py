@@ -42,13 +42,6 @@ def assembly(
 
     Weights are read before that function is called, and only once in a process.
 
-    Args:
-        backbone: what the study says.
-        arch: an architecture that it prepares.
-        build: builds the bare network.
-        in_channels: of the images.
-        image_size: of the images.
-
     Raises:
         UserError: weights, head or preprocessing do not fit the architecture.
     """

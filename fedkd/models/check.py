@@ -32,11 +32,6 @@ _EXCHANGED = frozenset(
 def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
     """Build ``arch`` and check predictions, training and state, on images of noise.
 
-    Args:
-        arch: the architecture.
-        shape: what it is built for.
-        trained: whether it will be trained; most teachers are not.
-
     Raises:
         UserError: it does not turn examples into one logit for each class, cannot be trained on a
             batch of two, or has a state that cannot be exchanged.

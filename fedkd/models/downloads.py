@@ -27,10 +27,6 @@ def local_files_only(*, enabled: bool = True) -> Iterator[None]:
 def check_download(what: str, remedy: str) -> None:
     """Refuse a download where :func:`local_files_only` does.
 
-    Args:
-        what: is to be downloaded, with its key.
-        remedy: what to do instead.
-
     Raises:
         UserError: this host downloads nothing.
     """

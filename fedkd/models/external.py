@@ -32,12 +32,7 @@ _PROBED = 8
 
 
 class ExternalModel(nn.Module):
-    """A model whose forward pass is a library's; it has no weights that can be trained.
-
-    Args:
-        arch: such as ``xgboost`` or ``sklearn:LogisticRegression``.
-        num_classes: C, of the study.
-    """
+    """A model whose forward pass is a library's; it has no weights that can be trained."""
 
     file: Tensor
     classes: Tensor

@@ -146,10 +146,6 @@ class TextNetwork(nn.Module):
 
     An encoder gets a linear layer on the mean of its outputs over a text's tokens, which is what
     sentence encoders are trained for (Reimers & Gurevych 1908.10084).
-
-    Args:
-        network: a text classifier, or an encoder.
-        has_head: whether it is a classifier.
     """
 
     def __init__(self, network: Any, *, has_head: bool) -> None:

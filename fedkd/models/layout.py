@@ -27,12 +27,8 @@ def has_convolutions(model: nn.Module) -> bool:
 def agrees_channels_last(model: nn.Module, images: Tensor) -> bool:
     """Whether logits and gradients are the same in both layouts, and training runs in both.
 
-    Values are compared in evaluation mode: in training mode a random layer draws in the order of
-    memory.
-
-    Args:
-        model: any; it is left as it is.
-        images: floats ``[N, C, H, W]``.
+    Images are floats ``[N, C, H, W]``. Values are compared in evaluation mode: in training mode a
+    random layer draws in the order of memory.
     """
     for dtype in (torch.float64, torch.float32):
         expected = _compute(model, images.to(dtype), torch.contiguous_format)

@@ -38,10 +38,6 @@ class BackboneModel(nn.Module, ABC):
     def state_from_plain(self, plain: State, what: str) -> State:
         """Return the state dict of this model that a whole network's gives.
 
-        Args:
-            plain: with the keys of :meth:`plain_state`.
-            what: how to name the file in an error.
-
         Raises:
             UserError: the network differs in the part that nobody trains.
         """

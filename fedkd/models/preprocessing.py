@@ -142,12 +142,7 @@ def same_preprocessing(states: list[State]) -> bool:
 
 
 def preprocessing_in(state: State, like: Preprocessing | None) -> Preprocessing | None:
-    """Return the preprocessing of a model, by its state where the state has it.
-
-    Args:
-        state: of the model.
-        like: of the study, which says the size.
-    """
+    """Return the preprocessing of a model, by its state where the state has it."""
     mean, std = (state.get(PREPROCESS + key) for key in ("mean", "std"))
     if mean is None or std is None:
         return like

@@ -74,11 +74,6 @@ def open_images(
 
     The shape is what the user or the teachers' own files say, else that of the transfer source.
 
-    Args:
-        wanted: what the user asks for.
-        cards: name of each teacher's file, and its card.
-        seed: of which images are drawn.
-
     Raises:
         UserError: a source cannot be read or does not fit, or the files contradict each other.
     """

@@ -10,11 +10,7 @@ from rich.text import Text
 
 
 def render(report: dict[str, Any]) -> RenderableType:
-    """Return a table of the teachers, and sentences on the student.
-
-    Args:
-        report: of :func:`fedkd.offline.from_files.consolidate_files`.
-    """
+    """Return a table of the teachers, and sentences on the student."""
     return Group(_teachers(report), *(Text(line) for line in _sentences(report)))
 
 

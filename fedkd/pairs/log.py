@@ -16,10 +16,6 @@ class Log:
 
     An incomplete line, left by a kill, is ignored. Rows of other studies and settings stay in the
     file, and are reused by the same command.
-
-    Args:
-        path: of the file.
-        fresh: discard its rows.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:

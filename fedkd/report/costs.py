@@ -18,12 +18,7 @@ AXIS_TITLES = {"exchanges": "exchanges", "megabytes": "megabytes, both ways"}
 
 
 def accuracy(results: Results, axis: str) -> Figure:
-    """Plot a metric against a cost, one view for each metric: seeds, mean and range, targets.
-
-    Args:
-        results: the study's.
-        axis: ``exchanges`` or ``megabytes``.
-    """
+    """Plot a metric against a cost, one view for each metric: seeds, mean and range, targets."""
     chosen, unit = results.metric, "exchange" if axis == "exchanges" else "megabyte"
     shown = [metric for metric in METRICS if metric in results.metrics or metric == chosen]
     styles = arm_styles(results.arms, results.baselines)

@@ -110,11 +110,7 @@ class StudyProgress:
 
 
 class SearchProgress(StudyProgress):
-    """Shows the trials of a search and the current student.
-
-    Args:
-        console: where to draw; bars appear only on a terminal.
-    """
+    """Shows the trials of a search and the current student."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, total_runs=1)
@@ -133,11 +129,7 @@ class SearchProgress(StudyProgress):
 
 
 class ArmSearchProgress(StudyProgress):
-    """Shows the trials of the search for whole arms.
-
-    Args:
-        console: where to draw; bars appear only on a terminal.
-    """
+    """Shows the trials of the search for whole arms."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, total_runs=1)

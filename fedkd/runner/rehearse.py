@@ -26,12 +26,6 @@ def rehearse_study(
     Keys, certificates, images and models are generated; all files and processes are gone at the
     end, however it ends.
 
-    Args:
-        study: of deployed silos.
-        images: of each silo.
-        progress: told of every step of the study.
-        report: told of the other steps, in a phrase.
-
     Returns:
         The summary of the shortened study, as in ``summary.json``.
 

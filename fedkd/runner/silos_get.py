@@ -13,11 +13,7 @@ from fedkd.results.record import CHECKPOINT_FILE, CUT_SHORT, RunRecord, write_st
 
 
 class SiloMeasurements:
-    """Measures runs of simulated silos; a silo's own model is measured once for each seed.
-
-    Args:
-        pool: threads on which silos are measured.
-    """
+    """Measures runs of simulated silos; a silo's own model is measured once for each seed."""
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool

@@ -74,12 +74,7 @@ class StudyRunner:
         self._failures: list[Failure] = []
 
     def run(self, federations: Sequence[Federation], warnings: Sequence[str]) -> Outcome:
-        """Run what is not finished, and write the summary and the report.
-
-        Args:
-            federations: one for each seed.
-            warnings: of the check, for the summary.
-        """
+        """Run what is not finished, and write the summary and the report."""
         interrupt.advise(f"Resume with: {self._resume}")
         try:
             interrupted = self._run_all(federations)

@@ -36,15 +36,7 @@ def summarise(
     failures: Sequence[Failure],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` holds.
-
-    Args:
-        study: as resolved.
-        federations: one for each seed.
-        records: of runs, by arm and seed.
-        failures: runs without a record.
-        warnings: of :func:`fedkd.federation.check.check_study`.
-    """
+    """Return what ``summary.json`` holds."""
     order = [(arm, seed) for arm in study.arms for seed in study.seeds]
     ended = [records[key] for key in order if key in records]
     complete = [record for record in ended if record.stopped not in CUT_SHORT]

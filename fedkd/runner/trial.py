@@ -16,12 +16,7 @@ from strategies.savepoint import read_exchanges
 
 
 class TrialRunner:
-    """Runs arms on the validation examples in place of the test examples; nothing is kept.
-
-    Args:
-        federations: one for each seed.
-        engine: on this host; entered.
-    """
+    """Runs arms on the validation examples in place of the test examples; nothing is kept."""
 
     def __init__(self, federations: Sequence[Federation], engine: Engine) -> None:
         self._federations = {each.seed: evaluated_on_validation(each) for each in federations}

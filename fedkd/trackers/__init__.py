@@ -18,10 +18,6 @@ from fedkd.util.requirements import install_command
 def make_trackers(names: Sequence[str], option: str = "--track") -> list[Tracker]:
     """Return the trackers of these names, each once.
 
-    Args:
-        names: of the trackers.
-        option: by which the user gave them, for errors.
-
     Raises:
         UserError: a name is unknown, its package is not installed, or a class of the user's own
             failed or is not a tracker.

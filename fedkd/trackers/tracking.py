@@ -21,12 +21,6 @@ class Tracking:
     A tracker that raises an exception is left out for the rest of the study, with one warning. The
     record of a run is complete: points that the engine did not report, and all points of a run
     from the cache, are logged when the run ends.
-
-    Args:
-        trackers: they may be none.
-        study: the study.
-        folder: its results folder.
-        warn: called with a sentence about a tracker that failed.
     """
 
     def __init__(

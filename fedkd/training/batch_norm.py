@@ -48,13 +48,6 @@ def recalibrate(state: State, arch: str, shape: Shape, images: Images, compute: 
     Every layer's statistics are the mean of those of batches of 256 examples, in order: Izmailov et
     al. 1803.05407, section 3.2. Other layers are in evaluation mode. A model without BatchNorm
     keeps its state.
-
-    Args:
-        state: of a model of ``arch``.
-        arch: the architecture.
-        shape: what it is built for.
-        images: at least one.
-        compute: device and precision.
     """
     model = build_model(arch, shape, seed=0).to(compute.device)
     layers = [layer for layer in batch_norms(model).values() if layer.track_running_stats]

@@ -43,11 +43,6 @@ class CannotLearnError(FedKDError):
 def train_external(arch: str, data: Images, seed: int) -> State:
     """Train a classifier of another library.
 
-    Args:
-        arch: ``library:Class`` of :data:`fedkd.registry.EXTERNAL_CLASSES`.
-        data: the silo's labelled examples.
-        seed: of all that the library draws.
-
     Raises:
         CannotLearnError: the data are of one class, or the library does not take them.
     """

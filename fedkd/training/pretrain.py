@@ -23,12 +23,6 @@ class EarlyStop:
 
     Call it after every epoch; it returns whether to end. A loss that is not finite never counts as
     lower.
-
-    Args:
-        model: the model in training.
-        held_out: at least one labelled example.
-        patience: number of epochs.
-        compute: device and precision.
     """
 
     def __init__(self, model: nn.Module, held_out: Images, patience: int, compute: Compute) -> None:
@@ -71,14 +65,6 @@ def pretrain(
     With ``patience``, a share of the examples, drawn from ``generator``, is held out, and the
     weights of the epoch with the lowest loss on it are kept. A silo that is too small to hold out
     an example trains on all of them for all epochs.
-
-    Args:
-        model: on ``compute.device``.
-        data: the silo's labelled examples.
-        settings: of the pre-training.
-        num_classes: number of classes.
-        generator: the only source of randomness.
-        compute: device and precision.
     """
     early_stop = None
     held_out = settings.num_held_out(len(data))

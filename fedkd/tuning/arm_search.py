@@ -130,12 +130,6 @@ def search_arm(
 ) -> None:
     """Search until this number of trials has ended, those of earlier calls included.
 
-    Args:
-        search: from :func:`fedkd.tuning.store.opened`.
-        arm_search: the arm, and how its trials run.
-        trials: how many in all.
-        progress: shows the progress.
-
     Raises:
         UserError: what the settings ask for is impossible.
     """

@@ -36,10 +36,6 @@ class ArmSpace:
     learning rate where the strategy has one; and the numeric settings of a consolidation, except
     those of a method's identity such as its weighting. The loss, the number of rounds and the
     share of silos in a round stay as they are.
-
-    Args:
-        study: the study.
-        arm: name of the arm.
     """
 
     def __init__(self, study: Study, arm: str) -> None:

@@ -24,11 +24,6 @@ SHOWN_IMPORTANCES = 3
 def summarise_arm(arm: str, trials: Sequence[FrozenTrial], space: ArmSpace) -> dict[str, Any]:
     """Return the results of one arm as plain values.
 
-    Args:
-        arm: name of the arm.
-        trials: those that have ended, in order.
-        space: of the search.
-
     Raises:
         FedKDError: no trial has a result.
     """

@@ -33,15 +33,6 @@ def run_grid(
 
     No point depends on another's result, so the results depend neither on ``threads`` nor on the
     order in which points end. Nothing is pruned, so half-trained students are not scored.
-
-    Args:
-        search: from :func:`fedkd.tuning.store.opened`.
-        space: of the search.
-        points: of the grid.
-        seed_objectives: one for each seed.
-        arm: name of the arm.
-        threads: number of points at a time.
-        progress: shows the progress.
     """
     ended = search.get_trials(deepcopy=False, states=ENDED)
     done = [trial.user_attrs[POINT] for trial in ended]

@@ -26,10 +26,6 @@ def importances(trials: Sequence[FrozenTrial], space: ArmSpace) -> dict[str, flo
     Importance. Results are cut at the cap of :class:`Limits`: beyond it trials were stopped, so
     that theirs are unknown. A trial that was stopped counts at least as the worst that finished.
 
-    Args:
-        trials: those that have ended.
-        space: of the search.
-
     Returns:
         Shares that sum to 1, largest first; empty with too few trials or equal results.
     """

@@ -145,10 +145,6 @@ def agreement(
 ) -> dict[str, float | int | None]:
     """Measure how well choosing by scores without validation labels does, over the same trials.
 
-    Args:
-        scores: of each trial's students.
-        accuracies: of the same students on the labelled validation data.
-
     Returns:
         ``trials``; ``spearman``, the rank correlation, None where either is constant or there are
         fewer than three trials; ``regret``, by how much the accuracy of the choice by scores

@@ -93,13 +93,6 @@ def run_trial(
 
     A trial that diverges has ended too, without a result: it would diverge again.
 
-    Args:
-        search: of the trial.
-        trial: from ``search``.
-        settings: of the consolidation.
-        seed_objectives: one for each seed.
-        progress: shows the progress.
-
     Raises:
         UserError: what the settings ask for is impossible.
     """
@@ -124,15 +117,7 @@ def _run_seed(
     before: Sequence[float],
     progress: Progress,
 ) -> float:
-    """Distil and score one seed's student, and store its scores with the trial.
-
-    Args:
-        trial: the trial.
-        settings: of the consolidation.
-        seed_objective: the seed.
-        before: scores of the trial's students on the seeds before.
-        progress: shows every epoch.
-    """
+    """Distil and score one seed's student, and store its scores with the trial."""
     reports = {-(-settings.all_epochs * k // REPORTS): k for k in range(1, REPORTS + 1)}
 
     def on_student(student: nn.Module, epoch: int, epochs: int) -> None:

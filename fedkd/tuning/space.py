@@ -41,12 +41,7 @@ def uses_sgd(settings: object) -> bool:
 
 
 def start_ranges(own: Consolidation, *, labelled: bool) -> dict[str, Range]:
-    """Return the ranges of the numeric settings of a consolidation, its own values included.
-
-    Args:
-        own: the settings.
-        labelled: whether the transfer set has labels.
-    """
+    """Return the ranges of the numeric settings of a consolidation, its own values included."""
     # Every interpolation makes an epoch longer by a pass over the transfer set.
     passes = 1 + own.mixed_inputs
     low, high = max(1, 10 // passes), max(1, 100 // passes)

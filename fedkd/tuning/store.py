@@ -75,13 +75,6 @@ def opened(
 
     Trials that an earlier process had not finished when it was killed are marked as failed.
 
-    Args:
-        path: the file.
-        name: of the search.
-        kind: decides the direction and the pruner.
-        key: from :func:`search_key` or :func:`arm_search_key`.
-        fresh: discard what the file contains.
-
     Raises:
         UserError: the file is damaged, contains another search, or is in use.
         FedKDError: it cannot be read or written.

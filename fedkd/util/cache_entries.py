@@ -67,10 +67,6 @@ def new_entry(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a folder that becomes the entry ``path`` when the block succeeds.
 
     An entry is whole or absent. It replaces one that is there, to which its key says it is equal.
-
-    Args:
-        path: the entry.
-        private: whether the user alone may read it.
     """
     with temporary_beside(path) as scratch:
         scratch.mkdir(mode=0o700 if private else 0o777)
@@ -181,12 +177,7 @@ def drop_entry(path: Path) -> None:
 
 
 def find_entries(root: Path, kinds: Collection[str] = tuple(KINDS)) -> list[Entry]:
-    """Return all entries below the cache's root; nothing that is not fedkd's own is among them.
-
-    Args:
-        root: of the cache.
-        kinds: of :data:`KINDS`; by default all.
-    """
+    """Return all entries below the cache's root; nothing that is not fedkd's own is among them."""
     now = time.time()
     return [
         Entry(kind, path, _size(path), max(0.0, now - _changed(path)))
@@ -200,11 +191,6 @@ def clear(root: Path, *, kind: str | None = None, older_than: float = 0.0) -> li
     """Remove entries, and what crashes left unfinished; return the entries removed.
 
     A study that runs meanwhile computes again what it does not find.
-
-    Args:
-        root: of the cache.
-        kind: of :data:`KINDS`; by default all.
-        older_than: least age in seconds.
 
     Raises:
         UserError: there is no such kind.

@@ -29,14 +29,9 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def hold_lock(path: Path, *, what: Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock for the length of the block.
+    """Hold a lock for the length of the block; wait some seconds for another holder.
 
     The operating system releases it when the process ends, even by SIGKILL.
-
-    Args:
-        path: the lock file.
-        what: what it protects, for error messages.
-        wait: seconds to wait for another holder.
 
     Raises:
         UserError: another process holds the lock, or the lock file cannot be written.

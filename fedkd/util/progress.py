@@ -16,10 +16,6 @@ class SlowProgress:
 
     On a terminal one line is written over; elsewhere, as in the log of a process, a line follows
     every half minute.
-
-    Args:
-        doing: what is done, such as ``decoding pictures``.
-        total: number of pieces.
     """
 
     def __init__(self, doing: str, total: int) -> None:

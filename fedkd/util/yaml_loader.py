@@ -58,10 +58,6 @@ def load_yaml(text: str, *, origin: str) -> Any:
 
     JSON is valid here too. Dates, octal and base-60 numbers of YAML 1.1 stay text.
 
-    Args:
-        text: one YAML document.
-        origin: what to call it in error messages.
-
     Raises:
         UserError: it is not valid YAML, is too large, or contains a duplicate key, a tag or a
             key that is not text; the error names line and column.

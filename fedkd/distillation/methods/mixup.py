@@ -12,9 +12,6 @@ class Mixup:
     """Zhang et al. 1710.09412 with alpha 1: the interpolation weight is uniform on [0, 1].
 
     The teachers predict on the transfer examples once; their targets are interpolated linearly.
-
-    Args:
-        generator: of one weight and one permutation for each batch.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
