@@ -36,10 +36,7 @@ def check_recalibration(study: Study) -> None:
 def check_labels(study: Study, settings: Consolidation, path: str) -> None:
     """Refuse a method that needs labels, and settings about labels, where there are none.
 
-    Args:
-        study: the study.
-        settings: of the consolidation; a method of the user's own is imported.
-        path: of these settings, for the error message.
+    A method of the user's own is imported.
 
     Raises:
         ValueError: with the key and what to do.

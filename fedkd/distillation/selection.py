@@ -46,13 +46,7 @@ def choose(
 ) -> Choice:
     """Choose the student and its teachers.
 
-    Args:
-        teachers: all teachers.
-        settings: ``student`` and ``select`` set the rules.
-        validation: labelled examples for the choice; may be empty if the rules need none.
-        arch: architecture of the student.
-        seed: of the repetition.
-        basis: of the teachers' moments, or None.
+    The validation examples may be empty if the rules in ``settings`` need none.
 
     Raises:
         FedKDError: no teacher has the architecture or the moments that the student needs.

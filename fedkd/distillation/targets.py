@@ -114,12 +114,7 @@ def make_data(
 ) -> DistillationData:
     """Return the distillation data: the transfer set or its subset, with mixed inputs.
 
-    Args:
-        teachers: the teachers to use.
-        settings: of the consolidation.
-        setup: the data and environment.
-        ensemble: the pooled predictions on the whole transfer set.
-        student: index of the teacher that the student is a copy of, or None.
+    ``student`` is the index of the teacher that the student is a copy of, or None.
     """
     images = setup.transfer.images
     densities_only = settings.teachers == "densities"

@@ -24,10 +24,7 @@ def fetch_models(
 ) -> None:
     """Bring models of runs on a SuperLink to the runs' folders on this host.
 
-    Args:
-        connection: name of the SuperLink.
-        hashes: SHA-256 of each model, by its path here.
-        on_model: called with the path of each model that has arrived.
+    The SHA-256 of each model stands by its path on this host.
 
     Raises:
         UserError: a folder is not of a run on a SuperLink.

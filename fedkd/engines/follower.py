@@ -56,11 +56,7 @@ class OnlyNew:
 class Follower:
     """Reads one run's log to its end, reopening the stream as often as it breaks.
 
-    Args:
-        superlink: where the run is running.
-        run_id: Flower's.
-        take: receives every line's kind and value, but for the last.
-        last: kind of the line that ends the run.
+    ``take`` receives every line's kind and value, but for the last, whose kind is ``last``.
     """
 
     def __init__(

@@ -46,11 +46,6 @@ def empty_split(study: Study) -> Split:
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
     """Draw the study's transfer set on a silo that has its source, or that needs none (noise).
 
-    Args:
-        study: sets the number of examples.
-        seed: of the repetition.
-        source: the transfer source as named on this host, or None.
-
     Returns:
         The examples, equal to the server's if the source is the same; None without a source.
     """

@@ -30,10 +30,6 @@ def load_federations(
 ) -> tuple[list[Federation], tuple[str, ...]]:
     """Return a checked federation for each seed, and warnings about the study.
 
-    Args:
-        study: the study.
-        load: loads the federation of one seed with a cache folder.
-
     Raises:
         UserError: the study does not fit the data, the files or the cache folder.
     """

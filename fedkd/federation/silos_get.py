@@ -66,13 +66,7 @@ class SilosGet:
         self._own: dict[str, float | None] = {}
 
     def measure(self, arm: str, state: State, pool: Executor) -> tuple[SiloGets, ...]:
-        """Return what each silo gets from a run, in natural order of names.
-
-        Args:
-            arm: of the run.
-            state: of the global model at the run's end.
-            pool: threads on which silos are measured, one intra-op thread each.
-        """
+        """Return what each silo gets from a run, in natural order of names."""
         test = self._federation.split.test
         shared = any(held.data is test for held in self._held_out.values()) and len(test) > 0
         predictions = run_all(pool, [partial(self._predict, arm, state, test)] if shared else [])
@@ -186,11 +180,8 @@ def conclude(
 ) -> SiloGets:
     """Return what a silo gets, with the best of its models, and by how much it loses.
 
-    Args:
-        silo: its name.
-        num_held_out: examples by which it judges.
-        own: the metric of its own model, or None.
-        found: the metric of each model that the federation gives it.
+    ``own`` is the metric of its own model, or None; ``found`` that of each model that the
+    federation gives it.
     """
     known = {name: value for name, value in {**found, "own": own}.items() if value is not None}
     offered = [value for value in found.values() if value is not None]

@@ -78,10 +78,7 @@ class SimulatedTeachers:
     ) -> Consolidated:
         """Distil a student.
 
-        Args:
-            settings: of the consolidation; ``mode`` must be the arm's own.
-            rows: the part of the transfer set to distil on, as indices ``[S]``; default: all.
-            on_student: called with the student after every epoch; see :class:`DistillationSetup`.
+        ``rows`` ``[S]`` are the part of the transfer set to distil on; by default all.
 
         Raises:
             FedKDError: distillation diverged, or there is no target to learn from.

@@ -18,11 +18,8 @@ _SCALE = 2
 def add_adapters(network: nn.Module, rank: int, targets: Sequence[str], head: str) -> list[str]:
     """Add adapters to a network in place, and return the names of the modules to train.
 
-    Args:
-        network: the network.
-        rank: of the adapters.
-        targets: names of layers, or how they end; empty for all linear layers but the head.
-        head: name of the head, which is trained as a whole.
+    Targets are names of layers, or how they end; without any, all linear layers but the head.
+    The head is trained as a whole.
 
     Raises:
         UserError: there are no such layers, or peft cannot adapt them.

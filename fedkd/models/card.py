@@ -148,11 +148,7 @@ def load_model(
 ) -> Checkpoint:
     """Read a checkpoint that must fit its card.
 
-    Args:
-        path: the file.
-        card: of the study, or of the file.
-        what: how to name the file in an error.
-        preprocessing: that the model was trained with, if it is not the card's.
+    ``preprocessing`` is what the model was trained with, if it is not the card's.
 
     Raises:
         UserError: it does not, or the architecture does not take such images.

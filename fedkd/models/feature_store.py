@@ -67,10 +67,8 @@ class FeatureStore:
     ) -> Tensor:
         """Return the features, float32 ``[N, ...]``, of examples ``[N, ...]``.
 
-        Args:
-            images: the examples.
-            shape: of the features of one example.
-            compute: returns the features of examples that were not seen before.
+        ``compute`` returns those of examples that were not seen before. ``shape`` is of one
+        example.
         """
         features = torch.empty(len(images), *shape)
         at_once = max(1, min(_IN_ENTRY, _ENTRY_BYTES // (4 * math.prod(shape))))

@@ -78,12 +78,7 @@ def read_given(
 ) -> tuple[str, Checkpoint]:
     """Read a model that must fit a study, and return its architecture and its state.
 
-    Args:
-        model: where it is.
-        archs: architectures that it may have. A file that does not name its own has the first.
-        shape: of the study.
-        classes: names of the study's classes, or empty where they are unknown.
-        what: how to name it in an error.
+    A file that does not name its own architecture has the first of ``archs``.
 
     Raises:
         UserError: it does not fit, or some of its values are not finite.

@@ -24,15 +24,9 @@ def read_model(
 ) -> Checkpoint:
     """Read a checkpoint as the state of a study's model.
 
-    A model with preprocessing or a fixed part takes a file of either form: of the whole network, as
-    its library names its tensors, or of what is trained, as fedkd writes it.
-
-    Args:
-        path: the file.
-        arch: its architecture.
-        shape: what the study's models are built for.
-        what: how to name the file in an error.
-        preprocessing: that the model was trained with, if the study's models carry one.
+    A model with preprocessing or a fixed part takes a file of either form: of the whole
+    network, as its library names its tensors, or of what is trained, as fedkd writes it.
+    ``preprocessing`` is what it was trained with, if the study's models carry one.
 
     Raises:
         UserError: the file cannot be read or does not fit.

@@ -45,11 +45,6 @@ def split_at(
 ) -> tuple[nn.Module, nn.Module] | None:
     """Return the parts before and from a block on; they share their modules with the network.
 
-    Args:
-        network: a network.
-        block: name of the block that the second part begins with.
-        blocks: names of all blocks.
-
     Returns:
         None where the network cannot be traced, or more than the block's input is used later.
     """

@@ -69,17 +69,9 @@ def measure_pairs(
     """Measure all ordered pairs of silos under all methods, on every seed.
 
     Rows in the log of an earlier call are reused unless something that determines them has
-    changed. The order of the rows, and all of them but ``seconds``, are the same for any
-    number of threads.
-
-    Args:
-        study: the study; of its arms only the optimiser of the first that consolidates is used.
-        out: root of all results; files go to ``<out>/<study>/``.
-        pool: threads on which models train, one intra-op thread each.
-        progress: shows the progress.
-        methods: names of methods; by default all that the study allows.
-        epochs: used instead of the study's.
-        fresh: discard the rows of earlier calls, and pre-train anew.
+    changed. The order of the rows, and all of them but ``seconds``, are the same for any number
+    of threads. Of the study's arms only the optimiser of the first that consolidates is used;
+    ``epochs`` replaces its own. Files go to ``<out>/<study>/``.
 
     Raises:
         UserError: the study has no pairs, or a method is not available.

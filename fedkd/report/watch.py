@@ -123,13 +123,8 @@ def watch(
 ) -> bool:
     """Show the progress of a study until it has ended, and return whether it has.
 
-    Args:
-        folder: a results folder, or a study folder: then its newest results.
-        console: where to draw.
-        once: print the current state and return.
-        sleep: waits between two reads.
-        on_state: receives every state that differs from the one before.
-        draw: whether anything is drawn.
+    ``on_state`` receives every state that differs from the one before, and ``sleep`` waits
+    between two reads.
 
     Raises:
         UserError: the folder is not a results folder.

@@ -61,16 +61,8 @@ def tune_arms(
 ) -> TunedArms:
     """Give every arm the same number of trials and write the best of each as a study.
 
-    Args:
-        study: the study.
-        arms: names of arms; None for all. Baselines come first.
-        seeds: of the trials; none of them a seed of the study.
-        trials: number of trials of each arm.
-        out: root of all results; files go to ``<out>/<study>/``.
-        pool: threads on which silos pre-train, one intra-op thread each.
-        make_runner: returns what runs an arm on the federations.
-        progress: shows the progress.
-        fresh: discard earlier trials.
+    Baselines come first. No seed of the trials may be one of the study. Files go to
+    ``<out>/<study>/``.
 
     Raises:
         UserError: the study or an arm cannot be tuned, or a file contains another search.

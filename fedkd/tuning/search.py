@@ -40,14 +40,7 @@ def run(
 ) -> None:
     """Search until ``trials`` have ended, those of earlier calls included, or the grid has.
 
-    Args:
-        search: from :func:`fedkd.tuning.store.opened`.
-        seed_objectives: one for each seed.
-        arm: name of the arm.
-        kind: ``grid`` or ``tpe``.
-        judge: the objective.
-        trials: how many in all; by default the whole grid, or :data:`TRIALS`.
-        progress: shows the progress.
+    By default a grid is tried whole, and TPE makes :data:`TRIALS` trials.
 
     Raises:
         UserError: what the settings ask for is impossible.
