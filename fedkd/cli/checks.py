@@ -53,9 +53,7 @@ def schema() -> None:
     typer.echo(json.dumps(study_schema(), indent=1))
 
 
-def doctor(
-    as_json: AsJson = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine: packages, processor, GPU, disk, data; print how to fix problems."""
     from fedkd.doctor import examine
 

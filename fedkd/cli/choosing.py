@@ -38,8 +38,7 @@ def tune(
     arm: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="Tune the start of one arm; default: of the first that distils.",
+            metavar="NAME", help="Tune the start of one arm; default: of the first that distils."
         ),
     ] = None,
     arms: Annotated[
@@ -243,11 +242,7 @@ def pairs(
         raise KeyboardInterrupt
 
 
-def recommend(
-    study: StudyPath,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+def recommend(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Describe the federation of STUDY, a YAML file, and print the method best on average.
 
     For example: fedkd recommend experiments/quickstart.yaml --set partition.alpha=0.5

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedkd.cli.options import (
-    AsJson,
-    Overrides,
-    StudyPath,
-    load,
-    progress_console,
-    wide_console,
-)
+from fedkd.cli.options import AsJson, Overrides, StudyPath, load, progress_console, wide_console
 from fedkd.errors import UserError
 
 if TYPE_CHECKING:

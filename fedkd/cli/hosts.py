@@ -51,8 +51,7 @@ def keys_init(
     host: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME_OR_IP",
-            help="Host name or address of the server; may be repeated.",
+            metavar="NAME_OR_IP", help="Host name or address of the server; may be repeated."
         ),
     ],
     out: KeysFolder = Path("keys"),

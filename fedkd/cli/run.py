@@ -48,10 +48,7 @@ def compare(
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Resume the interrupted study of this results folder.",
-        ),
+        typer.Option(metavar="RUN", help="Resume the interrupted study of this results folder."),
     ] = None,
     rounds: Annotated[
         int | None,

@@ -8,15 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd.cli.options import (
-    RUNS,
-    AsJson,
-    Out,
-    Overrides,
-    Seeds,
-    load,
-    progress_console,
-)
+from fedkd.cli.options import RUNS, AsJson, Out, Overrides, Seeds, load, progress_console
 from fedkd.errors import UserError
 
 

@@ -41,8 +41,7 @@ class Selection(Section):
     """Which of the silos' models are teachers."""
 
     drop_below_chance: bool = Field(
-        default=False,
-        description="leave out models no better than chance on validation data",
+        default=False, description="leave out models no better than chance on validation data"
     )
     top: Count | None = Field(None, description="maximum number of teachers; by default all")
     by: Literal["accuracy", "complementary"] = Field(

@@ -170,10 +170,7 @@ class Rounds(OptimizerKeys):
         "aggregates that are robust to a minority of bad models",
     )
     trim: float = Field(
-        0.2,
-        gt=0,
-        lt=0.5,
-        description="share cut off at either end; for aggregation: trimmed-mean",
+        0.2, gt=0, lt=0.5, description="share cut off at either end; for aggregation: trimmed-mean"
     )
 
     @model_validator(mode="after")

@@ -200,11 +200,7 @@ def _download(file: PublicFile, target: Path) -> str:
     for url in file.urls:
         try:
             pooch.retrieve(
-                url,
-                f"md5:{file.md5}",
-                fname=target.name,
-                path=target.parent,
-                downloader=_save,
+                url, f"md5:{file.md5}", fname=target.name, path=target.parent, downloader=_save
             )
         except (OSError, ValueError) as error:
             problems.append(f"{url}: {_first_cause(error)}")

@@ -43,12 +43,7 @@ class SiloCheck:
     """
 
     def __init__(
-        self,
-        file: SiloFile,
-        study: Study | None,
-        *,
-        accept: bool = False,
-        path: Path | None = None,
+        self, file: SiloFile, study: Study | None, *, accept: bool = False, path: Path | None = None
     ) -> None:
         self._path = path
         self._file = file

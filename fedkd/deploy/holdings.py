@@ -205,9 +205,7 @@ def _convert(
     if relabelled.kind != "image":
         return relabelled
     return convert_like(
-        relabelled,
-        channels=channels or images.shape[1],
-        size=image_size or source.image_size,
+        relabelled, channels=channels or images.shape[1], size=image_size or source.image_size
     )
 
 

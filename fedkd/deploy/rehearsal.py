@@ -124,11 +124,7 @@ def _write_model(study: Study, name: str, data: Path, path: Path) -> None:
     model = build_model(arch, shape, seed=study.seeds[0])
     generator = torch_generator(study.seeds[0], "rehearsal", name)
     train_supervised(
-        model,
-        Images(pixels, labels),
-        optimizer=TRAINING,
-        generator=generator,
-        compute=Compute(),
+        model, Images(pixels, labels), optimizer=TRAINING, generator=generator, compute=Compute()
     )
     if backbone is not None and backbone.trained.kind == "lora":
         save_state(path, copy_state(model))  # a whole network has no adapters of its own

@@ -175,10 +175,7 @@ class Teachers:
                 "the silos' models differ in their preprocessing, so that their average is a model "
                 "of neither; set student: best or fresh, or another start"
             )
-        average = average_states(
-            states,
-            [float(t.num_examples) for t in candidates],
-        )
+        average = average_states(states, [float(t.num_examples) for t in candidates])
         if self._recalibrate_on is None:
             return average
         return recalibrate(average, arch, self.shape, self._recalibrate_on, self.compute)

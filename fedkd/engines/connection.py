@@ -16,13 +16,7 @@ from typing import Any
 
 from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
-from fedkd.engines.follower import (
-    Follower,
-    KilledRunError,
-    OnlyNew,
-    note_entry,
-    read_record,
-)
+from fedkd.engines.follower import Follower, KilledRunError, OnlyNew, note_entry, read_record
 from fedkd.engines.superlink import SuperLink, read_connection
 from fedkd.errors import UserError
 from fedkd.messages import keys

@@ -118,10 +118,7 @@ class SuperLink:
             if str(run.get("run-id")) == run_id:
                 return str(run.get("status")), str(run.get("status-details") or "")
         if "Run ID not found" in answer.stdout + answer.stderr:
-            return (
-                FORGOTTEN,
-                "the SuperLink does not know it: was it started without --database?",
-            )
+            return (FORGOTTEN, "the SuperLink does not know it: was it started without --database?")
         return None
 
     def open_log(self, run_id: str, log: Path, *, stream: bool) -> subprocess.Popen[bytes]:

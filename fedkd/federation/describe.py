@@ -96,10 +96,7 @@ def simulated_teachers(federation: Federation) -> Teachers:
         if (state := silo.own_model().state) is not None
     ]
     return Teachers(
-        members,
-        federation.shape,
-        federation.compute,
-        recalibrate_on=federation.recalibrate_on,
+        members, federation.shape, federation.compute, recalibrate_on=federation.recalibrate_on
     )
 
 

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from fedkd.data.images import Images
 from fedkd.distillation.density.basis import Basis
-from fedkd.distillation.density.estimators import (
-    LEAST_SILO_IMAGES,
-    log_densities,
-    round_as_sent,
-)
+from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES, log_densities, round_as_sent
 from fedkd.distillation.density.moments import Moments, moments_of
 from fedkd.distillation.teachers import Teacher
 from fedkd.federation.federation import Federation, Pretrained

@@ -27,11 +27,7 @@ from fedkd.util.safetensors_header import read_metadata
 from fedkd.version import VERSION
 
 _KEY = "fedkd"
-_BOUNDS = {
-    "num_classes": (2, MAX_CLASSES),
-    "in_channels": (1, 16),
-    "image_size": (1, 2048),
-}
+_BOUNDS = {"num_classes": (2, MAX_CLASSES), "in_channels": (1, 16), "image_size": (1, 2048)}
 
 _MAX_INPUTS = 16 * 2048 * 2048
 

@@ -60,10 +60,7 @@ class FeatureStore:
         self._lock = threading.Lock()
 
     def get(
-        self,
-        images: Tensor | Images,
-        shape: tuple[int, ...],
-        compute: Callable[[Tensor], Tensor],
+        self, images: Tensor | Images, shape: tuple[int, ...], compute: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Return the features, float32 ``[N, ...]``, of examples ``[N, ...]``.
 

@@ -15,12 +15,7 @@ from fedkd.models.state import Checkpoint, State, copy_state, read_checkpoint
 
 
 def read_model(
-    path: Path,
-    arch: str,
-    shape: Shape,
-    *,
-    what: str,
-    preprocessing: Preprocessing | None = None,
+    path: Path, arch: str, shape: Shape, *, what: str, preprocessing: Preprocessing | None = None
 ) -> Checkpoint:
     """Read a checkpoint as the state of a study's model.
 

@@ -214,12 +214,7 @@ class SplitModel(PartlyTrainedModel, FeaturesModel):
         model: arguments of :class:`PartlyTrainedModel`.
     """
 
-    def __init__(
-        self,
-        fixed: FixedPart,
-        rest: nn.Module,
-        *model: Any,
-    ) -> None:
+    def __init__(self, fixed: FixedPart, rest: nn.Module, *model: Any) -> None:
         super().__init__(*model)
         self.__dict__.update(fixed=fixed, rest=rest)
 

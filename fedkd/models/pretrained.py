@@ -14,11 +14,7 @@ import torch
 from fedkd.config.backbone import is_weights_file
 from fedkd.errors import UserError
 from fedkd.models.downloads import check_download
-from fedkd.models.hugging_face import (
-    hugging_face_preprocessing,
-    read_hugging_face,
-    settings_of,
-)
+from fedkd.models.hugging_face import hugging_face_preprocessing, read_hugging_face, settings_of
 from fedkd.models.libraries import require
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.models.state import State, state_hash

@@ -263,11 +263,7 @@ def _saving_view(
         )
     zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0}
     layout = {
-        "xaxis": {
-            "title": {"text": "exchanges saved"},
-            "ticksuffix": " %",
-            "zeroline": False,
-        },
+        "xaxis": {"title": {"text": "exchanges saved"}, "ticksuffix": " %", "zeroline": False},
         "yaxis": {
             "tickvals": positions,
             "ticktext": [plain(row["arm"]) for row in rows],

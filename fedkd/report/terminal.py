@@ -123,8 +123,7 @@ def _cells(summary: dict[str, Any], arm: str, index: int, target: float) -> list
     complete = len(runs) == len(summary["resolved"]["seeds"])
     complete &= all(run["stopped"] not in CUT_SHORT for run in runs)
     sum_text = Text(
-        f"{'>' if missed else ''}{total}" if complete else "",
-        style=UNREACHED if missed else "",
+        f"{'>' if missed else ''}{total}" if complete else "", style=UNREACHED if missed else ""
     )
     cells: list[RenderableType] = [arm, start, best, per_seed, sum_text]
     for baseline in summary["resolved"]["baselines"]:

@@ -101,8 +101,4 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": available_cores(),
-    }
+    return {"platform": platform.platform(), "processor": processor(), "cores": available_cores()}

@@ -24,11 +24,7 @@ class Tracking:
     """
 
     def __init__(
-        self,
-        trackers: Sequence[Tracker],
-        study: Study,
-        folder: Path,
-        warn: Callable[[str], None],
+        self, trackers: Sequence[Tracker], study: Study, folder: Path, warn: Callable[[str], None]
     ) -> None:
         self._trackers = list(trackers)
         self._study = study

@@ -51,11 +51,7 @@ half the processor time of 1,024. The size is fixed, because another one gives o
 
 
 def predict(
-    model: nn.Module,
-    images: Tensor | Images,
-    *,
-    compute: Compute,
-    batch_size: int | None = None,
+    model: nn.Module, images: Tensor | Images, *, compute: Compute, batch_size: int | None = None
 ) -> Tensor:
     """Return logits ``[N, C]`` (fp32, on the CPU) for examples ``[N, ...]`` of any kind.
 

@@ -86,13 +86,7 @@ def fit(
         order = torch.randperm(len(images), generator=generator)
         total = torch.zeros((), device=compute.device)
         for batch, *rest in float_batches(
-            images,
-            others,
-            order,
-            bounds,
-            layout=layout,
-            device=compute.device,
-            augment=augment,
+            images, others, order, bounds, layout=layout, device=compute.device, augment=augment
         ):
             check_stopped()
             size = len(batch)

@@ -25,13 +25,7 @@ SHOWN = 5
 
 
 def summarise(
-    study: Study,
-    arm: str,
-    trials: Sequence[FrozenTrial],
-    space: Space,
-    *,
-    kind: Kind,
-    judge: Judge,
+    study: Study, arm: str, trials: Sequence[FrozenTrial], space: Space, *, kind: Kind, judge: Judge
 ) -> dict[str, Any]:
     """Return the results as plain values.
 

@@ -74,8 +74,7 @@ class SeedObjective:
         student.to(federation.compute.device).load_state_dict(learnt.state)
         check = self.check
         return Scores(
-            self.score(student),
-            None if check is None else check.score(student, federation.compute),
+            self.score(student), None if check is None else check.score(student, federation.compute)
         )
 
 

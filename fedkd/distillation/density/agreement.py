@@ -12,12 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedkd.distillation.density.basis import (
-    BackboneBasis,
-    Basis,
-    PatchBasis,
-    PixelBasis,
-)
+from fedkd.distillation.density.basis import BackboneBasis, Basis, PatchBasis, PixelBasis
 from fedkd.distillation.density.moments import Moments
 
 TOLERANCE = 1e-4

@@ -161,12 +161,7 @@ class BackboneBasis(Basis):
 
 
 def make_basis(
-    images: Tensor,
-    *,
-    dims: int,
-    kind: str = "pixels",
-    filters: int = FILTERS,
-    fine: bool = False,
+    images: Tensor, *, dims: int, kind: str = "pixels", filters: int = FILTERS, fine: bool = False
 ) -> Basis | None:
     """Fit a basis to transfer examples ``[N, ...]``, or None for fewer than 20.
 
