@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -32,21 +33,15 @@ class StudyProgress:
         metric: that targets are in.
     """
 
-    def __init__(self, console: Console, total_runs: int, metric: MetricName = "accuracy") -> None:
+    _counted = "study"
+
+    def __init__(
+        self, console: Console, total_runs: int = 1, metric: MetricName = "accuracy"
+    ) -> None:
         self._console = console
         self._metric = metric
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._study: TaskID = self._bars.add_task("study", total=total_runs, detail="")
+        self._bars = _bars(console, TextColumn("{task.fields[detail]}"))
+        self._study: TaskID = self._bars.add_task(self._counted, total=total_runs, detail="")
 
     def __enter__(self) -> Self:
         """Show the bars."""
@@ -112,10 +107,8 @@ class StudyProgress:
 class SearchProgress(StudyProgress):
     """Shows the trials of a search and the current student."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, total_runs=1)
-        self._bars.update(self._study, description="trials")
-        self._best = ""
+    _counted = "trials"
+    _best = ""
 
     def on_trial(self, ended: int, total: int, best: float | None) -> None:
         """Show how many trials have ended, and the best score."""
@@ -131,9 +124,7 @@ class SearchProgress(StudyProgress):
 class ArmSearchProgress(StudyProgress):
     """Shows the trials of the search for whole arms."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, total_runs=1)
-        self._bars.update(self._study, description="trials")
+    _counted = "trials"
 
     def on_arm_trial(self, arm: str, ended: int, total: int, best: int | None) -> None:
         """Show the number of ended trials of an arm, and the exchanges of the best."""
@@ -142,15 +133,9 @@ class ArmSearchProgress(StudyProgress):
 
 
 class PairsProgress(StudyProgress):
-    """Shows how many rows of the table of pairs are finished.
+    """Shows how many rows of the table of pairs are finished."""
 
-    Args:
-        console: where to draw; bars appear only on a terminal, warnings always.
-    """
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, total_runs=1)
-        self._bars.update(self._study, description="pairs")
+    _counted = "pairs"
 
     def on_row(self, ended: int, total: int) -> None:
         """Show how many rows are finished."""
@@ -195,16 +180,7 @@ class EpochBar:
     """
 
     def __init__(self, console: Console, delay: float = 2.0) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar = _bars(console)
         self._task = self._bar.add_task("reading", total=None)
         self._lock = threading.Lock()
         self._ended = False
@@ -232,6 +208,21 @@ class EpochBar:
         with self._lock:
             if not self._ended:
                 self._bar.start()
+
+
+def _bars(console: Console, *more: ProgressColumn) -> Progress:
+    """Return bars that disappear at their end, with these columns after the usual ones."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        *more,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def _by_silo(record: RunRecord) -> dict[str, list[Any]]:

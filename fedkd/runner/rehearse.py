@@ -12,14 +12,14 @@ from typing import Any
 from fedkd.config import Study
 from fedkd.deploy.rehearsal import shorten, write_silo
 from fedkd.engines.loopback import CONNECTION, Loopback
-from fedkd.runner.progress import Progress
+from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
 
 CACHE = "FEDKD_CACHE_DIR"
 
 
 def rehearse_study(
-    study: Study, *, images: int, progress: Progress, report: Callable[[str], None]
+    study: Study, *, images: int, progress: StudyProgress, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run one round of every arm with real SuperLink and SuperNode processes.
 

@@ -11,9 +11,9 @@ from fedkd.engines import check_engine, make_engine
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
+from fedkd.report.progress import StudyProgress
 from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
 from fedkd.runner import resume as resumption
-from fedkd.runner.progress import Progress
 from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.study_runner import Outcome, StudyRunner
 from fedkd.trackers import make_trackers
@@ -23,7 +23,7 @@ from fedkd.util.lock import lock_folder
 
 
 def run_study(
-    study: Study, *, out: Path, fresh: bool, progress: Progress, track: Sequence[str] = ()
+    study: Study, *, out: Path, fresh: bool, progress: StudyProgress, track: Sequence[str] = ()
 ) -> Outcome:
     """Run a study and write its results folder.
 
@@ -53,7 +53,7 @@ def run_study(
 
 
 def resume_study(
-    folder: Path, *, progress: Progress, track: Sequence[str] = (), rounds: int | None = None
+    folder: Path, *, progress: StudyProgress, track: Sequence[str] = (), rounds: int | None = None
 ) -> Outcome:
     """Resume an interrupted study in its results folder, or lengthen it.
 
@@ -103,7 +103,7 @@ def check(study: Study) -> tuple[list[Federation], tuple[str, ...]]:
     return load_federations(study, Federation.for_caller)
 
 
-def _load(study: Study, progress: Progress) -> tuple[list[Federation], tuple[str, ...]]:
+def _load(study: Study, progress: StudyProgress) -> tuple[list[Federation], tuple[str, ...]]:
     federations, warnings = check(study)
     for sentence in warnings:
         progress.warn(sentence)

@@ -13,11 +13,11 @@ from fedkd.engines.base import Engine, Task
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
 from fedkd.report.page import write_run_report
+from fedkd.report.progress import StudyProgress
 from fedkd.results.folder import SUMMARY_FILE
 from fedkd.results.record import CUT_SHORT, RunRecord, write_state
 from fedkd.runner import resume as resumption
 from fedkd.runner import run_cache
-from fedkd.runner.progress import Progress
 from fedkd.runner.silos_get import SiloMeasurements
 from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers.tracking import Tracking
@@ -54,7 +54,7 @@ class StudyRunner:
         study: Study,
         engine: Engine,
         folder: Path,
-        progress: Progress,
+        progress: StudyProgress,
         tracking: Tracking,
         track: Sequence[str],
         pool: Executor,

@@ -36,7 +36,6 @@ BESIDE = (
     ),
     *(
         "fedkd.trackers",
-        "fedkd.runner.progress",
         "fedkd.runner.run",
         "fedkd.runner.study_runner",
         "fedkd.runner.silos_get",
