@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedkd.cli.options import AsJson
 from fedkd.cli.silo import silo_approve, silo_audit, silo_pending, silo_serve
 from fedkd.errors import UserError
-
-if TYPE_CHECKING:
-    from fedkd.util.finding import Finding
+from fedkd.util.finding import Finding
 
 MARKS = {"ok": "ok     ", "note": "note   ", "broken": "problem"}
 KeysFolder = Annotated[

@@ -13,27 +13,24 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.data.download import Seen, data_directory, look_at, noting_files
 from fedkd.data.images import Images
 from fedkd.data.mapped import IMAGES_FILE, Area, map_new, mapped_in
 from fedkd.data.origin import find_origin
-from fedkd.data.partition import Indices, partition
+from fedkd.data.partition import Indices, Scheme, partition
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
 from fedkd.registry import PARTITIONS, SOURCES, is_table
 from fedkd.util.cache import cache_key, disk_budget
 from fedkd.util.cache_entries import has_entry, is_complete, keep_within, new_entry
 from fedkd.util.places import expand
-
-if TYPE_CHECKING:
-    from fedkd.config.table import Table
-    from fedkd.config.text import Text
-    from fedkd.data.partition import Scheme
 
 _SOURCES, _PARTITIONS = "sources", "partitions"
 _META, _INDICES, _LABELS = "source.json", "indices.npz", "labels.npy"

@@ -7,18 +7,16 @@ import os
 import stat
 import tarfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.util.cache import cache_root
 from fedkd.util.places import expand, user_cache
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _BLOCK = 1 << 20
 _MAX_DOWNLOAD = 4 << 30

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
 from fedkd.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
 
 Kind = Literal["image", "table", "text", "tensor"]
 """What an example is: pixels ``[C, H, W]``, columns ``[F]``, token ids ``[L]``, or any floats."""

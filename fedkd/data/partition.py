@@ -9,22 +9,18 @@ gets.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedkd.config import OwnPartition
+from fedkd.config import Iid, LabelDirichlet, LabelDominant, LabelShards, OwnPartition, Quantity
 from fedkd.data.own import call_partition
 from fedkd.errors import UserError
 from fedkd.registry import PARTITIONS
 from fedkd.util.seeding import derive_seed, numpy_generator
 
-if TYPE_CHECKING:
-    from fedkd.config import Iid, LabelDirichlet, LabelDominant, LabelShards, Quantity
-
-    Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | OwnPartition
-
+Scheme = Iid | Quantity | LabelDirichlet | LabelShards | LabelDominant | OwnPartition
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,6 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.errors import UserError, describe_exhaustion
 from fedkd.registry import TORCHVISION_SETS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Bytes = npt.NDArray[np.uint8]
 

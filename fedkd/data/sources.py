@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.data.folder import read_flat_folder
 from fedkd.data.images import Images, describe_few_values, resize, to_channels
 from fedkd.data.npz import read_unlabelled_npz
@@ -14,10 +16,6 @@ from fedkd.data.source import MAX_CLASSES, Source
 from fedkd.errors import UserCodeError, UserError, describe_exhaustion
 from fedkd.registry import SOURCES, is_table, is_text
 from fedkd.util.places import expand
-
-if TYPE_CHECKING:
-    from fedkd.config.table import Table
-    from fedkd.config.text import Text
 
 
 def load_source(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 
+from fedkd.config import Study
 from fedkd.config.text import Text
 from fedkd.data.cached import load_cached_source
 from fedkd.data.columns import Column
@@ -18,9 +18,6 @@ from fedkd.federation.split import Split, split
 from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, SOURCES, STUDENT_SILO
 from fedkd.util.cache import cache_root
-
-if TYPE_CHECKING:
-    from fedkd.config import Study
 
 
 def load_server_split(study: Study, seed: int) -> Split:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fedkd.config import Study
+from fedkd.config.data import ByColumn, Given, Indices
 from fedkd.config.rows import read_rows
+from fedkd.config.table import Table
+from fedkd.config.text import Text
 from fedkd.data.alignment import align, unite_columns
 from fedkd.data.cached import load_cached_source
 from fedkd.data.columns import Column
 from fedkd.data.images import Images, image_hashes
+from fedkd.data.partition import Indices as Rows
 from fedkd.data.source import Source
 from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
 from fedkd.registry import NO_SOURCE
 from fedkd.util.names import natural_key
-
-if TYPE_CHECKING:
-    from fedkd.config import Study
-    from fedkd.config.data import ByColumn, Given, Indices
-    from fedkd.config.table import Table
-    from fedkd.config.text import Text
-    from fedkd.data.partition import Indices as Rows
 
 MAX_SHARE_IN_SILOS = 0.01
 """Largest share of a set of the server's that may be found in silos too, and is then left out."""

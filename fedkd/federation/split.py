@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.config import Study
 from fedkd.config.data import ByColumn, Deployed, Given, Indices
 from fedkd.config.table_checks import check_kind
 from fedkd.data.cached import cached_partition, load_cached_source
 from fedkd.data.columns import Column, Encoder
 from fedkd.data.images import Images
+from fedkd.data.partition import Indices as Rows
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.federation.held_out import divide
@@ -30,13 +32,6 @@ from fedkd.federation.transfer_set import check_left, draw, draw_from_other, hid
 from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, STUDENT_SILO
 from fedkd.util.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from fedkd.config import Study
-    from fedkd.data.partition import Indices as Rows
-
 
 SPLIT_RULE = 2
 """Version of the rule by which examples are drawn.

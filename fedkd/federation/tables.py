@@ -7,12 +7,12 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
 
+from fedkd.config import Study
 from fedkd.data.columns import Column, TableSums, fit_encoder, sums_of
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
 
 if TYPE_CHECKING:
-    from fedkd.config import Study
     from fedkd.federation.split import Split
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fedkd.config import Study
 from fedkd.data.alignment import align, unite_columns
 from fedkd.data.images import Images
+from fedkd.data.partition import Indices as Rows
 from fedkd.data.source import Source
 from fedkd.data.sources import check_like, convert_like
 from fedkd.errors import UserError
 from fedkd.util.seeding import numpy_generator
-
-if TYPE_CHECKING:
-    from fedkd.config import Study
-    from fedkd.data.partition import Indices as Rows
 
 
 def draw(pool: Rows, size: int, seed: int, purpose: str) -> tuple[Rows, Rows]:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
-from fedkd.config.backbone import LastBlocks, LoraTraining
+from fedkd.config import Study
+from fedkd.config.backbone import LastBlocks, LoraTraining, Normalization
 from fedkd.errors import UserError
 from fedkd.models.preprocessing import Preprocessing, from_config, identity
 from fedkd.models.pretrained import hash_weights, preprocessing_of_weights
 from fedkd.registry import HUGGING_FACE
-
-if TYPE_CHECKING:
-    from fedkd.config import Study
-    from fedkd.config.backbone import Normalization
 
 
 @dataclass(frozen=True)

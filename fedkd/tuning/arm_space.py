@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna import Trial
 
 from fedkd.config import Arm, Study
 from fedkd.tuning.ranges import Range
 from fedkd.tuning.space import Value, numeric_point, start_ranges, uses_sgd
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 Point = Mapping[str, Value]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from optuna import Trial
-    from optuna.distributions import BaseDistribution
+from optuna import Trial
+from optuna.distributions import BaseDistribution
 
 Number = float | int
 Side = Literal["low", "high"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING
+
+from optuna import Trial
 
 from fedkd.config import Consolidation
 from fedkd.registry import METHODS
 from fedkd.tuning.ranges import Range
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 Value = float | int | str
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import stat
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
