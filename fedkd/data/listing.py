@@ -85,7 +85,7 @@ def find_parts(path: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
             parts.setdefault(part, []).append(name)
     named = [name for names in parts.values() for name in names]
     if len(parts) < 2 and len(named) < len(folders):
-        named = [name for name in named if not _has_pictures(path / name)]
+        named = [name for name in named if not any(map(_is_picture, (path / name).iterdir()))]
     if not named:
         return {TRAIN: path}, ()
     _check_parts(path, parts, folders)
@@ -154,7 +154,7 @@ def _sort_in(listing: Listing, file: str, label: int) -> None:
     if path.suffix.lower() in ENDINGS and not is_special:
         listing.samples.append((file, label))
     else:
-        listing.skipped[_ending(file)] += 1
+        listing.skipped[path.suffix.lower() or "without an ending"] += 1
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -211,10 +211,6 @@ def _part_of(name: str) -> str | None:
     return next((part for part, words in _PARTS.items() if words.fullmatch(letters)), None)
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(_is_picture(entry) for entry in folder.iterdir())
-
-
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not is_hidden(path.name) and not path.is_dir()
 
@@ -234,10 +230,6 @@ def _check_parts(path: Path, parts: dict[str, list[str]], folders: list[str]) ->
         f"{path} has {only} {', '.join(folders)}: a test set needs both train and test{hint}; "
         "without one, name the folder of the classes itself"
     )
-
-
-def _ending(file: str) -> str:
-    return Path(file).suffix.lower() or "without an ending"
 
 
 def _endings(skipped: Counter[str]) -> str:

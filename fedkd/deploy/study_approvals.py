@@ -134,7 +134,9 @@ def explain(request: Request, file: SiloFile) -> list[str]:
     lines.append(
         f"Functions that it imports here: {', '.join(own) or 'none but fedkd and PyTorch'}."
     )
-    lines.append(f"Code: {request.code}. fedkd installed here: {_same_code(request)}.")
+    here = bundle_hash()
+    same = "the same" if request.code == here else f"other code, {here}"
+    lines.append(f"Code: {request.code}. fedkd installed here: {same}.")
     return lines
 
 
@@ -165,10 +167,6 @@ def _asked(study: Study, arm: str, file: SiloFile) -> Iterator[str]:
 
 def _refused(refused: bool) -> str:  # noqa: FBT001 -- one argument
     return " (refused by silo.yaml)" if refused else ""
-
-
-def _same_code(request: Request) -> str:
-    return "the same" if request.code == bundle_hash() else f"other code, {bundle_hash()}"
 
 
 def _read_all(folder: Path) -> list[Request]:

@@ -126,7 +126,8 @@ def distil(
     model, state, loss = _train(start, data, settings, setup)
     notes = _describe(teachers, ensemble, loss)
     predicted = predict(model, setup.transfer.images, compute=setup.compute).argmax(1)
-    notes["student_agreement"] = _share_equal(predicted, ensemble.target.argmax(1))
+    agreed = predicted == ensemble.target.argmax(1)
+    notes["student_agreement"] = round(float(agreed.double().mean()), 6)
     warnings = _warnings(predicted, ensemble, settings)
     if warnings:
         notes["warning"] = "; ".join(warnings)
@@ -222,11 +223,6 @@ _FOREIGN = (
 MAX_FOREIGN_SHARE = 0.7
 """With gaussian densities only foreign transfer sets have a larger share: 0.94 to 1 in the records,
 against 0.14 to 0.43 for examples of the silos' own kind."""
-
-
-def _share_equal(predicted: Tensor, target: Tensor) -> float:
-    """Return the share of equal classes in two predictions ``[N]``."""
-    return round(float((predicted == target).double().mean()), 6)
 
 
 def _warnings(predicted: Tensor, ensemble: Ensemble, settings: Consolidation) -> list[str]:

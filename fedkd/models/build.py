@@ -218,7 +218,9 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
     given: dict[str, object] = {"shape": shape.inputs}
     if shape.kind == "image":
         given = {"in_channels": shape.in_channels, "image_size": shape.image_size}
-    elif not ARCHITECTURES.is_own(arch) and not _takes(arch, shape.kind):
+    elif not ARCHITECTURES.is_own(arch) and not (
+        arch.startswith(HUGGING_FACE) if shape.kind == "text" else arch in ANY_INPUT
+    ):
         known = "hf:FOLDER" if shape.kind == "text" else " or ".join(ANY_INPUT)
         raise UserError(
             f"model.arch: {arch} does not take {_MANY[shape.kind]}, but the study's examples are "
@@ -238,10 +240,6 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
             f"model.arch: {arch} returned {type(model).__name__}, not a torch.nn.Module"
         )
     return model
-
-
-def _takes(arch: str, kind: Kind) -> bool:
-    return arch.startswith(HUGGING_FACE) if kind == "text" else arch in ANY_INPUT
 
 
 def count_bytes(arch: str, shape: Shape) -> int:

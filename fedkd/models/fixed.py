@@ -6,7 +6,6 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +113,4 @@ class FixedPart(nn.Module):
             return torch.cat(list(pool.map(compute, torch.split(images, size))))
 
 
-@lru_cache(maxsize=16)
-def _store(key: str, device: str, precision: str, root: Path) -> FeatureStore:
-    return FeatureStore(key, device, precision, root)
+_store = lru_cache(maxsize=16)(FeatureStore)

@@ -83,18 +83,13 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
 
     def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
         options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
-        if _has_fixed_size(timm, name):
+        settings = timm.get_pretrained_cfg(name)
+        if settings is not None and settings.fixed_input_size:  # such as most transformers
             options["img_size"] = image_size
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
         return model
 
     return build
-
-
-def _has_fixed_size(timm: Any, name: str) -> bool:
-    """Whether a timm model is built for images of one size, such as most transformers."""
-    settings = timm.get_pretrained_cfg(name)
-    return bool(settings is not None and settings.fixed_input_size)
 
 
 def require(package: str, what: str, *, extra: str = "models") -> Any:

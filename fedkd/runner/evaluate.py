@@ -10,7 +10,6 @@ from pathlib import Path
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import check_files
-from fedkd.data.images import Images
 from fedkd.engines import check_engine
 from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
@@ -75,18 +74,12 @@ def _measure(
     federation: Federation, name: str, silo: str | None, arch: str, state: State
 ) -> Measured:
     """Measure a model on a silo, as the silo does in rounds, or on the server where it is None."""
-    images = _images_of(federation, silo)
+    images = federation.split.test if silo is None else Silo.of(federation, silo).evaluation_data
     shape, device = federation.shape.merged, federation.compute.device
     with federation.model_pool.borrow(arch, shape, state, device) as model:
         metrics = evaluate(model, images, compute=federation.compute)
     loss = metrics.loss if math.isfinite(metrics.loss) else None
     return Measured(name, silo, metrics.accuracy, loss, metrics.macro_f1, len(images))
-
-
-def _images_of(federation: Federation, silo: str | None) -> Images:
-    if silo is None:
-        return federation.split.test
-    return Silo.of(federation, silo).evaluation_data
 
 
 def _name(models: Sequence[Path]) -> dict[str, Path]:

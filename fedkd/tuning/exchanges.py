@@ -101,7 +101,7 @@ class Limits:
             return cls(cap, {})
         medians = {}
         for seed, example in best.items():
-            for number in _checkpoints(example.max_rounds):
+            for number in {example.max_rounds // 4, example.max_rounds // 2} - {0}:
                 values = [trial[seed].best_until(number) for trial in trials]
                 medians[seed, number] = median(value for value in values if value is not None)
         return cls(cap, medians)
@@ -119,7 +119,3 @@ class Limits:
             return True
         limit = self.medians.get((seed, number))
         return limit is not None and run.best_accuracy < limit
-
-
-def _checkpoints(max_rounds: int) -> set[int]:
-    return {max_rounds // 4, max_rounds // 2} - {0}

@@ -126,7 +126,8 @@ def _explain_path(path: str, errors: list[ErrorDetails]) -> str:
     if names and others:
         if others[0]["type"] not in _EXPECTED:
             return _explain(path, others[0])
-        expected = " nor ".join([*_quoted(names[0]["ctx"]["expected"]), _expected(others[0])])
+        other = _EXPECTED[others[0]["type"]]
+        expected = " nor ".join([*_quoted(names[0]["ctx"]["expected"]), other])
         return f"{show(errors[0]['input'])} is neither {expected}"
     return _explain(path, errors[0])
 
@@ -155,10 +156,6 @@ def _explain_type(kind: str, value: Any) -> str:
     if kind.endswith("_type") and isinstance(value, Mapping | list):
         return f"is {show(value)}, but {expected} is expected"
     return f"{show(value)} is not {expected}"
-
-
-def _expected(details: ErrorDetails) -> str:
-    return _EXPECTED[details["type"]]
 
 
 def _quoted(text: str) -> list[str]:
