@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from fedkd.config import Study
     from fedkd.federation.recommend import Recommendation
-    from fedkd.tuning.arms_command import TunedArms
-    from fedkd.tuning.command import Tuned
+    from fedkd.tuning.outcome import Searched
 
 
 def tune(
@@ -168,7 +167,7 @@ def _tune_arms(
 
 
 def _show(
-    search: Tuned | TunedArms,
+    search: Searched,
     print_results: Callable[[dict[str, Any], Console], None],
     *,
     as_json: bool,
@@ -263,18 +262,15 @@ def recommend(study: StudyPath, overrides: Overrides = None, as_json: AsJson = F
 
 
 def _recommend(study: Study) -> tuple[Recommendation, dict[str, Any]]:
-    from fedkd.config.study_file import check_files
-    from fedkd.federation.check import check_study
     from fedkd.federation.describe import describe
     from fedkd.federation.federation import Federation
+    from fedkd.federation.prepare import load_federations
     from fedkd.federation.recommend import recommend
     from fedkd.federation.thread_pool import silo_pool
-    from fedkd.util.cache import cache_root, check_cache_root
 
-    check_files(study)
-    check_cache_root()
-    federation = Federation.load(study, study.seeds[0], cache_root())
-    for sentence in check_study([federation]):
+    first = study.model_copy(update={"seeds": study.seeds[:1]})
+    [federation], warnings = load_federations(first, Federation.load)
+    for sentence in warnings:
         typer.echo(f"note: {sentence}", err=True)
     federation.require_transfer()
     with silo_pool(study) as pool:

@@ -23,7 +23,7 @@ from fedkd.tuning.exchanges import Limits, SeedRun, loss
 from fedkd.tuning.progress import ArmProgress
 from fedkd.tuning.space import Value
 from fedkd.tuning.store import ENDED
-from fedkd.tuning.trials import POINT, PROBLEM
+from fedkd.tuning.trials import POINT, give_up
 from fedkd.util.parallel import available_cores, run_each
 from fedkd.util.seeding import derive_seed
 
@@ -179,8 +179,7 @@ def _tell(
     search: optuna.Study, trial: optuna.Trial, outcome: dict[int, SeedRun] | FedKDError
 ) -> None:
     if isinstance(outcome, FedKDError):
-        trial.set_user_attr(PROBLEM, str(outcome))
-        search.tell(trial, state=TrialState.PRUNED)
+        give_up(search, trial, outcome)
         return
     runs = list(outcome.values())
     trial.set_user_attr(RUNS, {str(seed): asdict(run) for seed, run in outcome.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from fedkd.tuning import store
 from fedkd.tuning.arm_search import ArmSearch, RunArm, check_arm_trial, ended_trials, search_arm
 from fedkd.tuning.arm_space import ArmSpace
 from fedkd.tuning.arms_outcome import DATA_FILE, summarise_arm, tuned_study
-from fedkd.tuning.outcome import TUNED_FILE
+from fedkd.tuning.outcome import TUNED_FILE, Searched
 from fedkd.tuning.progress import ArmProgress
 from fedkd.tuning.seeds import tuning_study
 from fedkd.util import interrupt
@@ -31,20 +30,6 @@ SCHEMA = 1
 
 class Progress(ArmProgress, PreparationProgress, Protocol):
     """Shows the progress of the search; see :class:`fedkd.report.progress.ArmSearchProgress`."""
-
-
-@dataclass(frozen=True)
-class TunedArms:
-    """The results of a search, and their files; no study if it was interrupted."""
-
-    results: dict[str, Any]
-    data: Path
-    tuned: Path | None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C interrupted the search."""
-        return self.tuned is None
 
 
 def tune_arms(
@@ -58,7 +43,7 @@ def tune_arms(
     make_runner: Callable[[Sequence[Federation]], RunArm],
     progress: Progress,
     fresh: bool = False,
-) -> TunedArms:
+) -> Searched:
     """Give every arm the same number of trials and write the best of each as a study.
 
     Baselines come first. No seed of the trials may be one of the study. Files go to
@@ -100,9 +85,9 @@ def tune_arms(
     data, tuned = folder / DATA_FILE, folder / TUNED_FILE
     write_json(data, results)
     if results["interrupted"]:
-        return TunedArms(results, data, None)
+        return Searched(results, data, None)
     write_text(tuned, tuned_study(study, results))
-    return TunedArms(results, data, tuned)
+    return Searched(results, data, tuned)
 
 
 def choose_arms(study: Study, wanted: Sequence[str] | None) -> list[str]:

@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd.config import Arm, Study, Tuned
-from fedkd.config.study_file import dump_study, parse_study
 from fedkd.tuning.arm_search import best_arm_trial, runs_of
 from fedkd.tuning.arm_space import ArmSpace, at_edge
 from fedkd.tuning.importance import importances
-from fedkd.tuning.outcome import plain
+from fedkd.tuning.outcome import count_states, describe_settings, to_yaml
 from fedkd.tuning.trials import POINT, PROBLEM, no_result
 
 DATA_FILE = "tuning.json"
@@ -51,11 +50,7 @@ def tuned_study(study: Study, results: Mapping[str, Any]) -> str:
             trials=len(arm["trials"]), seeds=list(results["seeds"]), at_edge=arm["at_edge"]
         )
         arms[name] = Arm.model_validate(arm["settings"]).model_copy(update={"tuned": tuned})
-    tuned_arms = study.model_copy(update={"arms": arms})
-    text = _header(results) + dump_study(tuned_arms)
-    if parse_study(text) != tuned_arms:
-        raise RuntimeError("the tuned study changes when it is written and read")
-    return text
+    return to_yaml(study.model_copy(update={"arms": arms}), _header(results))
 
 
 def print_arms(results: Mapping[str, Any], console: Console) -> None:
@@ -66,10 +61,10 @@ def print_arms(results: Mapping[str, Any], console: Console) -> None:
     for name, arm in results["arms"].items():
         table.add_row(
             name,
-            _count_states(arm["trials"]),
+            _count_trials(arm["trials"]),
             _exchanges(arm["best"]),
             _exchanges(arm["own"]),
-            _settings(arm["best"]["settings"]),
+            describe_settings(arm["best"]["settings"]),
             ", ".join(
                 f"{key} {share:.0%}"
                 for key, share in list(arm["importances"].items())[:SHOWN_IMPORTANCES]
@@ -102,15 +97,15 @@ def _legend(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _header(results: Mapping[str, Any]) -> str:
+def _header(results: Mapping[str, Any]) -> list[str]:
     lines = [f"{results['study']}, tuned by fedkd tune --arms. No test example was used."]
     lines += _legend(results)[:1]
     for name, arm in results["arms"].items():
         lines.append(
-            f"{name}, {_count_states(arm['trials'])}: {_exchanges(arm['best'])} exchanges with "
-            f"{_settings(arm['best']['settings'])}; before tuning {_exchanges(arm['own'])}."
+            f"{name}, {_count_trials(arm['trials'])}: {_exchanges(arm['best'])} exchanges with "
+            f"{describe_settings(arm['best']['settings'])}; before tuning {_exchanges(arm['own'])}."
         )
-    return "".join(f"# {line}\n" for line in lines)
+    return lines
 
 
 def _entry(trial: FrozenTrial) -> dict[str, Any]:
@@ -128,10 +123,8 @@ def _entry(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _count_states(trials: Sequence[Mapping[str, Any]]) -> str:
-    states = [trial["state"] for trial in trials]
-    parts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
-    return f"{len(trials)} trials: {', '.join(parts)}"
+def _count_trials(trials: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(trials)} trials: {count_states(trials)}"
 
 
 def _exchanges(entry: Mapping[str, Any]) -> str:
@@ -139,7 +132,3 @@ def _exchanges(entry: Mapping[str, Any]) -> str:
         return "failed"
     missed = None in entry["exchanges"].values()
     return f"{'>' if missed else ''}{sum(entry['bounds'].values())}"
-
-
-def _settings(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {plain(value)}" for key, value in point.items())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedkd.config import Study
 from fedkd.errors import UserError
@@ -15,7 +14,7 @@ from fedkd.suggestions import suggest
 from fedkd.training.compute import intra_op_threads
 from fedkd.tuning import search, store
 from fedkd.tuning.objective import choose_judge
-from fedkd.tuning.outcome import summarise, write_outcome
+from fedkd.tuning.outcome import Searched, summarise, write_outcome
 from fedkd.tuning.progress import Progress as SearchProgress
 from fedkd.tuning.seeds import SEEDS, tuning_study
 from fedkd.tuning.student import SeedObjective, make_space
@@ -24,16 +23,6 @@ from fedkd.util import interrupt
 
 class Progress(SearchProgress, PreparationProgress, Protocol):
     """Shows the progress of a search; see :class:`fedkd.report.progress.SearchProgress`."""
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The results of a search, and their files."""
-
-    results: dict[str, Any]
-    tuned: Path
-    data: Path
-    interrupted: bool = False
 
 
 def tune(
@@ -48,7 +37,7 @@ def tune(
     trials: int | None = None,
     proxy: bool = False,
     fresh: bool = False,
-) -> Tuned:
+) -> Searched:
     """Search the settings of one consolidating arm's start and write the best as a study.
 
     Args:
@@ -105,7 +94,7 @@ def tune(
             interrupted = True
         results = summarise(tuning, name, trials_file.get_trials(), space, kind=kind, judge=judge)
     results["interrupted"] = interrupted
-    return Tuned(results, *write_outcome(study, results, folder), interrupted=interrupted)
+    return write_outcome(study, results, folder)
 
 
 def choose_arm(study: Study, arm: str | None) -> str:

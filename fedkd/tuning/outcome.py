@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ from fedkd.util.files import write_json, write_text
 SCHEMA = 1
 TUNED_FILE = "tuned.yaml"
 SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The results of a search, and their files; no study if that of arms was interrupted."""
+
+    results: dict[str, Any]
+    data: Path
+    tuned: Path | None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C interrupted the search."""
+        return bool(self.results["interrupted"])
 
 
 def summarise(
@@ -68,18 +83,23 @@ def tuned_study(study: Study, results: dict[str, Any]) -> str:
     tuned_by = Tuned(trials=len(ended), seeds=results["seeds"])
     changed = study.arms[arm].model_copy(update={"consolidation": settings, "tuned": tuned_by})
     tuned = study.model_copy(update={"arms": {**study.arms, arm: changed}})
-    text = _header(results) + dump_study(tuned)
+    return to_yaml(tuned, _header(results))
+
+
+def to_yaml(tuned: Study, header: Sequence[str]) -> str:
+    """Return a tuned study as YAML below lines of comment."""
+    text = "".join(f"# {line}\n" for line in header) + dump_study(tuned)
     if parse_study(text) != tuned:
         raise RuntimeError("the tuned study changes when it is written and read")
     return text
 
 
-def write_outcome(study: Study, results: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write ``tuned.yaml`` and ``tune-<arm>.json``, and return their paths."""
+def write_outcome(study: Study, results: dict[str, Any], folder: Path) -> Searched:
+    """Write ``tuned.yaml`` and ``tune-<arm>.json``."""
     tuned, data = folder / TUNED_FILE, folder / f"tune-{results['arm']}.json"
     write_text(tuned, tuned_study(study, results))
     write_json(data, results)
-    return tuned, data
+    return Searched(results, data, tuned)
 
 
 def print_outcome(results: dict[str, Any], console: Console) -> None:
@@ -97,7 +117,7 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
             name or str(entry["number"]),
             f"{entry['value']:.1%}",
             _span(entry),
-            ", ".join(f"{key} {plain(value)}" for key, value in entry["settings"].items()),
+            describe_settings(entry["settings"]),
         )
     console.print(table)
     console.print(f"Scores: {results['judged_by']}.", soft_wrap=True)
@@ -105,15 +125,13 @@ def print_outcome(results: dict[str, Any], console: Console) -> None:
         console.print(_agreement_sentence(results), soft_wrap=True)
 
 
-def _header(results: dict[str, Any]) -> str:
+def _header(results: dict[str, Any]) -> list[str]:
     best, own = results["best"], results["own"]
-    states = [entry["state"] for entry in results["trials"]]
-    ends = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     seeds = ", ".join(str(seed) for seed in results["seeds"])
-    chosen = ", ".join(f"{key} {plain(value)}" for key, value in best["settings"].items())
+    chosen = describe_settings(best["settings"])
     lines = [
         f"{results['study']}, its arm {results['arm']} tuned by fedkd tune.",
-        f"Search {results['search']}, seeds {seeds}; trials: {ends}.",
+        f"Search {results['search']}, seeds {seeds}; trials: {count_states(results['trials'])}.",
         f"Score: {results['judged_by']}. No test example was used.",
         f"Best, trial {best['number']}: {best['value']:.4f} ({_span(best)}): {chosen}.",
     ]
@@ -122,7 +140,7 @@ def _header(results: dict[str, Any]) -> str:
     lines.append("The score of the best of many trials is optimistic.")
     if results["agreement"]:
         lines.append(_agreement_sentence(results))
-    return "".join(f"# {line}\n" for line in lines)
+    return lines
 
 
 def _agreement_sentence(results: dict[str, Any]) -> str:
@@ -169,6 +187,15 @@ def _span(entry: dict[str, Any]) -> str:
     return f"{min(scores):.1%} to {max(scores):.1%}"
 
 
-def plain(value: object) -> str:
-    """Return a setting as text."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def count_states(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many trials are in each state, in words."""
+    states = [trial["state"] for trial in trials]
+    return ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Return the settings of a trial in words."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in settings.items()
+    )

@@ -29,7 +29,7 @@ from fedkd.federation.split import load_split
 from fedkd.models.build import build_model
 from fedkd.training.evaluate import evaluate
 from fedkd.tuning import command, search, store
-from fedkd.tuning.command import Tuned, tune
+from fedkd.tuning.command import tune
 from fedkd.tuning.objective import (
     agreement,
     choose_judge,
@@ -37,6 +37,7 @@ from fedkd.tuning.objective import (
     make_objective,
     split_transfer,
 )
+from fedkd.tuning.outcome import Searched
 from fedkd.tuning.space import Space
 from fedkd.tuning.student import SeedObjective, make_space
 from fedkd.tuning.trials import make_sampler
@@ -90,8 +91,8 @@ class PowerCutError(Exception):
 
 
 @pytest.fixture
-def run_tune(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Tuned]:
-    def run(study: Study, arm: str | None = None, *, out: str = "out", **options: Any) -> Tuned:
+def run_tune(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Searched]:
+    def run(study: Study, arm: str | None = None, *, out: str = "out", **options: Any) -> Searched:
         options.setdefault("progress", Watch())
         options.setdefault("seeds", [TRIAL_SEED])
         return tune(study, arm, out=tmp_path / out, pool=pool, **options)
