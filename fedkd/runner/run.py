@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.config import Study
-from fedkd.config.lengthen import lengthen
 from fedkd.engines import check_engine, make_engine
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import load_federations
@@ -74,7 +73,7 @@ def resume_study(
     folder = find_run(folder)
     with lock_folder(folder):
         study, fresh = resumption.read_beginning(folder)
-        study = study if rounds is None else lengthen(study, rounds)
+        study = study if rounds is None else resumption.lengthen(study, rounds)
         federations, warnings = _load(study, progress)
         study = federations[0].study
         resumption.check_runs(folder, study)

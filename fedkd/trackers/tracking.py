@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from fedkd.user_code import describe
 Key = tuple[str, int]
 
 
-class Tracking:
+class Tracking(AbstractContextManager["Tracking"]):
     """Logs the runs of one study to its trackers.
 
     A tracker that raises an exception is left out for the rest of the study, with one warning. The
@@ -32,10 +34,6 @@ class Tracking:
         self._warn = warn
         self._logs: dict[Key, list[tuple[Tracker, RunLog]]] = {}
         self._logged: dict[Key, int] = {}
-
-    def __enter__(self) -> Tracking:
-        """Return self."""
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Close all open runs and all trackers."""
@@ -94,19 +92,19 @@ class Tracking:
             self._warn(f"{name} is left out from here on: {reason}")
 
 
+@dataclass(frozen=True)
 class _Both:
     """Calls an observer first, then the trackers."""
 
-    def __init__(self, observer: Observer, log: Callable[[Point], None]) -> None:
-        self._observer = observer
-        self._log = log
+    observer: Observer
+    log: Callable[[Point], None]
 
     def on_point(self, point: Point) -> None:
-        self._observer.on_point(point)
-        self._log(point)
+        self.observer.on_point(point)
+        self.log(point)
 
     def on_distillation(self, epoch: int, epochs: int) -> None:
-        self._observer.on_distillation(epoch, epochs)
+        self.observer.on_distillation(epoch, epochs)
 
     def on_waiting(self, reason: str) -> None:
-        self._observer.on_waiting(reason)
+        self.observer.on_waiting(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from fedkd.training.losses import cross_entropy_of
 from fedkd.training.optimizer import OptimizerSettings
 
 
+@dataclass(eq=False)
 class EarlyStop:
     """Ends training when the loss on held-out examples has not fallen for some epochs.
 
@@ -25,30 +27,29 @@ class EarlyStop:
     lower.
     """
 
-    def __init__(self, model: nn.Module, held_out: Images, patience: int, compute: Compute) -> None:
-        self._model = model
-        self._held_out = held_out
-        self._patience = patience
-        self._compute = compute
-        self._best: State | None = None
-        self._lowest = math.inf
-        self._waited = 0
+    model: nn.Module
+    held_out: Images
+    patience: int
+    compute: Compute
+    _best: State | None = None
+    _lowest: float = math.inf
+    _waited: int = 0
 
     def __call__(self) -> bool:
         """Measure the model, and return whether training ends."""
-        loss = evaluate(self._model, self._held_out, compute=self._compute).loss
-        self._model.train()
+        loss = evaluate(self.model, self.held_out, compute=self.compute).loss
+        self.model.train()
         if loss < self._lowest:
             self._lowest, self._waited = loss, 0
-            self._best = copy_state(self._model)
+            self._best = copy_state(self.model)
         else:
             self._waited += 1
-        return self._waited >= self._patience
+        return self._waited >= self.patience
 
     def restore(self) -> None:
         """Give the model the weights of its best epoch; without any it keeps its own."""
         if self._best is not None:
-            self._model.load_state_dict(self._best)
+            self.model.load_state_dict(self._best)
 
 
 def pretrain(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from time import monotonic
-from types import TracebackType
 
 _AFTER_SECONDS = 2.0
 _EVERY_SECONDS = 0.5
 _EVERY_SECONDS_IN_A_LOG = 30.0
 
 
-class SlowProgress:
+class SlowProgress(AbstractContextManager["SlowProgress"]):
     """Shows how far some work is, once it takes more than two seconds.
 
     On a terminal one line is written over; elsewhere, as in the log of a process, a line follows
@@ -26,16 +26,7 @@ class SlowProgress:
         self._next = monotonic() + _AFTER_SECONDS
         self._shown = False
 
-    def __enter__(self) -> SlowProgress:
-        """Begin to count."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Take the line away from a terminal."""
         if self._shown and self._on_terminal:
             sys.stderr.write("\r\x1b[K")

@@ -38,7 +38,6 @@ BESIDE = (
         "fedkd.trackers",
         "fedkd.runner.run",
         "fedkd.runner.study_runner",
-        "fedkd.runner.silos_get",
         "fedkd.runner.summary",
         "fedkd.runner.results_folder",
     ),
