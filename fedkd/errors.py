@@ -30,6 +30,12 @@ class RemoteError(Exception):
     """A fault of ours, or a lost worker, in another process; the message is its traceback."""
 
 
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+)
+"""Errors of the operating system that the user can mend: a disk that is full, read-only or broken,
+a folder or size that is not allowed."""
+
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|failed to map segment|"
     r"bad_alloc|CUBLAS_STATUS_ALLOC_FAILED|mmap.*failed",
@@ -54,4 +60,19 @@ def describe_exhaustion(error: BaseException) -> str | None:
         )
     if _NO_THREAD.search(text):
         return "no more threads can be started: lower engine.workers or raise the limits"
+    return None
+
+
+def describe_shortage(error: BaseException) -> str | None:
+    """Return what the machine lacked, disk included, or None if the error is another.
+
+    Errors behind the error are looked at too: libraries wrap them.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in DISK_ERRORS:
+            return f"{behind.filename or 'the disk'}: {behind.strerror}"
+        if (phrase := describe_exhaustion(behind)) is not None:
+            return phrase
+        behind = behind.__cause__ or behind.__context__
     return None

@@ -19,9 +19,8 @@ from fedkd.cli.rehearse import rehearse
 from fedkd.cli.results import report, watch
 from fedkd.cli.run import compare
 from fedkd.cli.sweep import sweep
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, describe_shortage
 from fedkd.util import interrupt
-from fedkd.util.resources import describe_shortage
 from fedkd.version import VERSION
 
 INTERRUPTED = 130

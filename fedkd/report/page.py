@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.registry import METRICS
 from fedkd.report import costs, learning, silos, tables
-from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import Figure
 from fedkd.report.silos_get import silos_get_tables
 from fedkd.report.theme import MARKERS, OKABE_ITO
@@ -37,6 +36,22 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 DASH_ARRAYS = {"solid": "", "dash": "9 4", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "13 4"}
+BIBTEX = f"""\
+@software{{fedkd,
+  author = {{{{The fedkd authors}}}},
+  title = {{fedkd}},
+  version = {{{VERSION}}},
+  license = {{Apache-2.0}}
+}}
+@article{{alballa2024practical,
+  author = {{Alballa, Norah and Abdelmoniem, Ahmed M. and Canini, Marco}},
+  title = {{Practical Insights into Knowledge Distillation for Pre-Trained Models}},
+  journal = {{arXiv preprint arXiv:2402.14922}},
+  year = {{2024}},
+  url = {{https://arxiv.org/abs/2402.14922}}
+}}
+"""
+"""Of fedkd and of the reference paper (Alballa et al.), as in ``CITATION.cff``."""
 GLYPHS = dict(zip(MARKERS, "\u25cf\u25a0\u25c6\u25b2\u2605\u271a\u2b1f\u2b22", strict=True))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedkd.config import RelativeTargets, Study
 from fedkd.engines.base import Engine, Task
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, describe_shortage
 from fedkd.federation.federation import Federation
 from fedkd.federation.silos_get import SilosGet
 from fedkd.models.card import read_card
@@ -25,7 +25,6 @@ from fedkd.runner.summary import Failure, summarise
 from fedkd.trackers.tracking import Tracking
 from fedkd.util import interrupt
 from fedkd.util.files import remove_unfinished, write_json
-from fedkd.util.resources import describe_shortage
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -12,11 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
-)
-"""Errors of the operating system that the user can mend: a disk that is full, read-only or broken,
-a folder or size that is not allowed."""
+from fedkd.errors import DISK_ERRORS
 
 _REMOVALS = 20
 

@@ -52,7 +52,6 @@ BESIDE = (
         "fedkd.util.cache_entries",
         "fedkd.util.checkpoint_files",
         "fedkd.util.interrupt",
-        "fedkd.util.resources",
         "fedkd.util.safetensors_header",
         "fedkd.errors",
         "fedkd.suggestions",
@@ -61,7 +60,6 @@ BESIDE = (
         "fedkd.util.requirements",
         "fedkd.util.lock",
         "fedkd.util.interrupt",
-        "fedkd.util.resources",
     ),
     *("fedkd.util.error_messages", "fedkd.runner.resume", "fedkd.runner.run_cache"),
     # Between processes and hosts: what they carry is what the inline engine hands over.

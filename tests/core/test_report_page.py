@@ -16,9 +16,8 @@ import yaml
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.report.citation import BIBTEX
 from fedkd.report.figure import plain
-from fedkd.report.page import render_page
+from fedkd.report.page import BIBTEX, render_page
 from fedkd.results.folder import Results, find_run
 
 ATTACKS = [

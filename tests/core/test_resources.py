@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from fedkd.data.sources import load_source
-from fedkd.errors import UserCodeError, UserError
+from fedkd.errors import UserCodeError, UserError, describe_shortage
 from fedkd.models import build
 from fedkd.models.build import Shape, build_model
 from fedkd.user_code import calling
 from fedkd.util.cache_entries import has_entry, new_entry
-from fedkd.util.resources import describe_shortage
 
 EXHAUSTED = {
     "memory": MemoryError(),
