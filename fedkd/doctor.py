@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedkd.data.download import data_directory
-from fedkd.errors import UserError
+from fedkd.errors import UserError, one_line
 from fedkd.registry import TORCHVISION_SETS
 from fedkd.util.cache import cache_root, check_cache_root, processor
 from fedkd.util.finding import Finding
@@ -41,8 +41,7 @@ def examine() -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            yield Finding(name, "note", f"could not be checked: {reason}")
+            yield Finding(name, "note", f"could not be checked: {one_line(error)}")
 
 
 def check_python() -> Finding:

@@ -63,6 +63,17 @@ def describe_exhaustion(error: BaseException) -> str | None:
     return None
 
 
+def raise_exhaustion(error: BaseException) -> None:
+    """Raise an error again if memory, open files or threads ran out."""
+    if describe_exhaustion(error):
+        raise error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, on a line of at most 300 characters; its type if it is silent."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def describe_shortage(error: BaseException) -> str | None:
     """Return what the machine lacked, disk included, or None if the error is another.
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.errors import FedKDError, NotAllowedError, UserCodeError, describe_exhaustion
+from fedkd.errors import FedKDError, NotAllowedError, UserCodeError, raise_exhaustion
 
 _OURS = ("fedkd", "strategies", "clients")
 """Packages whose text is in every cache key already: see :data:`fedkd.util.cache.CODE`."""
@@ -74,8 +74,7 @@ def calling(kind: str, name: str) -> Iterator[None]:
     except FedKDError:
         raise
     except Exception as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise UserCodeError(f"{kind} {name} raised {describe(error)}") from error
 
 

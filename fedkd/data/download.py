@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, raise_exhaustion
 from fedkd.util.cache import cache_root
 from fedkd.util.places import expand, user_cache
 
@@ -151,8 +151,7 @@ def read_members(path: Path, wanted: Mapping[str, int]) -> dict[str, bytes]:
                 if len(contents) == len(wanted):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise UserError(f"{path} is damaged ({error}); delete it and get it again") from error
     if missing := sorted(wanted.keys() - contents.keys()):
         raise UserError(f"{path} does not contain {', '.join(missing)}; get the archive again")

@@ -16,7 +16,7 @@ from fedkd.data.images import Images
 from fedkd.data.listing import TEST, find_parts, list_flat, list_pictures
 from fedkd.data.picture_reader import Picture
 from fedkd.data.source import Source
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 
 
 def read_folder(name: str, path: Path, image_size: int | None) -> Source:
@@ -125,13 +125,11 @@ def load_hugging_face(repository: str) -> Any:
     try:
         return datasets.load_dataset(repository)
     except Exception as error:  # by network, repository and format, it raises all kinds
-        if describe_exhaustion(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
+        raise_exhaustion(error)
         raise UserError(
             f"{repository} could not be loaded from the Hugging Face Hub or its local cache "
-            f"({type(error).__name__}: {reason}); check its name and the network, or download it "
-            "and use folder:PATH"
+            f"({type(error).__name__}: {one_line(error)}); check its name and the network, or "
+            "download it and use folder:PATH"
         ) from error
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from fedkd.config.table import Table
 from fedkd.data.public_tables import read_public_table
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 from fedkd.registry import SOURCES
 from fedkd.util.names import SILO_NAME, natural_key
 from fedkd.util.places import expand
@@ -158,10 +158,8 @@ def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8; save it in that encoding") from error
     except Exception as error:  # a damaged file raises all kinds
-        if describe_exhaustion(error):
-            raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{path} cannot be read as {form.upper()}: {reason}") from error
+        raise_exhaustion(error)
+        raise UserError(f"{path} cannot be read as {form.upper()}: {one_line(error)}") from error
     if not len(whole):
         raise UserError(f"{path} has no rows")
     whole.columns = [str(name) for name in whole.columns]

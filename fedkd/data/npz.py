@@ -17,7 +17,7 @@ from numpy.lib import format as npy_format
 from fedkd.data.images import Images
 from fedkd.data.npz_arrays import OF_ANY_KIND, channel_axis, find_misfit
 from fedkd.data.source import MAX_BYTES, MAX_CLASSES, MAX_VALUE, Source
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 
 Array = npt.NDArray[Any]
 
@@ -71,11 +71,9 @@ def read_npz(name: str, path: Path, image_size: int | None = None) -> Source:  #
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged archive raises all kinds, at any depth
-        if describe_exhaustion(error):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        raise_exhaustion(error)
         raise UserError(
-            f"{path} cannot be read as an .npz archive ({reason}); write it with "
+            f"{path} cannot be read as an .npz archive ({one_line(error)}); write it with "
             "numpy.savez(path, images=..., labels=...)"
         ) from error
 

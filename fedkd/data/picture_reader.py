@@ -11,7 +11,7 @@ from typing import IO, Generic, TypeVar, cast
 from PIL import Image, UnidentifiedImageError
 
 from fedkd.data import pixels
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 from fedkd.util.parallel import available_cores, run_each
 from fedkd.util.progress import SlowProgress
 
@@ -132,10 +132,8 @@ class PictureReader:
             known = ", ".join(_BY_FORMAT)
             problem = f"{picture.place} cannot be read as an image: it is none of {known}"
         except Exception as error:  # Pillow's decoders raise all kinds for damaged files
-            if describe_exhaustion(error):
-                raise
-            reason = " ".join(str(error).split())
-            problem = f"{picture.place} cannot be read as an image ({reason})"
+            raise_exhaustion(error)
+            problem = f"{picture.place} cannot be read as an image ({one_line(error)})"
         return _Outcome(None, problem)
 
     def headers(self) -> list[PictureHeader]:

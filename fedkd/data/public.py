@@ -21,7 +21,7 @@ import torch
 from fedkd.data.download import PublicFile, data_directory, find_file, read_files, read_members
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, raise_exhaustion
 from fedkd.registry import TORCHVISION_SETS
 
 Bytes = npt.NDArray[np.uint8]
@@ -178,8 +178,7 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             return _parse_idx(cast("IO[bytes]", stream), path, dims)
     except (OSError, EOFError, zlib.error) as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise UserError(f"{path} is damaged ({error}); get it again") from error
 
 

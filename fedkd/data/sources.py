@@ -13,7 +13,7 @@ from fedkd.data.images import Images, describe_few_values, resize, to_channels
 from fedkd.data.npz import read_unlabelled_npz
 from fedkd.data.own import call_source
 from fedkd.data.source import MAX_CLASSES, Source
-from fedkd.errors import UserCodeError, UserError, describe_exhaustion
+from fedkd.errors import UserCodeError, UserError, raise_exhaustion
 from fedkd.registry import SOURCES, is_table, is_text
 from fedkd.util.places import expand
 
@@ -60,8 +60,7 @@ def load_source(
     except UserCodeError:
         raise  # it names the source already
     except (UserError, OSError) as problem:
-        if describe_exhaustion(problem):
-            raise
+        raise_exhaustion(problem)
         raise UserError(f"data source {name!r}: {problem}") from problem
     _ = source.image_size  # refuses what is not square
     return source

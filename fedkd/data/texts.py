@@ -15,7 +15,7 @@ from fedkd.config.table import Table
 from fedkd.config.text import Text
 from fedkd.data.images import Images
 from fedkd.data.source import Source
-from fedkd.errors import UserError
+from fedkd.errors import UserError, one_line
 from fedkd.util.requirements import install_command
 
 _AT_ONCE = 4096
@@ -45,11 +45,10 @@ def _load(path: Path, max_length: int, _: int) -> Any:
         config = path.with_name("tokenizer_config.json").read_text(encoding="utf-8")
         pad = json.loads(config).get("pad_token")
     except Exception as error:  # of a library that reads a user's files
-        reason = " ".join(str(error).split())[:300]
         elsewhere = "; a deployed silo names its own copy by model.weights in silo.yaml"
         raise UserError(
-            f"data.text.tokenizer: {path.parent} cannot be read ({reason}); it must be a folder "
-            "with tokenizer.json and tokenizer_config.json, as save_pretrained writes them"
+            f"data.text.tokenizer: {path.parent} cannot be read ({one_line(error)}); it must be a "
+            "folder with tokenizer.json and tokenizer_config.json, as save_pretrained writes them"
             + ("" if path.parent.is_dir() else elsewhere)
         ) from error
     pad = pad.get("content") if isinstance(pad, dict) else pad

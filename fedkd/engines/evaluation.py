@@ -10,7 +10,7 @@ from typing import Any
 from fedkd.config import Study
 from fedkd.engines.connection import locate_on_host
 from fedkd.engines.follower import follow_run
-from fedkd.errors import FedKDError, UserError
+from fedkd.errors import FedKDError, UserError, one_line
 from fedkd.messages import keys
 from fedkd.messages.run_log import Kind
 from fedkd.messages.validate import printable
@@ -51,8 +51,9 @@ def evaluate_on_hosts(
     try:
         return Evaluation.parse(found, list(models), study.silo_names)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FedKDError(f"what the SuperLink's host sent is not valid: {reason}") from error
+        raise FedKDError(
+            f"what the SuperLink's host sent is not valid: {one_line(error)}"
+        ) from error
 
 
 def _locate(path: Path) -> dict[str, Any]:

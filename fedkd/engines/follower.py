@@ -10,7 +10,7 @@ from fedkd.engines.app_folder import AppFolder
 from fedkd.engines.base import Task
 from fedkd.engines.flower_app import last_lines
 from fedkd.engines.superlink import SuperLink, read_connection
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, one_line
 from fedkd.messages.run_log import BrokenLogError, Kind, LogReader
 from fedkd.messages.validate import printable
 from fedkd.results.observer import Observer
@@ -222,5 +222,4 @@ def build_value(kind: Any, value: Any) -> Any:
     try:
         return build(kind, value)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FedKDError(f"the run's record is not valid: {reason}") from error
+        raise FedKDError(f"the run's record is not valid: {one_line(error)}") from error

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, one_line
 from fedkd.models.adapters import add_adapters
 from fedkd.models.backbone import Backbone, Trained
 from fedkd.models.fixed import FixedPart
@@ -154,8 +154,7 @@ def _find_head(network: nn.Module, arch: str, in_channels: int, image_size: int)
         with torch.no_grad():
             logits = network.eval()(examples)
     except Exception as error:  # of any architecture
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.arch: {arch} does not take {what}: {reason}") from error
+        raise UserError(f"model.arch: {arch} does not take {what}: {one_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedkd.data.images import Kind
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, raise_exhaustion
 from fedkd.models.assemble import assembly, fixed_part
 from fedkd.models.backbone import Backbone, Trained
 from fedkd.models.external import ExternalModel, check_installed
@@ -206,8 +206,7 @@ def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
         with torch.no_grad():
             model.eval()(images)
     except Exception as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         reason = f": {error}"
     model.train(training)
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
@@ -229,8 +228,7 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
     try:
         model = function(num_classes=shape.num_classes, **given)
     except Exception as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise UserError(
             f"model.arch: {arch} cannot be built for {shape} and {shape.num_classes} classes: "
             f"{error}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 from fedkd.models.build import Shape, build_model
 from fedkd.models.external import check_installed
 from fedkd.models.state import copy_state
@@ -48,8 +48,7 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:  # a module may read its state by code of its own
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise UserError(
             f"model.arch: {arch} does not load the state that it gives: {_reason(error)}"
         ) from error
@@ -87,8 +86,7 @@ def _train_once(model: nn.Module, shape: Shape, batch_size: int) -> str:
             return f"{problem}, in training mode; its forward must return the logits alone"
         functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # it is the user's code
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         return f"cannot be trained on a batch of {batch_size}: {_reason(error)}"
     if {key: tensor.shape for key, tensor in model.state_dict().items()} != before:
         return "changes the names or shapes of its state when it is trained"
@@ -101,8 +99,7 @@ def _find_output_problem(model: nn.Module, shape: Shape, count: int) -> str:
         with torch.no_grad(), DrawFrom(torch.Generator().manual_seed(0)):
             logits = model(_images(shape, count))
     except Exception as error:  # it is the user's code
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         return f"does not take {count} {shape}: {_reason(error)}"
     return _find_misfit(logits, (count, shape.num_classes))
 
@@ -141,4 +138,4 @@ def _images(shape: Shape, count: int) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.columns import Encoder
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, one_line, raise_exhaustion
 from fedkd.models.external_formats import Loaded, check_readable, load_external
 from fedkd.models.libraries import require
 from fedkd.models.state import State
@@ -142,11 +142,9 @@ def read_external(
     except UserError as error:
         raise UserError(f"{what}: {path} {error}") from error
     except Exception as error:
-        if describe_exhaustion(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
+        raise_exhaustion(error)
         raise UserError(
-            f"{what}: {path} cannot be used as a model of {library} on {shape}: {reason}"
+            f"{what}: {path} cannot be used as a model of {library} on {shape}: {one_line(error)}"
         ) from error
     return make_state(content, positions, encoder)
 

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import describe_exhaustion
+from fedkd.errors import raise_exhaustion
 from fedkd.util.random_ops import DrawFrom
 
 TOLERANCE = 1e-5
@@ -52,8 +52,7 @@ def _compute(model: nn.Module, images: Tensor, layout: torch.memory_format) -> l
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             results = results or [logits.detach(), *(g.clone() for g in gradients)]
     except Exception as error:  # of any architecture, which is checked elsewhere
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         return None
     return results
 

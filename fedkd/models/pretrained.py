@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import torch
 
 from fedkd.config.backbone import is_weights_file
-from fedkd.errors import UserError
+from fedkd.errors import UserError, one_line
 from fedkd.models.downloads import check_download
 from fedkd.models.hugging_face import hugging_face_preprocessing, read_hugging_face, settings_of
 from fedkd.models.libraries import require
@@ -65,7 +65,7 @@ def _hash_once(arch: str, weights: str | None, _: tuple[int, int] | None) -> str
         except UserError:
             raise
         except Exception as error:  # of a library that reads a user's folder
-            raise UserError(f"model.arch: {arch} cannot be read: {_reason(error)}") from error
+            raise UserError(f"model.arch: {arch} cannot be read: {one_line(error)}") from error
         tensors = state_hash(dict(network.state_dict()))
         return hashlib.sha256(f"{tensors} {settings_of(network)}".encode()).hexdigest()
     return state_hash(load_weights(arch, weights or ""))
@@ -169,7 +169,7 @@ def _load_timm(name: str, tag: str) -> State:
         )
     except Exception as error:  # of the hub's client: no network, no such file
         raise UserError(
-            f"model.weights: {tag} of timm:{name} cannot be read or downloaded: {_reason(error)}"
+            f"model.weights: {tag} of timm:{name} cannot be read or downloaded: {one_line(error)}"
         ) from error
     return dict(network.state_dict())
 
@@ -194,7 +194,3 @@ def _changed(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def _read_once(name: str, _: tuple[int, int]) -> State:
     return strip_prefixes(read_weights(Path(name), what="model.weights").state)[0]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.errors import FedKDError, UserError, describe_exhaustion
+from fedkd.errors import FedKDError, UserError, raise_exhaustion
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import Checkpoint, State
@@ -146,8 +146,7 @@ def _write_program(out: Path, state: State, card: ModelCard) -> None:
     try:
         program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: batch},))
     except Exception as error:  # a model of any kind may fail anywhere inside PyTorch
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         reason = str(error).strip().split("\n", 1)[0]
         raise FedKDError(
             f"export: torch.export cannot export {card.arch}: {reason}; use --format safetensors"

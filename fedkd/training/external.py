@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data.images import Images, as_inputs
-from fedkd.errors import FedKDError, describe_exhaustion
+from fedkd.errors import FedKDError, raise_exhaustion
 from fedkd.models.external import make_classifier, make_state
 from fedkd.models.libraries import require
 from fedkd.models.state import State
@@ -59,8 +59,7 @@ def train_external(arch: str, data: Images, seed: int) -> State:
             warnings.simplefilter("ignore")
             model.fit(rows, labels)
     except Exception as error:
-        if describe_exhaustion(error):
-            raise
+        raise_exhaustion(error)
         raise CannotLearnError(f"{arch} cannot be trained on its data: {error}") from error
     return make_state(_SAVERS[library](model), classes.tolist())
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedkd.errors import UserError, describe_exhaustion
+from fedkd.errors import UserError, raise_exhaustion
 from fedkd.suggestions import suggest
 from fedkd.util.files import hash_file, temporary_beside
 
@@ -114,8 +114,7 @@ def find_damage(folder: Path) -> str | None:
         key = tuple((str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats)
         return _compare(folder, key)
     except OSError as error:
-        if describe_exhaustion(error):
-            raise  # it is this process that lacks something
+        raise_exhaustion(error)  # it is this process that lacks something
         return f"{error.filename}: {error.strerror}"
 
 
