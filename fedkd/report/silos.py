@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from fedkd.report.figure import Figure, Variant, heat_map, plain
-from fedkd.report.tables import NONE, clip
+from fedkd.report.tables import clip, share
 from fedkd.report.theme import arm_styles
 from fedkd.results.folder import Results, class_names, instruments, percent
 
@@ -74,11 +74,9 @@ def teachers(results: Results, arm: str | None) -> Figure | None:
             str(run["seed"]),
             str(teacher["silo"]),
             percent(teacher["accuracy"]),
-            NONE if teacher.get("complementary") is None else percent(teacher["complementary"]),
-            _weight(run, teacher["silo"]),
-            NONE
-            if instruments(run).get("agreement") is None
-            else percent(instruments(run)["agreement"]),
+            share(teacher.get("complementary")),
+            share((run["notes"].get("mean_weights") or {}).get(teacher["silo"])),
+            share(instruments(run).get("agreement")),
         ]
         for run in with_teachers
         for teacher in instruments(run)["teachers"]
@@ -216,11 +214,6 @@ def _own_models(runs: Iterable[dict[str, Any]]) -> dict[tuple[int, str], float]:
         for silo in instruments(run).get("silos") or []
         if silo.get("before") is not None
     }
-
-
-def _weight(run: dict[str, Any], silo: str) -> str:
-    weight = (run["notes"].get("mean_weights") or {}).get(silo)
-    return NONE if weight is None else percent(weight)
 
 
 def _agreements(runs: Sequence[dict[str, Any]]) -> str:
