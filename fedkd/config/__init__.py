@@ -1,6 +1,7 @@
 """The study file as types: every key, its default, its bounds, and which are valid together.
 
-Importing this package imports no PyTorch, so that a study is checked at once.
+Importing this package imports no PyTorch, so that a study is checked at once. A function named
+``check_...`` raises a ValueError that says the key and what to do.
 """
 
 from fedkd.config.arm import Arm, Fusion, ServerOptimiser

@@ -9,11 +9,7 @@ if TYPE_CHECKING:
 
 
 def check_at_silo(settings: Consolidation) -> None:
-    """Refuse what cannot be done on a silo, whose model is the student.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse what cannot be done on a silo, whose model is the student."""
     reason = "but data.transfer.source is student-silo"
     if settings.student not in ("best", "worst", "random"):
         raise ValueError(

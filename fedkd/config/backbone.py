@@ -126,11 +126,7 @@ def preprocessing_of(study: Study, silo: str) -> Normalization | str | None:
 
 
 def check_backbones(study: Study) -> None:
-    """Refuse keys on pre-trained models that contradict each other.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse keys on pre-trained models that contradict each other."""
     model = study.model
     pretrained = model.weights or model.arch.startswith(HUGGING_FACE)
     if model.train != "all" and not pretrained:
@@ -194,11 +190,7 @@ def _check_preprocessing(study: Study) -> None:
 
 
 def check_lda_head(study: Study, name: str) -> None:
-    """Refuse an arm whose student in closed form is not the last layer of its model.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse an arm whose student in closed form is not the last layer of its model."""
     arch, settings = study.global_arch(name), study.arms[name].consolidation
     if settings is not None and settings.familiarity.basis == "backbone":
         if arch != study.model.arch or study.model.train != "head":

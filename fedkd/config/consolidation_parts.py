@@ -25,11 +25,7 @@ def fill_control(data: Any) -> Any:
 
 
 def check_control(teachers: str, student: str) -> None:
-    """Refuse a control whose student is made of the models that it is a control for.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse a control whose student is made of the models that it is a control for."""
     if teachers in _CONTROLS and student not in WITHOUT_MODELS:
         raise ValueError(
             f"student: {student} is made of the silos' models, but teachers: {teachers} is a "

@@ -33,11 +33,7 @@ def fill_deployed(data: Any) -> Any:
 def check_simulated(
     data: Data, scheme: str, rounds: Mapping[str, Rounds], arms: Mapping[str, Arm]
 ) -> None:
-    """Refuse what only a study of deployed silos can have.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse what only a study of deployed silos can have."""
     if data.source == NO_SOURCE:
         if scheme != GIVEN:
             raise ValueError(
@@ -65,11 +61,7 @@ def check_deployed(
     *,
     is_image: bool,
 ) -> None:
-    """Refuse what a study of deployed silos cannot have.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse what a study of deployed silos cannot have."""
     for key in ("classes", "channels", "image_size") if is_image else ("classes",):
         if getattr(data, key) is None:
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")

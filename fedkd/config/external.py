@@ -33,11 +33,7 @@ def fill_external(data: Any) -> Any:
 
 
 def check_external_models(study: Study) -> None:
-    """Refuse what cannot be done with models that only predict.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse what cannot be done with models that only predict."""
     trained = {"model.arch": study.model.arch}
     trained |= {f"arms.{name}.arch": arm.arch for name, arm in study.arms.items() if arm.arch}
     for key, arch in trained.items():

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_arms(study: Study) -> None:
-    """Refuse an arm whose name and start contradict each other.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse an arm whose name and start contradict each other."""
     for name, arm in study.arms.items():
         named = name == "fedkd" or name.startswith("fedkd-")
         control = name.startswith("control-")
@@ -36,11 +32,7 @@ def check_arms(study: Study) -> None:
 
 
 def check_baselines(study: Study) -> None:
-    """Refuse a baseline that is not an arm, and relative targets without one.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse a baseline that is not an arm, and relative targets without one."""
     for name in study.baselines:
         if name not in study.arms:
             raise ValueError(
@@ -51,11 +43,7 @@ def check_baselines(study: Study) -> None:
 
 
 def check_silo_names(study: Study) -> None:
-    """Refuse keys by silo that name a silo which the study does not have.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse keys by silo that name a silo which the study does not have."""
     known = set(study.silo_names)
     for key, mapping in (
         ("model.per_silo", study.model.per_silo),
@@ -73,11 +61,7 @@ def check_silo_names(study: Study) -> None:
 
 
 def check_needs(study: Study) -> None:
-    """Refuse an arm that needs data or models which the study does not have.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse an arm that needs data or models which the study does not have."""
     for name, arm in study.arms.items():
         settings = arm.consolidation
         chosen = settings.student if settings else arm.start

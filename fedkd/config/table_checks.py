@@ -19,11 +19,7 @@ _BASES = {
 
 
 def check_table(study: Study) -> None:
-    """Refuse settings of a table or texts without one, and these with settings of images.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse settings of a table or texts without one, and these with settings of images."""
     has_texts = study.is_text
     if study.data.text is not None and not has_texts:
         raise ValueError(f"data.text: is for texts, but {study.data.source} has none; leave it out")
@@ -58,9 +54,6 @@ def check_kind(study: Study, kind: str) -> None:
     Args:
         study: the study.
         kind: of its examples: ``image``, ``table``, ``text`` or ``tensor``.
-
-    Raises:
-        ValueError: with the key and what to do.
     """
     if kind == "image":
         for name, arm in study.arms.items():

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_recalibration(study: Study) -> None:
-    """Refuse BatchNorm statistics from a transfer set that the server does not have.
-
-    Raises:
-        ValueError: with the key and what to do.
-    """
+    """Refuse BatchNorm statistics from a transfer set that the server does not have."""
     transfer = study.data.transfer
     if study.model.batch_norm != "recalibrate":
         return
@@ -37,9 +33,6 @@ def check_labels(study: Study, settings: Consolidation, path: str) -> None:
     """Refuse a method that needs labels, and settings about labels, where there are none.
 
     A method of the user's own is imported.
-
-    Raises:
-        ValueError: with the key and what to do.
     """
     if study.has_labels(settings):
         return

@@ -29,9 +29,6 @@ def check_tuning_seeds(tuned: Mapping[str, Tuned | None], seeds: Sequence[int]) 
     Args:
         tuned: by name of the arm; None for an arm that was not tuned.
         seeds: of the study.
-
-    Raises:
-        ValueError: with the key and what to do.
     """
     for name, section in tuned.items():
         if shared := set(section.seeds if section else ()) & set(seeds):
