@@ -21,9 +21,7 @@ from fedkd.errors import UserError
 from fedkd.registry import SOURCES, is_table, read_silo_names
 from fedkd.util.checkpoint_files import find_weights_problem
 from fedkd.util.error_messages import Problem, join_problems, show, to_user_error
-from fedkd.util.yaml_loader import dump_yaml, load_yaml
-
-MAX_BYTES = 1 << 20
+from fedkd.util.yaml_loader import dump_yaml, load_yaml, read_text
 
 
 def load_study(
@@ -47,7 +45,7 @@ def load_study(
         UserError: if the file cannot be read or is no valid study; one line a problem.
     """
     origin = str(path)
-    data = _load_mapping(_read_text(path), origin=origin)
+    data = _load_mapping(read_text(path, "study"), origin=origin)
     for override in overrides:
         keys, value = parse_override(override)
         data = replace_value(data, keys, value, origin=f"--set {override}")
@@ -167,32 +165,6 @@ def _find_path_problem(name: str, expected: str) -> str | None:
         return f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
     fits = stat.S_ISDIR(mode) if expected == "folder" else stat.S_ISREG(mode)
     return None if fits else f"{name} is not a {expected}"
-
-
-def _read_text(path: Path) -> str:
-    """Read a text file of bounded size; a pipe or device would have no end."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: is a folder; name the study file in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: is larger than 1 MiB, too large for a study")
-    if b"\0" in content:
-        raise UserError(f"{path}: is a binary file, not a study in YAML")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line} is not UTF-8 text; save it as UTF-8") from None
 
 
 def _load_mapping(text: str, *, origin: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,8 @@ from fedkd.models.downloads import local_files_only
 from fedkd.user_code import importing_only
 from fedkd.util.checkpoint_files import external_format
 from fedkd.util.error_messages import to_user_error
-from fedkd.util.yaml_loader import load_yaml
+from fedkd.util.yaml_loader import load_yaml, read_text
 
-MAX_BYTES = 1 << 20
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 TransferHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
@@ -252,7 +250,7 @@ def load_silo_file(path: Path) -> SiloFile:
         UserError: it cannot be read or is not valid; one line a problem.
     """
     origin = str(path)
-    data = load_yaml(_read_text(path), origin=origin)
+    data = load_yaml(read_text(path, "silo.yaml"), origin=origin)
     if not isinstance(data, dict):
         raise UserError(f"{origin}: is no mapping; a silo has at least name, data, share and audit")
     try:
@@ -266,20 +264,6 @@ def silo_schema() -> dict[str, Any]:
     """Return the JSON schema of ``silo.yaml``, for editors."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **SiloFile.model_json_schema(), "title": "fedkd silo"}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: is larger than 1 MiB, too large for a silo's file")
-        return content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
 def _make_paths_absolute(file: SiloFile, folder: Path) -> SiloFile:

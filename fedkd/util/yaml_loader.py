@@ -7,6 +7,8 @@ anything is built from them.
 from __future__ import annotations
 
 import re
+import stat
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -51,6 +53,36 @@ _IN_PLAIN_WORDS = (
     ("could not find expected ':'", "a ':' is missing after the key above"),
 )
 """How PyYAML's problems begin, and what a reader who never saw a YAML grammar understands."""
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file of bounded size; a pipe or device would have no end.
+
+    Raises:
+        UserError: it cannot be read, or is no text in UTF-8.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a folder; name the {what} file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    if len(content) > MAX_CHARACTERS:
+        raise UserError(f"{path}: is larger than 1 MiB, too large for a {what}")
+    if b"\0" in content:
+        raise UserError(f"{path}: is a binary file, not a {what} in YAML")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8 text; save it as UTF-8") from None
 
 
 def load_yaml(text: str, *, origin: str) -> Any:
