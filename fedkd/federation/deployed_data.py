@@ -14,6 +14,7 @@ from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
+from fedkd.federation.own_silos import load_central
 from fedkd.federation.split import Split, split
 from fedkd.models.build import Shape
 from fedkd.registry import NO_SOURCE, NOISE, SOURCES, STUDENT_SILO
@@ -63,14 +64,7 @@ def in_study_shape(images: Images, study: Study) -> Images:
 def _server_source(study: Study) -> Source:
     if study.data.source == NO_SOURCE:
         return _empty_source(study)
-    data = study.data
-    source = load_cached_source(
-        data.source,
-        image_size=data.image_size,
-        cache=cache_root(),
-        options=data.options,
-        columns=study.columns,
-    )
+    source = load_central(study, cache_root())
     classes = tuple(study.data.classes or ())
     if source.columns or study.is_text:
         return _in_order(source, classes)
@@ -79,7 +73,7 @@ def _server_source(study: Study) -> Source:
             f"data.classes: names {len(classes)} classes, but {study.data.source} has "
             f"{source.num_classes}"
         )
-    prefix, _ = SOURCES.split(data.source)
+    prefix, _ = SOURCES.split(study.data.source)
     if prefix and prefix.path == "folder" and source.classes != classes:
         raise UserError(
             f"data.classes: {', '.join(classes)} differ from the folders of {study.data.source}, "

@@ -29,6 +29,18 @@ MAX_SHARE_IN_SILOS = 0.01
 """Largest share of a set of the server's that may be found in silos too, and is then left out."""
 
 
+def load_central(study: Study, cache: Path | None) -> Source:
+    """Read the study's own source, from the cache if it was decoded before."""
+    data = study.data
+    return load_cached_source(
+        data.source,
+        image_size=data.image_size,
+        cache=cache,
+        options=data.options,
+        columns=study.columns,
+    )
+
+
 def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, dict[str, Source]]:
     """Read the study's source and each silo's, in one shape and with one list of classes.
 
@@ -45,13 +57,7 @@ def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, 
     """
     size, central = study.data.image_size, None
     if study.data.source != NO_SOURCE:
-        central = load_cached_source(
-            study.data.source,
-            image_size=size,
-            cache=cache,
-            options=study.data.options,
-            columns=study.columns,
-        )
+        central = load_central(study, cache)
         size = central.image_size if central.kind == "image" else size
     sources = {
         silo: _load_silo(silo, given.silos[silo], size, cache, study.columns)

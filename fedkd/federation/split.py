@@ -23,6 +23,7 @@ from fedkd.federation.held_out import divide
 from fedkd.federation.own_silos import (
     check_sizes,
     leave_out_known,
+    load_central,
     load_given,
     read_split,
     rows_by_column,
@@ -96,13 +97,7 @@ def load_split(study: Study, seed: int, cache: Path | None = None) -> Split:
     if isinstance(study.partition, Given):
         source, silos = load_given(study, study.partition, cache)
     else:
-        source = load_cached_source(
-            study.data.source,
-            image_size=study.data.image_size,
-            cache=cache,
-            options=study.data.options,
-            columns=study.columns,
-        )
+        source = load_central(study, cache)
     try:
         check_kind(study, source.kind)
     except ValueError as error:
