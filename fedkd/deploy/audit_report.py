@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.util import files
 
 COLUMNS = (
     *("time", "study", "study-hash", "arm", "seed", "run", "round", "type", "bytes", "sha256"),
@@ -71,12 +70,8 @@ def to_csv(entries: Iterable[Mapping[str, Any]]) -> str:
 
     A text that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in entries:
-        writer.writerow([_cell(entry.get(column)) for column in COLUMNS])
-    return buffer.getvalue()
+    rows = [{column: _cell(entry.get(column)) for column in COLUMNS} for entry in entries]
+    return files.to_csv(rows, COLUMNS)
 
 
 def _cell(value: object) -> object:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from fedkd.registry import METHODS
 from fedkd.suggestions import suggest
 from fedkd.util import interrupt
 from fedkd.util.cache import cache_key
-from fedkd.util.files import write_json, write_text
+from fedkd.util.files import to_csv, write_json, write_text
 from fedkd.util.parallel import run_each
 
 _SETTINGS = ("epochs", "batch_size", "lr", "momentum")
@@ -105,7 +103,7 @@ def measure_pairs(
     }
     data, table = folder / "pairs.json", folder / "pairs.csv"
     write_json(data, results)
-    write_text(table, _csv(rows))
+    write_text(table, to_csv(rows))
     return Measured(results, data, table)
 
 
@@ -208,11 +206,3 @@ def _measure_all(
     except KeyboardInterrupt:
         interrupted = True
     return [rows[job.key] for job in jobs if job.key in rows], interrupted
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from fedkd.report.savings import is_defined
 from fedkd.report.tables import saving_rows
 from fedkd.report.theme import arm_styles
 from fedkd.results.folder import Results, percent
-from fedkd.util.files import replacing, write_text
+from fedkd.util.files import replacing, to_csv, write_text
 from fedkd.util.requirements import install_command
 
 if TYPE_CHECKING:
@@ -204,16 +202,6 @@ def _canvas() -> tuple[Figure, Axes]:
 
 def _colour(colour: str) -> str:
     return INK if colour == "ink" else colour
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, with the columns of all."""
-    columns: Iterable[str] = dict.fromkeys(key for row in rows for key in row)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def to_latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,13 +18,13 @@ from fedkd.config import Study
 from fedkd.config.study_file import resolve_study
 from fedkd.errors import FedKDError, UserError
 from fedkd.report.page import write_report
-from fedkd.report.paper import comparison_rows, to_csv, to_latex
+from fedkd.report.paper import comparison_rows, to_latex
 from fedkd.report.progress import StudyProgress
 from fedkd.report.tables import Table, arms_table
 from fedkd.results.folder import REPORT_FILE, STUDY_FILE, Results
 from fedkd.runner.run import resume_study, run_study
 from fedkd.util import interrupt
-from fedkd.util.files import write_json, write_text
+from fedkd.util.files import to_csv, write_json, write_text
 from fedkd.util.lock import lock_folder
 from fedkd.util.yaml_loader import load_yaml
 
