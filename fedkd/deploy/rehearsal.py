@@ -14,9 +14,9 @@ from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import resolve_study
 from fedkd.data.images import Images, content_hash
 from fedkd.errors import UserError
-from fedkd.federation.deployed_data import draw_transfer, load_server_split
+from fedkd.federation.deployed_data import draw_transfer, load_server_split, shape_of
 from fedkd.models.backbone import Backbone
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import build_model
 from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state, save_state
 from fedkd.registry import EXTERNAL_CLASSES, NO_SOURCE, NOISE, STUDENT_SILO, is_external
@@ -76,7 +76,7 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
     Returns:
         The path of its ``silo.yaml``.
     """
-    shape = _shape(study)
+    shape = shape_of(study)
     count = max(images, study.partition.min_size, shape.num_classes)
     source = _generate(study, folder / "data.npz", count)
     arch = study.arch_of(name)
@@ -113,7 +113,7 @@ def write_silo(study: Study, name: str, folder: Path, *, images: int) -> Path:
 def _write_model(study: Study, name: str, data: Path, path: Path) -> None:
     """Train a silo's own model on its generated images; of a fixed part all have the same."""
     arch, backbone = study.arch_of(name), Backbone.of(study)
-    shape = replace(_shape(study), backbone=backbone)
+    shape = replace(shape_of(study), backbone=backbone)
     with np.load(data) as arrays:
         pixels, labels = (torch.from_numpy(arrays[key]) for key in ("images", "labels"))
     if is_external(arch):
@@ -147,7 +147,7 @@ def _generate(study: Study, path: Path, count: int) -> str:
 
     An image is its class's pattern of four by four grey values, enlarged, with noise.
     """
-    shape = _shape(study)
+    shape = shape_of(study)
     side, channels = shape.image_size, shape.in_channels
     patterns = numpy_generator(0, "rehearsal-patterns").integers(
         0, 256, (shape.num_classes, channels, 4, 4)
@@ -160,10 +160,3 @@ def _generate(study: Study, path: Path, count: int) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, images=noisy.clip(0, 255).astype(np.uint8), labels=labels)
     return f"npz:{path}"
-
-
-def _shape(study: Study) -> Shape:
-    data = study.data
-    if data.classes is None or data.channels is None or data.image_size is None:
-        raise ValueError("a study of deployed silos has classes, channels and image_size")
-    return Shape(len(data.classes), data.channels, data.image_size)

@@ -38,7 +38,9 @@ def empty_split(study: Study) -> Split:
     """Return a split without examples: classes and shape alone."""
     source = _empty_source(study)
     no_images = source.train
-    return Split(no_images, no_images, None, (), source.classes, source.num_classes, _shape(study))
+    return Split(
+        no_images, no_images, None, (), source.classes, source.num_classes, shape_of(study)
+    )
 
 
 def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
@@ -57,7 +59,7 @@ def draw_transfer(study: Study, seed: int, source: str | None) -> Images | None:
 
 def in_study_shape(images: Images, study: Study) -> Images:
     """Convert images to the channels and size of the study."""
-    shape = _shape(study)
+    shape = shape_of(study)
     return convert_like(images, channels=shape.in_channels, size=shape.image_size)
 
 
@@ -93,7 +95,7 @@ def _in_order(source: Source, classes: tuple[str, ...]) -> Source:
 
 
 def _empty_source(study: Study, columns: tuple[Column, ...] = ()) -> Source:
-    size = (0, max(1, len(columns))) if study.is_table else (0, *_shape(study).input_shape)
+    size = (0, max(1, len(columns))) if study.is_table else (0, *shape_of(study).input_shape)
     dtype = torch.float64 if study.is_table else torch.int64 if study.is_text else torch.uint8
     no_images = Images(torch.zeros(size, dtype=dtype), torch.zeros(0, dtype=torch.int64))
     classes = tuple(study.data.classes or ())
@@ -118,7 +120,7 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
     )
 
 
-def _shape(study: Study) -> Shape:
+def shape_of(study: Study) -> Shape:
     """Return what models are built for; of a table before its columns are known, one column."""
     data = study.data
     if study.is_table:
