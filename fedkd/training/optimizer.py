@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -47,17 +47,8 @@ class OptimizerSettings:
     @classmethod
     def of(cls, keys: OptimizerKeys, epochs: int) -> OptimizerSettings:
         """Return the settings of a section of the study file."""
-        return cls(
-            epochs=epochs,
-            batch_size=keys.batch_size,
-            lr=keys.lr,
-            momentum=keys.momentum,
-            weight_decay=keys.weight_decay,
-            schedule=keys.schedule,
-            optimizer=keys.optimizer,
-            warmup=keys.warmup,
-            clip_norm=keys.clip_norm,
-        )
+        names = (each.name for each in fields(cls) if each.name != "epochs")
+        return cls(epochs, **{name: getattr(keys, name) for name in names})
 
 
 class Stepper:

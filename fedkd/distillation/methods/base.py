@@ -51,15 +51,14 @@ class DistillationData:
 
     def take(self, indices: Tensor) -> DistillationData:
         """Return the data of the examples at ``indices`` ``[S]`` only."""
-        return DistillationData(
+        return replace(
+            self,
             images=self.images[indices],
             labels=None if self.labels is None else self.labels[indices],
             target=self.target[indices],
             logits=self.logits[:, indices],
             weights=self.weights[:, indices],
-            models=self.models,
-            student=self.student,
-            order=self.order,
+            unmixed=None,
         )
 
     def with_mixed_inputs(self, mixed_inputs: MixedInputs, ensemble: Ensemble) -> DistillationData:
