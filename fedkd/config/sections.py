@@ -51,11 +51,7 @@ Options = Annotated[
 
 
 def refuse_options(options: dict[str, JsonValue] | None, registry: Registry, name: str) -> None:
-    """Refuse options of a name that stands for nothing of the user's own.
-
-    Raises:
-        ValueError: there are some.
-    """
+    """Refuse options of a name that stands for nothing of the user's own."""
     if options and not registry.is_own(name):
         raise ValueError(
             f"options: are for a {registry.kind} of your own ({registry.own}), not {name}"

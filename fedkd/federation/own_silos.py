@@ -143,11 +143,7 @@ def rows_by_column(spec: ByColumn, source: Source, remaining: Rows) -> list[Rows
 
 
 def check_sizes(silos: Mapping[str, Images], least: int) -> None:
-    """Refuse silos with too few examples.
-
-    Raises:
-        UserError: one has fewer than ``least``.
-    """
+    """Refuse silos with too few examples."""
     for silo, images in silos.items():
         if len(images) < least:
             raise UserError(

@@ -134,11 +134,7 @@ def _load(network: nn.Module, head: str, backbone: Backbone) -> None:
 
 
 def _find_head(network: nn.Module, arch: str, in_channels: int, image_size: int) -> str:
-    """Return the name of the linear layer whose output is the network's.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the name of the linear layer whose output is the network's."""
     outputs: list[tuple[str, tuple[int, ...], object]] = []
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -165,11 +165,7 @@ def load_model(
 
 
 def check_preprocessing(path: Path, expected: Preprocessing | None, *, what: str) -> None:
-    """Refuse a checkpoint whose card names another mean or standard deviation than expected.
-
-    Raises:
-        UserError: it does, or the card is damaged.
-    """
+    """Refuse a checkpoint whose card names another mean or standard deviation than expected."""
     if path.suffix != ".safetensors" or not path.is_file():
         return
     card = read_card(path, what=what)

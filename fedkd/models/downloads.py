@@ -25,11 +25,7 @@ def local_files_only(*, enabled: bool = True) -> Iterator[None]:
 
 
 def check_download(what: str, remedy: str) -> None:
-    """Refuse a download where :func:`local_files_only` does.
-
-    Raises:
-        UserError: this host downloads nothing.
-    """
+    """Refuse a download where :func:`local_files_only` does."""
     if not _allowed.get():
         raise UserError(
             f"{what} is not on this host, and silo.yaml allows no download; {remedy}, or set "

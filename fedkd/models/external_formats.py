@@ -128,9 +128,6 @@ def check_readable(library: str, content: bytes) -> None:
     """Refuse a damaged file with which its library would end this process.
 
     Of all these libraries LightGBM alone does: its threads abort, or read what is not there.
-
-    Raises:
-        UserError: another process could not read it either.
     """
     if library == "lightgbm":
         code = "import sys, lightgbm; lightgbm.Booster(model_str=sys.stdin.buffer.read().decode())"

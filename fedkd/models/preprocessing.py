@@ -76,11 +76,7 @@ class Preprocess(nn.Module):
 
 
 def check_channels(preprocessing: Preprocessing, in_channels: int) -> None:
-    """Refuse images with another number of channels than the preprocessing takes.
-
-    Raises:
-        UserError: they are neither greyscale nor of as many.
-    """
+    """Refuse images with another number of channels than the preprocessing takes."""
     expected = len(preprocessing.mean)
     if in_channels not in (1, expected):
         raise UserError(

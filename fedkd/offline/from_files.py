@@ -174,11 +174,7 @@ def _load_teacher(path: Path, card: ModelCard, own: ModelCard | None) -> Checkpo
 def _check_training(
     settings: Consolidation, arch: str, archs: Sequence[str], images: OfflineImages
 ) -> None:
-    """Refuse models that cannot be trained on the batches that the transfer set makes.
-
-    Raises:
-        UserError: one cannot.
-    """
+    """Refuse models that cannot be trained on the batches that the transfer set makes."""
     count = len(images.validation if settings.teachers == "validation" else images.transfer)
     if settings.subset is not None:
         count = min(count, settings.subset.size)

@@ -122,11 +122,7 @@ def read_ended(folder: Path, max_rounds: int) -> RunRecord | None:
 
 
 def check_can_go_on(folder: Path, study: Study) -> None:
-    """Check that runs that have finished have the state from which they go on to more rounds.
-
-    Raises:
-        UserError: one has none.
-    """
+    """Check that runs that have finished have the state from which they go on to more rounds."""
     for arm in study.arms:
         for seed in study.seeds:
             run = folder / arm / f"seed-{seed}"

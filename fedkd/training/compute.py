@@ -27,11 +27,7 @@ class Compute:
     threads: int = 1
 
     def check(self) -> None:
-        """Check that this machine has the device.
-
-        Raises:
-            UserError: there is no such GPU.
-        """
+        """Check that this machine has the device."""
         kind, _, index = self.device.partition(":")
         if kind == "mps" and not torch.backends.mps.is_available():
             raise UserError(

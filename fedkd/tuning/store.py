@@ -108,9 +108,6 @@ def check_trials(
         trials: all of it.
         check: raises ValueError, LookupError or TypeError if an ended trial cannot be of this
             search.
-
-    Raises:
-        UserError: one of them cannot be of this search.
     """
     for number, trial in enumerate(trials):
         try:

@@ -190,9 +190,6 @@ def clear(root: Path, *, kind: str | None = None, older_than: float = 0.0) -> li
     """Remove entries, and what crashes left unfinished; return the entries removed.
 
     A study that runs meanwhile computes again what it does not find.
-
-    Raises:
-        UserError: there is no such kind.
     """
     check_kind(kind)
     chosen = select(find_entries(root), kind=kind, older_than=older_than)
@@ -212,11 +209,7 @@ def select(entries: list[Entry], *, kind: str | None, older_than: float) -> list
 
 
 def check_kind(kind: str | None) -> None:
-    """Check the name of a kind; None is all.
-
-    Raises:
-        UserError: there is no such kind.
-    """
+    """Check the name of a kind; None is all."""
     if kind is not None and kind not in KINDS:
         raise UserError(
             f"--kind: {kind!r} is not a kind of entry{suggest(kind, list(KINDS))}; known are "
