@@ -30,7 +30,6 @@ class Column:
     """A column of a table: numbers, or the positions of names in ``categories``.
 
     Attributes:
-        name: of the column.
         categories: all names that the column's files have, sorted; None for numbers.
     """
 

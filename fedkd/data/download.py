@@ -63,7 +63,6 @@ class PublicFile:
     """A file that the publisher of a data set, or a mirror, offers for download.
 
     Attributes:
-        name: file name.
         urls: addresses, tried in this order.
         md5: of the file, in hexadecimal.
     """

@@ -34,9 +34,6 @@ class Depth:
     """The values of all deep pictures of one kind.
 
     Attributes:
-        least: smallest value.
-        most: largest value.
-        count: number of pictures.
         flattened: places of pictures that this scale leaves with a few grey levels.
     """
 

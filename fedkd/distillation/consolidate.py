@@ -33,8 +33,6 @@ class Consolidated:
     """A distilled student, and notes on its distillation.
 
     Attributes:
-        state: the student's weights.
-        start: its initial weights.
         teachers: the teachers that were used; empty where silos are not asked.
         notes: for the record: mean weight of each teacher, last loss, chosen student.
         loss: mean of the last epoch; NaN without epochs.

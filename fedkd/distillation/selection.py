@@ -21,8 +21,6 @@ class Choice:
     """A student, and its teachers.
 
     Attributes:
-        start: the student's initial weights.
-        teachers: the selected teachers.
         student: index of the selected teacher that the student is a copy of, or None.
         silo: name of the silo whose model the student is, or None.
         notes: names, for the record.

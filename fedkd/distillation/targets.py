@@ -33,10 +33,6 @@ class DistillationSetup:
         transfer: examples to distil on.
         labelled: whether their labels may be used.
         validation: labelled examples for choices; may be empty.
-        arch: architecture of the student.
-        shape: what models are built for.
-        compute: device and precision.
-        seed: of the repetition.
         basis: of the teachers' densities, or None.
         on_epoch: called after every epoch with its number, from 1, and the number of epochs.
         on_student: called after every epoch with the student and the same two numbers; it must not

@@ -29,10 +29,7 @@ class LocalSilo:
     Attributes:
         name: unique in the federation.
         data: private examples; they never leave the silo.
-        shape: what models are built for.
-        arch: architecture of the silo's own model.
         own_model: returns the silo's pre-trained model.
-        compute: device and precision.
         model_pool: models to reuse; silos of one process may share it.
         least_of_class: classes of fewer examples are left out of the moments.
         clipped: whether the influence of every example on densities and moments is bounded.

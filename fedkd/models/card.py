@@ -40,8 +40,6 @@ class ModelCard:
     """What a program needs to rebuild a model, and what else is known of it.
 
     Attributes:
-        arch: its architecture.
-        shape: what it is built for.
         classes: names of the classes, or empty where they are unknown.
         facts: how it came to be, as plain values: study, arm, seed, accuracy and the like.
         version: of the fedkd that wrote the file.

@@ -21,7 +21,6 @@ class GivenModel:
     """Where a model is, and what is known of its making.
 
     Attributes:
-        path: the checkpoint.
         exchanges: with silos that made it, as far as they are known.
         uncharged: whether others may have made it, that are not known.
         run: the arm and seed that made it, or an empty string.

@@ -54,7 +54,6 @@ class OfflineImages:
         transfer: images to distil on; labels are -1 where they may not be used.
         validation: labelled images, possibly none.
         validation_from: in words, where they come from; empty if there are none.
-        shape: what all models are built for.
         classes: names of the classes, or empty where no labels are used.
         warnings: sentences on the sources.
     """

@@ -59,9 +59,6 @@ class Member:
     """A silo with a usable model.
 
     Attributes:
-        silo: its name.
-        arch: architecture of its model.
-        state: the pre-trained model.
         class_counts: number of its examples of each class, ``[K]``.
         on_test: the model's logits on the test examples, ``[N, K]``.
     """
@@ -78,15 +75,9 @@ class Pair:
     """A teacher, a student, and the data on which they are distilled and evaluated.
 
     Attributes:
-        teacher: the teacher's silo.
-        student: the student's silo.
-        transfer: examples for distillation.
         labelled: whether their labels may be used.
         validation: labelled examples by which ``kd-tuned`` selects.
         test: examples on which both are evaluated.
-        shape: what models are built for.
-        compute: device and precision.
-        seed: of the study's repetition.
     """
 
     teacher: Member

@@ -30,7 +30,6 @@ class Verdict:
     """The conclusion of a study.
 
     Attributes:
-        sentence: the conclusion.
         tone: ``good``, ``bad`` or ``open``.
         remarks: limits of the conclusion, most important first.
         tiles: headline figures: label, value, explanation.

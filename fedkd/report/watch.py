@@ -35,7 +35,6 @@ class RunState:
         points: the curve so far.
         max_rounds: the budget of rounds.
         targets: values of the metric; empty while they depend on a baseline that has not ended.
-        metric: the study's.
     """
 
     arm: str
@@ -59,7 +58,6 @@ class StudyState:
     """Progress of a study.
 
     Attributes:
-        study: the study.
         runs: all arms and seeds, in the order in which they run.
         ended: whether the summary has been written.
         elapsed: seconds from the start to the newest file, by the clock of the writing host.

@@ -74,10 +74,7 @@ class ArmSearch:
 
     Attributes:
         study: the study, with the seeds of the trials.
-        arm: name of the arm.
-        space: what is varied.
         targets: accuracy to reach, by seed.
-        run: runs one seed.
     """
 
     study: Study

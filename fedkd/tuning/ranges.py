@@ -24,8 +24,6 @@ class Range:
     """Where a setting is searched.
 
     Attributes:
-        low: smallest value.
-        high: largest value.
         least: bound below which ``low`` is never extended.
         most: bound above which ``high`` is never extended.
         step: factor by which an edge is extended.

@@ -29,7 +29,6 @@ class SeedObjective:
 
     Attributes:
         teachers: with the transfer set.
-        objective: of the search.
         check: accuracy on validation data, where the objective is another and there are such data.
     """
 

@@ -14,7 +14,6 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        name: what was checked.
         level: ``ok``; ``note``, for something optional; ``broken``, if every study fails.
         value: the result, in a phrase.
         advice: what to do, or empty.
