@@ -4,22 +4,19 @@ Importing this package imports no PyTorch, so that a study is checked at once. A
 ``check_...`` raises a ValueError that says the key and what to do.
 """
 
-from fedkd.config.arm import Arm, Fusion, ServerOptimiser
+from fedkd.config.arm import Arm
 from fedkd.config.consolidation import Consolidation
 from fedkd.config.consolidation_parts import Familiarity, Selection, Subset
 from fedkd.config.data import (
-    Data,
     Iid,
     LabelDirichlet,
     LabelDominant,
     LabelShards,
     OwnPartition,
-    Partition,
     Quantity,
-    TransferSet,
 )
 from fedkd.config.engine import Engine
-from fedkd.config.rounds import Model, Pretraining, RoundOverrides, Rounds
+from fedkd.config.rounds import Pretraining, Rounds
 from fedkd.config.study import Study
 from fedkd.config.targets import RelativeTargets
 from fedkd.config.tuned import Tuned
@@ -27,26 +24,19 @@ from fedkd.config.tuned import Tuned
 __all__ = [
     "Arm",
     "Consolidation",
-    "Data",
     "Engine",
     "Familiarity",
-    "Fusion",
     "Iid",
     "LabelDirichlet",
     "LabelDominant",
     "LabelShards",
-    "Model",
     "OwnPartition",
-    "Partition",
     "Pretraining",
     "Quantity",
     "RelativeTargets",
-    "RoundOverrides",
     "Rounds",
     "Selection",
-    "ServerOptimiser",
     "Study",
     "Subset",
-    "TransferSet",
     "Tuned",
 ]
