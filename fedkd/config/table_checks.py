@@ -51,9 +51,7 @@ def check_table(study: Study) -> None:
 def check_kind(study: Study, kind: str) -> None:
     """Refuse settings that are for images alone.
 
-    Args:
-        study: the study.
-        kind: of its examples: ``image``, ``table``, ``text`` or ``tensor``.
+    The kind is ``image``, ``table``, ``text`` or ``tensor``.
     """
     if kind == "image":
         for name, arm in study.arms.items():

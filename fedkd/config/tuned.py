@@ -26,9 +26,7 @@ class Tuned(Section):
 def check_tuning_seeds(tuned: Mapping[str, Tuned | None], seeds: Sequence[int]) -> None:
     """Refuse an arm that was tuned on a seed of the study.
 
-    Args:
-        tuned: by name of the arm; None for an arm that was not tuned.
-        seeds: of the study.
+    An arm that was not tuned has None.
     """
     for name, section in tuned.items():
         if shared := set(section.seeds if section else ()) & set(seeds):

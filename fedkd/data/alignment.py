@@ -19,10 +19,7 @@ _UNKNOWN = -1
 def align(rows: Images, columns: Sequence[Column], wanted: Sequence[Column]) -> Images:
     """Return rows of a table with their columns and categories in the order of another table.
 
-    Args:
-        rows: as they were read, float64 ``[N, F]``.
-        columns: of these rows.
-        wanted: of :func:`unite_columns`.
+    Rows are float64 ``[N, F]``, as they were read.
     """
     if tuple(columns) == tuple(wanted):
         return rows

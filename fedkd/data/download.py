@@ -131,9 +131,7 @@ def find_file(
 def read_members(path: Path, wanted: Mapping[str, int]) -> dict[str, bytes]:
     """Read files out of a tar archive compressed by gzip, without unpacking it to disk.
 
-    Args:
-        path: the archive.
-        wanted: names within the archive, to the most bytes that each may have.
+    ``wanted`` are names within the archive, to the most bytes that each may have.
 
     Raises:
         UserError: the archive is damaged, or a file is missing or too large.
@@ -160,9 +158,7 @@ def read_members(path: Path, wanted: Mapping[str, int]) -> dict[str, bytes]:
 def read_files(folder: Path, wanted: Mapping[str, int]) -> dict[str, bytes] | None:
     """Read files below a folder, or return None if not all are there.
 
-    Args:
-        folder: where an archive was unpacked.
-        wanted: paths within the folder, to the most bytes that each may have.
+    ``wanted`` is as in :func:`read_members`.
 
     Raises:
         UserError: a file is too large or cannot be read.

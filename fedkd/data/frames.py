@@ -52,10 +52,7 @@ class Frame:
 def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) -> Frame:
     """Read the table of a data source.
 
-    Args:
-        source: such as ``csv:PATH`` or ``heart-disease``.
-        table: the study's section ``data.table``, if it has one.
-        unlabelled: whether the label's column may be missing, as in a transfer set.
+    If ``unlabelled``, the label's column may be missing, as in a transfer set.
 
     Raises:
         UserError: the file cannot be read, a column is missing, the labels are constant or

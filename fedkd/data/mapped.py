@@ -41,9 +41,7 @@ _AREA: ContextVar[Area | None] = ContextVar("area", default=None)
 def mapped_in(folder: Path, limit: int) -> Iterator[Area]:
     """Let :func:`new_pixels` within the block write to a file in ``folder``.
 
-    Args:
-        folder: of the file.
-        limit: in bytes; larger images are in memory.
+    Images of more bytes than ``limit`` are in memory.
     """
     area = Area(folder, limit)
     token = _AREA.set(area)

@@ -104,10 +104,7 @@ def source_of(
 ) -> Source:
     """Return arrays as a source; see :func:`read_npz`.
 
-    Args:
-        name: of the source.
-        arrays: by their names in :data:`NAMES`.
-        classes: names of the classes; by default their numbers.
+    By default classes are named by their numbers.
 
     Raises:
         UserError: an array is missing or not as it should be.

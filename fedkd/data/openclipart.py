@@ -36,13 +36,9 @@ _INSTALLED = (Path("/usr/share/openclipart/png"), Path("/usr/local/share/opencli
 def read_openclipart(name: str, path: Path | None = None, image_size: int | None = None) -> Source:  # noqa: ARG001 -- one signature for all readers
     """Read at most 500 pictures of each subject, on white, square, of 96 pixels.
 
-    Files above 150 kB or 1.5 megapixels are left out, and files of equal content but for the first.
-    The same files are drawn every time.
-
-    Args:
-        name: as the study gives it.
-        path: a folder into which the package was unpacked; by default where it is installed.
-        image_size: not used; all pictures have one size.
+    Files above 150 kB or 1.5 megapixels are left out, and files of equal content but for the
+    first. The same files are drawn every time. By default ``path`` is where the package is
+    installed. All pictures have one size.
 
     Raises:
         UserError: the package is not there, or a picture is damaged.

@@ -92,9 +92,7 @@ class PictureReader:
     def each(self, doing: str, work: Callable[[int, Image.Image], Result]) -> list[Result]:
         """Call ``work`` with the index of every picture and the picture, opened.
 
-        Args:
-            doing: what is done, for the display of progress.
-            work: called by several threads at once.
+        Several threads call it at once.
 
         Returns:
             The results, in the order of the pictures.

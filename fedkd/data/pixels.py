@@ -139,10 +139,8 @@ def is_grey(image: Image.Image) -> bool:
 def to_pixels(image: Image.Image, channels: int, top: float) -> Pixels:
     """Return the pixels ``[channels, H, W]`` of a picture, turned upright and pasted on white.
 
-    Args:
-        image: an opened picture.
-        channels: 1 for luma, 3 for RGB.
-        top: value of white of a deep picture of whole numbers or floats.
+    Channels are 1 for luma, 3 for RGB. ``top`` is the value of white of a deep picture of whole
+    numbers or floats.
     """
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):

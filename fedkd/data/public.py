@@ -38,9 +38,6 @@ _DIGITS = "0 1 2 3 4 5 6 7 8 9"
 def read_public(name: str) -> Source:
     """Read ``digits`` or a public data set.
 
-    Args:
-        name: ``digits`` or a key of :data:`fedkd.data.TORCHVISION_SETS`.
-
     Raises:
         UserError: its files are damaged, or neither on this machine nor available for download.
     """
@@ -164,9 +161,7 @@ def _find_published(name: str, cls: Any, split: str) -> str:
 def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
     """Read a file of the IDX format, in which MNIST is published, compressed by gzip or not.
 
-    Args:
-        path: the file; a name that ends in ``.gz`` is uncompressed.
-        dims: number of dimensions that the array must have.
+    A file whose name ends in ``.gz`` is uncompressed.
 
     Returns:
         The array, uint8 or big-endian int32.

@@ -19,10 +19,7 @@ from fedkd.errors import UserError
 def read_table(name: str, table: Table | None = None, *, unlabelled: bool = False) -> Source:
     """Read a table as a data source, float64 ``[N, F]``; missing values are NaN.
 
-    Args:
-        name: of the source, such as ``csv:PATH``.
-        table: the study's section ``data.table``.
-        unlabelled: whether the label's column may be missing; all labels are then -1.
+    If ``unlabelled``, the label's column may be missing, and all labels are -1.
 
     Raises:
         UserError: see :func:`fedkd.data.frames.read_frame`; or a column has values beyond

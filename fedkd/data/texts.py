@@ -76,10 +76,8 @@ def hash_tokenizer(tokenizer: Any) -> str:
 def read_texts(name: str, text: Text | None, *, unlabelled: bool = False) -> Source:
     """Read texts as a data source, token ids int64 ``[N, L]``.
 
-    Args:
-        name: ``text:PATH``; a file that ends in ``.jsonl`` or ``.json`` has an object a line.
-        text: the study's section ``data.text``.
-        unlabelled: whether labels may be missing; all are then -1.
+    A file that ends in ``.jsonl`` or ``.json`` has an object a line. If ``unlabelled``, labels
+    may be missing; all are then -1.
 
     Raises:
         UserError: the file or the tokenizer cannot be read, or a column does not fit.

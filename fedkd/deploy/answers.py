@@ -51,14 +51,9 @@ def answer_once(
 ) -> Answer:
     """Return the stored answer to a question, or compute and store one.
 
-    It is on the disk before it is returned. Answers are never removed: one that was given before
-    examples or ``share`` changed counts as well.
-
-    Args:
-        file: the silo's.
-        question: everything on which the answer depends, as JSON.
-        compute: makes the answer.
-        kind: ``STATISTICS`` or ``PREDICTIONS``.
+    It is on the disk before it is returned. Answers are never removed: one that was given
+    before examples or ``share`` changed counts as well. The question is everything on which the
+    answer depends, as JSON.
 
     Raises:
         SpentError: the question is new, and ``share.max_questions`` of its kind have been answered.

@@ -37,9 +37,7 @@ def hash_packages(top: Path) -> str:
 def find_code_problem(bundle: Path, pinned: str) -> str | None:
     """Return why a bundle is not the code that a silo's owner pinned; None if it is.
 
-    Args:
-        bundle: its folder, of which nothing has been imported.
-        pinned: its hash.
+    Nothing of the bundle has been imported yet.
     """
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle)

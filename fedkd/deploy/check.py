@@ -35,11 +35,8 @@ LITTLE_DISK = 1 << 30
 class SiloCheck:
     """Looks at what a silo's file names, in the study's terms if there is a study.
 
-    Args:
-        file: the silo's.
-        study: in which it will take part, or None.
-        accept: whether its owner approves the study's transfer sets.
-        path: of its ``silo.yaml``; None leaves out its worker process.
+    With ``accept`` its owner approves the study's transfer sets. Without ``path``, that of its
+    ``silo.yaml``, its worker process is left out.
     """
 
     def __init__(

@@ -69,12 +69,8 @@ def read_holdings(
 ) -> Holdings:
     """Read a silo's examples and bring labels and pixels into the study's terms.
 
-    Args:
-        file: says where they are, and how its labels are called.
-        classes: of the study, in its order; by default those that the file maps to.
-        channels: of the study's images; by default as they are.
-        image_size: height and width of the study's images, in pixels; likewise.
-        columns: what the columns of a table or of texts are.
+    Classes are those of the study, in its order; by default those that the file maps to.
+    Channels and size of images are by default as they are.
 
     Raises:
         UserError: they cannot be read, or a label has no place among the study's classes.

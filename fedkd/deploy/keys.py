@@ -89,9 +89,7 @@ def make_server_keys(
 def make_silo_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Make a silo's key: the private half for its SuperNode, the public one for the SuperLink.
 
-    Args:
-        folder: where ``NAME`` and ``NAME.pub`` go.
-        name: of the silo.
+    The files are named ``NAME`` and ``NAME.pub``.
 
     Returns:
         The private and the public file, both as OpenSSH writes them.

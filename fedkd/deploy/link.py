@@ -46,10 +46,7 @@ class Address:
 def check_link(address: Address, root: Path | None, *, insecure: bool) -> Iterator[Finding]:
     """Ask a SuperLink whether it is well, over the very way that the SuperNode takes.
 
-    Args:
-        address: of the SuperLink.
-        root: the certificate of the authority that it is certified by; None for the system's.
-        insecure: whether it uses plain HTTP.
+    Without ``root`` the system's authorities count; ``insecure`` is plain HTTP.
     """
     context = None
     if not insecure:

@@ -104,12 +104,9 @@ def distil(
 ) -> Consolidated:
     """Pool the teachers' predictions, and distil the student from ``start``.
 
-    Args:
-        start: the student's initial weights.
-        teachers: the teachers to use; all are used.
-        student: index of the teacher that the student is a copy of, or None.
-        settings: of the consolidation; those that choose student and teachers have no effect.
-        setup: its validation data may be empty if the teachers' accuracies are given.
+    All teachers are used; settings that choose student and teachers have no effect. ``student``
+    is the index of the teacher that the student is a copy of, or None. The validation data may
+    be empty if the teachers' accuracies are given.
 
     Raises:
         FedKDError: distillation diverged, or there is no teacher to learn from.

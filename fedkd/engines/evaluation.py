@@ -22,12 +22,8 @@ def evaluate_on_hosts(
 ) -> Evaluation:
     """Let deployed silos and their server measure models.
 
-    Args:
-        study: of deployed silos; its engine is a SuperLink connection.
-        seed: one of its seeds.
-        models: by name: a file on the SuperLink's host, or the folder of a run on a SuperLink in
-            the results on this host.
-        report: told which silos are waited for.
+    A model is a file on the SuperLink's host, or the folder of a run on a SuperLink in the
+    results on this host.
 
     Raises:
         UserError: a model is not of that kind.

@@ -49,11 +49,8 @@ def divide(silo: str, data: Images, share: float, seed: int) -> tuple[Images, Im
 def choose_held_out(own: Images | None, server: Images, class_counts: Tensor) -> HeldOut:
     """Return the examples by which a silo judges models.
 
-    Args:
-        own: examples that the silo holds out, or None.
-        server: the server's test examples, used without the silo's own: those of the silo's
-            classes, weighted so that each class has the silo's share.
-        class_counts: examples of each class that the silo trains on ``[C]``.
+    A silo that holds out none takes the server's test examples of its classes, weighted so that
+    each class has the silo's share ``class_counts`` ``[C]``.
     """
     if own is not None and len(own):
         return HeldOut(own, torch.arange(len(own)), torch.ones(len(own), dtype=torch.float64))

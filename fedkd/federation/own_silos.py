@@ -44,10 +44,7 @@ def load_central(study: Study, cache: Path | None) -> Source:
 def load_given(study: Study, given: Given, cache: Path | None) -> tuple[Source, dict[str, Source]]:
     """Read the study's source and each silo's, in one shape and with one list of classes.
 
-    Args:
-        study: ``data.source`` has the first classes, the shape and the channels, if it is not none.
-        given: names the silos' sources.
-        cache: root of a cache of decoded sources.
+    The study's source, if there is one, has the first classes, the shape and the channels.
 
     Returns:
         The study's source, without examples where it has none, and the silos' by their names.
@@ -157,9 +154,7 @@ def leave_out_known(
 ) -> tuple[dict[str, Images | None], list[str]]:
     """Leave out of each set the examples on which a silo trains.
 
-    Args:
-        sets: of the server, by what they are for; None where there is none.
-        silos: the silos' examples, of the same shape.
+    All have the same shape.
 
     Returns:
         The sets without them, and a sentence for each set that had any.

@@ -54,10 +54,8 @@ class Backbone:
     def of(cls, study: Study, *, weights: str | None = None) -> Backbone | None:
         """Return what a study says; None for networks as they are, from random weights.
 
-        Args:
-            study: the study.
-            weights: this host's file of ``model.weights`` or folder of the network of ``hf:``; by
-                default where the study says.
+        By default this host's file of ``model.weights``, or its folder of the network of ``hf:``,
+        is where the study says.
 
         Raises:
             UserError: weights cannot be found or read, or contradict the preprocessing.

@@ -118,9 +118,7 @@ class ModelCard:
 def read_card(path: Path, *, what: str) -> ModelCard | None:
     """Read a checkpoint's card from its header alone; None where it has none.
 
-    Args:
-        path: a checkpoint; only a ``.safetensors`` file can have a card.
-        what: how to name the file in an error.
+    Only a ``.safetensors`` file can have a card.
 
     Raises:
         UserError: the file is missing, unreadable, damaged, or its card is.

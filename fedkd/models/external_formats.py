@@ -54,9 +54,7 @@ class Loaded:
     def predict(self, inputs: Values, encoder: Encoder | None) -> Values:
         """Return class probabilities, float64 ``[N, K]``.
 
-        Args:
-            inputs: as the study's models get them, ``[N, ...]``.
-            encoder: turns them back into the columns of the table as it was; None leaves them.
+        An encoder turns inputs back into the columns of the table as it was.
 
         Raises:
             UserError: it gives something else.

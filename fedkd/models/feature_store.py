@@ -38,16 +38,11 @@ _memory_lock = threading.Lock()
 class FeatureStore:
     """Features of one fixed part by the content of examples.
 
-    Every entry of the cache holds what was computed at one time. Its name begins with a hash of the
-    fixed part and ends with one of the examples. Decoded data and features share the disk budget,
-    of which the entries that were not used for longest are dropped first; features that are found
-    nowhere are computed again.
-
-    Args:
-        key: hash of all that features depend on beside the examples and the two that follow.
-        device: on which they are computed.
-        precision: ``fp32`` or ``bf16``.
-        root: of the cache.
+    Every entry of the cache holds what was computed at one time. Its name begins with a hash of
+    the fixed part and ends with one of the examples. Decoded data and features share the disk
+    budget, of which the entries that were not used for longest are dropped first; features that
+    are found nowhere are computed again. The key is a hash of all that features depend on
+    beside examples, device and precision.
     """
 
     def __init__(self, key: str, device: str, precision: str, root: Path) -> None:

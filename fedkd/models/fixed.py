@@ -26,9 +26,8 @@ when they were computed. On a processor each example is computed alone, to the l
 class FixedPart(nn.Module):
     """Images in [0, 1] to features ``[N, ...]``; it is shared and never changes.
 
-    Args:
-        network: maps floats ``[N, C, H, W]`` to features; it is put into evaluation mode.
-        key: hash of all that the features depend on beside the examples.
+    The network maps floats ``[N, C, H, W]``, in evaluation mode. The key is a hash of all that
+    the features depend on beside the examples.
     """
 
     def __init__(self, network: nn.Module, key: str) -> None:

@@ -77,11 +77,7 @@ class PreparedModel(BackboneModel):
 class HeadModel(FeaturesModel):
     """A fixed part, and a linear layer: all that is trained.
 
-    Args:
-        fixed: the part that nobody trains, shared by all models of the process.
-        head: the linear layer.
-        template: the whole network's state dict, with the names of its own head.
-        name: of the head in the network, as a prefix of keys.
+    The template is the whole network's state dict; ``name`` is a prefix of its head's keys.
     """
 
     def __init__(self, fixed: FixedPart, head: nn.Linear, template: State, name: str) -> None:
@@ -120,11 +116,8 @@ class HeadModel(FeaturesModel):
 class PartlyTrainedModel(BackboneModel):
     """A network of which some weights are trained; all others stay as they are.
 
-    Args:
-        preprocessing: of the images, or None.
-        network: the network.
-        trained: names of the modules of the network that are trained, with all below them.
-        merges: whether adapters are to be merged for the whole network's state.
+    ``trained`` are names of modules, which are trained with all below them. If it ``merges``,
+    the whole network's state has its adapters merged.
     """
 
     def __init__(
@@ -208,10 +201,8 @@ class PartlyTrainedModel(BackboneModel):
 class SplitModel(PartlyTrainedModel, FeaturesModel):
     """A network whose first blocks are fixed.
 
-    Args:
-        fixed: these, shared by all models of the process.
-        rest: what follows them, with the network's own modules.
-        model: arguments of :class:`PartlyTrainedModel`.
+    They are shared by all models of the process. Further arguments are those of
+    :class:`PartlyTrainedModel`.
     """
 
     def __init__(self, fixed: FixedPart, rest: nn.Module, *model: Any) -> None:

@@ -90,10 +90,7 @@ def with_preprocessing(
 ) -> State:
     """Return the state of a model with another mean and standard deviation.
 
-    Args:
-        state: of a model.
-        preprocessing: that it was trained with; None for images as they are.
-        study: that of the study's models.
+    None stands for images as they are.
 
     Raises:
         UserError: the models have no preprocessing of their own, or one of another number of

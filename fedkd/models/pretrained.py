@@ -29,9 +29,7 @@ _TORCHVISION, _TIMM = "torchvision:", "timm:"
 def load_weights(arch: str, weights: str) -> State:
     """Return the state dict of a network with all its weights, the head included.
 
-    Args:
-        arch: the architecture.
-        weights: a file, or a name that torchvision or timm knows.
+    Weights are a file, or a name that torchvision or timm knows.
 
     Raises:
         UserError: they cannot be found, downloaded or read.

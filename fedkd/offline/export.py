@@ -46,11 +46,7 @@ def export_model(
 ) -> dict[str, Any]:
     """Write the model of a finished run or of a checkpoint, and a JSON file beside it.
 
-    Args:
-        source: a run's folder, or a checkpoint that fedkd or the user wrote.
-        out: the file to write; the JSON's name is :func:`sidecar`'s.
-        file_format: one of :data:`SUFFIXES`.
-        described: architecture and shape, for a checkpoint without a card.
+    The JSON's name is :func:`sidecar`'s. A checkpoint without a card needs a description.
 
     Returns:
         What the JSON file holds.

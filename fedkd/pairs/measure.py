@@ -125,13 +125,8 @@ def make_pairs(federation: Federation) -> list[Pair]:
 def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
     """Distil the pair's student by a method and return a row with the keys of ``COLUMNS``.
 
-    All methods of a pair have the same order of samples.
-
-    Args:
-        pair: teacher and student.
-        method: of :data:`fedkd.registry.METHODS`, or :data:`KD_TUNED`.
-        settings: epochs, batch size, learning rate and momentum; method, temperature and weight
-            are set here: 1 and 0.5 except for ``kd-tuned``.
+    All methods of a pair have the same order of samples. Method, temperature and weight are set
+    here: 1 and 0.5 except for ``kd-tuned``.
     """
     with intra_op_threads(1):
         began = time.perf_counter()

@@ -75,14 +75,8 @@ def heat_map(
 ) -> Variant:
     """Return a view of values ``[rows][columns]`` as coloured cells.
 
-    Args:
-        label: of the view.
-        values: one row for each of ``y``; None leaves a cell empty.
-        x: labels of columns.
-        y: labels of rows; top down, unless the axis has a title and therefore is a scale.
-        hover: Plotly's template of the hover text.
-        titles: of the x axis and the y axis.
-        template: Plotly's template of a cell's value, shown if there are few cells.
+    None leaves a cell empty. Rows are listed top down, unless their axis has a title and
+    therefore is a scale. Plotly's ``template`` shows the values of few cells.
     """
     labelled = len(x) * len(y) <= MAX_LABELLED_CELLS
     trace: dict[str, Any] = {

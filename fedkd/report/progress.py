@@ -27,10 +27,7 @@ from fedkd.results.record import Point, RunRecord
 class StudyProgress:
     """Shows the progress of the whole study and of the current run.
 
-    Args:
-        console: where to draw; bars appear only on a terminal, warnings always.
-        total_runs: arms times seeds.
-        metric: that targets are in.
+    Bars appear only on a terminal, warnings always. Targets are in ``metric``.
     """
 
     _counted = "study"
@@ -174,9 +171,7 @@ class _RunBar:
 class EpochBar:
     """A progress bar over the epochs of one distillation, shown after a delay.
 
-    Args:
-        console: where to draw; the bar appears only on a terminal.
-        delay: seconds before the bar appears.
+    It appears only on a terminal.
     """
 
     def __init__(self, console: Console, delay: float = 2.0) -> None:

@@ -57,9 +57,7 @@ def class_map(results: Results) -> Figure | None:
 def teachers(results: Results, arm: str | None) -> Figure | None:
     """Plot every teacher's accuracy and complementary knowledge.
 
-    Args:
-        results: the study's.
-        arm: the student's arm; if it is None or has no teachers, the first arm with teachers.
+    Without ``arm``, or if that has no teachers, the first arm with teachers is shown.
     """
     with_teachers = [run for run in results.summary["runs"] if instruments(run).get("teachers")]
     if not with_teachers:

@@ -19,10 +19,7 @@ from fedkd.util.lock import lock_folder
 def fetch_study(folder: Path, engine: str | None, on_model: Callable[[Path], None]) -> list[Path]:
     """Bring the models of every finished run that are not here yet; return the paths of all.
 
-    Args:
-        folder: a results folder, or that of a study: then the newest one in it.
-        engine: the SuperLink connection, if it is not the study's.
-        on_model: called with the path of each model that has arrived.
+    By default the connection is the study's.
 
     Raises:
         UserError: the study did not run on a SuperLink, or no run has finished.

@@ -110,9 +110,7 @@ def _check_run(run: Path, arm: str, seed: int) -> None:
 def read_ended(folder: Path, max_rounds: int) -> RunRecord | None:
     """Return the record of a run that has finished; None if the run can continue.
 
-    Args:
-        folder: the run's.
-        max_rounds: of its arm; a run that used up fewer continues.
+    A run that used up fewer than ``max_rounds`` continues.
     """
     if not (folder / STATE_FILE).is_file():
         return None

@@ -160,10 +160,8 @@ class StudyRunner:
     def _keep(self, task: Task, *, anew: bool) -> RunRecord | None:
         """Return the record of a run that finished in this folder; otherwise clear its folder.
 
-        Args:
-            task: the run.
-            anew: whether a run with other targets than the task's is no longer finished. It may
-                have stopped at one that is too low.
+        If ``anew``, a run with other targets than the task's is not finished: it may have
+        stopped at one that is too low.
         """
         if not task.folder.exists():
             return None

@@ -58,10 +58,8 @@ class MLflowTracker:
     def register(self, name: str, files: Sequence[Path], tags: Mapping[str, str]) -> str:
         """Put an exported model into MLflow's registry; return its version there.
 
-        Args:
-            name: of the registered model; it is made if it is missing.
-            files: of the model; they are copied to the registry's store.
-            tags: of the version.
+        The registered model is made if it is missing; the files are copied to the
+        registry's store.
 
         Raises:
             UserError: MLflow refuses it.

@@ -20,11 +20,8 @@ def aggregate(
 ) -> State:
     """Aggregate several states of one architecture.
 
-    Args:
-        states: at least one; all have the same keys, shapes and types.
-        weights: one positive weight each; used by ``mean`` alone.
-        rule: ``mean``, ``median`` or ``trimmed-mean``.
-        trim: share that ``trimmed-mean`` removes at either end.
+    Weights are used by ``mean`` alone; ``trim`` is the share that ``trimmed-mean`` removes at
+    either end.
 
     Returns:
         The aggregated state. Integers and booleans are the first state's.

@@ -50,9 +50,7 @@ def _scores(logits: Tensor) -> Iterator[tuple[int, NDArray[np.float64]]]:
 def _rank(scores: NDArray[np.float64], positive: NDArray[np.float64]) -> tuple[float, float]:
     """Return AUROC and average precision of one class.
 
-    Args:
-        scores: of all examples ``[N]``.
-        positive: those of the class's own examples ``[P]``; there are others too.
+    There are examples of other classes too.
     """
     scores, positive = np.sort(scores), np.sort(positive)
     total, count = len(scores), len(positive)

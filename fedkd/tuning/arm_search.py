@@ -47,12 +47,8 @@ class RunArm(Protocol):
     ) -> None:
         """Run until ``on_point`` returns false.
 
-        Args:
-            study: the study.
-            arm: name of the arm.
-            seed: of the run.
-            on_point: called after the start and every round with the exchanges before round 1 and
-                the validation accuracy; returns whether to continue.
+        It is called after the start and every round with the exchanges before round 1 and
+        the validation accuracy.
 
         Raises:
             FedKDError: the run failed.

@@ -40,18 +40,10 @@ def tune(
 ) -> Searched:
     """Search the settings of one consolidating arm's start and write the best as a study.
 
-    Args:
-        study: the study.
-        arm: name of the arm; by default the first that consolidates.
-        out: root of all results; files go to ``<out>/<study>/``.
-        pool: threads on which silos pre-train, one intra-op thread each.
-        progress: shows the progress.
-        seeds: of the trials; none of them a seed of the study.
-        kind: ``grid`` or ``tpe``.
-        trials: how many in all; by default the whole grid, or 30.
-        proxy: score without validation data although there are some, and measure how well that
-            agrees with them.
-        fresh: discard earlier trials.
+    By default the arm is the first that consolidates, a grid is tried whole, and TPE makes 30
+    trials. No seed of the trials may be one of the study. With ``proxy`` students are scored
+    without validation data although there are some, and how well that agrees with these is
+    measured. Files go to ``<out>/<study>/``.
 
     Raises:
         UserError: the study or the arm cannot be tuned, or the file contains another search.

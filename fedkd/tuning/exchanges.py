@@ -109,10 +109,8 @@ class Limits:
     def exclude(self, spent: int, seed: int, run: SeedRun) -> bool:
         """Whether a trial cannot be the best, or is unlikely to be.
 
-        Args:
-            spent: exchanges of the trial's seeds before this one.
-            seed: of the run.
-            run: the curve so far; its target is not reached.
+        ``spent`` are the exchanges of the trial's seeds before this one, whose target is
+        not reached.
         """
         number = len(run.accuracies) - 1
         if self.cap is not None and spent + run.before + number + 1 > self.cap:

@@ -25,9 +25,7 @@ _SEARCHED = frozenset({"temperature", "weight", "weighting", "pooling"})
 def searched_keys(own: Consolidation, *, labelled: bool) -> set[str]:
     """Return the keys of a consolidation that have an effect, beside learning rate and epochs.
 
-    Args:
-        own: the settings.
-        labelled: whether the transfer set has labels; without, ``weight`` has no effect.
+    Without labels ``weight`` has no effect.
     """
     keys = set(_SEARCHED & set(METHODS.spec(own.method).uses))
     return keys if labelled else keys - {"weight"}
@@ -75,10 +73,8 @@ def numeric_point(own: Consolidation) -> dict[str, float | int]:
 class Space:
     """The keys of one arm's consolidation that a search varies.
 
-    Args:
-        own: the arm's settings. They lie within the space, whatever its bounds.
-        labelled: whether the transfer set has labels; without, ``weight`` has no effect.
-        weightings: those that can be tried.
+    The arm's own settings lie within the space, whatever its bounds. Without labels ``weight``
+    has no effect.
     """
 
     def __init__(self, own: Consolidation, *, labelled: bool, weightings: list[str]) -> None:

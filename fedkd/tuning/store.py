@@ -103,11 +103,8 @@ def check_trials(
 ) -> None:
     """Check the trials that an earlier process has left.
 
-    Args:
-        path: the file, for error messages.
-        trials: all of it.
-        check: raises ValueError, LookupError or TypeError if an ended trial cannot be of this
-            search.
+    ``check`` raises ValueError, LookupError or TypeError if an ended trial is of another
+    search.
     """
     for number, trial in enumerate(trials):
         try:

@@ -58,9 +58,7 @@ class SeedObjective:
     ) -> Scores:
         """Distil a student and score it.
 
-        Args:
-            settings: of the consolidation.
-            on_student: called with the student, the epoch and the number of epochs.
+        ``on_student`` is called with the student, the epoch and the number of epochs.
 
         Raises:
             FedKDError: distillation diverged.

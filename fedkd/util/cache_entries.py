@@ -150,10 +150,7 @@ def is_complete(path: Path) -> bool:
 def keep_within(root: Path, budget: int, *, latest: Path | None = None) -> None:
     """Remove the entries of :data:`BUDGETED` that were not used for longest, until others fit.
 
-    Args:
-        root: of the cache.
-        budget: in bytes, of all entries of these kinds.
-        latest: an entry that is not removed.
+    The budget is in bytes; ``latest`` is not removed.
     """
     entries = find_entries(root, BUDGETED)
     total = sum(each.size for each in entries)

@@ -55,12 +55,7 @@ def join_problems(problems: Iterable[Problem], *, origin: str = "") -> UserError
 
 
 def explain(error: ValidationError, data: Mapping[str, Any]) -> list[Problem]:
-    """Return the problems in the order of the file, one for each path.
-
-    Args:
-        error: what validating ``data`` raised.
-        data: the mapping that was validated, with the user's own keys.
-    """
+    """Return the problems in the order of the file, one for each path."""
     by_path: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_dotted(_user_path(details, data)), []).append(details)

@@ -86,11 +86,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = No
 def write_new(path: Path, data: bytes, *, mode: int, replace: bool = False) -> None:
     """Write bytes to a file that nobody else can read meanwhile, whole or not at all.
 
-    Args:
-        path: the file.
-        data: its content.
-        mode: its permissions, from its first byte on.
-        replace: whether a file of that name may exist.
+    It has its ``mode`` from its first byte on. If ``replace``, a file of that name may exist.
 
     Raises:
         FileExistsError: it exists and may not.

@@ -67,12 +67,8 @@ def run_each(
     Each piece computes with one intra-op thread, so that its bits do not depend on ``threads``.
     On Ctrl-C the pieces that run are stopped, and results that are there by then are yielded
     before KeyboardInterrupt is raised. If the caller ends early, they are stopped as well.
-
-    Args:
-        items: drawn in the caller's thread, each when a thread is free for it.
-        work: takes an item to its result.
-        threads: how many pieces run at once, or wait with a result that nobody has taken.
-        pool: by default one of so many threads.
+    Items are drawn in the caller's thread, each when one of ``threads`` is free for it; a
+    result that nobody has taken keeps a thread. By default the pool is one of so many threads.
     """
     stop = threading.Event()
     waiting = iter(items)

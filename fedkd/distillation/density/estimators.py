@@ -32,16 +32,8 @@ def log_densities(
     """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
 
     Their log-sum-exp over classes is log p(x_n). Classes without examples in the silo have
-    ``NOTHING_KNOWN``.
-
-    Args:
-        data: the silo's own examples.
-        transfer: transfer examples ``[N, ...]``.
-        basis: the server's basis.
-        kind: ``gaussian`` or ``knn``.
-        neighbours: k of the knn density.
-        num_classes: C.
-        clipped: whether the influence of the silo's own examples is bounded.
+    ``NOTHING_KNOWN``. The kind is ``gaussian``, or ``knn`` of so many neighbours. If
+    ``clipped``, the influence of the silo's own examples is bounded.
     """
     if len(data) < LEAST_SILO_IMAGES:
         return None
@@ -54,12 +46,7 @@ def log_densities(
 
 
 def round_as_sent(joint: Tensor, *, per_class: bool) -> Tensor:
-    """Return joint log-densities ``[N, C]``, or their marginals ``[N]``, as silos send them: fp32.
-
-    Args:
-        joint: of :func:`log_densities`.
-        per_class: whether densities of the classes are asked for.
-    """
+    """Return joint log-densities ``[N, C]``, or marginals ``[N]``, as silos send them: fp32."""
     density = joint if per_class else joint.logsumexp(1)
     return density.clamp_min(NOTHING_KNOWN).float()
 

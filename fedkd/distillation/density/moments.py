@@ -94,11 +94,8 @@ class Discriminant:
     def log_densities(self, points: Tensor) -> list[Tensor | None]:
         """Return each silo's joint log p(x_n, k) in nats, float64 ``[N, K]``.
 
-        Classes without examples in the silo have ``NOTHING_KNOWN``; None is for a silo without
-        moments.
-
-        Args:
-            points: float64 ``[N, d]`` in the basis of the moments.
+        Classes without examples in the silo have ``NOTHING_KNOWN``; None is for a silo
+        without moments. Points are float64 ``[N, d]`` in the basis of the moments.
         """
         silos, classes = self.shape
         dims = len(self.factor)
