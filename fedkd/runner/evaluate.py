@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clients.silo import Silo
 from fedkd.config import Study
 from fedkd.config.study_file import check_files
 from fedkd.engines import check_engine
-from fedkd.errors import UserError
+from fedkd.engines.connection import locate_on_host
+from fedkd.engines.follower import follow_run
+from fedkd.errors import FedKDError, UserError, one_line
 from fedkd.federation.federation import Federation
 from fedkd.federation.thread_pool import silo_pool
+from fedkd.messages import keys
+from fedkd.messages.run_log import Kind
+from fedkd.messages.validate import printable
 from fedkd.models.given import find_given, read_given
 from fedkd.models.state import State
 from fedkd.results.evaluation import Evaluation, Measured
@@ -48,9 +55,7 @@ def evaluate_models(
     check_files(study)
     check_engine(study)
     if study.is_deployed:
-        from fedkd.engines.evaluation import evaluate_on_hosts
-
-        return evaluate_on_hosts(study, seed, named, report)
+        return _evaluate_on_hosts(study, seed, named, report)
     check_cache_root()
     federation = Federation.load(study, seed, cache_root())
     federation.compute.check()
@@ -97,3 +102,50 @@ def _name(models: Sequence[Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             break
     return dict(sorted(zip(names, models, strict=True), key=lambda item: natural_key(item[0])))
+
+
+def _evaluate_on_hosts(
+    study: Study, seed: int, models: Mapping[str, Path], report: Callable[[str], None]
+) -> Evaluation:
+    """Let deployed silos and their server measure models.
+
+    A model is a file on the SuperLink's host, or the folder of a run on a SuperLink in the
+    results on this host.
+
+    Raises:
+        UserError: a model is not of that kind.
+        FedKDError: the run failed.
+    """
+    asked = [{"name": name, **_locate(path)} for name, path in models.items()]
+    # An arm that asks silos for nothing of their own.
+    without = [name for name, arm in study.arms.items() if not arm.starts_from_models]
+    texts: dict[str, str | int] = {
+        keys.CONFIG_STUDY: json.dumps(study.to_dict()),
+        keys.CONFIG_ARM: (without or list(study.arms))[0],
+        keys.CONFIG_MODELS: json.dumps(asked),
+        keys.CONFIG_SEED: seed,
+    }
+
+    def take(kind: Kind, value: Any) -> None:
+        if kind == "waiting":
+            report(f"waiting: {printable(value)}")
+
+    found = follow_run(study.engine.name, texts, take, "evaluation")
+    try:
+        return Evaluation.parse(found, list(models), study.silo_names)
+    except (ValueError, TypeError) as error:
+        raise FedKDError(
+            f"what the SuperLink's host sent is not valid: {one_line(error)}"
+        ) from error
+
+
+def _locate(path: Path) -> dict[str, Any]:
+    """Return how the SuperLink's host finds a model."""
+    if not path.is_dir():
+        if not path.is_absolute():
+            raise UserError(
+                f"{path}: the server of deployed silos reads models on the SuperLink's host; give "
+                "an absolute path there, or the folder RUN/ARM/seed-N of a run on it"
+            )
+        return {"path": str(path)}
+    return locate_on_host(path)
