@@ -9,7 +9,7 @@ from optuna import Trial
 
 from fedkd.config import Arm, Study
 from fedkd.tuning.ranges import Range
-from fedkd.tuning.space import Value, numeric_point, start_ranges, uses_sgd
+from fedkd.tuning.space import Value, number, numeric_point, start_ranges, uses_sgd
 
 Point = Mapping[str, Value]
 
@@ -50,7 +50,7 @@ class ArmSpace:
         """Return the ranges, extended to the values that earlier trials have tried."""
         points = list(tried)
         return {
-            key: each.including([_number(point[key]) for point in points])
+            key: each.including([number(point[key]) for point in points])
             for key, each in self._ranges.items()
         }
 
@@ -87,13 +87,13 @@ class ArmSpace:
 
 def at_edge(point: Point, ranges: Mapping[str, Range]) -> list[str]:
     """Return the settings of a point whose values lie at an edge that can be extended."""
-    return [key for key, each in ranges.items() if each.edge(_number(point[key]))]
+    return [key for key, each in ranges.items() if each.edge(number(point[key]))]
 
 
 def step_beyond(point: Point, ranges: Mapping[str, Range]) -> dict[str, Value] | None:
     """Return the point with the first setting at an edge moved beyond it; None if none is."""
     for key in at_edge(point, ranges):
-        side = ranges[key].edge(_number(point[key]))
+        side = ranges[key].edge(number(point[key]))
         if side is not None:
             return {**point, key: ranges[key].beyond(side)}
     return None
@@ -138,9 +138,3 @@ def _choices(study: Study, arm: str) -> dict[str, tuple[Value, ...]]:
         choices["rounds.momentum"] = tuple(dict.fromkeys((rounds.momentum, *_MOMENTA)))
     choices["rounds.schedule"] = tuple(dict.fromkeys((rounds.schedule, *_SCHEDULES)))
     return choices
-
-
-def _number(value: Value) -> float | int:
-    if isinstance(value, str):
-        raise TypeError(f"{value!r} is not a number")
-    return value

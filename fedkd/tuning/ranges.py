@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from optuna import Trial
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 Number = float | int
 Side = Literal["low", "high"]
@@ -62,8 +62,6 @@ class Range:
 
     def distribution(self) -> BaseDistribution:
         """Return the range as Optuna's distribution."""
-        from optuna.distributions import FloatDistribution, IntDistribution
-
         if self.kind in ("float", "share"):
             return FloatDistribution(self.low, self.high, log=self.kind == "float")
         return IntDistribution(int(self.low), int(self.high), log=True)

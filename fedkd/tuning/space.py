@@ -129,7 +129,7 @@ class Space:
         point: dict[str, Value] = {}
         for key in points[0]:
             choices = sorted({each[key] for each in points})
-            point[key] = _number(trial.suggest_categorical(key, choices))
+            point[key] = number(trial.suggest_categorical(key, choices))
         return point
 
     def grid(self) -> dict[str, tuple[float, ...]]:
@@ -162,8 +162,8 @@ class Space:
         return Consolidation.model_validate(data)
 
 
-def _number(value: object) -> float:
-    """Narrow a choice's type: those of the grid are numbers."""
-    if not isinstance(value, float):
-        raise TypeError(f"{value!r} is not a number of the grid")
+def number(value: object) -> float | int:
+    """Narrow the type of a value that is a number."""
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is not a number")
     return value
