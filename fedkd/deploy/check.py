@@ -21,7 +21,7 @@ from fedkd.deploy.worker_folder import WorkerFolder
 from fedkd.errors import FedKDError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.models.backbone import Backbone
-from fedkd.models.build import build_model
+from fedkd.models.build import rebuild
 from fedkd.models.preprocessing import from_config
 from fedkd.registry import is_table, is_text
 from fedkd.training.compute import Compute, find_device
@@ -137,10 +137,8 @@ class SiloCheck:
             return Finding("model", "note", "read in a run, once the columns' sums are known")
         shape = replace(held.shape, backbone=self._backbone())
         arch, checkpoint = read_own_model(self._file, shape, held.classes)
-        model = build_model(arch, shape, seed=0)
-        model.load_state_dict(checkpoint.state)
         judged = held.train if held.test is None else held.test
-        found = evaluate(model, judged, compute=Compute())
+        found = evaluate(rebuild(arch, shape, checkpoint.state), judged, compute=Compute())
         which = "its examples" if held.test is None else "its test examples"
         value = f"{arch}, finite, right on {found.accuracy:.1%} of {which}"
         value += "".join(f"; {note}" for note in checkpoint.notes)

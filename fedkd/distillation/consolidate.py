@@ -21,7 +21,7 @@ from fedkd.distillation.teachers import Teachers
 from fedkd.distillation.weighting.ensemble import Ensemble
 from fedkd.distillation.weighting.exclusion import exclude_contradicted
 from fedkd.errors import FedKDError, UserError
-from fedkd.models.build import build_model
+from fedkd.models.build import rebuild
 from fedkd.models.state import State, copy_state, is_finite
 from fedkd.registry import METHODS
 from fedkd.training.evaluate import predict
@@ -149,8 +149,7 @@ def _train(
     Raises:
         FedKDError: training diverged.
     """
-    model = build_model(setup.arch, setup.shape, seed=0).to(setup.compute.device)
-    model.load_state_dict(start)
+    model = rebuild(setup.arch, setup.shape, start, setup.compute.device)
     loss = math.nan if data is None else _fit(model, data, settings, setup)
     state = copy_state(model)
     if not is_finite(state, start):

@@ -10,7 +10,7 @@ from fedkd.data.images import Images
 from fedkd.distillation.density.basis import Basis
 from fedkd.distillation.density.discriminant import lda_head_student
 from fedkd.distillation.teachers import Teachers
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import Shape, build_model, rebuild
 from fedkd.models.state import State, copy_state
 from fedkd.training.evaluate import predict
 from fedkd.util.seeding import derive_seed
@@ -56,8 +56,7 @@ def choose(
         notes["student"] = silo
     student_logits = None
     if settings.select.needs_validation:
-        model = build_model(arch, teachers.shape, seed=0).to(teachers.compute.device)
-        model.load_state_dict(start)
+        model = rebuild(arch, teachers.shape, start, teachers.compute.device)
         student_logits = predict(model, validation, compute=teachers.compute)
     selected = teachers.select(settings.select, validation, student_logits)
     if len(selected) < len(teachers):

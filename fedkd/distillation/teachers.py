@@ -15,7 +15,7 @@ from fedkd.data.images import Images, content_hash
 from fedkd.distillation.density.moments import Moments
 from fedkd.distillation.predictions import Predictions
 from fedkd.errors import FedKDError
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import Shape, rebuild
 from fedkd.models.preprocessing import same_preprocessing
 from fedkd.models.state import State, average_states
 from fedkd.training.batch_norm import recalibrate
@@ -105,9 +105,7 @@ class Teachers:
         teacher = self.members[index]
         if teacher.state is None:
             raise ValueError(f"{teacher.silo} shares predictions, but its model is needed")
-        model = build_model(teacher.arch, self.shape, seed=0)
-        model.load_state_dict(teacher.state)
-        return model.to(self.compute.device)
+        return rebuild(teacher.arch, self.shape, teacher.state, self.compute.device)
 
     def models(self) -> tuple[nn.Module, ...]:
         """Build all models."""

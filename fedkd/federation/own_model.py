@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedkd.data.images import as_inputs
-from fedkd.models.build import build_model
+from fedkd.models.build import rebuild
 from fedkd.models.card import check_preprocessing
 from fedkd.models.external import read_external
 from fedkd.models.own_checkpoint import read_model
@@ -54,9 +54,7 @@ def train_own_model(federation: Federation, silo: str) -> State:
     if is_external(arch):
         return train_external(arch, data, derive_seed(seed, "external-model", silo) % 2**31)
     compute = federation.compute_of(silo)
-    model = build_model(arch, federation.shape, seed=0)
-    model.load_state_dict(federation.initial_model(silo))
-    model.to(compute.device)
+    model = rebuild(arch, federation.shape, federation.initial_model(silo), compute.device)
     with intra_op_threads(compute.threads):
         pretrain(
             model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -122,6 +122,13 @@ def build_model(arch: str, shape: Shape, *, seed: int) -> nn.Module:
     if _is_channels_last(arch, shape, model):
         model.to(memory_format=torch.channels_last)
     return model
+
+
+def rebuild(arch: str, shape: Shape, state: Mapping[str, Any], device: str = "cpu") -> nn.Module:
+    """Build ``arch`` with the weights of a state dict."""
+    model = build_model(arch, shape, seed=0)
+    model.load_state_dict(state)
+    return model.to(device)
 
 
 def _is_channels_last(arch: str, shape: Shape, model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.errors import FedKDError, UserError, raise_exhaustion
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import Shape, rebuild
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import Checkpoint, State
 from fedkd.results.folder import STUDY_FILE, read_study
@@ -131,9 +131,7 @@ def _card(path: Path, described: Described) -> ModelCard:
 
 def _write_program(out: Path, state: State, card: ModelCard) -> None:
     """Write a program that takes any number of images, and check that it gives the same logits."""
-    model = build_model(card.arch, card.shape, seed=0)
-    model.load_state_dict(state)
-    model.eval()
+    model = rebuild(card.arch, card.shape, state).eval()
     shape = card.shape
     side = shape.image_size
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teacher, Teachers
 from fedkd.errors import UserError
 from fedkd.models.backbone import Backbone
-from fedkd.models.build import build_model
+from fedkd.models.build import build_model, rebuild
 from fedkd.models.card import ModelCard, load_model, read_card
 from fedkd.models.check import check_model, find_training_problem
 from fedkd.models.preprocessing import identity
@@ -254,8 +254,7 @@ def _report(
 
 
 def _accuracy(state: State, setup: DistillationSetup) -> float:
-    model = build_model(setup.arch, setup.shape, seed=0)
-    model.load_state_dict(state)
+    model = rebuild(setup.arch, setup.shape, state)
     return evaluate(model, setup.validation, compute=setup.compute).accuracy
 
 

@@ -15,7 +15,7 @@ from fedkd.distillation.methods.base import DistillationData
 from fedkd.errors import UserError
 from fedkd.federation.describe import label_distance, simulated_teachers
 from fedkd.federation.federation import Federation
-from fedkd.models.build import Shape, build_model
+from fedkd.models.build import Shape, rebuild
 from fedkd.models.state import is_finite
 from fedkd.registry import METHODS, is_external
 from fedkd.results.diagnostics import DIGITS, complementary_knowledge, flips
@@ -187,7 +187,7 @@ def grid(*, labelled: bool) -> list[tuple[float, float]]:
 
 def _member(federation: Federation, silo: str, state: dict[str, Tensor]) -> Member:
     arch = federation.study.arch_of(silo)
-    model = _build(arch, state, federation.shape, federation.compute)
+    model = rebuild(arch, federation.shape, state, federation.compute.device)
     with intra_op_threads(1):
         logits = predict(model, federation.split.test, compute=federation.compute)
     labels = federation.data_of(silo).labels
@@ -225,7 +225,7 @@ def _distil_tuned(
 def _distil(pair: Pair, settings: Consolidation) -> nn.Module | None:
     """Return the distilled student, or None if it diverged."""
     teacher, images = pair.teacher, pair.transfer.images
-    model = _build(teacher.arch, teacher.state, pair.shape, pair.compute)
+    model = rebuild(teacher.arch, pair.shape, teacher.state, pair.compute.device)
     logits = predict(model, images, compute=pair.compute)
     data = DistillationData(
         images=images,
@@ -235,7 +235,8 @@ def _distil(pair: Pair, settings: Consolidation) -> nn.Module | None:
         weights=torch.ones(1, len(images), dtype=torch.float64),
         models=(model,),
     )
-    student = _build(pair.student.arch, pair.student.state, pair.shape, pair.compute)
+    own, device = pair.student, pair.compute.device
+    student = rebuild(own.arch, pair.shape, own.state, device)
     METHODS.call(
         settings.method,
         student,
@@ -252,12 +253,6 @@ def _used(settings: Consolidation, method: str, *, labelled: bool) -> dict[str, 
     values = {"temperature": settings.temperature, "weight": settings.weight if labelled else 1.0}
     uses = METHODS.spec("kd" if method == KD_TUNED else method).uses
     return {key: value if key in uses else None for key, value in values.items()}
-
-
-def _build(arch: str, state: dict[str, Tensor], shape: Shape, compute: Compute) -> nn.Module:
-    model = build_model(arch, shape, seed=0)
-    model.load_state_dict(state)
-    return model.to(compute.device)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

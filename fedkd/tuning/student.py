@@ -10,7 +10,7 @@ from torch import nn
 from fedkd.config import Consolidation
 from fedkd.federation.federation import Federation
 from fedkd.federation.simulated_teachers import SimulatedTeachers
-from fedkd.models.build import build_model
+from fedkd.models.build import rebuild
 from fedkd.tuning.objective import Judge, Objective, label_free_weightings, make_objective
 from fedkd.tuning.space import Space
 
@@ -67,8 +67,8 @@ class SeedObjective:
         learnt = self.teachers.consolidate(
             settings, rows=self.objective.rows, on_student=on_student
         )
-        student = build_model(self.teachers.arch, federation.shape, seed=0)
-        student.to(federation.compute.device).load_state_dict(learnt.state)
+        device = federation.compute.device
+        student = rebuild(self.teachers.arch, federation.shape, learnt.state, device)
         check = self.check
         return Scores(
             self.score(student), None if check is None else check.score(student, federation.compute)
