@@ -126,11 +126,7 @@ def _fit(decoded: torch.Tensor, wanted: tuple[int, int], image_size: int | None)
 
 
 def _of_depths(depths: dict[str, pixels.Depth], tops: dict[str, float]) -> list[str]:
-    """Say how values were scaled where no header declares it.
-
-    Raises:
-        UserError: many pictures come out almost without contrast, so that depths are mixed.
-    """
+    """Say how values were scaled where no header declares it."""
     sentences = []
     for kind, depth in depths.items():
         if len(depth.flattened) > _MOST_FLATTENED * depth.count:

@@ -166,11 +166,7 @@ def _read_file(form: str, path: Path, *_: int) -> pd.DataFrame:
 
 
 def _plain(column: pd.Series[Any], name: str) -> pd.Series[Any]:
-    """Return a column as numbers, truth values or text.
-
-    Raises:
-        UserError: it holds values of another type, such as dates, lists or bytes.
-    """
+    """Return a column as numbers, truth values or text."""
     if pd.api.types.is_object_dtype(column):
         types = {type(value) for value in column.dropna()}
         if types and types <= {Decimal, int, float}:

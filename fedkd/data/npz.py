@@ -150,11 +150,7 @@ def _read_wanted(archive: zipfile.ZipFile, wanted: list[str]) -> dict[str, Array
 
 
 def _find_wanted(names: list[str], members: list[str]) -> list[str]:
-    """Return the names of the arrays to read.
-
-    Raises:
-        UserError: one is missing, or stands there twice.
-    """
+    """Return the names of the arrays to read."""
     ours = _names_in(names)
     wanted = list(ours if set(ours[2:]) & set(names) else ours[:2])
     for key in wanted:

@@ -144,11 +144,7 @@ def train_control(settings: Consolidation, setup: DistillationSetup) -> Consolid
 def _train(
     start: State, data: DistillationData | None, settings: Consolidation, setup: DistillationSetup
 ) -> tuple[nn.Module, State, float]:
-    """Train from ``start``; return the model, its weights and the last epoch's mean loss.
-
-    Raises:
-        FedKDError: training diverged.
-    """
+    """Train from ``start``; return the model, its weights and the last epoch's mean loss."""
     model = rebuild(setup.arch, setup.shape, start, setup.compute.device)
     loss = math.nan if data is None else _fit(model, data, settings, setup)
     state = copy_state(model)

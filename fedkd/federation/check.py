@@ -89,11 +89,7 @@ def check_tokenizers(study: Study) -> None:
 
 
 def _warn_of_averages(federation: Federation) -> Iterator[str]:
-    """Yield a warning for each arm that starts from an average of models with BatchNorm.
-
-    Raises:
-        UserError: the study sets what becomes of BatchNorm, and no model of it has any.
-    """
+    """Yield a warning for each arm that starts from an average of models with BatchNorm."""
     study = federation.study
     normed = {
         arch

@@ -45,11 +45,7 @@ def add_adapters(network: nn.Module, rank: int, targets: Sequence[str], head: st
 
 
 def _find_targets(network: nn.Module, targets: Sequence[str]) -> list[nn.Module]:
-    """Return the layers that peft finds under the names; it ignores a name that is no layer's.
-
-    Raises:
-        UserError: there is no layer of such a name.
-    """
+    """Return the layers that peft finds under the names; it ignores a name that is no layer's."""
     layers = []
     for target in targets:
         matched = [

@@ -222,9 +222,6 @@ def _last_blocks(network: nn.Module, number: int, head: str) -> tuple[str, list[
     """Return the N-th last block, and all modules from there on, in the order of definition.
 
     A block is a module with parts that stands in a sequence of modules and is in no other block.
-
-    Raises:
-        UserError: the network has fewer blocks.
     """
     blocks = list(_blocks(network, ""))
     if len(blocks) < number:

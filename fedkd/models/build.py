@@ -199,11 +199,7 @@ def running(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _initialise(model: nn.Module, arch: str, shape: Shape) -> None:
-    """Give lazy layers, whose weights wait for a first input, their shapes and weights.
-
-    Raises:
-        UserError: some have none afterwards.
-    """
+    """Give lazy layers, whose weights wait for a first input, their shapes and weights."""
     if not any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
     reason = ""

@@ -129,9 +129,6 @@ def _prepared(
     """Return the images, for models with the preprocessing that the teachers' files name.
 
     A fresh student has that of the first teacher with one.
-
-    Raises:
-        UserError: two files name different sizes.
     """
     named = [
         (name, card.preprocessing)
@@ -190,11 +187,7 @@ def _check_training(
 def _warn_of_batch_norm(
     offline: Offline, arch: str, archs: Sequence[str], images: OfflineImages
 ) -> list[str]:
-    """Return a warning if the student is an average with averaged BatchNorm statistics.
-
-    Raises:
-        UserError: they are to be computed anew, and the student has none.
-    """
+    """Return a warning if the student is an average with averaged BatchNorm statistics."""
     if offline.settings.student != "average":
         return []
     has_any = bool(batch_norms(build_model(arch, images.shape, seed=0)))

@@ -88,11 +88,7 @@ def _measure(
 
 
 def _name(models: Sequence[Path]) -> dict[str, Path]:
-    """Return the models by names that tell them apart: as much of the end of a path as it takes.
-
-    Raises:
-        UserError: a model is given twice.
-    """
+    """Return the models by names that tell them apart: as much of the end of a path as it takes."""
     paths = [path.absolute() for path in models]
     if len(set(paths)) < len(paths):
         raise UserError("MODEL: one of the models is given twice")

@@ -133,11 +133,7 @@ def find_targets(study: Study, run: RunArm) -> dict[int, float]:
 
 
 def _trial_study(study: Study, seeds: Sequence[int]) -> Study:
-    """Return the study with the seeds and the engine of the trials.
-
-    Raises:
-        UserError: there are no validation examples, or a seed is one of the study's.
-    """
+    """Return the study with the seeds and the engine of the trials."""
     if study.data.validation == 0:
         raise UserError("data.validation: is 0, but arms are tuned on validation examples; set it")
     # One intra-op thread for each trial, so that trials run side by side with the same bits.

@@ -68,9 +68,6 @@ def _by_validation(teachers: Teachers, setup: DistillationSetup) -> tuple[Teache
     The test counts examples that the discriminant classifies correctly only with or only without a
     silo's moments. A silo's trust is the p-value of the one-sided sign test on these counts. Silos
     below ``LEVEL``, divided by the number of silos, are excluded; fewer than half of them.
-
-    Raises:
-        FedKDError: there are no labelled examples.
     """
     if setup.basis is None:
         return teachers, {}
