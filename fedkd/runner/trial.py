@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedkd.config import Study
@@ -53,23 +53,21 @@ class NullObserver:
         """Do nothing."""
 
 
+@dataclass
 class _Watch(NullObserver):
     """Passes points on and ends the run where the caller wants it."""
 
-    def __init__(
-        self, folder: Path, exchanges: int, metric: str, on_point: Callable[[int, float], bool]
-    ) -> None:
-        self._folder = folder
-        self._metric = metric
-        self._exchanges = exchanges
-        self._on_point = on_point
+    folder: Path
+    exchanges: int
+    metric: str
+    goes_on: Callable[[int, float], bool]
 
     def on_point(self, point: Point) -> None:
         """End the run where the caller has seen enough."""
         if point.round == 0:
-            measured = read_exchanges(self._folder)
-            self._exchanges = self._exchanges if measured is None else measured
-        if not self._on_point(self._exchanges, point.value(self._metric) or 0.0):
+            measured = read_exchanges(self.folder)
+            self.exchanges = self.exchanges if measured is None else measured
+        if not self.goes_on(self.exchanges, point.value(self.metric) or 0.0):
             raise _SeenEnoughError
 
 

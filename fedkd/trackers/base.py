@@ -21,8 +21,6 @@ class TrackedRun:
     """One arm and seed of a study.
 
     Attributes:
-        study: the study.
-        arm: the arm's name.
         seed: the repetition.
         folder: the study's results folder, ``<out>/<study>/<timestamp>``.
     """
