@@ -44,11 +44,7 @@ def importing_only(names: Collection[str]) -> Iterator[None]:
 
 
 def check_allowed(kind: str, name: str) -> None:
-    """Refuse to import what :func:`importing_only` does not allow.
-
-    Raises:
-        NotAllowedError: ``name`` is not among the allowed names.
-    """
+    """Refuse to import what :func:`importing_only` does not allow."""
     allowed = _allowed.get()
     if allowed is not None and name not in allowed:
         raise NotAllowedError(

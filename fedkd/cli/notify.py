@@ -15,11 +15,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 def read_command(command: str | None) -> list[str]:
-    """Return the words of a command, which no shell runs; none for None.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Return the words of a command, which no shell runs; none for None."""
     try:
         return shlex.split(command or "")
     except ValueError as error:

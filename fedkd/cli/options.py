@@ -46,11 +46,7 @@ def load(
 
 
 def parse_numbers(text: str | None, option: str) -> list[int] | None:
-    """Parse ``0,1,2``; None stays None.
-
-    Raises:
-        UserError: the text is not a comma-separated list of integers.
-    """
+    """Parse ``0,1,2``; None stays None."""
     if text is None:
         return None
     try:

@@ -73,11 +73,7 @@ def find_problems(study: Study) -> list[Problem]:
 
 
 def _check_call(study: Study, path: str, registry: Registry, name: str) -> None:
-    """Import a user's own function, and compare its parameters with what it is called with.
-
-    Raises:
-        UserError: it cannot be imported, or does not take such arguments.
-    """
+    """Import a user's own function, and compare its parameters with what it is called with."""
     function = registry.load(name)
     if registry.kind not in _ARGUMENTS or isinstance(function, type):
         return

@@ -113,11 +113,7 @@ def read_hugging_face(name: str, repository: str, image_size: int | None) -> Sou
 
 @lru_cache(maxsize=4)
 def load_hugging_face(repository: str) -> Any:
-    """Return a set from the Hugging Face Hub or its local cache: splits by their names.
-
-    Raises:
-        UserError: the set cannot be had.
-    """
+    """Return a set from the Hugging Face Hub or its local cache: splits by their names."""
     import datasets
 
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):

@@ -58,11 +58,7 @@ def read_openclipart(name: str, path: Path | None = None, image_size: int | None
 
 
 def find_openclipart(path: Path | None) -> Path:
-    """Return the folder of the subjects.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the folder of the subjects."""
     folders = _INSTALLED if path is None else tuple(path / below for below in _BELOW)
     for folder in folders:
         if all((folder / subject).is_dir() for subject in SUBJECTS):

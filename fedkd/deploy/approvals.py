@@ -67,11 +67,7 @@ def draw_seen(file: SiloFile, study: Study) -> list[Tensor]:
 
 
 def read_approvals(file: SiloFile) -> list[str]:
-    """Return the hashes that were approved by hand.
-
-    Raises:
-        UserError: the approvals file is damaged.
-    """
+    """Return the hashes that were approved by hand."""
     path = approvals_path(file)
     try:
         with path.open("rb") as handle:

@@ -42,11 +42,7 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def check_log(path: Path) -> None:
-    """Try whether entries can be added; an empty log is made if there is none.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Try whether entries can be added; an empty log is made if there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

@@ -22,11 +22,7 @@ UNNAMED = "(not named)"
 
 
 def parse_date(text: str) -> datetime:
-    """Return the time that a date or a time of ISO 8601 stands for; UTC unless it says otherwise.
-
-    Raises:
-        UserError: it is not one.
-    """
+    """Return the time of a date or time in ISO 8601; UTC unless it says otherwise."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

@@ -31,11 +31,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``host:port``.
-
-        Raises:
-            UserError: it is none.
-        """
+        """Read ``host:port``."""
         host, _, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not host or not port.isdecimal() or not 0 < int(port) < 65_536 or "/" in host:

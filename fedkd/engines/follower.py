@@ -169,9 +169,6 @@ def follow_run(
     """Start a run of a SuperLink's that belongs to no arm, and follow its log to the last line.
 
     An interrupt stops the run. For the arguments see :class:`Follower`.
-
-    Raises:
-        FedKDError: the run failed.
     """
     link, place = read_connection(connection), AppFolder()
     try:
@@ -214,11 +211,7 @@ def read_record(value: Any, task: Task) -> RunRecord:
 
 
 def build_value(kind: Any, value: Any) -> Any:
-    """Build an instance of a type from plain values, each of them validated.
-
-    Raises:
-        FedKDError: a value has another type.
-    """
+    """Build an instance of a type from plain values, each of them validated."""
     try:
         return build(kind, value)
     except (ValueError, TypeError) as error:

@@ -76,11 +76,7 @@ class SuperLink:
         self._runs = 0
 
     def submit(self, values: Mapping[str, str | int]) -> str:
-        """Start a run with this run config, and return Flower's id of it.
-
-        Raises:
-            FedKDError: the SuperLink refuses it.
-        """
+        """Start a run with this run config, and return Flower's id of it."""
         self._runs += 1
         config = self._place.write_config(f"run-{self._runs}", values)
         command = ("run", str(self._place.app), self.name, "--run-config", str(config))

@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str) -> Checkpoint:
-    """Read a silo's own model from its checkpoint.
-
-    Raises:
-        UserError: the file cannot be read or does not fit.
-    """
+    """Read a silo's own model from its checkpoint."""
     arch, shape = federation.study.arch_of(silo), federation.shape
     if is_external(arch):
         split = federation.split

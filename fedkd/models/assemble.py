@@ -62,11 +62,7 @@ def assembly(
 
 
 def _with_new_head(backbone: Backbone, template: _Template) -> nn.Module:
-    """Return a model with the template's weights and a random head.
-
-    Raises:
-        UserError: the network has no such part to train.
-    """
+    """Return a model with the template's weights and a random head."""
     preprocessing, trained = backbone.preprocessing, backbone.trained
     head = _new_head(template)
     if trained.kind == "head":

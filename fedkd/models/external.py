@@ -143,11 +143,7 @@ def read_external(
 
 
 def check_installed(arch: str, what: str) -> Any:
-    """Return the package whose version decides what models of an architecture predict.
-
-    Raises:
-        UserError: it, or what reads its files, is not installed.
-    """
+    """Return the package whose version decides what models of an architecture predict."""
     library = library_of(arch)
     reader = {"onnx": "onnxruntime", "sklearn": "skops"}.get(library, library)
     package = require(reader, what, extra="teachers")

@@ -82,11 +82,7 @@ def hugging_face_preprocessing(name: str) -> dict[str, Any]:
 
 
 def check_tokenizer(name: str, tokenizer: Any) -> None:
-    """Refuse a tokenizer that a network was not made for.
-
-    Raises:
-        UserError: the vocabularies, the padding or the longest text do not fit.
-    """
+    """Refuse a tokenizer that a network was not made for."""
     config = _from_hub(require("transformers", "model.arch: hf").AutoConfig, name)
     length, own = tokenizer.truncation["max_length"], tokenizer.padding["pad_id"]
     size, known = tokenizer.get_vocab_size(), getattr(config, "vocab_size", 0)

@@ -17,11 +17,7 @@ _AUXILIARY = ("googlenet", "inception_v3")
 
 
 def torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    """Return a function that builds the torchvision model of this name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return a function that builds the torchvision model of this name."""
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -93,11 +89,7 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def require(package: str, what: str, *, extra: str = "models") -> Any:
-    """Import a package of an extra of fedkd.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import a package of an extra of fedkd."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -22,9 +22,6 @@ def read_model(
     A model with preprocessing or a fixed part takes a file of either form: of the whole
     network, as its library names its tensors, or of what is trained, as fedkd writes it.
     ``preprocessing`` is what it was trained with, if the study's models carry one.
-
-    Raises:
-        UserError: the file cannot be read or does not fit.
     """
     model = build_model(arch, shape, seed=0)
     if not isinstance(model, BackboneModel):

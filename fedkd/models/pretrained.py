@@ -44,11 +44,7 @@ def load_weights(arch: str, weights: str) -> State:
 
 
 def hash_weights(arch: str, weights: str | None) -> str:
-    """Hash the content of weights; those of ``hf:`` are its own, its settings among them.
-
-    Raises:
-        UserError: they cannot be found, downloaded or read.
-    """
+    """Hash the content of weights; those of ``hf:`` are its own, its settings among them."""
     is_file = weights is not None and is_weights_file(weights)
     return _hash_once(arch, weights, _changed(Path(weights or "")) if is_file else None)
 
@@ -70,11 +66,7 @@ def _hash_once(arch: str, weights: str | None, _: tuple[int, int] | None) -> str
 
 
 def preprocessing_of_weights(arch: str, weights: str | None) -> Preprocessing | None:
-    """Return what weights are made for, as far as they say it; None for a file.
-
-    Raises:
-        UserError: there are no such weights.
-    """
+    """Return what weights are made for, as far as they say it; None for a file."""
     if arch.startswith(HUGGING_FACE):
         return _of_hugging_face(hugging_face_preprocessing(arch.removeprefix(HUGGING_FACE)))
     if weights is None or is_weights_file(weights):

@@ -48,11 +48,7 @@ INK = "#000000"
 
 
 def write_pictures(results: Results, folder: Path, kind: str) -> list[Path]:
-    """Write every figure as ``png`` or ``svg`` into a folder and return the paths.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Write every figure as ``png`` or ``svg`` into a folder and return the paths."""
     drawings: list[tuple[str, Callable[[], Figure]]] = []
     if results.summary["runs"]:
         drawings.append(("accuracy-exchanges", lambda: draw_accuracy(results, "exchanges")))
@@ -113,11 +109,7 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def draw_accuracy(results: Results, axis: str = "exchanges") -> Figure:
-    """Plot the study's metric against ``exchanges`` or ``megabytes``, with bands and targets.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Plot the study's metric against ``exchanges`` or ``megabytes``, with bands and targets."""
     figure, axes = _canvas()
     by_arm = curves_of(results, results.metric)
     for arm, look in arm_styles(results.arms, results.baselines).items():

@@ -84,11 +84,7 @@ class StudyState:
 
 
 def read_state(folder: Path) -> StudyState:
-    """Read the progress of the study in a results folder.
-
-    Raises:
-        UserError: the folder is not a results folder.
-    """
+    """Read the progress of the study in a results folder."""
     folder = find_run(folder)
     path = folder / STUDY_FILE
     study = parse_study(dump_yaml(read_study(folder)), origin=str(path))

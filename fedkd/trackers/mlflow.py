@@ -60,9 +60,6 @@ class MLflowTracker:
 
         The registered model is made if it is missing; the files are copied to the
         registry's store.
-
-        Raises:
-            UserError: MLflow refuses it.
         """
         folder = files[0].absolute().parent
         client = MlflowClient(self._uri or f"sqlite:///{folder / DATABASE}")

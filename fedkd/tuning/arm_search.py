@@ -80,11 +80,7 @@ class ArmSearch:
     run: RunArm
 
     def measure(self, point: Point, limits: Limits) -> dict[int, SeedRun]:
-        """Run the arm with a point's settings on all seeds, or until the limits exclude it.
-
-        Raises:
-            FedKDError: a run failed.
-        """
+        """Run the arm with a point's settings on all seeds, or until the limits exclude it."""
         changed = {**self.study.arms, self.arm: self.space.settings(point)}
         study = self.study.model_copy(update={"arms": changed})
         runs: dict[int, SeedRun] = {}

@@ -89,9 +89,6 @@ def run_trial(
     """Distil a student on every seed and store the scores.
 
     A trial that diverges has ended too, without a result: it would diverge again.
-
-    Raises:
-        UserError: what the settings ask for is impossible.
     """
     scores: list[float] = []
     try:

@@ -64,11 +64,7 @@ def cache_root() -> Path:
 
 
 def disk_budget() -> int:
-    """Return the most bytes of decoded data and features: ``$FEDKD_CACHE_GB``, else 50 GB.
-
-    Raises:
-        UserError: the variable is not a number of gigabytes.
-    """
+    """Return the most bytes of decoded data and features: ``$FEDKD_CACHE_GB``, else 50 GB."""
     text = os.environ.get("FEDKD_CACHE_GB", "").strip()
     try:
         gigabytes = float(text or _DEFAULT_GIGABYTES)
@@ -83,11 +79,7 @@ def disk_budget() -> int:
 
 
 def check_cache_root() -> None:
-    """Make the cache folder and try to write to it.
-
-    Raises:
-        UserError: it cannot be made or written to.
-    """
+    """Make the cache folder and try to write to it."""
     root = cache_root()
     try:
         root.mkdir(parents=True, exist_ok=True)

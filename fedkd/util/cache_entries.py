@@ -215,11 +215,7 @@ def check_kind(kind: str | None) -> None:
 
 
 def parse_age(text: str | None) -> float:
-    """Return the seconds that ``12h``, ``30d`` or ``2w`` stand for; 0 for None.
-
-    Raises:
-        UserError: the text has another form.
-    """
+    """Return the seconds that ``12h``, ``30d`` or ``2w`` stand for; 0 for None."""
     if text is None:
         return 0.0
     match = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())

@@ -140,11 +140,7 @@ class Registry(Mapping[str, str]):
             return self.load(name)(*args, **options)
 
     def check_call(self, name: str, *args: Any, **options: Any) -> None:
-        """Check that a function of the user's own takes these arguments, without calling it.
-
-        Raises:
-            UserError: it does not, or it cannot be imported.
-        """
+        """Check that a function of the user's own takes these arguments, without calling it."""
         if not self.is_own(name):
             return
         if problem := user_code.find_mismatch(self.load(name), args, options):
