@@ -110,8 +110,7 @@ borders: $(STAMP_DEV) ## import-linter: who may import whom
 check: lint types borders test ## all of the above
 
 tune: $(STAMP) ## tune every arm of every study on validation data (hours; resumes where it stopped)
-	for study in experiments/quickstart.yaml experiments/fashion-mnist.yaml experiments/five-partitions/*.yaml; do \
-	  $(BIN)/fedkd tune $$study --arms all --trials 16 || exit 1; done
+	$(BIN)/python -m experiments.paper.tuned
 
 bench: $(STAMP_DEV) ## measure fedkd against other ways to do the same work (about half an hour, on a quiet machine)
 	$(BIN)/python -m experiments.bench

@@ -1,6 +1,6 @@
-"""Run the studies that are not recorded, then rebuild RESULTS.md from the records.
+"""Tune and run the studies that are not recorded, then rebuild RESULTS.md from the records.
 
-python -m experiments.paper            run and rebuild
+python -m experiments.paper            tune, run and rebuild
 python -m experiments.paper --rebuild  rebuild only
 """
 
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.paper.claims import write_results
-from experiments.paper.plan import FOLDER, RATES, Run, plan
-from experiments.paper.recipe import choose_missing
+from experiments.paper.plan import FOLDER, Run, plan
 from experiments.paper.record import attempt, is_recorded
+from experiments.paper.tuned import tune_missing
 
 RESULTS = FOLDER / "RESULTS.md"
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rebuild", action="store_true", help="only rebuild the page")
     parser.add_argument(
-        "--only", default="", metavar="STUDY", help="run only this study's variants"
+        "--only", default="", metavar="STUDY", help="only studies whose names begin so"
     )
     parser.add_argument(
         "--at-once",
@@ -43,11 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     failed = False
     if not arguments.rebuild:
-        for study in RATES:
-            if arguments.only in ("", study):
-                choose_missing(study)
+        tune_missing(arguments.only)
         missing = [
-            run for run in plan() if not is_recorded(run) and arguments.only in ("", run.study)
+            run for run in plan() if run.study.startswith(arguments.only) and not is_recorded(run)
         ]
         try:
             failed = _record_all(missing, max(1, arguments.at_once))

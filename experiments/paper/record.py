@@ -29,10 +29,11 @@ from fedkd.util.files import write_json
 def fingerprint(run: Run) -> str:
     """Return a hash of the study file, without comments, of its overrides and of the split rule.
 
-    A record with another fingerprint is out of date.
+    A record with another fingerprint is out of date. Seed 0 is split alike by both rules.
     """
     study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
-    text = json.dumps([study, *run.overrides, {"split rule": SPLIT_RULE}], sort_keys=True)
+    rule = [] if study["seeds"] == [0] else [{"split rule": SPLIT_RULE}]
+    text = json.dumps([study, *run.overrides, *rule], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -80,6 +81,7 @@ def _run_study(run: Run, console: Console) -> dict[str, Any]:
             {"seed": seed, **describe(Federation.load(study, seed, cache_root()))}
             for seed in study.seeds
         ],
+        "tuned": {name: arm.tuned.model_dump() for name, arm in study.arms.items() if arm.tuned},
         "failures": summary["failures"],
         "comparison": summary["comparison"],
         "runs": [_small(entry) for entry in summary["runs"]],

@@ -12,12 +12,14 @@ import pytest
 
 from experiments.paper.__main__ import run_in_parallel
 from experiments.paper.claims import write_results
-from experiments.paper.plan import FOLDER, Run, plan
+from experiments.paper.plan import FOLDER, SOURCES, TUNED, Run, plan
 from experiments.paper.recommendation import OUT, fit_and_evaluate
 from experiments.paper.record import fingerprint, is_recorded
-from experiments.paper.rounds import _Cell, _saved
+from experiments.paper.rounds import _Saving
+from experiments.paper.tuned import TRIALS
 from fedkd.config.study_file import load_study
 from fedkd.federation.split import SPLIT_RULE
+from fedkd.tuning.seeds import SEEDS
 
 
 def test_the_page_is_rebuilt_from_the_records(tmp_path: Path) -> None:
@@ -68,18 +70,19 @@ def test_the_page_says_which_records_are_not_of_this_code() -> None:
 def test_a_sum_with_a_run_that_missed_is_a_bound(
     arm_missed: bool, baseline_missed: bool, said: str
 ) -> None:
-    missed = {"fedkd": arm_missed, "fedavg": baseline_missed}
-    cells = [
-        _Cell(0, False, True, {"fedkd": 5, "fedavg": 20}, frozenset()),
-        _Cell(
-            0,
-            False,
-            not arm_missed,
-            {"fedkd": 5, "fedavg": 20},
-            frozenset(a for a in missed if missed[a]),
-        ),
-    ]
-    assert str(_saved("fedkd", "fedavg", cells)) == said
+    saving = _Saving.of(5, 20, arm_missed=arm_missed, baseline_missed=baseline_missed)
+    assert str(saving) == said
+
+
+def test_a_tuned_study_is_its_source_with_other_settings_of_its_arms() -> None:
+    for federation in TUNED:
+        source = load_study(SOURCES[federation.data], federation.overrides)
+        tuned = load_study(federation.tuned)
+        assert tuned.model_copy(update={"arms": source.arms}) == source
+        assert tuned.arms.keys() == source.arms.keys()
+        search = {(arm.tuned.trials, *arm.tuned.seeds) for arm in tuned.arms.values() if arm.tuned}
+        assert search == {(TRIALS, *SEEDS)}
+        assert all(arm.tuned for arm in tuned.arms.values())
 
 
 class Killed(Run):
