@@ -94,8 +94,9 @@ def _read_weights(array: Array, key: str, like: Tensor) -> Tensor:
     values = read_array(array, key, tuple(like.shape), like.dtype, finite=finite)
     if values.dtype is torch.bool or values.is_complex() or not values.numel():
         return values
-    least, greatest = values.aminmax()
-    if float(least) >= -MAX_VALUE and float(greatest) <= MAX_VALUE:
+    # NumPy takes one thread: PyTorch would wait for the cores on which silos train.
+    numbers = values.numpy()
+    if numbers.min() >= -MAX_VALUE and numbers.max() <= MAX_VALUE:
         return values
     beyond = ~(values.abs() <= MAX_VALUE)
     unchanged = (values == like) | (values.isnan() & like.isnan())

@@ -17,9 +17,9 @@ class ModelPool:
     """Holds models that are not in use.
 
     A model is reused only if its state dict is its whole state, so that loading one makes it equal
-    to a new model. That holds for PyTorch's own modules that draw nothing at random and for the
-    built-in architectures. A module class of the user's own may have further state, such as a
-    counter or a cache, and is built anew every time.
+    to a new model. That holds for PyTorch's own modules that draw nothing at random, for some of
+    torchvision's, and for the built-in architectures. A module class of the user's own may have
+    further state, such as a counter or a cache, and is built anew every time.
     """
 
     def __init__(self) -> None:

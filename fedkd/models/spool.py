@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file, save
 
 from fedkd.models.state import State
 
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = max(256 << 20, psutil.virtual_memory().total // 32)
 """Most bytes of models that wait in memory; further ones wait on disk."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,6 +51,8 @@ PREDICTION_BATCH = {"cpu": 128, "cuda": 1024, "mps": 1024}
 On a processor the activations of a small batch stay in its caches: 128 examples per batch take
 half the processor time of 1,024. The size is fixed, because another one gives other last bits.
 """
+_COPIES_BYTES = 1 << 30
+"""Most bytes of a model's copies, of which each thread of :func:`predict` may take one."""
 
 
 def predict(
@@ -59,7 +64,8 @@ def predict(
 
     On a processor the batches are distributed over as many threads as the phase has intra-op
     threads (:func:`intra_op_threads`). Each thread computes with one, so that the logits do not
-    depend on their number.
+    depend on their number. A model that may keep something from call to call, or draw at random in
+    evaluation mode too, is copied for each thread, and its draws are those of the batch's number.
     """
     model.eval()
     kept = kept_features(model, images, device=compute.device, precision=compute.precision)
@@ -69,16 +75,39 @@ def predict(
     kind = compute.device.partition(":")[0]
     batches = uint8_batches(images, batch_size or PREDICTION_BATCH[kind])
     threads = min(torch.get_num_threads(), len(batches)) if kind == "cpu" else 1
-    if draws_at_random(model):
-        # A user's model may be random in evaluation mode too; a fixed seed makes it reproducible.
-        with DrawFrom(torch.Generator().manual_seed(0)), intra_op_threads(1):
-            return torch.cat([_predict(model, batch(), compute) for batch in batches]).cpu()
-    if threads == 1 or model._forward_hooks:
-        # Forward hooks expect the batches in order.
+    # Forward hooks expect the batches in order.
+    one_thread = threads == 1 or bool(model._forward_hooks)
+    at_random = draws_at_random(model)
+    models = [model] if one_thread else _one_each(model, threads, shared=not at_random)
+    free = deque(models)
+
+    def predict_batch(index: int) -> Tensor:
+        own = free.pop()
+        draws = DrawFrom(torch.Generator().manual_seed(index)) if at_random else nullcontext()
+        try:
+            with draws:
+                return _predict(own, batches[index](), compute)
+        finally:
+            free.append(own)
+
+    if len(models) == 1:
         with intra_op_threads(1):
-            return torch.cat([_predict(model, batch(), compute) for batch in batches]).cpu()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return torch.cat(list(pool.map(lambda batch: _predict(model, batch(), compute), batches)))
+            return torch.cat([predict_batch(index) for index in range(len(batches))]).cpu()
+    workers = ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(1,))
+    with workers as pool:
+        return torch.cat(list(pool.map(predict_batch, range(len(batches)))))
+
+
+def _one_each(model: nn.Module, threads: int, *, shared: bool) -> list[nn.Module]:
+    """Return a model for each thread: the same one, or copies of it; one alone if it has none."""
+    if shared:
+        return [model] * threads
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    copies = min(threads - 1, _COPIES_BYTES // max(1, size))
+    try:
+        return [model, *(copy.deepcopy(model) for _ in range(copies))]
+    except Exception:  # a module may hold what cannot be copied, such as a file or a lock
+        return [model]
 
 
 @torch.no_grad()

@@ -29,11 +29,27 @@ _DRAWS_NOTHING = (
     nn.GroupNorm,
     nn.LayerNorm,
     nn.ReLU,
+    nn.ReLU6,
     nn.GELU,
+    nn.SiLU,
     nn.Tanh,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Hardswish,
     nn.Flatten,
     nn.Identity,
 )
+
+_PLAIN_MODULES = (
+    "fedkd.models.",
+    "torch.nn.modules.container",
+    "torchvision.models.resnet",
+    "torchvision.models.regnet",
+    "torchvision.models.shufflenetv2",
+    "torchvision.ops.misc",
+)
+"""Beginnings of the names of Python modules whose layers draw nothing by themselves, and hold no
+state beside their parameters and buffers."""
 
 
 class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's is untyped
@@ -107,13 +123,13 @@ def draws_at_random(model: nn.Module) -> bool:
     """Whether a forward pass may draw random numbers.
 
     The mode costs some microseconds an operation, so plain models go without. Only layers known
-    to draw nothing count as plain; for any other leaf, or any module written by the user, whose
+    to draw nothing count as plain; for any other leaf, or any module written by others, whose
     ``forward`` may call ``functional.dropout``, the answer is yes.
     """
     for module in model.modules():
         children = next(module.children(), None) is not None
-        ours = type(module).__module__.startswith(("fedkd.models.", "torch.nn.modules.container"))
-        if not (ours if children else ours or type(module) in _plain_types()):
+        known = type(module).__module__.startswith(_PLAIN_MODULES)
+        if not (known if children else known or type(module) in _plain_types()):
             return True
     return False
 

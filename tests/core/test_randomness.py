@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.models.build import Shape, build_model
 from fedkd.registry import ARCHITECTURES
-from fedkd.training.compute import Compute
+from fedkd.training.compute import Compute, intra_op_threads
+from fedkd.training.evaluate import _one_each, predict
 from fedkd.training.loop import fit
 from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.random_ops import DrawFrom, _device_of, draws_at_random
@@ -180,6 +182,56 @@ def test_what_may_draw_is_known(model: nn.Module) -> None:
     assert draws_at_random(model)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf", "shufflenet_v2_x0_5"])
+def test_models_of_torchvision_that_count_as_plain_call_nothing_that_draws(name: str) -> None:
+    model = torchvision.models.get_model(name)
+    assert not draws_at_random(model)
+    state = torch.get_rng_state()
+    model(torch.zeros(2, 3, 32, 32))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {*dict(model.named_buffers())} <= {*model.state_dict()}
+
+
 def test_plain_layers_draw_nothing() -> None:
     plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2))
     assert not draws_at_random(nn.Sequential(plain, nn.Flatten(), nn.Linear(2, 2)))
+
+
+class Remembering(nn.Module):
+    """Keeps its features on itself between two layers, as some models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 512), nn.Linear(512, 3)
+        self.features = torch.empty(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.features = self.body(images.flatten(1)).relu()
+        return self.head(self.features)
+
+
+class Locked(Remembering):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("make", [Noisy, Remembering, Locked])
+def test_predictions_do_not_depend_on_the_number_of_threads(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    images = torch.randint(0, 256, (1500, 1, 4, 4), dtype=torch.uint8)
+    logits = []
+    for threads in (1, 4, 4):
+        with intra_op_threads(threads):
+            logits.append(predict(model, images, compute=Compute()))
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    assert model.training is False
+
+
+def test_a_model_that_may_keep_something_is_not_shared_by_threads() -> None:
+    assert len({id(each) for each in _one_each(Remembering(), 4, shared=False)}) == 4
+    assert len(_one_each(Locked(), 4, shared=False)) == 1
