@@ -51,7 +51,7 @@ class Federation:
         return EXPERIMENTS / "tuned" / f"{self.name}.yaml"
 
 
-SOURCES = {"digits": EXPERIMENTS / "digits.yaml", "fashion": EXPERIMENTS / "fashion-mnist.yaml"}
+SOURCES = {"digits": EXPERIMENTS / "digits.yaml"}
 TUNED = tuple(Federation(data, name) for data in SOURCES for name in PARTITIONS)
 
 
