@@ -11,13 +11,15 @@ from rich.table import Table
 
 from fedkd.config import Arm, Study, Tuned
 from fedkd.tuning.arm_search import best_arm_trial, runs_of
-from fedkd.tuning.arm_space import ArmSpace, at_edge
+from fedkd.tuning.arm_space import ArmSpace, Point, at_edge
 from fedkd.tuning.importance import importances
 from fedkd.tuning.outcome import count_states, describe_settings, to_yaml
 from fedkd.tuning.trials import POINT, PROBLEM, no_result
 
 DATA_FILE = "tuning.json"
 SHOWN_IMPORTANCES = 3
+_START = "consolidation."
+"""Beginning of the keys of a start's settings."""
 
 
 def summarise_arm(arm: str, trials: Sequence[FrozenTrial], space: ArmSpace) -> dict[str, Any]:
@@ -30,16 +32,31 @@ def summarise_arm(arm: str, trials: Sequence[FrozenTrial], space: ArmSpace) -> d
     if best is None:
         raise no_result(arm, trials)
     ranges = space.ranges(trial.user_attrs[POINT] for trial in trials)
-    settings = space.settings(best.user_attrs[POINT])
+    by_start = all(run.exchanges == run.before for run in runs_of(best).values())
+    point = _with_own_rounds(best.user_attrs[POINT], space) if by_start else best.user_attrs[POINT]
+    settings = space.settings(point)
     return {
-        "best": _entry(best),
+        "best": {**_entry(best), "settings": point},
         "own": _entry(trials[0]),
-        "at_edge": at_edge(best.user_attrs[POINT], ranges),
+        "reached_by_start": by_start,
+        "at_edge": [
+            key for key in at_edge(point, ranges) if not by_start or key.startswith(_START)
+        ],
         "ranges": {name: [each.low, each.high] for name, each in ranges.items()},
         "importances": importances(trials, space),
         "settings": settings.model_dump(mode="json", exclude_none=True),
         "trials": [_entry(trial) for trial in trials],
     }
+
+
+def _with_own_rounds(point: Point, space: ArmSpace) -> Point:
+    """Return a trial's settings of the start, and the arm's own of all else.
+
+    Where the start alone reaches the target on every seed, what was drawn for the rounds is by
+    chance. It would decide the runs of seeds whose start does not reach it.
+    """
+    own = space.own_point()
+    return {key: value if key.startswith(_START) else own[key] for key, value in point.items()}
 
 
 def tuned_study(study: Study, results: Mapping[str, Any]) -> str:
@@ -87,6 +104,12 @@ def _legend(results: Mapping[str, Any]) -> list[str]:
             "most important: share of the variance of the exchanges, up to 1.5 times the best "
             "(functional ANOVA)."
         ),
+    ]
+    lines += [
+        f"{name}: the start alone reached the target on every seed; the settings of its rounds are "
+        "the study's own."
+        for name, arm in results["arms"].items()
+        if arm["reached_by_start"]
     ]
     lines += [
         f"{name}: the best value of {', '.join(arm['at_edge'])} lies at the edge of the range that "

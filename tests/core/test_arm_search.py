@@ -376,3 +376,22 @@ def test_seeds_of_trials_are_never_those_of_the_study(make_study: Any) -> None:
         make_study(
             {"arms/fedavg": {"start": "random", "tuned": {"trials": 4, "seeds": [7]}}, "seeds": [7]}
         )
+
+
+def test_rounds_that_no_trial_made_keep_the_settings_of_the_study(tune: Any, study: Study) -> None:
+    def at_start(study: Study, arm: str, seed: int, on_point: Callable[[int, float], bool]) -> None:
+        accuracy = 0.99 - 0.02 * abs(math.log10(study.rounds_of(arm).lr / 0.3))
+        assert not on_point(1, accuracy), "the trial goes on, though its start reached the target"
+
+    space = ArmSpace(study, "fedavg")
+    trials = tune(at_start, 8)
+    found = summarise_arm("fedavg", trials, space)
+    best = best_arm_trial(trials)
+    assert best is not None
+    assert best.user_attrs["point"] != space.own_point(), "a tie goes to the better accuracy"
+    assert found["reached_by_start"]
+    assert found["best"]["settings"] == space.own_point()
+    assert found["at_edge"] == []
+    made = summarise_arm("fedavg", tune(Surface(best_at(0.02)), 8, name="made"), space)
+    assert not made["reached_by_start"]
+    assert made["best"]["settings"] != space.own_point()
