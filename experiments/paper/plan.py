@@ -20,7 +20,6 @@ CENTRAL = {
     "central-filterbank": ("rounds.lr", ("0.005", "0.01", "0.02")),
 }
 """Key and learning rates of centralized training; the best rate is between two others."""
-INITS = ("shared", "per-silo")
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,7 @@ def plan() -> list[Run]:
         Run("transfer-digits", ("teachers", str(silos)), (f"partition.silos={silos}",))
         for silos in (2, 5, 10, 20)
     ]
-    # Settings were chosen with one initialisation for all silos. Silos with one of their own run
-    # with the same settings.
-    runs += [
-        Run(each.name, (init,), (f"pretraining.init={init}",), each.tuned.parent)
-        for each in TUNED
-        for init in INITS
-    ]
+    runs += [Run(each.name, ("tuned",), folder=each.tuned.parent) for each in TUNED]
     runs.append(Run("cross-device", ("hundred",)))
     runs += [
         Run(study, ("lr", rate), (f"{key}={rate}",))

@@ -45,13 +45,15 @@ def is_recorded(run: Run) -> bool:
 def record(run: Run) -> float:
     """Run one variant on every seed, write its record, and return its seconds of processor time.
 
-    The time is that of the whole process, so every run needs a process of its own.
+    The time is that of the whole process, so every run needs a process of its own. It is not
+    recorded where arms came from the cache.
     """
     # Progress bars of parallel runs would overwrite each other; warnings still appear.
     console = Console(stderr=True, force_terminal=False)
     figures = pairs.measure(run, console) if run.study == pairs.STUDY else _run_study(run, console)
     seconds = round(time.process_time())
-    write_json(run.record, {"study": fingerprint(run), "processor_seconds": seconds, **figures})
+    timed = {} if figures.pop("cached", False) else {"processor_seconds": seconds}
+    write_json(run.record, {"study": fingerprint(run), **timed, **figures})
     return seconds
 
 
@@ -82,6 +84,7 @@ def _run_study(run: Run, console: Console) -> dict[str, Any]:
             for seed in study.seeds
         ],
         "tuned": {name: arm.tuned.model_dump() for name, arm in study.arms.items() if arm.tuned},
+        "cached": any(entry["cached"] for entry in summary["runs"]),
         "failures": summary["failures"],
         "comparison": summary["comparison"],
         "runs": [_small(entry) for entry in summary["runs"]],

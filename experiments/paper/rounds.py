@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper.figures import Records
+from experiments.paper.figures import Records, mean
 from experiments.paper.findings import Finding, cell
-from experiments.paper.plan import TUNED
+from experiments.paper.plan import TUNED, Federation
 
 ARMS = (
     "fedavg",
@@ -28,35 +28,28 @@ def rounds_saved(records: Records) -> Finding:
     """Rounds saved in each partition, against plain FedAvg and the average start."""
     rows = []
     counts = {(arm, baseline): Counter[str]() for arm in ARMS for baseline in BASELINES}
-    for federation in TUNED:
-        for variant in records.variants(federation.name):
-            record = records.record(federation.name, variant)
-            what = (federation.data, federation.partition, *variant)
-            rows.append(
-                (*what, "start", *(_start(records, federation.name, variant, a) for a in ARMS))
-            )
-            for index, target in enumerate(record["targets"]):
-                runs = {arm: records.runs(federation.name, variant, arm) for arm in ARMS}
-                sums = [_exchanges(runs[arm], index) for arm in ARMS]
-                saved = [_saved(record, arm, BASELINES[0], target) for arm in ARMS]
-                rows.append(
-                    (*what, f"{100 * target:.0f} %", *map(" ".join, zip(sums, saved, strict=True)))
-                )
-            for arm, baseline in counts:
-                if arm != baseline:
-                    row = _comparison(record, arm, baseline, record["targets"][-1])
-                    counts[arm, baseline][_judge(row)] += 1
+    for federation, record in _tuned(records):
+        what = (federation.data, federation.partition)
+        rows.append((*what, "start", *(_start(_runs(record, arm)) for arm in ARMS)))
+        for index, target in enumerate(record["targets"]):
+            sums = [_exchanges(_runs(record, arm), index) for arm in ARMS]
+            saved = [_saved(record, arm, BASELINES[0], target) for arm in ARMS]
+            cells = (" ".join(pair).strip() for pair in zip(sums, saved, strict=True))
+            rows.append((*what, f"{100 * target:.0f} %", *cells))
+        for arm, baseline in counts:
+            if arm != baseline:
+                row = _comparison(record, arm, baseline, record["targets"][-1])
+                counts[arm, baseline][_judge(row)] += 1
     return Finding(
         "Rounds saved in each partition",
         "Every arm was tuned by the same number of trials over the same kinds of settings, on validation data and on seeds "
-        f"that are not judged here ({_provenance(records)}; the tuned studies are in `../tuned/`), with one initialisation for "
-        "all silos. Silos with initialisations of their own run with the same settings. Cells: mean accuracy before any round; "
+        f"that are not judged here ({_provenance(records)}; the tuned studies are in `../tuned/`). Cells: mean accuracy before any round; "
         "exchanges to a target, summed over five seeds, where an unreached run counts with its whole budget and is marked >; "
         "in brackets what that saves against fedavg, in per cent, with its 95 % interval. A start other than random costs one "
         "exchange on each seed, so that 5 is the least. An arm saves for certain where its interval lies above 0 and no run "
         "of it missed or failed; it costs for certain where the interval lies below 0 and no run of the baseline missed or failed. "
         "(The reference paper: 60.6 % of rounds saved on average.)",
-        ("data", "partition", "initialisation", "", *ARMS),
+        ("data", "partition", "", *ARMS),
         rows,
         " ".join(_verdict(arm, counts) for arm in ARMS[1:])
         + " "
@@ -64,9 +57,19 @@ def rounds_saved(records: Records) -> Finding:
     )
 
 
-def _start(records: Records, study: str, variant: tuple[str, ...], arm: str) -> str:
-    spread = records.start(study, variant, arm)
-    return "failed" if spread is None else f"{100 * spread.mean:.1f}"
+def _tuned(records: Records) -> Iterator[tuple[Federation, dict[str, Any]]]:
+    """Yield the federations whose arms were tuned, with their records."""
+    for federation in TUNED:
+        for variant in records.variants(federation.name):
+            yield federation, records.record(federation.name, variant)
+
+
+def _runs(record: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+    return [run for run in record["runs"] if run["arm"] == arm]
+
+
+def _start(runs: Sequence[dict[str, Any]]) -> str:
+    return f"{100 * mean([run['accuracy'][0] for run in runs]):.1f}" if runs else "failed"
 
 
 def _exchanges(runs: Sequence[dict[str, Any]], index: int) -> str:
@@ -125,13 +128,12 @@ def _verdict(arm: str, counts: dict[tuple[str, str], Counter[str]]) -> str:
 def _models_against_densities(records: Records) -> str:
     """Say what the silos' models add to their densities."""
     fewer = Counter[str]()
-    for federation in TUNED:
-        for variant in records.variants(federation.name):
-            both, control = (
-                sum(_spent(run, -1) for run in records.runs(federation.name, variant, arm))
-                for arm in ("fedkd-familiarity", "control-densities")
-            )
-            fewer["models" if both < control else "densities" if control < both else "equal"] += 1
+    for _, record in _tuned(records):
+        both, control = (
+            sum(_spent(run, -1) for run in _runs(record, arm))
+            for arm in ("fedkd-familiarity", "control-densities")
+        )
+        fewer["models" if both < control else "densities" if control < both else "equal"] += 1
     return (
         f"With the silos' models beside their densities exchanges are fewer than with densities alone in {fewer['models']} "
         f"of {fewer.total()} cells, more in {fewer['densities']}, equal in {fewer['equal']}."
@@ -142,9 +144,8 @@ def _provenance(records: Records) -> str:
     """Return the number of trials and the seeds of the search, which all arms share."""
     each = {
         (arm["trials"], tuple(arm["seeds"]))
-        for federation in TUNED
-        for variant in records.variants(federation.name)
-        for arm in records.record(federation.name, variant)["tuned"].values()
+        for _, record in _tuned(records)
+        for arm in record["tuned"].values()
     }
     return "; ".join(
         f"{trials} trials on seeds {', '.join(map(str, seeds))}" for trials, seeds in sorted(each)
@@ -155,33 +156,24 @@ def silos_that_lose(records: Records) -> Finding:
     """Count the silos whose accuracy is lower after the rounds than before."""
     rows = []
     losing = counted = 0
-    for federation in TUNED:
-        for variant in records.variants(federation.name):
-            pairs = [
-                pair
-                for run in records.runs(federation.name, variant, "fedkd-familiarity")
-                for pair in run["silos"]
-                if None not in pair
-            ]
-            losses = [before - after for before, after in pairs if after < before]
-            losing += len(losses)
-            counted += len(pairs)
-            rows.append(
-                (
-                    federation.data,
-                    federation.partition,
-                    *variant,
-                    str(len(pairs)),
-                    str(len(losses)),
-                    f"{100 * max(losses, default=0):.1f}",
-                )
-            )
+    for federation, record in _tuned(records):
+        pairs = [
+            pair
+            for run in _runs(record, "fedkd-familiarity")
+            for pair in run["silos"]
+            if None not in pair
+        ]
+        losses = [before - after for before, after in pairs if after < before]
+        losing += len(losses)
+        counted += len(pairs)
+        figures = (str(len(pairs)), str(len(losses)), f"{100 * max(losses, default=0):.1f}")
+        rows.append((federation.data, federation.partition, *figures))
     share = 100 * losing / counted if counted else 0.0
     return Finding(
         "Does any silo lose accuracy by taking part?",
         "Accuracy on test images, weighted by the silo's label mix: of its own model before, and of "
         "the global model of fedkd-familiarity at the end of the run. No claim: the silos with a lower accuracy are counted.",
-        ("data", "partition", "initialisation", "silos x seeds", "lose", "largest loss, points"),
+        ("data", "partition", "silos x seeds", "lose", "largest loss, points"),
         rows,
         f"{losing} of {counted} ({share:.1f} %) end below their own model on their own label mix.",
     )
