@@ -107,6 +107,12 @@ def cached_partition(
 ) -> list[Indices]:
     """Return the indices of each silo's examples, from the cache if they were drawn before.
 
+    Args:
+        labels: int64 ``[N]``.
+        scheme: the partition scheme.
+        seed: of the draw.
+        cache: root of the cache, or None to draw anew.
+
     Raises:
         UserError: the scheme cannot partition these examples.
     """

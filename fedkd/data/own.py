@@ -64,6 +64,11 @@ def call_partition(
 ) -> list[Indices]:
     """Return the examples of each silo that a function of the user's own gives.
 
+    Args:
+        spec: the study's section ``partition``.
+        labels: of all examples, ``[N]``.
+        generator: for the function's draws.
+
     Raises:
         UserError: the function failed, or did not return disjoint indices for every silo.
     """

@@ -16,6 +16,10 @@ def constant_metrics(labels: Tensor, num_classes: int) -> dict[str, float | None
 
     For accuracy and macro-F1 the answer is the largest class.
 
+    Args:
+        labels: of the examples ``[N]``.
+        num_classes: C.
+
     Returns:
         Values in [0, 1]; None for a metric that is not defined on these labels.
     """
@@ -39,6 +43,13 @@ def check_metric_is_defined(
     metric: str, labels: Tensor, num_classes: int, classes: Sequence[str], what: str
 ) -> None:
     """Refuse a metric that labels do not define.
+
+    Args:
+        metric: of the study.
+        labels: of the examples on which it is measured ``[N]``.
+        num_classes: C.
+        classes: their names, or none.
+        what: the examples, in words such as ``test examples``.
 
     Raises:
         UserError: it ranks each class against the rest, and a class is absent.

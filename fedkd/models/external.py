@@ -109,9 +109,16 @@ def read_external(
 ) -> State:
     """Read a model's file, and try it.
 
-    A model whose features are columns of the study's table by name gets these as they were
-    read. The ending of its name says which library reads it. ``labels`` maps the model's names
-    of classes to the study's, where they differ. By default it is tried on noise.
+    A model whose features are columns of the study's table by name gets these as they were read.
+
+    Args:
+        path: such as ``model.onnx``; its ending says which library reads it.
+        shape: of the inputs that it must take.
+        classes: of the study, in its order.
+        what: how to name the file in an error.
+        labels: the model's names of classes to the study's, where they differ.
+        examples: some on which it is tried, ``[N, ...]``; by default noise.
+        encoder: of the study's table, if it has one.
 
     Raises:
         UserError: it cannot be read, or does not fit the study.

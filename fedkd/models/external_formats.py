@@ -54,7 +54,9 @@ class Loaded:
     def predict(self, inputs: Values, encoder: Encoder | None) -> Values:
         """Return class probabilities, float64 ``[N, K]``.
 
-        An encoder turns inputs back into the columns of the table as it was.
+        Args:
+            inputs: as the study's models get them, ``[N, ...]``.
+            encoder: turns them back into the columns of the table as it was; None leaves them.
 
         Raises:
             UserError: it gives something else.

@@ -36,8 +36,14 @@ def float_batches(
 ) -> Iterator[list[Tensor]]:
     """Yield the batches of an epoch on a device: what the model takes, then the other tensors.
 
-    A batch begins and ends at its ``bounds`` in ``order``, int64 ``[N]``. ``augment`` changes
-    uint8 images, one or several batches at a time.
+    Args:
+        images: examples of any kind, of :func:`whole_or_view`.
+        others: tensors ``[N, ...]``.
+        order: of the examples, int64 ``[N]``.
+        bounds: where each batch begins and ends in ``order``.
+        layout: of the memory of images.
+        device: of all that is yielded.
+        augment: changes uint8 images, one or several batches at a time.
     """
     size = 4 * images[:1].numel() if isinstance(images, Tensor) else 4 * images.stored[:1].numel()
     for some in _group(bounds, max(1, _FLOAT_BYTES // max(1, size))):

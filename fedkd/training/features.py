@@ -17,7 +17,10 @@ from fedkd.training.evaluate import predict
 def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) -> Tensor:
     """Return the input of the linear layer that a model runs last.
 
-    The model is left in evaluation mode.
+    Args:
+        model: on ``compute.device``; it is left in evaluation mode.
+        images: examples ``[N, ...]``.
+        compute: device and precision.
 
     Returns:
         float32 ``[N, D]`` on the CPU.
@@ -38,6 +41,11 @@ def penultimate(
     model: nn.Module, images: Tensor | Images, *, compute: Compute
 ) -> tuple[Tensor, nn.Linear] | None:
     """Return the input of the linear layer that a model runs last, and the layer.
+
+    Args:
+        model: on ``compute.device``; it is left in evaluation mode.
+        images: examples ``[N, ...]``.
+        compute: device and precision.
 
     Returns:
         float32 ``[N, D]`` on the CPU, and the layer; None for a model that runs no linear layer, or

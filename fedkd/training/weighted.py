@@ -14,7 +14,13 @@ def weighted_metric(metric: str, logits: Tensor, labels: Tensor, weights: Tensor
     """Return a metric by its name in study files; scikit-learn's, with ``sample_weight``.
 
     AUROC and average precision are over the classes that occur, each against the others; of two
-    classes in all, of the second. All examples of a class have the same weight.
+    classes in all, of the second.
+
+    Args:
+        metric: the name.
+        logits: ``[N, C]``.
+        labels: ``[N]``.
+        weights: of the examples ``[N]``, the same for all of a class.
 
     Returns:
         The value; None if there are no examples, a logit is not finite, or fewer than two classes

@@ -25,8 +25,12 @@ relative to their norm."""
 def find_rotation(own: Basis, sent: Basis, images: Tensor) -> Tensor | None:
     """Return R, float64 ``[d, d]``, such that points in the sent basis are R times those in ours.
 
-    It is exactly the identity for arrays that are the same but for rounding. Arrays of the sent
-    basis may have any type, shape and value.
+    It is exactly the identity for arrays that are the same but for rounding.
+
+    Args:
+        own: made of the examples here.
+        sent: by a server; its arrays may have any type, shape and value.
+        images: uint8 ``[N, C, H, W]``.
 
     Returns:
         None if the sent basis is another one: not of the same kind and shape, or no rotation.

@@ -54,6 +54,13 @@ def compute_densities(
 
     Pooled densities can be computed for any example. Other densities are known for the transfer
     examples alone; the log-density of a mixed input is interpolated.
+
+    Args:
+        teachers: densities or moments of the silos.
+        settings: of the consolidation.
+        basis: of these densities or moments.
+        images: the transfer examples ``[N, ...]``.
+        mixed_inputs: made from these examples.
     """
     if settings.uses_moments:
         return _pooled(teachers, basis, images if mixed_inputs is None else mixed_inputs.images)

@@ -115,8 +115,11 @@ def _is_correct(merged: Moments, points: Tensor, labels: Tensor) -> Tensor:
 def sign_test(for_: Tensor, against: Tensor) -> float:
     """Return the one-sided p-value of the exact McNemar (1947) test.
 
-    It is the probability that a fair coin gives at least as many examples ``for_``. The two
-    masks ``[N]`` are disjoint.
+    It is the probability that a fair coin gives at least as many examples ``for_``.
+
+    Args:
+        for_: bool ``[N]``.
+        against: bool ``[N]``, disjoint from ``for_``.
     """
     from scipy.stats import binomtest
 
