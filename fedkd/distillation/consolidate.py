@@ -200,8 +200,8 @@ def _describe(teachers: Teachers, ensemble: Ensemble, loss: float) -> dict[str, 
 
 
 _REMEDIES = {
-    "average": "the average of models that differ much, in their labels or their initialisations, is "
-    "a poor initial model: set student: fresh or best",
+    "average": "the average of models that differ much, in labels or initialisations, is a poor "
+    "initial model: set student: fresh or best",
     "worst": "set student: fresh or best",
     "random": "set student: fresh or best",
     "best": "set student: fresh",
