@@ -97,8 +97,8 @@ def _saved(record: dict[str, Any], arm: str, baseline: str, target: float) -> st
     if row["bound"] == "undefined" or row["range"] is None:
         return "(?)"
     bound = {"at_most": "at most ", "at_least": "at least "}.get(row["bound"], "")
-    low, high = row["range"]
-    return f"({bound}{row['exchanges_saved_pct']:.0f}; {low:.0f} to {high:.0f})"
+    saved, low, high = (round(value) for value in (row["exchanges_saved_pct"], *row["range"]))
+    return f"({bound}{saved}; {low} to {high})"
 
 
 def _judge(row: dict[str, Any]) -> str:
