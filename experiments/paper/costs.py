@@ -23,8 +23,9 @@ def processor_time(records: Records) -> Finding:
     total, against_central = sum(minutes.values()), sum(minutes[study] for study in AGAINST_CENTRAL)
     return Finding(
         "Computing time of the studies",
-        "Minutes of processor time from an empty cache, without the search of settings; a study of which arms came from the cache is not timed. Runs that share "
-        "silos or a baseline compute them once, in the first of these runs. No claim.",
+        "Minutes of processor time from an empty cache, without the search of settings; a study of "
+        "which arms came from the cache is not timed. Runs that share silos or a baseline compute "
+        "them once, in the first of these runs. No claim.",
         ("study", "runs", "timed", "minutes", "longest run"),
         [
             (

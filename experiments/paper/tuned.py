@@ -10,17 +10,18 @@ again. Trials are kept in ``runs``, so that the same command goes on where it wa
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from experiments.paper.plan import SOURCES, TUNED, Federation
+from fedkd.util.files import write_text
 
 TRIALS = 16
 """Number of trials of each arm."""
 OUT = Path("runs")
+SCHEMA_LINE = "# yaml-language-server: $schema=../study.schema.json\n"
 
 
 def tune_missing(only: str = "") -> None:
@@ -36,7 +37,8 @@ def tune_missing(only: str = "") -> None:
         if code := subprocess.run(command, check=False).returncode:  # noqa: S603 -- our own command
             sys.exit(code)
         federation.tuned.parent.mkdir(exist_ok=True)
-        shutil.copyfile(OUT / federation.name / "tuned.yaml", federation.tuned)
+        tuned = (OUT / federation.name / "tuned.yaml").read_text(encoding="utf-8")
+        write_text(federation.tuned, SCHEMA_LINE + tuned)
         minutes = (time.perf_counter() - begin) / 60
         print(f"written: {federation.tuned}, {minutes:.0f} minutes")  # noqa: T201 -- a script
 

@@ -361,7 +361,7 @@ def test_sums_of_columns_cost_one_refusal_or_end_the_run_before_it_begins(
     play.grid.hostile = (keys.TABLE_SUMS, lambda content: spoiling(content, data))
     sentence = ""
     try:
-        learned = learn_columns(play.grid, context, Watcher(), "this-run")
+        learned, _ = learn_columns(play.grid, context, Watcher(), "this-run")
         asked = Records({keys.CONFIG: ConfigRecord({keys.COLUMNS: learned.encoder})})
         encoder = table_sums.read_encoder(asked, COLUMNS)
         assert encoder is not None, "the other silos can use it"
