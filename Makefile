@@ -109,7 +109,7 @@ borders: $(STAMP_DEV) ## import-linter: who may import whom
 
 check: lint types borders test ## all of the above
 
-tune: $(STAMP) ## tune every arm of every study on validation data (hours; resumes where it stopped)
+tune: $(STAMP) ## tune the arms of the federations of digits without a file in experiments/tuned (half an hour each; resumes)
 	$(BIN)/python -m experiments.paper.tuned
 
 bench: $(STAMP_DEV) ## measure fedkd against other ways to do the same work (about half an hour, on a quiet machine)

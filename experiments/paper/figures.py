@@ -34,6 +34,11 @@ class Spread:
         return f"{100 * self.mean:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
+def runs_of(record: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+    """Return an arm's runs in a record, one per seed."""
+    return [run for run in record["runs"] if run["arm"] == arm]
+
+
 class Records:
     """The records of the plan that exist, up to date or not."""
 
@@ -68,7 +73,7 @@ class Records:
 
     def runs(self, study: str, variant: tuple[str, ...], arm: str) -> list[dict[str, Any]]:
         """Return an arm's runs, one per seed."""
-        return [run for run in self._records[study, variant]["runs"] if run["arm"] == arm]
+        return runs_of(self._records[study, variant], arm)
 
     def starts(self, study: str, variant: tuple[str, ...], arm: str) -> list[float]:
         """Return the accuracies before any round, one per seed."""

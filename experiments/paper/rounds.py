@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper.figures import Records, mean
+from experiments.paper.figures import Records, mean, runs_of
 from experiments.paper.findings import Finding, cell
 from experiments.paper.plan import TUNED, Federation
 
@@ -30,9 +30,9 @@ def rounds_saved(records: Records) -> Finding:
     counts = {(arm, baseline): Counter[str]() for arm in ARMS for baseline in BASELINES}
     for federation, record in _tuned(records):
         what = (federation.data, federation.partition)
-        rows.append((*what, "start", *(_start(_runs(record, arm)) for arm in ARMS)))
+        rows.append((*what, "start", *(_start(runs_of(record, arm)) for arm in ARMS)))
         for index, target in enumerate(record["targets"]):
-            sums = [_exchanges(_runs(record, arm), index) for arm in ARMS]
+            sums = [_exchanges(runs_of(record, arm), index) for arm in ARMS]
             saved = [_saved(record, arm, BASELINES[0], target) for arm in ARMS]
             cells = (" ".join(pair).strip() for pair in zip(sums, saved, strict=True))
             rows.append((*what, f"{100 * target:.0f} %", *cells))
@@ -62,10 +62,6 @@ def _tuned(records: Records) -> Iterator[tuple[Federation, dict[str, Any]]]:
     for federation in TUNED:
         for variant in records.variants(federation.name):
             yield federation, records.record(federation.name, variant)
-
-
-def _runs(record: dict[str, Any], arm: str) -> list[dict[str, Any]]:
-    return [run for run in record["runs"] if run["arm"] == arm]
 
 
 def _start(runs: Sequence[dict[str, Any]]) -> str:
@@ -130,7 +126,7 @@ def _models_against_densities(records: Records) -> str:
     fewer = Counter[str]()
     for _, record in _tuned(records):
         both, control = (
-            sum(_spent(run, -1) for run in _runs(record, arm))
+            sum(_spent(run, -1) for run in runs_of(record, arm))
             for arm in ("fedkd-familiarity", "control-densities")
         )
         fewer["models" if both < control else "densities" if control < both else "equal"] += 1
@@ -159,7 +155,7 @@ def silos_that_lose(records: Records) -> Finding:
     for federation, record in _tuned(records):
         pairs = [
             pair
-            for run in _runs(record, "fedkd-familiarity")
+            for run in runs_of(record, "fedkd-familiarity")
             for pair in run["silos"]
             if None not in pair
         ]

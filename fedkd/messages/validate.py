@@ -96,9 +96,9 @@ def _read_weights(array: Array, key: str, like: Tensor) -> Tensor:
         return values
     # NumPy takes one thread: PyTorch would wait for the cores on which silos train.
     numbers = values.numpy()
-    if numbers.min() >= -MAX_VALUE and numbers.max() <= MAX_VALUE:
+    if float(numbers.min()) >= -MAX_VALUE and float(numbers.max()) <= MAX_VALUE:
         return values
-    beyond = ~(values.abs() <= MAX_VALUE)
+    beyond = ~(values.double().abs() <= MAX_VALUE)  # infinity of 16 bits, else, were within it
     unchanged = (values == like) | (values.isnan() & like.isnan())
     if bool((beyond & ~unchanged).any()):
         what = "not finite" if not bool(torch.isfinite(values).all()) else f"beyond {MAX_VALUE:g}"

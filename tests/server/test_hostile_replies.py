@@ -549,3 +549,15 @@ def test_any_value_prints_as_a_short_line(value: Any, most: int) -> None:
     text = printable(value, most)
     assert text.isprintable()
     assert len(text) <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_refused_in_every_precision(
+    dtype: torch.dtype, bad: float
+) -> None:
+    """The bound is greater than any number of 16 bits, which it must not become infinite for."""
+    like = {"weight": torch.zeros(3, dtype=dtype)}
+    sent = ArrayRecord({"weight": torch.tensor([0.0, bad, 1.0], dtype=dtype)})
+    with pytest.raises(RefusedError, match="not finite"):
+        read_state(sent, like)
