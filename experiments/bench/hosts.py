@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,10 @@ def seconds_of(summary: dict[str, Any]) -> list[float]:
     return [round(point["seconds"], 2) for point in summary["runs"][0]["curve"][1:]]
 
 
-def on_hosts(root: Path) -> tuple[list[float], list[float]]:
+def on_hosts(root: Path, names: Sequence[str]) -> tuple[list[float], list[float]]:
     """Return the seconds of the study's rounds on SuperNodes, and of those of an empty app."""
     silos = {}
-    for name in SILOS:
+    for name in names:
         file = {
             "name": name,
             "data": f"folder:{root / name}",
@@ -105,9 +106,9 @@ def on_hosts(root: Path) -> tuple[list[float], list[float]]:
         silos[name].write_text(yaml.safe_dump(file))
     data = {"classes": list(CLASSES), "channels": 3, "image_size": SIZE}
     data["source"] = f"folder:{root / 'server'}"
-    study = study_of(data, {"scheme": "deployed", "names": list(SILOS)}, CONNECTION)
+    study = study_of(data, {"scheme": "deployed", "names": list(names)}, CONNECTION)
     with Loopback(silos) as place:
-        empty = run_empty_app(place.folder / "empty-app")
+        empty = run_empty_app(place.folder / "empty-app", len(names))
         with StudyProgress(quiet_console(), 1) as progress:
             outcome = run_study(
                 parse_study(json.dumps(study)), out=root / "runs", fresh=True, progress=progress
@@ -115,11 +116,11 @@ def on_hosts(root: Path) -> tuple[list[float], list[float]]:
     return seconds_of(outcome.summary), empty
 
 
-def run_empty_app(folder: Path) -> list[float]:
+def run_empty_app(folder: Path, silos: int) -> list[float]:
     """Run the app that does nothing on the SuperLink, and return its seconds a round."""
     (folder / "empty").mkdir(parents=True)
     (folder / "empty" / "__init__.py").touch()
-    server = SERVER.format(rounds=ROUNDS, silos=len(SILOS))
+    server = SERVER.format(rounds=ROUNDS, silos=silos)
     (folder / "empty" / "server_app.py").write_text(server)
     (folder / "empty" / "client_app.py").write_text(CLIENT)
     components = {"serverapp": "empty.server_app:app", "clientapp": "empty.client_app:app"}
@@ -150,12 +151,14 @@ def main() -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000, help="of each silo")
-    pictures = parser.parse_args().pictures
+    parser.add_argument("--silos", type=int, default=2, choices=(1, 2))
+    arguments = parser.parse_args()
+    pictures, names = arguments.pictures, SILOS[: arguments.silos]
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as name:
         root = Path(name)
-        for seed, part in enumerate((*SILOS, "server")):
+        for seed, part in enumerate((*names, "server")):
             write_pictures(root / part, 200 if part == "server" else pictures, seed)
-        for silo in SILOS:
+        for silo in names:
             for label in CLASSES:
                 together = root / "together" / label
                 together.mkdir(parents=True, exist_ok=True)
@@ -163,9 +166,9 @@ def main() -> None:
                     (together / f"{silo}-{path.name}").hardlink_to(path)
         data = {"source": f"folder:{root / 'together'}", "image_size": SIZE, "test": 0.05}
         data["validation"] = 0
-        study = study_of(data, {"scheme": "iid", "silos": len(SILOS)}, "inline")
+        study = study_of(data, {"scheme": "iid", "silos": len(names)}, "inline")
         simulated = seconds_of(fedkd.compare(study, out=root / "simulated", fresh=True).summary)
-        hosts, empty = on_hosts(root)
+        hosts, empty = on_hosts(root, names)
     result = {"simulation": simulated, "hosts": hosts, "empty-app": empty}
     print(json.dumps(result, indent=1))  # noqa: T201 -- it is a program
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,11 +46,11 @@ class Compute:
         count = torch.cuda.device_count() if self.device == "cuda" else 1
         return replace(self, device=f"cuda:{index % count}") if count > 1 else self
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which forward passes run."""
-        return torch.autocast(
-            self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        if self.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16)
 
 
 def find_device(name: str) -> str:

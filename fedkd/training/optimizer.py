@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from fedkd.config.optimizer import OptimizerKeys, rate_factor
+from fedkd.training.sgd import LeanSGD
 
 _BETA_2 = 0.999
 
@@ -67,8 +68,9 @@ class Stepper:
         self._schedule = _make_schedule(self.optimizer, settings, steps)
 
     def zero_grad(self) -> None:
-        """Clear all gradients."""
-        self.optimizer.zero_grad()
+        """Clear all gradients, without the hooks of PyTorch's profiler."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def step(self) -> None:
         """Clip the gradient, update the weights, and move on in the schedule."""
@@ -81,7 +83,7 @@ class Stepper:
 def _make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     decay, lr = settings.weight_decay, settings.lr
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
+        return LeanSGD(
             model.parameters(), lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True
         )
     betas = (settings.momentum, _BETA_2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from fedkd.training.compute import Compute, batch_bounds, intra_op_threads
 from fedkd.training.evaluate import evaluate, metrics, predict
 from fedkd.training.loop import fit, train_supervised
 from fedkd.training.optimizer import OptimizerSettings, Stepper
+from fedkd.training.sgd import LeanSGD
 
 
 def make_images(size: int = 50, classes: int = 4, seed: int = 0) -> Images:
@@ -299,6 +301,54 @@ def test_three_steps_are_those_of_pytorch(name: str) -> None:
     step(take, theirs)
     torch.testing.assert_close(ours.detach(), theirs.detach())
     assert not torch.equal(ours.detach(), torch.arange(4.0))
+
+
+class TwoBranches(torch.nn.Module):
+    """An embedding and two layers of which a batch may use only one."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(5, 3, sparse=sparse)
+        self.first, self.second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+
+    def forward(self, words: Tensor, *, both: bool) -> Tensor:
+        found = self.words(words)
+        scores = self.first(found) + self.second(found) if both else self.first(found)
+        return cast(Tensor, scores)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "decay", "schedule", "sparse"),
+    [
+        (0.0, 0.0, "constant", False),
+        (0.9, 0.0, "cosine", False),
+        (0.9, 0.01, "linear", False),
+        (0.9, 0.0, "constant", True),
+    ],
+)
+def test_sgd_has_the_bits_of_pytorch(
+    momentum: float, decay: float, schedule: str, *, sparse: bool
+) -> None:
+    """Also for a layer that gets its first gradient late, and for sparse gradients."""
+    settings = OptimizerSettings(1, 1, 0.3, momentum, weight_decay=decay, schedule=schedule)
+    torch.manual_seed(0)
+    ours = TwoBranches(sparse=sparse)
+    theirs = copy.deepcopy(ours)
+    stepper = Stepper(ours, settings, 4)
+    assert isinstance(stepper.optimizer, LeanSGD)
+    reference = torch.optim.SGD(
+        theirs.parameters(), lr=0.3, momentum=momentum, weight_decay=decay, foreach=True
+    )
+    for number in range(4):
+        for group in reference.param_groups:
+            group["lr"] = stepper.optimizer.param_groups[0]["lr"]
+        for model, optimizer in ((ours, stepper), (theirs, reference)):
+            optimizer.zero_grad()
+            scores = model(torch.tensor([number, 1, 4]), both=number in {1, 3})
+            scores.square().mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
