@@ -112,7 +112,7 @@ check: lint types borders test ## all of the above
 tune: $(STAMP) ## tune the arms of the federations of digits without a file in experiments/tuned (half an hour each; resumes)
 	$(BIN)/python -m experiments.paper.tuned
 
-bench: $(STAMP_DEV) ## measure fedkd against other ways to do the same work (about half an hour, on a quiet machine)
+bench: $(STAMP_DEV) ## measure fedkd against other ways to do the same work (three hours, on a quiet machine)
 	$(BIN)/python -m experiments.bench
 
 bench-scale: $(STAMP_DEV) ## measure how time and memory grow (about five minutes)

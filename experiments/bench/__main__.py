@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,96 +25,123 @@ def main() -> int:
     """Run the requested parts; record all that succeed, and return 1 if anything failed."""
     arguments = _parse()
     exit_on_sigterm()
-    bench = _Bench(arguments.out, turns=arguments.turns, num_rounds=arguments.rounds)
-    bench.workloads = [each for each in OWN_MODELS if each.name in arguments.models.split(",")]
+    results = _earlier(arguments.out / RESULTS, arguments.rounds)
+    bench = _Bench(arguments.out, results, turns=arguments.turns)
+    workloads = [each for each in OWN_MODELS if each.name in arguments.models.split(",")]
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
         for part in arguments.parts.split(","):
-            bench.measure(part, Path(scratch) / part)
+            for workload in workloads if part == "own-models" else (None,):
+                bench.measure(part, Path(scratch) / part, workload)
     bench.show()
-    return 1 if bench.results["problems"] else 0
+    return 1 if any(each["problems"] for each in results["measured"].values()) else 0
+
+
+def _earlier(path: Path, num_rounds: int) -> dict[str, Any]:
+    """Return the results to which this run adds, or whose parts it replaces.
+
+    Raises:
+        SystemExit: they are of another number of rounds.
+    """
+    if not path.is_file():
+        return {"num_rounds": num_rounds, "measured": {}, "goals": []}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if results["num_rounds"] != num_rounds:
+        sys.exit(f"{path}: is of {results['num_rounds']} rounds; use another --out")
+    return results
 
 
 class _Bench:
     """Collects the measurements, and writes them after each part."""
 
-    def __init__(self, out: Path, *, turns: int, num_rounds: int) -> None:
-        self._out = out
-        self._turns, self._num_rounds = turns, num_rounds
-        self._goals: list[Goal] = []
-        self.workloads: Sequence[Workload] = OWN_MODELS
-        self.results: dict[str, Any] = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "turns": turns,
-            "num_rounds": num_rounds,
-            "machine": machine.describe(),
-            "goals": [],
-            "problems": [],
-        }
+    def __init__(self, out: Path, results: dict[str, Any], *, turns: int) -> None:
+        self._out, self._turns = out, turns
+        self.results = results
 
-    def measure(self, part: str, folder: Path) -> None:
-        """Measure one part; record a failure and continue."""
-        say(f"-- {part}")
+    def measure(self, part: str, folder: Path, workload: Workload | None) -> None:
+        """Measure one part, of the own models one; record a failure and continue."""
+        name = part if workload is None else f"{part}: {workload.name}"
+        say(f"-- {name}")
         begin = time.perf_counter()
+        described = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "turns": self._turns,
+            "machine": machine.describe(),
+        }
         try:
-            self.results[part], goals = self._measure(part, folder)
-            self._goals += goals
+            if workload is None:
+                self.results[part], problems = self._measure(part, folder)
+            else:
+                rows = self._run(workload, folder / workload.name)
+                self.results.setdefault(part, {})[workload.name] = rows
+                problems = failures(rows)
         except Exception as error:  # the other parts are measured all the same
-            self._problem(f"{part}: {type(error).__name__}: {error}")
-        say(f"-- {part}: {time.perf_counter() - begin:.0f} s in total")
-        self.results["goals"] = [goal.to_dict() for goal in self._goals]
+            problems = [f"{type(error).__name__}: {error}"]
+        for problem in problems:
+            say(f"PROBLEM {problem}")
+        self.results["measured"][name] = {**described, "problems": problems}
+        say(f"-- {name}: {time.perf_counter() - begin:.0f} s in total")
+        self.results["goals"] = [goal.to_dict() for goal in all_goals(self.results)]
         write_json(self._out / RESULTS, self.results)
         publish(self._out, self.results)
 
-    def _measure(self, part: str, folder: Path) -> tuple[Any, list[Goal]]:
-        turns, num_rounds = self._turns, self._num_rounds
+    def _measure(self, part: str, folder: Path) -> tuple[Any, list[str]]:
+        """Return the figures of a part, and what is wrong with them."""
+        turns, num_rounds = self._turns, self.results["num_rounds"]
         if part == "federated":
             rows = self._run(BUILT_IN, folder)
-            if not federated.all_equal(rows):
-                self._problem(f"accuracies are not equal: {federated.differences(rows)}")
-            return rows, federated.goals(rows, has_amx=machine.has_amx())
-        if part == "own-models":
-            own = {each.name: self._run(each, folder / each.name) for each in self.workloads}
-            return own, federated.own_goals(own)
+            unequal = f"accuracies are not equal: {federated.differences(rows)}"
+            return rows, failures(rows) + ([] if federated.all_equal(rows) else [unequal])
         if part == "distillation":
             grids = distillation.run(folder, turns=turns, say=say)
             worst = max(map(distillation.difference, grids))
-            if worst > distillation.TOLERANCE:
-                self._problem(f"the grids' accuracies are not equal: they differ by {worst:.4f}")
-            return grids, distillation.goals(grids)
+            unequal = f"the grids' accuracies are not equal: they differ by {worst:.4f}"
+            return grids, [unequal] if worst > distillation.TOLERANCE else []
         if part == "everyday":
-            commands = everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say)
-            return commands, everyday.goals(commands)
+            return everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say), []
         if part == "many-silos":
-            sizes = many_silos.run(folder, num_rounds=num_rounds, say=say)
-            return sizes, many_silos.goals(sizes)
+            return many_silos.run(folder, num_rounds=num_rounds, say=say), []
         raise ValueError(f"{part!r} is not a valid part: give {', '.join(PARTS)}")
 
     def _run(self, workload: Workload, folder: Path) -> federated.Rows:
-        """Let all contenders run a workload, and record those that failed."""
+        """Let all contenders run a workload."""
         say(f"- {workload.description}")
-        rows = federated.run(
-            folder, turns=self._turns, num_rounds=self._num_rounds, say=say, workload=workload
+        num_rounds = self.results["num_rounds"]
+        return federated.run(
+            folder, turns=self._turns, num_rounds=num_rounds, say=say, workload=workload
         )
-        for row in rows:
-            if "error" in row:
-                self._problem(
-                    f"{workload.name}, turn {row['turn']}, {row['contender']}: {row['error']}"
-                )
-        return rows
-
-    def _problem(self, sentence: str) -> None:
-        self.results["problems"].append(sentence)
-        say(f"PROBLEM {sentence}")
 
     def show(self) -> None:
         """Print the goals, and the folder of the results."""
         say("")
-        for goal in self._goals:
+        for goal in all_goals(self.results):
             met = {True: "met", False: "MISSED", None: "-"}[goal.met]
             bound = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
             measured = goal.measured if goal.measured is not None else goal.note or "not measured"
             say(f"{met:7} {bound:8} {measured!s:28} {goal.text}")
         say(f"\nResults: {self._out}")
+
+
+def all_goals(results: dict[str, Any]) -> list[Goal]:
+    """Return the goals of all parts that have figures, of this run or an earlier one."""
+    goals: list[Goal] = []
+    if rows := results.get("federated"):
+        flags = results["measured"]["federated"]["machine"]["flags"]
+        goals += federated.goals(rows, has_amx=machine.AMX in flags)
+    for part, function in (
+        ("own-models", federated.own_goals),
+        ("distillation", distillation.goals),
+        ("everyday", everyday.goals),
+        ("many-silos", many_silos.goals),
+    ):
+        if figures := results.get(part):
+            goals += function(figures)
+    return goals
+
+
+def failures(rows: federated.Rows) -> list[str]:
+    """Return a sentence for each contender that failed."""
+    failed = [row for row in rows if "error" in row]
+    return [f"turn {row['turn']}, {row['contender']}: {row['error']}" for row in failed]
 
 
 def say(line: str) -> None:
@@ -126,7 +153,8 @@ def say(line: str) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
-        description="Measure fedkd against other ways to do the same work; about an hour.",
+        description="Measure fedkd against other ways to do the same work. All parts in three "
+        "turns take three hours; a run of some parts keeps the figures of the others.",
     )
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="default: 20")

@@ -12,7 +12,9 @@ from fedkd.util.cache import processor
 from fedkd.util.parallel import available_cores
 
 PACKAGES = ("torch", "flwr", "ray", "numpy")
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+AMX = "amx_bf16"
+"""The flag of a processor that has AMX instructions for bf16 matrices."""
+FLAGS = ("avx2", "avx512f", "avx512_bf16", AMX)
 
 
 def describe() -> dict[str, Any]:
@@ -28,11 +30,6 @@ def describe() -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "load_before": os.getloadavg()[0],
     }
-
-
-def has_amx() -> bool:
-    """Whether the processor has AMX instructions for bf16 matrices."""
-    return "amx_bf16" in _processor_flags()
 
 
 def _processor_flags() -> set[str]:

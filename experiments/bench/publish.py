@@ -24,7 +24,7 @@ def publish(folder: Path, results: dict[str, Any]) -> None:
         INTRODUCTION.read_text(encoding="utf-8").format(
             plot=PLOT, results=RESULTS, rounds=results["num_rounds"], tolerance=TOLERANCE
         ),
-        _machine(results),
+        _measured(results),
         _goals(results["goals"]),
     ]
     if rows:
@@ -40,21 +40,32 @@ def publish(folder: Path, results: dict[str, Any]) -> None:
         parts += [f"## {described[name][0].upper()}{described[name][1:]}\n", _contenders(each)]
     if own:
         parts.append(_worst({**own, **({"cnn": rows} if rows else {})}))
-    if results["problems"]:
-        failed = [f"- {each.splitlines()[0]}" for each in results["problems"]]
+    failed = [
+        f"- {name}: {problem.splitlines()[0]}"
+        for name, each in results["measured"].items()
+        for problem in each["problems"]
+    ]
+    if failed:
         parts.append("\n".join(["## What failed\n", *failed]))
     write_text(folder / README, "\n".join(parts).rstrip() + "\n")
 
 
-def _machine(results: dict[str, Any]) -> str:
-    machine = results["machine"]
+def _measured(results: dict[str, Any]) -> str:
+    """Say when, how often and on which machine each part was measured; alike ones in one line."""
+    lines: dict[str, list[str]] = {}
+    for name, each in results["measured"].items():
+        lines.setdefault(_machine(each), []).append(name)
+    return "\n".join(f"- {', '.join(names_)}: {line}" for line, names_ in lines.items()) + "\n"
+
+
+def _machine(measured: dict[str, Any]) -> str:
+    machine, turns = measured["machine"], measured["turns"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
-        f"Measured {results['date']} in {results['turns']} turns, on {machine['cores']} cores of "
-        f"{machine['processor']} ({', '.join(machine['flags']) or 'no vector extensions'}), "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['platform']}; Python "
-        f"{machine['python']}, {packages}. Load average before the first turn: "
-        f"{machine['load_before']:.1f}.\n"
+        f"measured {measured['date']} in {turns} turn{'s' * (turns > 1)}, on {machine['cores']} "
+        f"cores of {machine['processor']} ({', '.join(machine['flags']) or 'no vector extensions'})"
+        f", {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['platform']}; Python "
+        f"{machine['python']}, {packages}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from experiments.bench import __main__ as bench_main
 from experiments.bench import federated, scale
+from experiments.bench.__main__ import all_goals
 from experiments.bench.contenders import check_frozen, contenders
 from experiments.bench.goals import Goal, Spread
 from experiments.bench.process import MARK, CommandFailedError, measure
@@ -135,37 +138,66 @@ def test_the_goal_for_bf16_stands_only_where_the_processor_is_made_for_it() -> N
     assert "0.5" in without.note
 
 
+MACHINE = {
+    "processor": "a processor",
+    "cores": 2,
+    "flags": ["avx2"],
+    "memory_bytes": 2**34,
+    "platform": "Linux",
+    "python": "3.11",
+    "packages": {"torch": "2"},
+    "load_before": 0.1,
+}
+
+
 def test_the_page_is_written_although_contenders_failed(tmp_path: Path) -> None:
-    goals = [goal.to_dict() for goal in federated.goals(ROWS, has_amx=False)]
-    results = {
-        "date": "2026-01-01",
-        "turns": 3,
+    first = {"date": "2026-01-01", "turns": 3, "machine": MACHINE}
+    results: dict[str, Any] = {
         "num_rounds": 20,
-        "machine": {
-            "processor": "a processor",
-            "cores": 2,
-            "flags": ["avx2"],
-            "memory_bytes": 2**34,
-            "platform": "Linux",
-            "python": "3.11",
-            "packages": {"torch": "2"},
-            "load_before": 0.1,
+        "measured": {
+            "federated": {**first, "problems": ["turn 2, bare loop: it broke\nand more"]},
+            "own-models: own-cnn": {**first, "date": "2026-01-02", "turns": 1, "problems": []},
         },
         "federated": ROWS,
         "own-models": {"own-cnn": OWN},
-        "goals": goals,
-        "problems": ["turn 2, bare loop: it broke\nand more"],
     }
+    results["goals"] = [goal.to_dict() for goal in all_goals(results)]
     publish(tmp_path, results)
     text = (tmp_path / "README.md").read_text()
+    assert "- federated: measured 2026-01-01 in 3 turns, on 2 cores of a processor" in text
+    assert "- own-models: own-cnn: measured 2026-01-02 in 1 turn, on 2 cores" in text
     assert "0.625 (0.5 to 0.75)" in text
     assert "| bare loop | own-cnn | 0.75 |" in text
     assert "| fedkd inline | `fedkd compare --fresh`, one process | 1 | 1 | 1 | 2 | 0.800 |" in text
-    assert "- turn 2, bare loop: it broke\n" in text
+    assert "- federated: turn 2, bare loop: it broke\n" in text
     assert "not measured" in text
-    assert "**no**" not in text
     assert (tmp_path / "rounds.svg").read_text().startswith("<?xml")
     publish(tmp_path, {**results, "federated": [], "goals": []})
+
+
+def test_a_run_of_some_parts_keeps_the_figures_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_main.federated, "run", lambda *_, **__: ROWS)
+    monkeypatch.setattr(bench_main.everyday, "run", lambda *_, **__: pytest.fail("not asked for"))
+
+    def bench(*options: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path), *options])
+        assert bench_main.main() == 1  # a contender failed
+        return dict(json.loads((tmp_path / "results.json").read_text()))
+
+    before = bench("--parts", "federated", "--turns", "2")
+    after = bench("--parts", "own-models", "--models", "own-cnn,mlp", "--turns", "1")
+    assert after["federated"] == before["federated"]
+    assert list(after["own-models"]) == ["own-cnn", "mlp"]
+    assert {name: each["turns"] for name, each in after["measured"].items()} == {
+        "federated": 2,
+        "own-models: own-cnn": 1,
+        "own-models: mlp": 1,
+    }
+    assert len(after["goals"]) > len(before["goals"])
+    with pytest.raises(SystemExit, match="20 rounds; use another --out"):
+        bench("--rounds", "3")
 
 
 def test_the_hand_written_loop_is_the_frozen_one() -> None:
