@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from fedkd.config.optimizer import OptimizerKeys, rate_factor
-from fedkd.training.sgd import LeanSGD
+from fedkd.training.sgd import SGD
 
 _BETA_2 = 0.999
 
@@ -62,13 +61,13 @@ class Stepper:
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, steps: int) -> None:
-        self.optimizer = _make_optimizer(model, settings)
         self._parameters = list(model.parameters())
         self._clip_norm = settings.clip_norm
-        self._schedule = _make_schedule(self.optimizer, settings, steps)
+        self._update = _make_update(self._parameters, settings)
+        self._rates = learning_rates(settings, steps)
 
     def zero_grad(self) -> None:
-        """Clear all gradients, without the hooks of PyTorch's profiler."""
+        """Clear all gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -76,37 +75,38 @@ class Stepper:
         """Clip the gradient, update the weights, and move on in the schedule."""
         if self._clip_norm is not None:
             clip_grad_norm_(self._parameters, self._clip_norm, foreach=True)
-        self.optimizer.step()
-        self._schedule()
+        self._update(next(self._rates))
 
 
-def _make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    decay, lr = settings.weight_decay, settings.lr
+def learning_rates(settings: OptimizerSettings, steps: int) -> Iterator[float]:
+    """Yield the learning rate of each of all steps."""
+    rate = settings.lr
+    for step in range(steps):
+        if settings.schedule != "cosine" or settings.warmup:
+            factor = rate_factor(step, steps, schedule=settings.schedule, warmup=settings.warmup)
+            yield settings.lr * factor
+            continue
+        yield rate
+        # The recursion of PyTorch's CosineAnnealingLR: the closed form has other last bits.
+        now, following = (1 + math.cos(math.pi * each / steps) for each in (step, step + 1))
+        rate = following / now * rate
+
+
+def _make_update(
+    parameters: Sequence[nn.Parameter], settings: OptimizerSettings
+) -> Callable[[float], None]:
+    """Return the function that makes a step with a learning rate."""
+    decay = settings.weight_decay
     if settings.optimizer == "sgd":
-        return LeanSGD(
-            model.parameters(), lr=lr, momentum=settings.momentum, weight_decay=decay, foreach=True
-        )
-    betas = (settings.momentum, _BETA_2)
+        return SGD(parameters, momentum=settings.momentum, weight_decay=decay).step
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     adam: torch.optim.Optimizer = kind(
-        model.parameters(), lr=lr, betas=betas, weight_decay=decay, foreach=True
+        parameters, betas=(settings.momentum, _BETA_2), weight_decay=decay, foreach=True
     )
-    return adam
 
+    def update(lr: float) -> None:
+        for group in adam.param_groups:
+            group["lr"] = lr
+        adam.step()
 
-def _make_schedule(
-    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, steps: int
-) -> Callable[[], None]:
-    """Return the function to call after every step."""
-    if settings.warmup == 0 and settings.schedule == "constant":
-        return lambda: None
-    if settings.warmup == 0 and settings.schedule == "cosine":
-        # PyTorch's recursion differs from the closed form in its last bits.
-        return CosineAnnealingLR(optimizer, steps).step
-    factor = partial(_factor, steps=steps, schedule=settings.schedule, warmup=settings.warmup)
-    return LambdaLR(optimizer, factor).step
-
-
-def _factor(step: int, *, steps: int, schedule: str, warmup: float) -> float:
-    """Return the share of the learning rate; the schedule is also asked after the last step."""
-    return 0.0 if step >= steps else rate_factor(step, steps, schedule=schedule, warmup=warmup)
+    return update
