@@ -79,7 +79,7 @@ class Silo(LocalSilo):
             The trained state and the mean local loss of the last local epoch.
         """
         rounds = settings.in_round(round_number)
-        with self._model(self.global_arch, state) as model:
+        with self.borrow_model(self.global_arch, state) as model:
             loss = train_locally(
                 LocalTask(model, self.data, self.shape.num_classes, rounds, self.compute),
                 generator=torch_generator(self.seed, "local-training", self.name, round_number),
@@ -88,7 +88,7 @@ class Silo(LocalSilo):
 
     def evaluate(self, state: State) -> Metrics:
         """Measure the global model on the silo's own examples."""
-        with self._model(self.global_arch, state) as model:
+        with self.borrow_model(self.global_arch, state) as model:
             return evaluate(model, self.evaluation_data, compute=self.compute)
 
     def distil(

@@ -17,8 +17,9 @@ from fedkd.messages.describe import Description
 from fedkd.models.build import arch_fingerprint
 from fedkd.models.given import find_given
 from fedkd.models.state import State, mismatch, save_state
-from fedkd.results.record import PROGRESS_FILE, Point, Quarantined, model_files
+from fedkd.results.record import PROGRESS_FILE, Point, Quarantined, build, model_files
 from fedkd.util.cache import cache_key
+from fedkd.util.files import parse_json
 from fedkd.util.safetensors_header import find_checkpoint_problem, read_metadata
 from strategies.context import RunContext
 from strategies.kept_models import keep_models
@@ -92,7 +93,7 @@ class CheckpointWriter:
         if problem := find_checkpoint_problem(self._path):
             raise FedKDError(f"{problem}; {_REMEDY}")
         try:
-            rest = json.loads(read_metadata(self._path)[_KEY])
+            rest = parse_json(read_metadata(self._path)[_KEY])
             if rest["fingerprint"] != self._fingerprint:
                 raise FedKDError(
                     f"{self._path} belongs to another study, arm, seed or version of fedkd; "
@@ -114,7 +115,7 @@ _REMEDY = "remove it to begin this run anew"
 
 
 def _parse(rest: dict[str, Any], tensors: State) -> RunState:
-    curve = [Point(**each) for each in rest["curve"]]
+    curve = [build(Point, each) for each in rest["curve"]]
     if not curve or [point.round for point in curve] != list(range(len(curve))):
         raise ValueError("it does not hold every round")
     baseline = None
@@ -130,7 +131,7 @@ def _parse(rest: dict[str, Any], tensors: State) -> RunState:
             Member(each["name"], ABSENT, _parse_description(each["description"]))
             for each in rest["members"]
         ),
-        quarantined=[Quarantined(**entry) for entry in rest["quarantined"]],
+        quarantined=[build(Quarantined, entry) for entry in rest["quarantined"]],
         notes=dict(rest["notes"]),
         exchanges_before_round_1=int(rest["exchanges_before_round_1"]),
         baseline=baseline,
@@ -147,7 +148,7 @@ def read_exchanges(folder: Path) -> int | None:
     if not path.is_file() or find_checkpoint_problem(path):
         return None
     try:
-        return int(json.loads(read_metadata(path)[_KEY])["exchanges_before_round_1"])
+        return int(parse_json(read_metadata(path)[_KEY])["exchanges_before_round_1"])
     except (ValueError, TypeError, KeyError):
         return None
 

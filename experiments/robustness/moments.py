@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.robustness.models import PARTITIONS, STUDY
+from experiments.robustness.case import PARTITIONS, STUDY
 from fedkd.config import Consolidation
 from fedkd.config.study_file import parse_study
 from fedkd.data.images import Images

@@ -70,10 +70,11 @@ class LocalSilo:
 
     def predict(self, own: State, images: Tensor) -> Tensor:
         """Return the own model's logits ``[N, C]`` for examples ``[N, ...]``."""
-        with self._model(self.arch, own) as model:
+        with self.borrow_model(self.arch, own) as model:
             return predict(model, images, compute=self.compute)
 
-    def _model(self, arch: str, state: State) -> AbstractContextManager[nn.Module]:
+    def borrow_model(self, arch: str, state: State) -> AbstractContextManager[nn.Module]:
+        """Return a model with these weights, on the silo's device, for the length of a block."""
         return self.model_pool.borrow(arch, self.shape, state, self.compute.device)
 
     def joint_density(

@@ -12,6 +12,7 @@ import re
 from typing import Any, Literal, get_args
 
 from fedkd.errors import FedKDError
+from fedkd.util.files import parse_json
 
 MAX_LINE = 16 << 20
 """Bytes of the longest line that a reader looks at: the record of a run with many silos."""
@@ -83,16 +84,12 @@ class LogReader:
 
 def _parse(text: str) -> tuple[Kind, Any]:
     try:
-        entry = json.loads(text, parse_constant=_refuse_constant)
+        entry = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise BrokenLogError("a line of the run's record is no JSON") from error
     if entry.get("kind") not in get_args(Kind):
         raise BrokenLogError("a line of the run's record is of an unknown kind")
     return entry["kind"], entry.get("value")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _checksum(number: int, text: str) -> str:

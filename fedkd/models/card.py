@@ -23,6 +23,7 @@ from fedkd.models.state import Checkpoint, State, save_state
 from fedkd.registry import ARCHITECTURES, HUGGING_FACE
 from fedkd.suggestions import RENAMED
 from fedkd.util.checkpoint_files import files_of, find_weights_problem
+from fedkd.util.files import parse_json
 from fedkd.util.safetensors_header import read_metadata
 from fedkd.version import VERSION
 
@@ -96,7 +97,7 @@ class ModelCard:
         """
         if _KEY not in metadata:
             return None
-        card = json.loads(metadata[_KEY], parse_constant=_refuse_constant)
+        card = parse_json(metadata[_KEY])
         if not isinstance(card, dict):
             raise ValueError("it is not a mapping")  # noqa: TRY004 -- all one kind
         shape = _read_shape(card)
@@ -225,7 +226,3 @@ def _typed(key: str, value: object, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"{key} must be a JSON {kind.__name__}")  # noqa: TRY004 -- all one kind
     return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")

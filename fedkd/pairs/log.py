@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedkd.util.files import write_text
+from fedkd.util.files import parse_json, write_text
 
 LOG_FILE = "pairs.jsonl"
 
@@ -40,7 +40,7 @@ class Log:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
     whole = line.endswith("\n") and isinstance(entry, dict) and isinstance(entry.get("row"), dict)

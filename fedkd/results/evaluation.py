@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fedkd.results.record import Share, build
+from fedkd.results.record import Finite, Share, build
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Measured:
     model: str
     silo: str | None
     accuracy: Share
-    loss: float | None
+    loss: Finite | None
     macro_f1: Share
     num_examples: Annotated[int, Field(ge=1)]
 

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from fedkd.errors import FedKDError
 from fedkd.registry import metric_key
-from fedkd.util.files import write_json, write_text
+from fedkd.util.files import parse_json, write_json, write_text
 
 ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
@@ -24,7 +24,12 @@ BEST_FILE = "best.safetensors"
 PROGRESS_FILE = "progress.safetensors"
 """State of an unfinished run; see :mod:`strategies.savepoint`."""
 
-_ROUND_FILE = re.compile(r"round-\d{4,9}\.safetensors")
+_MODEL_FILE = r"^(checkpoint|best|round-[0-9]{4,9})\.safetensors$"
+ModelFile = Annotated[str, Field(pattern=_MODEL_FILE)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 """In [0, 1]; means of shares may be larger by rounding."""
 Stopped = Literal["targets", "budget", "quorum", "interrupted"]
@@ -50,14 +55,14 @@ class Point:
             or not known. Empty in records of earlier versions.
     """
 
-    round: int
+    round: Count
     accuracy: Share
-    loss: float | None
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    silos_ok: int
-    silos_failed: int
+    loss: Finite | None
+    bytes_up: Count
+    bytes_down: Count
+    seconds: Seconds
+    silos_ok: Count
+    silos_failed: Count
     macro_f1: Share | None = None
     metrics: dict[str, Share | None] = field(default_factory=dict)
 
@@ -76,11 +81,11 @@ class Quarantined:
     """A silo whose reply was not used in a round (0: the start), and why."""
 
     silo: str
-    round: int
+    round: Count
     reason: str
 
 
-SiloGets = dict[str, str | int | float | None]
+SiloGets = dict[str, str | int | Finite | None]
 """What a silo gets from a run; see :func:`fedkd.federation.silos_get.conclude`."""
 
 
@@ -97,9 +102,9 @@ class RunRecord:
     engine: str
     curve: tuple[Point, ...]
     stopped: Stopped
-    exchanges_before_round_1: int
-    max_rounds: int
-    targets: tuple[float, ...] = ()
+    exchanges_before_round_1: Count
+    max_rounds: Count
+    targets: tuple[Finite, ...] = ()
     accuracy_source: Literal["test", "silos"] = "test"
     cached: bool = False
     quarantined: tuple[Quarantined, ...] = ()
@@ -107,7 +112,7 @@ class RunRecord:
     instruments: dict[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
     silos_get: tuple[SiloGets, ...] = ()
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[ModelFile, Sha256] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -151,7 +156,7 @@ class RunRecord:
             FedKDError: the run did not finish, or its files are inconsistent.
         """
         try:
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            state = parse_json((folder / STATE_FILE).read_text(encoding="utf-8"))
             curve = read_points(folder)
             num_points = state.pop("num_points")
             record: RunRecord = build(cls, {**state, "curve": curve})
@@ -174,7 +179,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def is_model_file(name: str) -> bool:
     """Whether a run gives this name to the file of a model: the final one or one of its rounds."""
-    return name in (CHECKPOINT_FILE, BEST_FILE) or bool(_ROUND_FILE.fullmatch(name))
+    return bool(re.fullmatch(_MODEL_FILE, name))
 
 
 def build(kind: Any, value: Any) -> Any:
@@ -202,7 +207,7 @@ def read_points(folder: Path) -> tuple[Point, ...]:
     for line in text.splitlines(keepends=True):
         if not line.endswith("\n"):
             break
-        points.append(build(Point, json.loads(line)))
+        points.append(build(Point, parse_json(line)))
     return tuple(points)
 
 

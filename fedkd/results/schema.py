@@ -11,12 +11,11 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fedkd.errors import UserError
 from fedkd.registry import MetricName
-from fedkd.results.record import Point, Quarantined, Share, Stopped
+from fedkd.results.record import Count, Point, Quarantined, Share, Stopped
 from fedkd.util.error_messages import explain
 from fedkd.util.names import STUDY_NAME
 
 SCHEMA = 1
-Count = Annotated[int, Field(ge=0, lt=2**53)]
 Known = Share | None
 Name = Annotated[str, Field(pattern=rf"^{STUDY_NAME.pattern}$")]
 """Of a study or arm: paths and matplotlib's labels are made of it."""

@@ -24,7 +24,7 @@ from fedkd.report.tables import Table, arms_table
 from fedkd.results.folder import REPORT_FILE, STUDY_FILE, Results
 from fedkd.runner.run import resume_study, run_study
 from fedkd.util import interrupt
-from fedkd.util.files import to_csv, write_json, write_text
+from fedkd.util.files import parse_json, to_csv, write_json, write_text
 from fedkd.util.lock import lock_folder
 from fedkd.util.yaml_loader import load_yaml
 
@@ -94,7 +94,7 @@ def run_sweep(folder: Path, console: Console) -> SweepOutcome:
     """
     path = folder / PLAN_FILE
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = parse_json(path.read_text(encoding="utf-8"))
         fresh, points = plan["fresh"], [(p["values"], p["study"]) for p in plan["points"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

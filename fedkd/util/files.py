@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,11 +49,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its name when the block succeeds."""
     try:
         with temporary_beside(path) as temporary:
-            temporary.touch(mode=0o600, exist_ok=False)
+            temporary.touch(mode=0o644, exist_ok=False)  # less what the user's umask takes away
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o644)
             temporary.replace(path)
     except OSError as error:
         if error.filename is None and error.errno in DISK_ERRORS:
@@ -70,6 +70,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON to ``path``, atomically; NaN is refused, JSON has none."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON; numbers that Python takes though JSON has none, or that overflow, are refused.
+
+    Raises:
+        ValueError: it is not JSON, or a number of it is not finite.
+    """
+    return json.loads(text, parse_constant=_parse_float, parse_float=_parse_float)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fedkd.models.state import (
     read_checkpoint,
     save_state,
 )
-from fedkd.util.files import replacing, write_json
+from fedkd.util.files import parse_json, replacing, write_json
 
 
 def make_state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -189,10 +190,23 @@ def test_nothing_half_written_bears_the_final_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_no_more_readable_than_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "own.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "own.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+    assert parse_json('{"a": [1, 2.5]}') == {"a": [1, 2.5]}
+    for text in ("NaN", "[-Infinity]", '{"a": 1e999}'):
+        with pytest.raises(ValueError, match="is not a finite number"):
+            parse_json(text)
 
 
 class Net(nn.Module):

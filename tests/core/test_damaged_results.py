@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedkd.api import Comparison
-from fedkd.errors import UserError
+from fedkd.errors import FedKDError, UserError
 from fedkd.report.page import render_page
 from fedkd.report.paper import write_csv
 from fedkd.report.watch import read_state
 from fedkd.results.folder import Results
+from fedkd.results.record import Point, RunRecord, build
 
 GONE = object()
 NESTED = json.loads("[" * 150 + "]" * 150)
@@ -166,6 +168,58 @@ def test_a_damaged_search_is_refused_and_another_studys_is_left_out(
     assert show(whole, folder) == ""
     (tmp_path / "tune-c.json").write_text('{"study": "tiny", "arm": "a", "judged_by": "b"}')
     assert "tune-c.json: trials: is missing" in show(whole, folder)
+
+
+def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every number in a JSON value."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(inner, (*path, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_no_number_of_a_runs_record_may_be_infinite(
+    number: str, golden: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(golden / "results-0.1.0" / "fedkd-blends" / "seed-0", tmp_path / "run")
+    for name in ("rounds.jsonl", "state.json"):
+        path, mark = tmp_path / "run" / name, -987654321
+        whole = path.read_text()
+        line = whole.splitlines()[0] if name == "rounds.jsonl" else whole
+        places = list(numbers(json.loads(line)))
+        assert len(places) > 5
+        for place in places:
+            changed = json.dumps(change(json.loads(line), list(place), mark))
+            path.write_text(whole.replace(line, changed.replace(str(mark), number), 1))
+            with pytest.raises(FedKDError, match="does not contain a finished run: ") as refused:
+                RunRecord.read(tmp_path / "run")
+            assert "\n" not in str(refused.value)
+        path.write_text(whole)
+    assert RunRecord.read(tmp_path / "run").arm == "fedkd-blends"
+
+
+@pytest.mark.parametrize("name", ["../../x/best.safetensors", "/best.safetensors", "state.json"])
+def test_a_record_names_no_files_but_models(name: str, golden: Path, tmp_path: Path) -> None:
+    """What ``fedkd fetch`` writes to is named by the record, which another host has sent."""
+    shutil.copytree(golden / "results-0.1.0" / "fedavg" / "seed-0", tmp_path / "run")
+    path = tmp_path / "run" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "models": {"round-0010.safetensors": "0" * 64}}))
+    assert RunRecord.read(tmp_path / "run").models
+    path.write_text(json.dumps({**state, "models": {name: "0" * 64}}))
+    with pytest.raises(FedKDError, match="does not contain a finished run"):
+        RunRecord.read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["seconds", "bytes_up", "silos_ok", "round"])
+def test_no_cost_of_a_round_is_negative(key: str) -> None:
+    point = dict.fromkeys(("round", "bytes_up", "bytes_down", "silos_ok", "silos_failed"), 1)
+    point |= {"accuracy": 0.5, "loss": -0.1, "seconds": 0.0}
+    assert build(Point, point).loss == -0.1
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        build(Point, {**point, key: -1})
 
 
 def test_watch_shows_a_run_whose_files_are_damaged_as_one_that_waits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def test_tensors_that_do_not_fit_are_refused(
             run_arm(study, "fedavg", folder=tmp_path)
     save_file({**whole, "update/more": whole["model/1.weight"].clone()}, path, said)
     with pytest.raises(FedKDError, match="cannot be restored"):
+        run_arm(study, "fedavg", folder=tmp_path)
+    wrong = {
+        key: re.sub(r'"seconds": [^,]+', '"seconds": 1e999', text) for key, text in said.items()
+    }
+    save_file(whole, path, wrong)
+    with pytest.raises(FedKDError, match="1e999 is not a finite number"):
         run_arm(study, "fedavg", folder=tmp_path)
     save_file(whole, path, said)
     assert len(run_arm(study, "fedavg", folder=tmp_path).run.curve) == 4
