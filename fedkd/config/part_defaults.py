@@ -1,13 +1,16 @@
-"""Learning rates of studies that train a part of a pre-trained network.
+"""Learning rates of studies that train a pre-trained network, or a part of one.
 
 Features of a pre-trained network are large: a linear layer on them moves far at the rates of a
-whole network, and on skewed labels each silo's layer moves another way.
+whole network, and on skewed labels each silo's layer moves another way. The whole of a pre-trained
+network forgets what it has learnt at the rates of a network that has learnt nothing yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from fedkd.registry import HUGGING_FACE
 
 PART_RATES = {"pretraining": 0.02, "rounds": 0.01, "consolidation": 0.02}
 """Learning rate of SGD by section, where ``model.train`` names a part and the section no rate.
@@ -19,22 +22,41 @@ every round; at 0.05 it swings by 8 points. Pre-training and distillation are le
 at 0.05 (one seed); adapters have the same rates unmeasured.
 """
 
+PRETRAINED_RATES = {"rounds": 0.02}
+"""The same where all of a pre-trained network is trained; pre-training has 0.02 anyway.
 
-def fill_part_rates(data: Any) -> Any:
-    """Fill in the learning rates that a study leaves open, if it trains a part of its models.
+From the average of the four ResNet-18 of ``experiments/hospitals.yaml``, which has 98.5 % on test
+images (seed 0), one round leads to 51.0 % at 0.05 and to 98.8 % at 0.02.
+"""
+PRETRAINED_STUDENT = {"optimizer": "adamw", "lr": 0.0002}
+"""Of a consolidation of such networks that names neither optimizer nor rate.
+
+Distilled for five epochs by SGD at 0.05, that average has 33.0 %. The values are the study's.
+"""
+
+
+def fill_rates(data: Any) -> Any:
+    """Fill in the learning rates that a study of pre-trained networks leaves open.
 
     A section that names an optimizer other than SGD has the default rate of that optimizer.
 
     Args:
         data: the study as its file holds it; it is not changed.
     """
-    if not isinstance(data, Mapping) or not trains_a_part(data.get("model")):
+    model = data.get("model") if isinstance(data, Mapping) else None
+    if not (rates := _rates_of(model)):
         return data
-    filled = {key: _fill(data.get(key, {}), key) for key in ("pretraining", "rounds")}
+    keys = [key for key in ("pretraining", "rounds") if key in rates]
+    filled = {key: _fill(data.get(key, {}), rates[key]) for key in keys}
     arms = data.get("arms")
     if isinstance(arms, Mapping):
-        filled["arms"] = {name: _fill_arm(arm) for name, arm in arms.items()}
+        filled["arms"] = {name: _fill_arm(arm, model) for name, arm in arms.items()}
     return {**data, **filled}
+
+
+def default_rate(model: Any, key: str) -> float | None:
+    """Return the rate of SGD of a section in a study of such a ``model``, None for the usual."""
+    return _rates_of(model).get(key)
 
 
 def trains_a_part(model: Any) -> bool:
@@ -42,14 +64,28 @@ def trains_a_part(model: Any) -> bool:
     return isinstance(model, Mapping) and model.get("train", "all") != "all"
 
 
-def _fill_arm(arm: Any) -> Any:
+def _rates_of(model: Any) -> Mapping[str, float]:
+    if trains_a_part(model):
+        return PART_RATES
+    if not isinstance(model, Mapping):
+        return {}
+    is_pretrained = model.get("weights") or str(model.get("arch")).startswith(HUGGING_FACE)
+    return PRETRAINED_RATES if is_pretrained else {}
+
+
+def _fill_arm(arm: Any, model: Any) -> Any:
     if not isinstance(arm, Mapping) or arm.get("start") != "consolidated":
         return arm
     settings = arm.get("consolidation") or {}
-    return {**arm, "consolidation": _fill(settings, "consolidation")}
+    if trains_a_part(model):
+        return {**arm, "consolidation": _fill(settings, PART_RATES["consolidation"])}
+    is_given = not isinstance(settings, Mapping) or settings.keys() & PRETRAINED_STUDENT.keys()
+    if is_given or (arm.get("arch") or model.get("arch")) != model.get("arch"):
+        return arm
+    return {**arm, "consolidation": {**PRETRAINED_STUDENT, **settings}}
 
 
-def _fill(section: Any, key: str) -> Any:
+def _fill(section: Any, rate: float) -> Any:
     if not isinstance(section, Mapping) or section.get("optimizer", "sgd") != "sgd":
         return section
-    return {"lr": PART_RATES[key], **section}
+    return {"lr": rate, **section}

@@ -14,7 +14,7 @@ from fedkd.config.deployed import check_deployed, check_simulated, fill_deployed
 from fedkd.config.engine import Engine
 from fedkd.config.external import check_external_models, fill_external
 from fedkd.config.optimizer import optimizer_defaults
-from fedkd.config.part_defaults import PART_RATES, fill_part_rates
+from fedkd.config.part_defaults import default_rate, fill_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed
 from fedkd.config.study_checks import check_arms, check_baselines, check_needs, check_silo_names
@@ -82,7 +82,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        return fill_external(fill_part_rates(fill_deployed(data)))
+        return fill_external(fill_rates(fill_deployed(data)))
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -166,8 +166,8 @@ class Study(Section):
         optimizer = overrides.get("optimizer", self.rounds.optimizer)
         if optimizer != self.rounds.optimizer:
             defaults = optimizer_defaults(optimizer)
-            if optimizer == "sgd" and self.model.train != "all":
-                defaults["lr"] = PART_RATES["rounds"]
+            if optimizer == "sgd" and (rate := default_rate(self.model.model_dump(), "rounds")):
+                defaults["lr"] = rate
             overrides = defaults | overrides
         if overrides.get("local_loss", self.rounds.local_loss) != self.rounds.local_loss:
             overrides.setdefault("options", {})

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedkd.config import Familiarity, Study
-from fedkd.config.part_defaults import PART_RATES
+from fedkd.config.part_defaults import PART_RATES, PRETRAINED_RATES, PRETRAINED_STUDENT
 from fedkd.config.study_file import dump_study, parse_study
 from fedkd.errors import UserError
 
@@ -625,17 +625,24 @@ def test_default_rates_follow_the_part_that_is_trained(train: Any) -> None:
         "arms/adam": {"start": "random", "rounds": {"optimizer": "adam"}},
     }
     study = parse_study(yaml.safe_dump(make_data(changes)))
-    whole = {"pretraining": 0.02, "rounds": 0.05, "consolidation": 0.05}
+    whole = {"pretraining": 0.02, "consolidation": PRETRAINED_STUDENT["lr"], **PRETRAINED_RATES}
     rates = whole if train == "all" else PART_RATES
     assert study.pretraining.lr == rates["pretraining"]
     assert [study.rounds_of(arm).lr for arm in ("fedavg", "adam")] == [rates["rounds"], 0.001]
     settings = [study.arms[arm].consolidation for arm in ("fedkd", "fedkd-own")]
     assert [each.lr for each in settings if each] == [rates["consolidation"], 0.3]
+    adaptive = "adamw" if train == "all" else "sgd"
+    assert [each.optimizer for each in settings if each] == [adaptive, "sgd"]
     assert parse_study(dump_study(study)) == study
     changes |= {"pretraining": {"lr": 0.4}, "rounds": {"optimizer": "adam"}}
     changes["arms/adam"] = {"start": "random", "rounds": {"optimizer": "sgd"}}
+    fresh = {"student": "fresh"}
+    changes["arms/fedkd"] = {"start": "consolidated", "arch": "mlp", "consolidation": fresh}
     own = parse_study(yaml.safe_dump(make_data(changes)))
     assert own.pretraining.lr == 0.4
+    (other,) = [arm.consolidation for name, arm in own.arms.items() if name == "fedkd"]
+    assert other is not None
+    assert (other.optimizer, other.lr) == ("sgd", 0.05 if train == "all" else 0.02)
     assert [own.rounds_of(arm).lr for arm in ("fedavg", "adam")] == [0.001, rates["rounds"]]
 
 
