@@ -17,7 +17,7 @@ from fedkd.errors import UserError
 from fedkd.messages import keys
 from fedkd.util.yaml_loader import load_yaml
 
-MAX_NAME = 200
+MAX_NAME, MAX_REASON = 200, 1000
 
 
 _noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
@@ -52,7 +52,7 @@ def describe_run(context: Context) -> dict[str, Any]:
         "study": study_name(text),
         "study-hash": hashlib.sha256(text.encode()).hexdigest(),
         "arm": str(config.get(keys.CONFIG_ARM, ""))[:MAX_NAME],
-        "seed": config.get(keys.CONFIG_SEED),
+        "seed": _whole(config.get(keys.CONFIG_SEED)),
         "code": bundle_hash(),
     }
 
@@ -74,13 +74,14 @@ def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
     config = _config(message)
     entry: dict[str, Any] = {
         "run": str(message.metadata.run_id),
-        "round": config.get(keys.ROUND),
+        "round": _whole(config.get(keys.ROUND)),
         "type": message.metadata.message_type,
         "transfer": _transfer_hash(config),
     }
     if reply.has_error():
         reason = str(reply.error.reason)
-        return {**entry, "refused": reason, "bytes": len(reason.encode()), "sent": {}}
+        size = len(reason.encode())  # it may quote texts of any length
+        return {**entry, "refused": reason[:MAX_REASON], "bytes": size, "sent": {}}
     info = reply.content.config_records.get(keys.INFO)
     entry["transfer"] = entry["transfer"] or _transfer_hash(info or {})
     digest = hashlib.sha256()
@@ -102,6 +103,10 @@ def describe_reply(message: Message, reply: Message) -> dict[str, Any]:
 
 def _config(message: Message) -> Mapping[str, Any]:
     return message.content.config_records.get(keys.CONFIG) or {}
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
 
 
 def _transfer_hash(record: Mapping[str, Any]) -> str | None:

@@ -41,6 +41,30 @@ class Disclosure:
     arm: str
     seed: int
 
+    def check_mode(self, mode: str) -> None:
+        """Refuse a question about the silo's model that the arm, which was approved, does not ask.
+
+        Who gives weights gives predictions.
+
+        Raises:
+            UnsharedError: it is one.
+        """
+        arm = self.study.arms[self.arm]
+        asked = arm.consolidation.mode if arm.consolidation else keys.MODE_WEIGHTS
+        allowed = (asked, keys.MODE_LOGITS) if arm.starts_from_models else ()
+        if mode not in (keys.MODE_NONE, *allowed):
+            raise UnsharedError(f"the study's arm {self.arm} does not ask for {mode} of its model")
+
+    def check_round(self, number: int) -> None:
+        """Refuse a round that the arm does not have.
+
+        Raises:
+            UnsharedError: it is one.
+        """
+        most = self.study.rounds_of(self.arm).max
+        if not 1 <= number <= most:
+            raise UnsharedError(f"the study's arm {self.arm} has rounds 1 to {most}, not {number}")
+
     def add_densities(
         self, teacher: Teacher, silo: LocalSilo, wanted: Wanted, basis: Basis, images: Tensor | None
     ) -> Teacher:

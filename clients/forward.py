@@ -27,7 +27,7 @@ from clients.audit_entry import describe_reply, describe_run
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.bundle_hash import bundle_hash
 from fedkd.deploy.frames import MAX_BYTES, READY, ClosedError, receive_frame, send_frame
-from fedkd.deploy.worker_folder import WorkerFolder, find_process
+from fedkd.deploy.worker_folder import WorkerFolder, created_at, find_process
 from fedkd.errors import FedKDError
 from fedkd.messages.failures import FAILED
 
@@ -110,7 +110,7 @@ def worker_version() -> str:
 
 
 def find_supernode() -> tuple[int, float]:
-    """Return number and time of creation of the SuperNode that this process works for.
+    """Return number and :func:`created_at` of the SuperNode that this process works for.
 
     Where something else starts ClientApps, that stands for it.
     """
@@ -118,8 +118,8 @@ def find_supernode() -> tuple[int, float]:
     for process in parents:
         with contextlib.suppress(psutil.Error):
             if any(Path(part).name == SUPERNODE for part in process.cmdline()[:3]):
-                return process.pid, process.create_time()
-    return parents[0].pid, parents[0].create_time()
+                return process.pid, created_at(process)
+    return parents[0].pid, created_at(parents[0])
 
 
 def _connect(folder: WorkerFolder, silo_file: Path) -> socket.socket:
@@ -149,7 +149,7 @@ def _connect(folder: WorkerFolder, silo_file: Path) -> socket.socket:
 
 def _end(worker: psutil.Process) -> None:
     """Let a worker finish the message that it answers, and end."""
-    created = worker.create_time()
+    created = created_at(worker)
     with contextlib.suppress(psutil.NoSuchProcess):
         worker.terminate()
     while find_process(worker.pid, created) is not None:

@@ -7,6 +7,7 @@ replies before they are sent, and no message is sent before its line is in the s
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -15,12 +16,14 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from clients.audit_entry import describe_reply, describe_run, noting_facts
 from fedkd.deploy.audit import append_entry
-from fedkd.deploy.bundle_hash import INSTALLED, bundle_hash
+from fedkd.deploy.bundle_hash import INSTALLED, PINNED, bundle_hash
 from fedkd.deploy.silo_file import Share, SiloFile, load_silo_file
 from fedkd.errors import FedKDError, NotAllowedError
 from fedkd.messages import describe, evaluate, keys, teacher
+from fedkd.messages.envelope import read_config
 from fedkd.messages.failures import FAILED
 from fedkd.messages.teacher import Wanted
+from fedkd.util.names import SILO_NAME
 
 NOT_READY = "it is not ready; its own log says why, and so does `fedkd silo check` there"
 
@@ -63,8 +66,13 @@ def _check_code(file: SiloFile) -> None:
     """Refuse to run as other code than the owner pinned: an honest mistake, found again here.
 
     Raises:
-        UnsharedError: it is other code.
+        UnsharedError: it is other code, or was not checked before it was imported.
     """
+    if file.code == INSTALLED and PINNED not in os.environ:
+        raise UnsharedError(
+            "its owner pins the code (code: installed), but its SuperNode was not started by fedkd "
+            "silo serve"
+        )
     if file.code not in (None, INSTALLED, bundle_hash()):
         raise UnsharedError(f"its owner allows other code alone (code), not {bundle_hash()}")
 
@@ -72,9 +80,13 @@ def _check_code(file: SiloFile) -> None:
 def check_question(file: SiloFile, message: Message) -> None:
     """Refuse a question about what the silo does not share, and a model that it does not ask for.
 
+    The id of a run is echoed, logged, and part of a file's name.
+
     Raises:
-        UnsharedError: it is not shared, or not asked for.
+        UnsharedError: it is not shared, or not asked for, or the run has no valid id.
     """
+    if not SILO_NAME.fullmatch(str(read_config(message.content).get(keys.RUN_ID))):
+        raise UnsharedError(f"{keys.RUN_ID} is not at most 64 letters, digits, '.', '_' and '-'")
     share, kind = file.share, message.metadata.message_type
     if kind == keys.TEACHER:
         wanted = teacher.read_wanted(message.content)

@@ -101,13 +101,12 @@ def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
 def answer_teacher(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
     """Answer ``query.teacher``: with the silo's model or predictions, and densities if asked."""
     wanted = teacher.read_wanted(content)
-    images, transfer_hash = teacher.read_images(content), None
-    if images is not None:
-        transfer_hash = content_hash(images)
-    else:
-        asked_hash = describe.read_transfer_hash(content)
-        images = _own_transfer(silo, asked_hash)
-        transfer_hash = None if images is None else asked_hash
+    if silo.disclosure is not None:
+        silo.disclosure.check_mode(wanted.mode)
+    images = teacher.read_images(content)
+    if images is None:
+        images = _own_transfer(silo, describe.read_transfer_hash(content))
+    transfer_hash = None if images is None else content_hash(images)
     answer = silo.as_teacher
     if wanted.density != keys.DENSITY_NONE:  # first, because a deployed silo may refuse
         answer = _add_densities(answer, silo, wanted, content, images)
@@ -190,6 +189,8 @@ def _encoded(silo: Silo, content: RecordDict) -> Silo:
 def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
     """Answer ``train``: with the global model after a round of training."""
     received, number = train.read_question(content)
+    if silo.disclosure is not None:
+        silo.disclosure.check_round(number)
     state, loss = silo.train(received, number, study.rounds_of(arm))
     return train.write_reply(TrainedModel(state, len(silo.data), loss))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,23 +32,27 @@ def silo_audit(
     For example: fedkd silo audit silo.yaml --since 2026-03-01 --csv > march.csv
 
     Every entry names study, arm, seed and run, the type of message, its bytes and SHA-256, and the
-    hashes of code, data and transfer set. The names of studies are what the server says.
+    hashes of code, data and transfer set. The names of studies are what the server says. Lines that
+    are damaged are listed by themselves, and the exit code is 1.
     """
-    from fedkd.deploy.audit_report import parse_date, read_entries, sum_by_study, to_csv
+    from fedkd.deploy.audit_report import DAMAGED, parse_date, read_entries, sum_by_study, to_csv
     from fedkd.deploy.silo_file import load_silo_file
 
     if as_csv and as_json:
         raise UserError("--csv: leave out --json, or the other way round")
     begin = None if since is None else parse_date(since)
-    entries = read_entries(Path(load_silo_file(path).audit), begin)
+    listed: Iterable[dict[str, Any]] = read_entries(Path(load_silo_file(path).audit), begin)
     if as_csv:
-        typer.echo(to_csv(entries), nl=False)
-        return
-    sums = sum_by_study(entries)
-    if as_json:
-        typer.echo(json.dumps(sums, indent=1))
+        listed = list(listed)
+        typer.echo(to_csv(listed), nl=False)
     else:
-        _show(sums)
+        listed = sum_by_study(listed)
+        if as_json:
+            typer.echo(json.dumps(listed, indent=1))
+        else:
+            _show(listed)
+    if any(each.get("study") == DAMAGED for each in listed):
+        raise typer.Exit(1)
 
 
 def _show(sums: list[dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from fedkd.config.rows import read_rows
 from fedkd.config.sections import (
     Count,
     Fraction,
@@ -19,7 +18,6 @@ from fedkd.config.sections import (
 )
 from fedkd.config.table import Table
 from fedkd.config.text import Text
-from fedkd.errors import UserError
 from fedkd.registry import NOISE, PARTITIONS, SOURCES, STUDENT_SILO
 from fedkd.util.name_registry import OWN
 from fedkd.util.names import SILO_NAME
@@ -218,16 +216,11 @@ class Indices(Section):
     )
     min_size: int = MinSize
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_names(cls, data: Any) -> Any:
-        path = data.get("path") if isinstance(data, dict) else None
-        if not isinstance(path, str) or not path or data.get("names"):
-            return data
-        try:
-            return {**data, "names": list(read_rows(path))}
-        except UserError as error:
-            raise ValueError(f"path: {error}") from None
+    @model_validator(mode="after")
+    def _check(self) -> Indices:
+        if not self.names:  # a study that another host sent has read none of this host's files
+            raise ValueError("names: are missing; they are read where the study is loaded")
+        return self
 
 
 class ByColumn(Section):

@@ -16,6 +16,7 @@ from fedkd.config.data import Given
 from fedkd.config.overrides import parse_override, replace_value
 from fedkd.config.own import find_problems
 from fedkd.config.paths import absolute_arm, absolute_model, absolute_path, absolute_source
+from fedkd.config.rows import read_rows
 from fedkd.config.table import Table
 from fedkd.errors import UserError
 from fedkd.registry import SOURCES, is_table, read_silo_names
@@ -188,7 +189,7 @@ def _with_silos(data: dict[str, Any], folder: Path, origin: str) -> dict[str, An
     """Return a study with its silos' names, where a file or a column of the data has them."""
     partition, section = data.get("partition"), data.get("data")
     if not isinstance(partition, dict) or partition.get("scheme") != "by-column":
-        return _with_absolute_rows(data, folder)
+        return _with_rows(data, folder, origin)
     if not isinstance(section, dict):
         return data
     source, columns = section.get("source"), section.get("table")
@@ -204,7 +205,7 @@ def _with_silos(data: dict[str, Any], folder: Path, origin: str) -> dict[str, An
     return {**data, "partition": {**partition, "names": names}}
 
 
-def _with_absolute_rows(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_rows(data: dict[str, Any], folder: Path, origin: str) -> dict[str, Any]:
     """Return a study whose file of rows is seen from ``folder``; it has the silos' names."""
     partition = data.get("partition")
     if not isinstance(partition, dict) or partition.get("scheme") != "indices":
@@ -212,7 +213,12 @@ def _with_absolute_rows(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     name = partition.get("path")
     if not isinstance(name, str) or not name:
         return data
-    return {**data, "partition": {**partition, "path": absolute_path(name, folder)}}
+    path = absolute_path(name, folder)
+    try:
+        names = partition.get("names") or list(read_rows(path))
+    except UserError as error:
+        raise UserError(f"{origin}: partition: path: {error}") from None
+    return {**data, "partition": {**partition, "path": path, "names": names}}
 
 
 def _make_paths_absolute(study: Study, folder: Path) -> Study:

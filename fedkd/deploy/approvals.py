@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedkd.config import Study
 from fedkd.data.images import content_hash
+from fedkd.deploy.audit import check_user
 from fedkd.deploy.silo_file import Approve, SiloFile
 from fedkd.errors import UserError
 from fedkd.federation.deployed_data import draw_transfer
@@ -85,8 +86,9 @@ def approve(file: SiloFile, hashes: Iterable[str]) -> None:
     """Add hashes to those that were approved by hand.
 
     Raises:
-        UserError: the approvals file is damaged or cannot be written.
+        UserError: the approvals file is damaged, cannot be written, or would be another user's.
     """
+    check_user(Path(file.audit))
     known = dict.fromkeys([*read_approvals(file), *hashes])
     text = json.dumps({"transfer": list(known)}, indent=1) + "\n"
     path = approvals_path(file)

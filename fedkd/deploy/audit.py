@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +27,18 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
         UserError: it cannot be written, so that nothing may leave.
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": time, **entry}) + "\n"
+    line = f"{json.dumps(_plain({'time': time, **entry}), allow_nan=False)}\n".encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            os.write(handle, line.encode())
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":  # a full disk cut the last one
+                line = b"\n" + line
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -41,10 +48,45 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
         ) from error
 
 
-def check_log(path: Path) -> None:
-    """Try whether entries can be added; an empty log is made if there is none."""
+def _plain(value: Any) -> Any:
+    """Return a value with texts for the numbers that JSON lacks: training may have diverged."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_user(log: Path) -> None:
+    """Refuse to write beside a log as another user than the SuperNode's, who could not read it.
+
+    Raises:
+        UserError: the log is another user's.
+    """
+    if not log.exists() or not hasattr(os, "geteuid") or log.stat().st_uid == os.geteuid():
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise UserError(f"audit: {path} cannot be written: {error.strerror}") from error
+        name = log.owner()
+    except KeyError:
+        name = f"#{log.stat().st_uid}"
+    raise UserError(
+        f"{log} is of the user {name}, who could not read what this command writes; give it as "
+        f"that user: sudo -u {shlex.quote(name)} fedkd ..."
+    )
+
+
+def nearest(path: Path) -> Path:
+    """Return a path that exists: this one, or the closest folder above it."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def check_log(path: Path) -> None:
+    """Look whether entries can be added; nothing is made, which might then be another user's.
+
+    Raises:
+        UserError: they cannot.
+    """
+    place = nearest(path)
+    usable = place.is_file() if place == path else place.is_dir()
+    if not (usable and os.access(place, os.W_OK)):
+        raise UserError(f"audit: {path} cannot be written: {place} does not allow it")

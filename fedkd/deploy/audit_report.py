@@ -17,6 +17,8 @@ COLUMNS = (
     *("code", "data", "transfer", "refused"),
 )
 MAX_LINE_BYTES = 1 << 20
+DAMAGED = "(damaged)"
+"""Stands for the study of lines that a full disk cut, or that were edited."""
 UNNAMED = "(not named)"
 """Stands for the study of entries from before the log named it."""
 
@@ -33,31 +35,32 @@ def parse_date(text: str) -> datetime:
 
 
 def read_entries(path: Path, since: datetime | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the entries of an audit log from a time on.
+    """Yield the entries of an audit log from a time on, and all damaged lines, without a time.
 
     Raises:
-        UserError: it cannot be read, or a line of it is damaged.
+        UserError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                entry = _read_line(line, f"{path}: line {number}")
-                if since is None or entry["time"] >= since:
+                entry = _read_line(line)
+                if entry is None:
+                    kind = f"line {number} of the log"
+                    yield {"time": "", "study": DAMAGED, "type": kind, "bytes": 0}
+                elif since is None or entry["time"] >= since:
                     yield {**entry, "time": entry["time"].isoformat(timespec="milliseconds")}
     except OSError as error:
         raise UserError(f"audit: {path} cannot be read: {error.strerror}") from error
 
 
-def _read_line(line: bytes, where: str) -> dict[str, Any]:
+def _read_line(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line[:MAX_LINE_BYTES])
         time = datetime.fromisoformat(entry["time"])
         if time.tzinfo is None or type(entry["bytes"]) is not int:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{where} is not an entry of an audit log: it was damaged, or edited by hand"
-        ) from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
     return {**entry, "time": time}
 
 

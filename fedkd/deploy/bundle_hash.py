@@ -13,6 +13,8 @@ CLIENT_APP = "clients.client_app:app"
 PROJECT_FILE = "pyproject.toml"
 INSTALLED = "installed"
 """Stands for the hash of the code that is installed on the silo's host."""
+PINNED = "FEDKD_PINNED_CODE"
+"""Environment variable with the hash to which ``fedkd silo serve`` compares bundles."""
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.data.images import content_hash
 from fedkd.deploy.approvals import approve, draw_seen, is_approved
-from fedkd.deploy.audit import check_log
+from fedkd.deploy.audit import check_log, nearest
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model, study_at_silo
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.deploy.worker_folder import WorkerFolder
@@ -227,7 +227,7 @@ class SiloCheck:
         return Finding("audit log", "ok", self._file.audit)
 
     def _check_disk(self) -> Finding:
-        place = Path(self._file.audit).parent
+        place = nearest(Path(self._file.audit).parent)
         free = shutil.disk_usage(place).free
         value = f"{free / (1 << 30):.1f} GiB free at {place}"
         if free < LITTLE_DISK:

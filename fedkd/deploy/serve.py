@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedkd.deploy.bundle_hash import INSTALLED, bundle_hash
+from fedkd.deploy.bundle_hash import INSTALLED, PINNED, bundle_hash
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.util.files import write_new
@@ -39,8 +39,9 @@ def serve_command(
             f"{silo_file}: code: is missing; set it to the hash that fedkd silo pending shows, or "
             "to installed, for the code that is installed here"
         )
-    for option in {option.partition("=")[0] for option in options} & SET_HERE:
-        raise UserError(f"{option}: cannot be given to fedkd silo serve")
+    for option in (option.partition("=")[0] for option in options if option.startswith("--")):
+        if any(name.startswith(option) for name in SET_HERE):  # the SuperNode takes abbreviations
+            raise UserError(f"{option}: cannot be given to fedkd silo serve")
     folder = Path(f"{file.audit}.serve").absolute()
     code = bundle_hash() if file.code == INSTALLED else file.code
     script = SCRIPT.format(python=sys.executable, code=code, audit=file.audit)
@@ -53,6 +54,6 @@ def serve_command(
     programs = (str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", ""))
     # A bundle may bring compiled files, which Python would run instead of those checked.
     compiled = {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}
-    environment = {**os.environ, "PATH": os.pathsep.join(programs), **compiled}
+    environment = {**os.environ, "PATH": os.pathsep.join(programs), PINNED: code, **compiled}
     node = ("--node-config", f'silo="{silo_file.absolute()}"')
     return [str(supernode), *options, *node], environment

@@ -26,10 +26,13 @@ def stamp_source(source: str) -> str | None:
 def stamp_path(path: Path) -> str:
     """Return such a hash for a file, or for all files in a folder and below; of names too."""
     digest = hashlib.sha256()
-    waiting = [str(path)]
+    waiting, seen = [str(path)], set[str]()
     _add(digest, str(path), path)
     while waiting:
         folder = waiting.pop()
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would never end
+            continue
+        seen.add(real)
         try:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.config.study_file import parse_study
+from fedkd.deploy.audit import check_user
 from fedkd.deploy.bundle_hash import bundle_hash
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
@@ -107,6 +108,7 @@ def approve_study(file: SiloFile, digits: str) -> Request:
             f"HASH: {number} with a hash that begins with {digits[:64]} asked for this silo; "
             "fedkd silo pending lists them"
         )
+    check_user(Path(file.audit))
     (request,) = matching
     approved = replace(request, approved=request.approved or _now())
     with lock_folder(requests_path(file), wait=PATIENCE):
@@ -130,6 +132,8 @@ def explain(request: Request, file: SiloFile) -> list[str]:
         + (", and class counts." if file.share.class_counts else "."),
     ]
     lines += [f"Arm {name}: {'; '.join(_asked(study, name, file))}." for name in study.arms]
+    if study.model.weights or file.weights:
+        lines.append(f"Pre-trained weights: {file.weights or study.model.weights}.")
     own = sorted({name for _, _, name in names_at_silo(study, file.name)})
     lines.append(
         f"Functions that it imports here: {', '.join(own) or 'none but fedkd and PyTorch'}."

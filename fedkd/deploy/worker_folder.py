@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class WorkerFolder:
 
     def note(self, worker: psutil.Process, version: str) -> None:
         """Note which process is the silo's worker, and of which version its code is."""
-        content = {"pid": worker.pid, "created": worker.create_time(), "version": version}
+        content = {"pid": worker.pid, "created": created_at(worker), "version": version}
         write_new(self._note, json.dumps(content).encode(), mode=0o600, replace=True)
 
     def worker(self) -> tuple[psutil.Process, str] | None:
@@ -98,14 +99,23 @@ class WorkerFolder:
         return None if process is None else (process, version)
 
 
+def created_at(process: psutil.Process) -> float:
+    """Return when a process was created, a number that stays when the system's clock is set.
+
+    Linux counts from its own start, to which psutil adds the time of that by the clock of now.
+    """
+    started = psutil.boot_time() if sys.platform == "linux" else 0.0
+    return round(process.create_time() - started, 2)
+
+
 def find_process(pid: int, created: float) -> psutil.Process | None:
-    """Return the process of this number and time of creation, or None if it has ended.
+    """Return the process of this number and :func:`created_at`, or None if it has ended.
 
     Numbers of processes are reused.
     """
     try:
         process = psutil.Process(pid)
-        same = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+        same = created_at(process) == created and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return None
     return process if same else None

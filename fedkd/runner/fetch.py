@@ -70,7 +70,10 @@ def fetch_models(
     def take(kind: Kind, value: Any) -> None:
         """Take a line: the next part of a model, or that the model is whole."""
         if kind == "part":
-            part.write(base64.b64decode(build_value(str, value)))
+            try:
+                part.write(base64.b64decode(build_value(str, value), validate=True))
+            except ValueError:
+                raise FedKDError("the SuperLink's host sent a part that is not valid") from None
         elif kind == "model" and paths:
             path = paths.pop(0)
             part.seek(0)

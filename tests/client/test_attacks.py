@@ -145,6 +145,36 @@ def test_what_the_study_does_not_ask_for_is_not_shared(curious: Any) -> None:
     assert "not those of the study's arm" in server.refused(wanted=wanted)
 
 
+def test_a_study_makes_the_silo_read_no_file_of_its_host(curious: Any) -> None:
+    """What a study cannot name, no sentence about it can quote to the server."""
+    server = curious({"approve": "ask"})
+    secret = server.field.root / "passwords.json"
+    secret.write_text('{"a secret of the host": [1]}')
+    server.field.study = {"partition": {"scheme": "indices", "path": str(secret)}}
+    reply = server.field.ask("north", keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH})
+    assert "partition: names: are missing" in reply.error.reason
+    assert "secret" not in reply.error.reason
+
+
+def test_no_model_and_no_round_that_the_study_does_not_have_is_shared(curious: Any) -> None:
+    """The silo's owner has approved the study, and nothing beside it."""
+    server = curious()
+    server.use(LOGITS)
+    asked = "the study's arm fedkd-attack does not ask for weights of its model"
+    assert server.refused(wanted=Wanted(keys.MODE_WEIGHTS)) == asked
+    field = server.field
+    field.study = {"arms": {"fedavg": {"start": "random"}}}
+    wanted = {keys.MODE: keys.MODE_WEIGHTS, keys.DENSITY: keys.DENSITY_NONE}
+    reply = field.ask("north", keys.TEACHER, wanted, arm="fedavg")
+    assert reply.error.reason == "the study's arm fedavg does not ask for weights of its model"
+    model = ArrayRecord(copy_state(build_model("cnn", SHAPE, seed=0)))
+    records = RecordDict({keys.ARRAYS: model})
+    for number, answers in ((0, False), (1, True), (2, False)):
+        reply = field.ask("north", keys.TRAIN, {keys.ROUND: number}, "fedavg", records)
+        assert reply.has_error() != answers
+    assert reply.error.reason == "the study's arm fedavg has rounds 1 to 1, not 2"
+
+
 @pytest.mark.parametrize("settings", [GAUSSIAN, POOLED, PATCHES])
 def test_the_only_image_of_a_class_leaves_no_trace(curious: Any, settings: dict[str, Any]) -> None:
     """The answer is the same, bit for bit, whatever the images of small classes are."""

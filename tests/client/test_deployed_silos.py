@@ -88,6 +88,14 @@ def test_the_final_model_comes_to_the_silos_that_ask_for_it_and_to_no_other(fiel
     reply = made.ask("south", keys.RECEIVE, {}, "fedavg", arrays)
     assert reply.error.reason == "it does not ask for models (receive)"
     assert "received" not in made.audit("south")[-1]
+    # The run's id, which ends the file's name, cannot lead out of the folder.
+    own = (made.root / "north" / "own.safetensors").read_bytes()
+    for run in ("x/../../own", "/../own", "../" * 9 + "tmp/x", ""):
+        reply = made.ask("north", keys.RECEIVE, {keys.RUN_ID: run}, "fedavg", arrays)
+        assert reply.has_error()
+        assert "received" not in made.audit("north")[-1]
+    assert (made.root / "north" / "own.safetensors").read_bytes() == own
+    assert list((made.root / "north" / "models").iterdir()) == [path]
 
 
 def test_the_audit_log_has_the_very_bytes_that_are_charged(field: Any) -> None:

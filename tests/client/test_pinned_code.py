@@ -11,7 +11,7 @@ import pytest
 from flwr.supernode.runtime import run_clientapp
 
 from clients import pinned
-from fedkd.deploy.bundle_hash import bundle_hash, find_code_problem
+from fedkd.deploy.bundle_hash import PINNED, bundle_hash, find_code_problem
 from fedkd.deploy.serve import PROGRAM, serve_command
 from fedkd.deploy.silo_file import load_silo_file
 from fedkd.engines.flower_app import write_app
@@ -73,6 +73,14 @@ def test_a_silo_with_another_pin_answers_nothing_though_it_was_started_without_t
     assert "refused" in made.audit("north")[-1]
 
 
+def test_a_pin_that_nothing_checks_is_noticed(field: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = field({"north": {"code": "installed"}})
+    asked = (keys.DESCRIBE, {keys.TRANSFER_HASH: keys.NO_HASH})
+    assert "was not started by fedkd silo serve" in made.ask("north", *asked).error.reason
+    monkeypatch.setenv(PINNED, bundle_hash())
+    assert made.ask("north", *asked).has_content()
+
+
 def test_the_supernode_finds_the_program_that_checks(field: Any) -> None:
     made = field({"north": {"code": "installed"}, "south": {}})
     path = made.root / "north" / "silo.yaml"
@@ -84,9 +92,10 @@ def test_the_supernode_finds_the_program_that_checks(field: Any) -> None:
     assert os.access(folder / PROGRAM, os.X_OK)
     assert folder.stat().st_mode & 0o077 == 0
     called = f"main('{bundle_hash()}', '{made.root / 'north' / 'audit.jsonl'}')"
+    assert environment[PINNED] == bundle_hash()
     assert called in (folder / PROGRAM).read_text()
     assert Path(environment["PYTHONPYCACHEPREFIX"]).parent == folder
-    for option in ("--isolation=process", "--allow-runtime-dependency-installation"):
+    for option in ("--isolation=process", "--isol", "--allow-runtime", "--node-c=a=1"):
         with pytest.raises(UserError, match="cannot be given to fedkd silo serve"):
             serve_command(load_silo_file(path), path, supernode, [option])
     open_file = made.root / "south" / "silo.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import socket
@@ -25,7 +26,7 @@ from clients.client_app import app
 from fedkd.deploy.check import SiloCheck
 from fedkd.deploy.frames import ClosedError, peer_uid, receive_frame, send_frame
 from fedkd.deploy.silo_file import load_silo_file
-from fedkd.deploy.worker_folder import WorkerFolder
+from fedkd.deploy.worker_folder import WorkerFolder, created_at, find_process
 from fedkd.messages import keys
 
 PATIENCE = 120.0
@@ -112,7 +113,7 @@ def test_one_worker_answers_message_after_message_as_this_process_would(
     worker = worker_of(own, "north")
     supernode = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        identity = (supernode.pid, psutil.Process(supernode.pid).create_time())
+        identity = (supernode.pid, created_at(psutil.Process(supernode.pid)))
         monkeypatch.setattr(forward, "find_supernode", lambda: identity)
         assert ask(own, "north").content == here.content
         assert worker_of(own, "north") == worker
@@ -186,6 +187,23 @@ def test_without_a_private_folder_the_message_is_answered_here(
     assert ask(own, "north").has_content()
     assert len(answered) == 1
     assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere times of creation do not move")
+@pytest.mark.parametrize("step", [-3600.0, -1.0, 7200.0])
+def test_a_process_stays_the_same_when_the_clock_is_set(
+    step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of after the step, the system and all its processes began at another time."""
+    process = psutil.Process()
+    created, by_clock = created_at(process), process.create_time()
+    system = importlib.import_module("psutil._pslinux")
+    began = system.boot_time()
+    monkeypatch.setattr(system, "boot_time", lambda: began + step)
+    if psutil.version_info >= (7, 1):  # earlier versions keep what they read first
+        assert psutil.Process().create_time() != by_clock
+    assert find_process(process.pid, created) == process
+    assert find_process(process.pid, created + 0.01) is None
 
 
 def test_frames_are_bounded_and_whole() -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from fedkd.deploy.audit import append_entry
-from fedkd.deploy.audit_report import COLUMNS, parse_date, read_entries, sum_by_study, to_csv
+from fedkd.cli import app
+from fedkd.deploy.audit import append_entry, check_log, check_user
+from fedkd.deploy.audit_report import (
+    COLUMNS,
+    DAMAGED,
+    parse_date,
+    read_entries,
+    sum_by_study,
+    to_csv,
+)
 from fedkd.errors import UserError
 
 
@@ -51,8 +62,55 @@ def test_since_is_a_time_in_utc(log: Path) -> None:
         parse_date("March")
 
 
-def test_an_edited_line_is_named(log: Path) -> None:
+def test_a_damaged_line_is_listed_and_hides_no_other(log: Path, tmp_path: Path) -> None:
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]))
-    with pytest.raises(UserError, match="line 2 is not an entry"):
-        sum_by_study(read_entries(log))
+    log.write_text("\n".join([lines[0], lines[1][:-9], lines[2].replace("5", "1e999"), lines[3]]))
+    _, damaged, lesions = sum_by_study(read_entries(log, parse_date("2020-01-01")))
+    assert damaged["study"] == DAMAGED
+    assert damaged["kinds"] == {"line 2 of the log": 1, "line 3 of the log": 1}
+    assert (lesions["messages"], lesions["refused"]) == (1, 1)
+    silo = {"name": "n", "data": "npz:d.npz", "share": {"teacher": "none"}, "audit": log.name}
+    (tmp_path / "silo.yaml").write_text(json.dumps(silo))
+    for option in ("--csv", "--json"):
+        shown = CliRunner().invoke(app, ["silo", "audit", str(tmp_path / "silo.yaml"), option])
+        assert shown.exit_code == 1
+        assert "line 2 of the log" in shown.output
+
+
+def test_a_line_that_a_full_disk_cuts_is_not_counted_as_written(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda handle, line: write(handle, line[:20]))
+        with pytest.raises(UserError, match="No space left on device"):
+            append_entry(log, {"study": "lesions", "type": "train", "bytes": 3})
+    append_entry(log, {"study": "lesions", "type": "evaluate", "bytes": 4})
+    *_, damaged, last = sum_by_study(read_entries(log))
+    assert damaged["kinds"] == {"line 5 of the log": 1}
+    assert (last["study"], last["kinds"]) == ("lesions", {"evaluate": 1})
+
+
+def test_a_loss_that_is_no_number_leaves_a_line_of_json(log: Path) -> None:
+    append_entry(
+        log, {"type": "train", "bytes": 1, "sent": {"m": {"loss": float("nan")}, "n": (1,)}}
+    )
+    refuse = lambda constant: pytest.fail(constant)  # noqa: E731 -- json calls it
+    entry = json.loads(log.read_text().splitlines()[-1], parse_constant=refuse)
+    assert entry["sent"] == {"m": {"loss": "nan"}, "n": [1]}
+
+
+def test_a_check_makes_no_log_and_another_users_log_is_left_alone(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_log(log)
+    check_log(tmp_path / "not" / "yet.jsonl")
+    assert not (tmp_path / "not").exists()
+    for path in (tmp_path, log / "below.jsonl"):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_log(path)
+    check_user(log)
+    monkeypatch.setattr(os, "geteuid", lambda: log.stat().st_uid + 1)
+    check_user(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=f"{log} is of the user .*sudo -u "):
+        check_user(log)

@@ -21,6 +21,7 @@ from fedkd.deploy.holdings import read_holdings, read_own_model
 from fedkd.deploy.keys import make_server_keys
 from fedkd.deploy.link import Address, check_link, judge_certificate, judge_clock
 from fedkd.deploy.silo_file import SiloFile, load_silo_file
+from fedkd.deploy.stamp import stamp_path
 from fedkd.errors import UserError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.card import ModelCard, save_model
@@ -357,3 +358,15 @@ def test_what_is_odd_about_the_images_is_told_before_a_silo_starts(
     (data,) = [each for each in SiloCheck(file, None).findings() if each.name == "data"]
     assert data.level == "note"
     assert "of 3 classes, 1 have no example" in data.advice
+
+
+def test_links_to_folders_above_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "up").symlink_to(tmp_path, target_is_directory=True)
+        (tmp_path / name / "here").symlink_to(".", target_is_directory=True)
+    (tmp_path / "b" / "1.png").write_bytes(b"1")
+    before = stamp_path(tmp_path)
+    assert stamp_path(tmp_path) == before
+    (tmp_path / "b" / "1.png").write_bytes(b"12")
+    assert stamp_path(tmp_path) != before

@@ -196,8 +196,8 @@ def check_study(text: str) -> None:
     given = yaml.safe_load(text)
     if given is None:
         return  # a comment
-    if (partition := given.get("partition", {})).get("scheme") == "by-column":
-        # They are read from the table, which is not here.
+    if (partition := given.get("partition", {})).get("scheme") in ("by-column", "indices"):
+        # They are read from the table or the file, which is not here.
         partition["names"] = [*given.get("model", {}).get("per_silo", {}), "another"]
     rest = {"name": "rest", "targets": [0.5], "arms": {"fedavg": {"start": "random"}}}
     parse_study(yaml.safe_dump(given if "name" in given else {**rest, **given}))

@@ -27,6 +27,7 @@ from fedkd.report.progress import StudyProgress
 from fedkd.results.record import BEST_FILE, CHECKPOINT_FILE, RunRecord
 from fedkd.runner.run import run_study
 from strategies.run_config import state_folder
+from strategies.run_log import RunLog
 from strategies.send_models import send_models
 
 FILES = [BEST_FILE, CHECKPOINT_FILE, "round-0002.safetensors"]
@@ -102,8 +103,14 @@ def test_all_models_of_a_run_come_and_are_those_of_its_record(
     assert [list(given[1]) for given in asked] == [[run / BEST_FILE]]
 
 
-def test_a_model_that_is_not_the_runs_is_refused(run: Path) -> None:
+def test_a_model_that_is_not_the_runs_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = state_folder(run.parents[2].name, "here", "fedavg", 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(RunLog, "on_part", lambda log, _: vars(RunLog)["_print"](log, "part", "%"))
+        refused = call("fetch", run.parents[1], "--engine", "deployed")
+        assert "a part that is not valid" in str(refused.exception)
     tensors = load_file(host / CHECKPOINT_FILE)
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, host / CHECKPOINT_FILE)
     refused = call("fetch", run.parents[1], "--engine", "deployed")
