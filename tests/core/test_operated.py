@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -17,7 +18,9 @@ import yaml
 from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+from typer.testing import CliRunner
 
+from fedkd.cli import app
 from fedkd.engines.processes import free_port
 
 TOP = Path(__file__).parents[2]
@@ -60,6 +63,21 @@ def test_the_units_are_valid_and_start_programs_with_options_that_exist(
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+def test_the_superlink_has_the_same_options_wherever_it_is_started(
+    tmp_path: Path, compose: dict[str, Any]
+) -> None:
+    arguments = ["keys", "init", "--host", "fl.example.org", "--out", str(tmp_path / "keys")]
+    printed = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    command = printed.partition("FEDKD_STATE_DIR=/var/lib/fedkd ")[2].partition("\n\n")[0]
+    unit = (FILES / "fedkd-superlink.service").read_text(encoding="utf-8")
+    (started,) = re.findall(r"^ExecStart=(.*)$", unit, flags=re.MULTILINE)
+    by_hand, by_unit, in_container = (
+        [Path(word).name for word in shlex.split(line.replace("\\\n", " "))]
+        for line in (command, started, compose["services"]["superlink"]["command"])
+    )
+    assert by_unit == in_container == [*by_hand, "--health-server-address", "127.0.0.1:9190"]
+
+
 @pytest.fixture
 def compose() -> dict[str, Any]:
     read: dict[str, Any] = yaml.safe_load((FILES / "compose.yaml").read_text(encoding="utf-8"))
@@ -78,6 +96,23 @@ def test_containers_have_no_more_rights_than_they_need(compose: dict[str, Any]) 
         writable = [v for v in service["volumes"] if not v.endswith(":ro")]
         assert writable == ["state:/var/lib/fedkd"]
     assert "USER 10001" in (FILES / "Dockerfile").read_text(encoding="utf-8")
+
+
+def runs(*command: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
+def test_compose_takes_the_file(compose: dict[str, Any]) -> None:
+    known = (["docker", "compose"], ["docker-compose"])
+    program = next((words for words in known if runs(*words, "version")), None)
+    if program is None:
+        pytest.skip("docker compose is not installed")
+    file = ["-f", str(FILES / "compose.yaml"), "--profile", "server", "--profile", "silo"]
+    read = [*program, *file, "config", "--services"]
+    shown = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+    assert set(shown.split()) == set(compose["services"])
 
 
 def test_the_health_check_asks_what_flower_answers(compose: dict[str, Any]) -> None:

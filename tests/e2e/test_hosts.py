@@ -13,16 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from psutil import process_iter
 from sklearn.datasets import load_digits
 
 from fedkd.data.images import Images
@@ -42,8 +45,13 @@ PATIENCE = 900.0
 """Seconds before a wait is given up; no test measures time."""
 SERVER, PORT = "10.77.0.1", 8000
 SILOS = ("north", "south", "west")
-PINNED = "north"
-"""The silo that runs the installed code alone, and asks for final models."""
+RECEIVES = "north"
+"""The silo that asks for final models."""
+PINNED = {"north": 9194, "south": 9190}
+"""Silos that run the installed code alone, and the ports on which they say that they are well.
+
+The north is started as the systemd unit does it, the south as the compose file does."""
+TOP = Path(__file__).parents[2]
 ARCHS = {"north": "cnn", "south": "cnn", "west": "mlp"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SHAPE = Shape(10, 1, 8)
@@ -73,6 +81,14 @@ class Hosts:
     root: Path
     prefix: str = field(default_factory=lambda: f"fk{os.getpid() % 100_000}")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note how long a step of the walk takes; it is shown, and never asserted."""
+        begin = time.monotonic()
+        yield
+        self.seconds[step] = time.monotonic() - begin
 
     def namespace(self, host: str) -> str:
         return f"{self.prefix}-{host}"
@@ -117,7 +133,7 @@ class Hosts:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "FEDKD_CACHE_DIR": str(own / "cache"),
             "PATH": os.pathsep.join([str(PROGRAMS), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join([str(HOSTILE), str(Path(__file__).parents[2])]),
+            "PYTHONPATH": os.pathsep.join([str(HOSTILE), str(TOP)]),
             "FEDKD_TEST_HOSTILE": str(own / "hostile.json"),
             "NO_COLOR": "1",
         }
@@ -178,7 +194,7 @@ def start_cleaner(hosts: Hosts) -> subprocess.Popen[bytes]:
     names = [hosts.namespace(host) for host in ("server", *SILOS)]
     return subprocess.Popen(
         [sys.executable, "-c", CLEANER, str(hosts.root), *names],
-        cwd=Path(__file__).parents[2],
+        cwd=TOP,
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
@@ -241,8 +257,10 @@ def make_silos(root: Path) -> None:
         }
         if silo == "north":
             own_file["transfer"] = "npz:transfer.npz"
-        if silo == PINNED:
-            own_file |= {"code": "installed", "receive": "models"}
+        if silo == RECEIVES:
+            own_file["receive"] = "models"
+        if silo in PINNED:
+            own_file["code"] = "installed"
         (root / silo / "silo.yaml").write_text(yaml.safe_dump(own_file))
 
 
@@ -274,8 +292,32 @@ def printed_command(text: str, program: str) -> str:
     return line.strip()
 
 
+def documented(start: str, values: Mapping[str, str | Path]) -> str:
+    """Return the command of the page on deployment that begins so, with values of this place."""
+    page = (TOP / "docs" / "deploy.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh|text)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    command = min((line for line in lines if line.startswith(start)), key=len)
+    for old, new in values.items():
+        assert old in command
+        command = command.replace(old, str(new))
+    return command
+
+
+def documented_study() -> str:
+    page = (TOP / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'^```yaml title="lesions.yaml"\n(.*?)^```$', page, re.M | re.S)
+    return str(text)
+
+
+def health_check(port: int) -> str:
+    compose = yaml.safe_load((TOP / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    *_, code = compose["services"]["silo"]["healthcheck"]["test"]
+    return shlex.join(["python", "-c", code.replace("9190", str(port))])
+
+
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if not can_make_namespaces():
         pytest.skip("network namespaces need root and iproute2")
     torch.set_num_threads(1)
@@ -284,38 +326,47 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     try:
         made.up()
         make_silos(made.root)
-        deploy(made)
         yield made
     finally:
         made.down()
         cleaner.communicate()
 
 
+@pytest.fixture(scope="module")
+def hosts(place: Hosts) -> Hosts:
+    deploy(place)
+    return place
+
+
 def deploy(hosts: Hosts) -> None:
     """Do what the documentation tells: keys, SuperLink, connection, silos' keys, SuperNodes."""
     root, keys = hosts.root, hosts.root / "server" / "keys"
-    printed = hosts.run("server", f"fedkd keys init --host {SERVER} --port {PORT} --out {keys}")
+    with hosts.timed("keys"):
+        line = documented("fedkd keys init", {"fl.example.org": SERVER})
+        printed = hosts.run("server", f"{line} --port {PORT} --out {keys}")
     assert printed.returncode == 0, printed.stderr
     superlink = printed_command(printed.stdout, "flower-superlink")
     (root / "server" / "command").write_text(superlink.replace("/var/lib/fedkd", f"{root}/server"))
-    start_superlink(hosts)
     config = printed.stdout[printed.stdout.index("[superlink.deployed]") :].split("\n\n")[0]
     home = root / "server" / "flwr"
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text("\n".join(line.strip() for line in config.splitlines()))
     ask = "flwr supernode ls deployed --format json"
-    wait(
-        "the SuperLink",
-        lambda: hosts.run("server", ask).returncode == 0,
-        told=lambda: hosts.told("server"),
-    )
-    with ThreadPoolExecutor(len(SILOS)) as pool:  # most of it is waiting for programs to start
-        list(pool.map(lambda silo: register_and_start(hosts, silo), SILOS))
-    wait(
-        "three SuperNodes",
-        lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
-        told=lambda: "\n".join(hosts.told(silo) for silo in SILOS),
-    )
+    with hosts.timed("SuperLink"):
+        start_superlink(hosts)
+        wait(
+            "the SuperLink",
+            lambda: hosts.run("server", ask).returncode == 0,
+            told=lambda: hosts.told("server"),
+        )
+    with hosts.timed("nodes"):
+        with ThreadPoolExecutor(len(SILOS)) as pool:  # most of it is waiting for programs
+            list(pool.map(lambda silo: register_and_start(hosts, silo), SILOS))
+        wait(
+            "three SuperNodes",
+            lambda: hosts.run("server", ask).stdout.count('"status": "online"') == 3,
+            told=lambda: "\n".join(hosts.told(silo) for silo in SILOS),
+        )
 
 
 def start_superlink(hosts: Hosts) -> None:
@@ -324,7 +375,8 @@ def start_superlink(hosts: Hosts) -> None:
 
 def register_and_start(hosts: Hosts, silo: str) -> None:
     keys = hosts.root / "server" / "keys"
-    line = f"fedkd keys add-silo {silo} --out {keys} --superlink {SERVER}:{PORT}"
+    line = documented("fedkd keys add-silo north", {"north": silo, "fl.example.org": SERVER})
+    line += f" --out {keys}"
     printed = hosts.run("server", line)
     assert printed.returncode == 0, printed.stderr
     register = printed_command(printed.stdout, "flwr supernode register")
@@ -344,10 +396,27 @@ def register_and_start(hosts: Hosts, silo: str) -> None:
 
 
 def start_node(hosts: Hosts, silo: str, printed: str) -> None:
-    command = printed_command(printed, "flower-supernode")
-    if silo == PINNED:  # it checks every bundle before any of it is imported
-        command = command.replace("flower-supernode", "fedkd silo serve /etc/fedkd/silo.yaml")
-        command = re.sub(r" --node-config '[^']*'", "", command)
+    if silo == "north":
+        unit = (TOP / "deploy" / "fedkd-silo@.service").read_text(encoding="utf-8")
+        (command,) = re.findall(r"^ExecStart=/opt/fedkd/bin/(.*)$", unit, flags=re.MULTILINE)
+        values = {
+            "${SUPERLINK}": f"{SERVER}:{PORT}",
+            "${PORT}": "9094",
+            "/etc/fedkd/%i": "/etc/fedkd",
+        }
+        values |= {"%i": silo, "${HEALTH_PORT}": str(PINNED[silo])}
+    elif silo == "south":
+        compose = yaml.safe_load((TOP / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+        command = compose["services"]["silo"]["command"]
+        values = {
+            "${FEDKD_SUPERLINK:-fl.example.org:8000}": f"{SERVER}:{PORT}",
+            "fedkd/key": f"fedkd/{silo}",
+        }
+    else:
+        command, values = printed_command(printed, "flower-supernode"), {}
+    for old, new in values.items():
+        assert old in command
+        command = command.replace(old, new)
     line = command.replace("/etc/fedkd", str(hosts.root / silo))
     (hosts.root / silo / "command").write_text(line)
     hosts.start(silo, line)
@@ -369,8 +438,8 @@ def keep_up(hosts: Hosts, silo: str, study: subprocess.Popen[bytes]) -> None:
 def compare(hosts: Hosts, changes: dict[str, Any], out: str) -> subprocess.Popen[bytes]:
     study = hosts.root / f"{out}.yaml"
     study.write_text(study_text(hosts.root, changes))
-    line = f"fedkd compare {study} --engine deployed --out {hosts.root / out}"
-    return hosts.start("server", line, out)
+    line = documented("fedkd compare lesions.yaml", {"lesions.yaml": study})
+    return hosts.start("server", f"{line} --out {hosts.root / out}", out)
 
 
 def set_in_file(hosts: Hosts, silo: str, key: str, value: Any) -> None:
@@ -383,7 +452,8 @@ def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
     """Let a silo's owner approve the transfer set, which the silo will be sent."""
     study = hosts.root / f"approve-{silo}.yaml"
     study.write_text(study_text(hosts.root, changes))
-    line = f"fedkd silo check {hosts.root / silo}/silo.yaml --study {study} --accept"
+    values = {"silo.yaml": hosts.root / silo / "silo.yaml", "lesions.yaml": study}
+    line = documented("fedkd silo check silo.yaml --study", values)
     found = hosts.run(silo, line)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "approval" in found.stdout
@@ -391,13 +461,15 @@ def approve(hosts: Hosts, silo: str, changes: dict[str, Any]) -> None:
 
 def approve_study(hosts: Hosts, silo: str, study: subprocess.Popen[bytes], out: str) -> None:
     """Let a silo's owner see and approve the study that waits for it, once it has asked."""
-    own = f"{hosts.root / silo}/silo.yaml"
+    own = {"silo.yaml": hosts.root / silo / "silo.yaml"}
     waiting = hosts.root / silo / "audit.jsonl.studies"
     told = lambda: hosts.told(out) + hosts.told("server")  # noqa: E731 -- asked again and again
     wait("the study", lambda: any(waiting.glob("*.json")) or study.poll() is not None, told=told)
-    pending = hosts.run(silo, f"fedkd silo pending {own}")
+    pending = hosts.run(silo, documented("fedkd silo pending", own))
     assert "once densities of the transfer examples" in pending.stdout, pending.stderr
     command = printed_command(pending.stdout, "fedkd silo approve").removeprefix("To approve: ")
+    shown = {"3f9a1c77e0d2": command.rpartition(" ")[2]}
+    assert command == documented("fedkd silo approve", own | shown)
     assert hosts.run(silo, command).returncode == 0
     wait("its name", lambda: f"{silo} waits for its owner" in hosts.told(out), told=told)
 
@@ -408,26 +480,42 @@ def summary(hosts: Hosts, out: str) -> dict[str, Any]:
     return read
 
 
-def test_a_silo_is_found_ready(hosts: Hosts) -> None:
-    (hosts.root / "look.yaml").write_text(study_text(hosts.root, {}))
-    own = hosts.root / "west"
-    found = hosts.run(
-        "west",
-        f"fedkd silo check {own}/silo.yaml --superlink {SERVER}:{PORT} "
-        f"--root-certificates {own}/ca.pem --study {hosts.root}/look.yaml --json",
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    levels = {finding["name"]: finding["level"] for finding in json.loads(found.stdout)}
-    assert {"superlink", "certificate", "clock", "model", "labels"} <= set(levels)
-    assert "broken" not in levels.values()
+def rehearse(place: Hosts) -> None:
+    """Rehearse the study of the page on deployment, on a host where nothing is set up."""
+    (place.root / "lesions.yaml").write_text(documented_study())
+    settings = "arms.fedkd.consolidation"
+    line = documented("fedkd rehearse", {})
+    line += f" --images 40 --set {settings}.weighting=familiarity --set {settings}.epochs=3 --json"
+    with TemporaryDirectory(dir="/tmp") as name:  # sockets in it must have short names
+        done = place.run("server", f"TMPDIR={name} {line}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        # It leaves neither files nor processes; PyTorch may leave a folder of its own.
+        assert not list(Path(name).glob("fedkd*"))
+        lines = [" ".join(each.info["cmdline"] or ()) for each in process_iter(["cmdline"])]
+        assert not [line for line in lines if name in line]
+    runs = {run["arm"]: run for run in json.loads(done.stdout)["runs"]}
+    assert set(runs) == {"fedavg", "fedkd"}
+    for run in runs.values():
+        assert [point["round"] for point in run["curve"]] == [0, 1]
+        assert run["curve"][1]["silos_ok"] == 3
+        assert run["curve"][1]["bytes_up"] > 0
 
 
-def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
+def test_a_whole_comparison_comes_back(
+    place: Hosts, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Weights, predictions and moments, two architectures, test images on the server.
 
-    It is the walk through the page on deployment: approve, compare, fetch, export, evaluate, audit.
-    Plain FedAvg is what the test of a cut link runs.
+    It is the walk through the page on deployment, with its commands and in its order: rehearse,
+    keys, nodes, approve, compare, fetch, export, receive, evaluate, audit. Plain FedAvg is what the
+    test of a cut link runs.
     """
+    with place.timed("rehearse"):
+        rehearse(place)
+    hosts: Hosts = request.getfixturevalue("hosts")
+    for silo, port in PINNED.items():
+        assert hosts.run(silo, health_check(port)).returncode == 0
+        assert hosts.run(silo, health_check(port + 1)).returncode != 0
     consolidation = {"weighting": "familiarity", "epochs": 3}
     moments: dict[str, Any] = {
         "teachers": "both",
@@ -462,12 +550,14 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
         },
     }
     # The north has the transfer set itself, and needs no approval of its own.
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda silo: approve(hosts, silo, changes), ("south", "west")))
-    set_in_file(hosts, "south", "approve", "ask")
-    process = compare(hosts, changes, "whole")
-    approve_study(hosts, "south", process, "whole")
-    assert process.wait(PATIENCE) == 0, hosts.told("whole")
+    with hosts.timed("approve"):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda silo: approve(hosts, silo, changes), ("south", "west")))
+        set_in_file(hosts, "south", "approve", "ask")
+        process = compare(hosts, changes, "whole")
+        approve_study(hosts, "south", process, "whole")
+    with hosts.timed("compare"):
+        assert process.wait(PATIENCE) == 0, hosts.told("whole")
     whole = summary(hosts, "whole")
     runs = {run["arm"]: run for run in whole["runs"]}
     assert set(runs) == set(changes["arms"])
@@ -499,32 +589,54 @@ def test_a_whole_comparison_comes_back(hosts: Hosts) -> None:
     # The model stays where the SuperLink's operator keeps it.
     assert not list((hosts.root / "whole").rglob("*.safetensors"))
     assert len(list((hosts.root / "server" / "field").rglob("checkpoint.safetensors"))) == 4
-    # Who asked for the models has them: the north, and whoever fetches them.
-    received = list((hosts.root / PINNED / "models").glob("field-*-seed-0-*.safetensors"))
-    assert len(received) == 4
     (folder,) = (hosts.root / "whole").glob("*/*")
-    fetched = hosts.run("server", f"fedkd fetch {folder} --engine deployed --json")
+    results = {"runs/lesions/20260101T120000Z": folder}
+    with hosts.timed("fetch"):
+        line = documented("fedkd fetch", results)
+        fetched = hosts.run("server", f"{line} --engine deployed --json")
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
     paths = [Path(path) for path in json.loads(fetched.stdout)]
     assert {path.name for path in paths} == {"checkpoint.safetensors"}
     assert {path.parent.parent.name for path in paths} == set(runs)
-    out = hosts.root / "exported.safetensors"
-    exported = hosts.run("server", f"fedkd export {paths[0].parent} --out {out}")
+    with hosts.timed("export"):
+        line = documented("fedkd export", {**results, "lesions.pt2": hosts.root / "lesions.pt2"})
+        exported = hosts.run("server", line.partition(" --register")[0])
     assert exported.returncode == 0, exported.stderr
-    study = f"{hosts.root}/whole.yaml"
-    line = f"fedkd evaluate {paths[0].parent} {study} --engine deployed --json"
-    set_in_file(hosts, "south", "approve", "any")
-    measured = hosts.run("server", line)
+    # Who asked for the models has them: the north, and whoever fetches them.
+    received = list((hosts.root / RECEIVES / "models").glob("field-*-seed-0-*.safetensors"))
+    assert len(received) == 4
+    with hosts.timed("evaluate"):
+        line = documented("fedkd evaluate", results | {"lesions.yaml": hosts.root / "whole.yaml"})
+        measured = hosts.run("server", f"{line} --json")
     assert measured.returncode == 0, measured.stdout + measured.stderr
     assert {row["silo"] for row in json.loads(measured.stdout)["measured"]} == {*SILOS, None}
-    audited = hosts.run("south", f"fedkd silo audit {hosts.root}/south/silo.yaml --json")
+    set_in_file(hosts, "south", "approve", "any")
+    with hosts.timed("audit"):
+        own = {"silo.yaml": hosts.root / "south" / "silo.yaml"}
+        audited = hosts.run("south", documented("fedkd silo audit", own) + " --json")
     (total,) = json.loads(audited.stdout)
     assert (total["study"], total["refused"] > 0) == ("field", True)
     assert {"query.describe", "query.teacher", "train", "evaluate"} <= set(total["kinds"])
+    with capsys.disabled():
+        steps = (f"{step} {seconds:.0f} s" for step, seconds in hosts.seconds.items())
+        sys.stdout.write(f"\nThe walk: {', '.join(steps)}\n")
+
+
+def test_a_silo_is_found_ready(hosts: Hosts) -> None:
+    (hosts.root / "look.yaml").write_text(study_text(hosts.root, {}))
+    own = hosts.root / "west"
+    values = {"silo.yaml": own / "silo.yaml", "fl.example.org": SERVER, "/etc/fedkd": own}
+    values["lesions.yaml"] = hosts.root / "look.yaml"
+    line = documented("fedkd silo check silo.yaml --superlink", values)
+    found = hosts.run("west", f"{line} --json")
+    assert found.returncode == 0, found.stdout + found.stderr
+    levels = {finding["name"]: finding["level"] for finding in json.loads(found.stdout)}
+    assert {"superlink", "certificate", "clock", "model", "labels"} <= set(levels)
+    assert "broken" not in levels.values()
 
 
 def test_the_audit_log_holds_all_that_left(hosts: Hosts) -> None:
-    taken = [entry for entry in hosts.audit(PINNED) if entry["type"] == "query.receive"]
+    taken = [entry for entry in hosts.audit(RECEIVES) if entry["type"] == "query.receive"]
     assert len({entry["received"] for entry in taken}) == 4
     entries = hosts.audit("west")
     by_type = {entry["type"] for entry in entries}

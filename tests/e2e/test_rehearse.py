@@ -1,9 +1,8 @@
-"""Real SuperLink and SuperNode processes on this machine: a rehearsal, and a killed worker."""
+"""Real SuperLink and SuperNode processes on this machine, with a worker that is killed."""
 
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from fedkd.engines.loopback import CONNECTION, Loopback
 from fedkd.errors import UserError
 from fedkd.messages.describe import WAITING
 from fedkd.report.progress import StudyProgress
-from fedkd.runner.rehearse import rehearse_study
 from fedkd.runner.run import run_study
 
 PATIENCE = 600.0
@@ -96,29 +94,6 @@ def test_the_study_is_shortened_and_only_a_deployed_one(tmp_path: Path) -> None:
     simulated = study(partition={"scheme": "iid", "silos": 2}, data={"source": "digits"})
     with pytest.raises(UserError, match="a rehearsal is for studies"):
         rehearsal.shorten(simulated, folder=tmp_path, engine=CONNECTION)
-
-
-@pytest.mark.deploy
-def test_a_rehearsal_runs_every_arm_and_leaves_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    steps: list[str] = []
-    console = Console(quiet=True)
-    with StudyProgress(console, 2) as progress:
-        summary = rehearse_study(study(), images=40, progress=progress, report=steps.append)
-    runs = {run["arm"]: run for run in summary["runs"]}
-    assert set(runs) == {"fedavg", "fedkd"}
-    assert not summary["failures"]
-    for run in runs.values():
-        assert [point["round"] for point in run["curve"]] == [0, 1]
-        assert run["curve"][1]["silos_ok"] == 2
-        assert not run["quarantined"]
-        assert run["curve"][1]["bytes_up"] > 0
-    assert len(steps) == 3
-    assert not list(folder.glob("fedkd*"))  # PyTorch may leave a folder of its own
-    assert not running(folder)
-    assert "loopback" not in os.environ.get("FLWR_HOME", "")
 
 
 @pytest.mark.deploy
