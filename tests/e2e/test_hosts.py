@@ -599,7 +599,9 @@ def test_a_whole_comparison_comes_back(
     assert {path.name for path in paths} == {"checkpoint.safetensors"}
     assert {path.parent.parent.name for path in paths} == set(runs)
     with hosts.timed("export"):
-        line = documented("fedkd export", {**results, "lesions.pt2": hosts.root / "lesions.pt2"})
+        line = documented(
+            "fedkd export", {**results, "lesions.pt2": hosts.root / "lesions.safetensors"}
+        )
         exported = hosts.run("server", line.partition(" --register")[0])
     assert exported.returncode == 0, exported.stderr
     # Who asked for the models has them: the north, and whoever fetches them.
@@ -612,7 +614,7 @@ def test_a_whole_comparison_comes_back(
     assert {row["silo"] for row in json.loads(measured.stdout)["measured"]} == {*SILOS, None}
     set_in_file(hosts, "south", "approve", "any")
     with hosts.timed("audit"):
-        own = {"silo.yaml": hosts.root / "south" / "silo.yaml"}
+        own = {"silo.yaml": hosts.root / "south" / "silo.yaml", "2026-03-01": "2020-01-01"}
         audited = hosts.run("south", documented("fedkd silo audit", own) + " --json")
     (total,) = json.loads(audited.stdout)
     assert (total["study"], total["refused"] > 0) == ("field", True)
