@@ -95,7 +95,10 @@ def test_containers_have_no_more_rights_than_they_need(compose: dict[str, Any]) 
         assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}
         writable = [v for v in service["volumes"] if not v.endswith(":ro")]
         assert writable == ["state:/var/lib/fedkd"]
-    assert "USER 10001" in (FILES / "Dockerfile").read_text(encoding="utf-8")
+    image = (FILES / "Dockerfile").read_text(encoding="utf-8")
+    assert "USER 10001" in image
+    # A new volume has the owner of the folder that the image has in its place.
+    assert "--uid 10001 --gid 10001 --home-dir /var/lib/fedkd --create-home" in image
 
 
 def runs(*command: str) -> bool:
