@@ -34,7 +34,7 @@ class OptimizerKeys(Section):
         0.05,
         description="learning rate; by default 0.001 for adam and adamw, and for sgd, where "
         "model.train is not all, 0.02 in a consolidation and 0.01 in rounds. Where all of "
-        "pre-trained weights is trained, 0.02 in rounds, and a consolidation that names neither "
+        "pre-trained weights is trained, 0.01 in rounds, and a consolidation that names neither "
         "optimizer nor lr has adamw with 0.0002",
     )
     momentum: Momentum = Field(0.9, description="beta_1 for adam and adamw")
