@@ -28,6 +28,7 @@ from fedkd.distillation.density.estimators import LEAST_SILO_IMAGES
 from fedkd.errors import NotAllowedError, UserError
 from fedkd.federation.deployed_data import draw_transfer
 from fedkd.federation.federation import Pretrained
+from fedkd.federation.held_out import divide
 from fedkd.messages import keys
 from fedkd.messages.describe import WAITING
 from fedkd.models.backbone import Backbone
@@ -89,7 +90,10 @@ def open_silo(
     for _, registry, name in names_at_silo(study, file.name):
         check_allowed(registry.kind, name)
     holdings = _read_holdings(file, study, encoder)
-    if len(holdings.train) < file.share.min_samples:
+    train, test = holdings.train, holdings.test
+    if test is None:
+        train, test = divide(file.name, train, study.data.silo_test, seed)
+    if len(train) < file.share.min_samples:
         raise UnsharedError("it has fewer examples than share.min_samples, and takes no part")
     shape = replace(holdings.shape, backbone=Backbone.of(study, weights=file.weights))
     arch = file.model.arch if file.model else None
@@ -107,7 +111,7 @@ def open_silo(
 
     silo = Silo(
         name=file.name,
-        data=holdings.train,
+        data=train,
         shape=shape,
         arch=arch or study.arch_of(file.name),
         global_arch=study.global_arch(arm),
@@ -118,7 +122,7 @@ def open_silo(
         ),
         model_pool=_model_pool.get(study.model_dump_json(), ModelPool),
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
-        test=holdings.test,
+        test=test,
         transfer=transfer,
         columns=holdings.columns,
         with_encoder=with_encoder if holdings.columns else None,

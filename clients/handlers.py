@@ -56,7 +56,7 @@ def make_client_app(find_silo: FindSilo, mods: Sequence[Mod] = ()) -> ClientApp:
         def handle(message: Message, context: Context) -> Message:
             silo, study = find_silo(context)
             try:
-                silo = _encoded(silo, message.content)
+                silo = silo.encoded(message.content)
                 with intra_op_threads(silo.compute.threads):
                     content = answer(silo, study, _arm(context), message.content)
             except Exception as error:
@@ -92,6 +92,7 @@ def answer_describe(silo: Silo, study: Study, arm: str, content: RecordDict) -> 
             "" if silo.shape.backbone is None else silo.shape.backbone.fixed_hash,
             receives=silo.disclosure is not None and silo.disclosure.file.receive is not None,
             tokenizer="" if silo.disclosure is None else tokenizer_hash(study.columns),
+            holds_out=silo.holds_out,
         ),
         num_parameters=sum(tensor.numel() for tensor in own.values()) if own else 0,
         checkpoint_hash=state_hash(own) if own else None,
@@ -178,14 +179,6 @@ def answer_sums(silo: Silo, study: Study, arm: str, content: RecordDict) -> Reco
     return table_sums.write_reply(silo.columns, sums, least=silo.least_of_class)
 
 
-def _encoded(silo: Silo, content: RecordDict) -> Silo:
-    """Return a silo of a table with rows as models get them, once a question says how."""
-    if silo.with_encoder is None:
-        return silo
-    encoder = table_sums.read_encoder(content, silo.columns)
-    return silo if encoder is None else silo.with_encoder(encoder)
-
-
 def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
     """Answer ``train``: with the global model after a round of training."""
     received, number = train.read_question(content)
@@ -195,12 +188,16 @@ def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> Rec
     return train.write_reply(TrainedModel(state, len(silo.data), loss))
 
 
-def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
-    """Answer ``evaluate``: with figures of a model on the silo's examples."""
+def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
+    """Answer ``evaluate``: with figures of a model, or if asked with what the silo gets."""
     arch, state, is_given = evaluate.read_question(content, silo.global_arch, study.architectures)
     shape = silo.shape.merged if is_given else silo.shape
     if (arch, shape) != (silo.global_arch, silo.shape):
         silo = replace(silo, global_arch=arch, shape=shape)
+    asks_what_it_gets, everyone = evaluate.read_gets_question(content)
+    if asks_what_it_gets:
+        gets = silo.compare(state, everyone, study.rounds_of(arm), study.metric)
+        return evaluate.write_gets(gets)
     metrics = silo.evaluate(state)
     return evaluate.write_reply(metrics, len(silo.evaluation_data), metric=study.metric)
 
@@ -216,7 +213,9 @@ def answer_receive(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
     state, number = train.read_question(content)
     run = str(read_config(content)[keys.RUN_ID])
     facts = {"study": study.name, "arm": arm, "seed": silo.seed, "rounds": number, "run": run}
-    card = ModelCard(silo.global_arch, silo.shape, tuple(study.data.classes or ()), facts)
+    columns = str(read_config(content).get(keys.COLUMNS, ""))
+    classes = tuple(study.data.classes or ())
+    card = ModelCard(silo.global_arch, silo.shape, classes, facts, columns=columns)
     name = f"{study.name}-{arm}-seed-{silo.seed}-{run}.safetensors"
     path = Path(silo.disclosure.file.receive) / name
     save_model(path, state, card)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from flwr.app import RecordDict
 from torch import Tensor
 
 from clients.disclosure import Disclosure
@@ -17,8 +18,12 @@ from fedkd.distillation.targets import DistillationSetup
 from fedkd.distillation.teachers import Teachers
 from fedkd.errors import FedKDError
 from fedkd.federation.federation import Federation
+from fedkd.federation.held_out import choose_held_out
 from fedkd.federation.local_silo import LocalSilo
+from fedkd.federation.silos_get import FinalModel, conclude
+from fedkd.messages.table_sums import read_encoder
 from fedkd.models.state import State, copy_state
+from fedkd.results.record import SiloGets
 from fedkd.training.evaluate import Metrics, evaluate
 from fedkd.training.local import LocalTask, train_locally
 from fedkd.util.seeding import torch_generator
@@ -62,6 +67,13 @@ class Silo(LocalSilo):
             uses_model=study.arms[arm].needs_pretrained if arm else True,
         )
 
+    def encoded(self, content: RecordDict) -> Silo:
+        """Return a silo of a table with rows as models get them, once a question says how."""
+        if self.with_encoder is None:
+            return self
+        encoder = read_encoder(content, self.columns)
+        return self if encoder is None else self.with_encoder(encoder)
+
     @property
     def is_own(self) -> bool:
         """Whether it is of a class of the user's own, whose exceptions are its failed replies."""
@@ -71,6 +83,12 @@ class Silo(LocalSilo):
     def evaluation_data(self) -> Images:
         """The examples on which it measures models: its test examples, else all it has."""
         return self.data if self.test is None else self.test
+
+    @property
+    def holds_out(self) -> bool | None:
+        """Whether it has test examples, if it is deployed and shares metrics; else None."""
+        shares = self.disclosure is not None and self.disclosure.file.share.metrics
+        return self.test is not None if shares else None
 
     def train(self, state: State, round_number: int, settings: Rounds) -> tuple[State, float]:
         """Train the global model on the silo's data for one round.
@@ -90,6 +108,23 @@ class Silo(LocalSilo):
         """Measure the global model on the silo's own examples."""
         with self.borrow_model(self.global_arch, state) as model:
             return evaluate(model, self.evaluation_data, compute=self.compute)
+
+    def compare(
+        self, state: State, everyone: Tensor | None, settings: Rounds, metric: str
+    ) -> SiloGets:
+        """Measure its own model and the final global one, as it is and adapted, on test examples.
+
+        See :meth:`fedkd.federation.silos_get.FinalModel.measure`.
+        """
+        if self.test is None or not len(self.test):
+            return conclude(self.name, 0, None, {})
+        terms = (self.model_pool, self.compute, settings, metric, self.seed)
+        model = FinalModel(self.global_arch, self.shape, state, *terms)
+        held = choose_held_out(self.test, self.test, torch.tensor(self.class_counts))
+        own = self.own_model().state
+        value = None if own is None else model.value(self.predict(own, self.test.images), held)
+        found = model.measure(self.name, self.data, held, everyone)
+        return conclude(self.name, len(held.rows), value, found)
 
     def distil(
         self, teachers: Teachers, student: int | None, settings: Consolidation

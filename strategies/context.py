@@ -72,7 +72,8 @@ class RunContext:
         classes: names of the classes, or empty where the server does not know them.
         cache: where predictions that no run is charged for are kept, or None.
         columns: of the server's table, where silos are deployed and it has one.
-        encoder: what becomes of columns, as every question tells deployed silos; else empty.
+        encoder: what becomes of a table's columns, as every question tells deployed silos; empty
+            where that is not known yet, and for all else.
     """
 
     study: Study
@@ -106,6 +107,7 @@ class RunContext:
             classes=federation.split.classes,
             cache=federation.cache,
             columns=federation.split.columns,
+            encoder=federation.split.encoder.to_json() if federation.split.encoder else "",
         )
 
     @property

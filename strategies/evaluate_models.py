@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.errors import FedKDError
+from fedkd.data.columns import Encoder
+from fedkd.errors import FedKDError, UserError
 from fedkd.messages import keys
 from fedkd.messages.evaluate import read_reply, write_question
-from fedkd.models.build import build_model
+from fedkd.models.build import Shape, build_model
+from fedkd.models.card import read_card
 from fedkd.models.given import find_given, read_given
 from fedkd.models.state import State
 from fedkd.results.evaluation import Evaluation, Measured, Unmeasured
@@ -27,15 +29,20 @@ from strategies.roster import Member
 from strategies.run_config import read_context, state_folder
 from strategies.run_log import RunLog
 from strategies.session import Session
+from strategies.table_columns import encode_tables
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that is measured, and what the caller calls it."""
+    """A model that is measured, and what the caller calls it.
+
+    ``encoder`` is what becomes of the columns of deployed silos' tables.
+    """
 
     name: str
     arch: str
     state: State
+    encoder: Encoder | None = None
 
 
 def serve_evaluation(grid: Grid, flower_context: Context) -> None:
@@ -80,12 +87,14 @@ def measure(
         return read_reply(content, num_classes=classes, max_examples=most)
 
     for index, model in enumerate(models):
+        own = context if model.encoder is None else encode_tables(context, model.encoder)
         before = len(refused)
         question = write_question(index, ArrayRecord(model.state), model.arch)
-        for member, (metrics, size) in session.ask(session.members, question, read):
+        asked = replace(session, context=own).ask(session.members, question, read)
+        for member, (metrics, size) in asked:
             rows.append(_row(model, member.name, metrics, size))
         unmeasured += [Unmeasured(model.name, e.silo, e.reason) for e in refused[before:]]
-        rows += _measure_here(context, model)
+        rows += _measure_here(own, model)
     return Evaluation(tuple(rows), tuple(unmeasured))
 
 
@@ -114,6 +123,15 @@ def _read_model(context: RunContext, given: dict[str, Any]) -> NamedModel:
         of, run, arm = (str(given[key]) for key in ("study", "run", "arm"))
         path = state_folder(of, run, arm, int(given["seed"]))
     archs = [context.arch, *study.architectures]
-    found = find_given(path, what=name)
-    arch, model = read_given(found, archs, context.shape.merged, context.classes, what=name)
-    return NamedModel(name, arch, model.state)
+    found, encoder, shape = find_given(path, what=name), None, context.shape.merged
+    if study.is_table and study.is_deployed:
+        card = read_card(found.path, what=name)
+        if card is None or not card.columns:
+            raise UserError(
+                f"{name}: {found.path} does not say how the columns of a table become inputs; give "
+                "the final model of a run, whose file does"
+            )
+        encoder = Encoder.from_json(card.columns)
+        shape = Shape.of(shape.num_classes, "table", [len(encoder.names)])
+    arch, model = read_given(found, archs, shape, context.classes, what=name)
+    return NamedModel(name, arch, model.state, encoder)

@@ -1,4 +1,4 @@
-"""How good the global model is: on the server's test examples, or else on the silos' own."""
+"""How good the global model is: on the server's test examples, on the silos', and for each silo."""
 
 from __future__ import annotations
 
@@ -12,17 +12,31 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedkd.config.targets import check_metric
 from fedkd.errors import FedKDError, UserError
 from fedkd.federation.metric_check import check_metric_is_defined
+from fedkd.federation.silos_get import conclude
 from fedkd.messages import keys, train
-from fedkd.messages.evaluate import read_reply, write_metrics, write_question
+from fedkd.messages.evaluate import (
+    read_gets,
+    read_reply,
+    write_gets_question,
+    write_metrics,
+    write_question,
+)
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
-from fedkd.results.record import Point
+from fedkd.results.record import CUT_SHORT, Point
 from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics, evaluate_all, metric_values
+from fedkd.util.names import natural_key
 from strategies.context import RunContext
 from strategies.roster import Member
 from strategies.run_state import RunState
 from strategies.session import Session
 
+_WHY_NOT = {
+    None: "it does not share metrics (share.metrics), or is of an older version",
+    False: "it holds out no examples (data.silo_test)",
+    True: "it is not connected, or not asked any more",
+}
+"""Why it is not known what a silo gets, by whether it says that it holds out examples."""
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -80,17 +94,9 @@ def ask_silos(
             max_examples=context.rounds.max_examples,
         )
 
-    # One that was gone or silent in this very round is noted already, and is not asked again.
-    members = [
-        member
-        for member in session.members
-        if member.node_id in session.roster.connected
-        and not session.is_barred(member)
-        and not session.latecomers.is_busy(member)
-    ]
     class_sums = context.study.metric in METRICS_FROM_SUMS
     question = write_question(number, arrays)
-    asked = session.ask(members, question, read, own_arrays=own_arrays)
+    asked = session.ask(find_askable(session), question, read, own_arrays=own_arrays)
     answers = [answer for _, answer in asked]
     total = sum(size for _, size in answers)
     if not total:
@@ -107,6 +113,17 @@ def ask_silos(
     return write_metrics(whole), withheld if class_sums else []
 
 
+def find_askable(session: Session) -> list[Member]:
+    """Return the silos that may answer; one that was gone or silent in this round may not."""
+    return [
+        member
+        for member in session.members
+        if member.node_id in session.roster.connected
+        and not session.is_barred(member)
+        and not session.latecomers.is_busy(member)
+    ]
+
+
 def _add_sums(metric: str, asked: Sequence[tuple[Member, tuple[Metrics, int]]]) -> ClassSums:
     """Return the sums by class over the silos that share them.
 
@@ -121,6 +138,13 @@ def _add_sums(metric: str, asked: Sequence[tuple[Member, tuple[Metrics, int]]]) 
             "use metric: accuracy"
         )
     return reduce(operator.add, shared)
+
+
+def end_run(session: Session, state: RunState) -> None:
+    """Send the final model to silos that ask for it, and ask deployed silos what they get."""
+    send_final(session, state)
+    if session.context.study.is_deployed and state.stopped not in CUT_SHORT:
+        ask_what_silos_get(session, state)
 
 
 def send_final(session: Session, state: RunState) -> None:
@@ -141,6 +165,42 @@ def send_final(session: Session, state: RunState) -> None:
     question = replace(trained, kind=keys.RECEIVE)
     sent = [member.name for member, _ in session.ask(members, question, read)]
     state.notes["received_by"] = sent
+
+
+def ask_what_silos_get(session: Session, state: RunState) -> None:
+    """Add to a run's state what each silo gets; no round and no exchange is charged.
+
+    The notes say for which silos that is unknown, and why.
+    """
+    session.ledger.open(state.curve[-1].round)
+    refused, most = session.ledger.quarantined, session.context.rounds.max_examples
+    noted = len(refused)
+    told = {member.name: member.known for member in session.members}
+    counts = [silo.class_counts for silo in told.values()]
+    everyone = [sum(of_class) for of_class in zip(*counts, strict=True)] if all(counts) else []
+    question = write_gets_question(session.ledger.round, ArrayRecord(state.model), everyone)
+
+    def read(_: Member, content: RecordDict) -> tuple[int, dict[str, float | None]]:
+        return read_gets(content, max_examples=most)
+
+    members = [member for member in find_askable(session) if member.known.holds_out]
+    asked = session.ask(members, question, read)
+    state.silos_get = tuple(
+        conclude(m.name, size, found["own"], found) for m, (size, found) in asked
+    )
+    reasons = {
+        silo: _WHY_NOT[told[silo].holds_out if silo in told else True]
+        for silo in session.context.study.silo_names
+    }
+    reasons |= {entry.silo: entry.reason for entry in refused[noted:]}
+    silos: dict[str, list[str]] = {}
+    for silo in reasons.keys() - {member.name for member, _ in asked}:
+        silos.setdefault(reasons[silo], []).append(silo)
+    if silos:
+        listed = (
+            f"{', '.join(sorted(each, key=natural_key))}: {why}" for why, each in silos.items()
+        )
+        state.notes["silos_get"] = f"not measured at {'; at '.join(sorted(listed))}"
 
 
 def targets_reached(context: RunContext, curve: Sequence[Point]) -> bool:

@@ -30,7 +30,7 @@ from fedkd.util.names import natural_key
 from fedkd.util.seeding import numpy_generator
 from strategies.context import RunContext
 from strategies.diagnostics import predict_baseline
-from strategies.evaluation import EvaluateFn, ask_silos, send_final, targets_reached
+from strategies.evaluation import EvaluateFn, ask_silos, end_run, targets_reached
 from strategies.exchange import Ledger
 from strategies.introductions import gather, look_again
 from strategies.local_batch_norm import LocalBatchNorm
@@ -95,7 +95,7 @@ class SiloFedAvg(FedAvg):
             FedKDError: too few silos answered to begin.
         """
         state, result = self.state, Result()
-        ledger = Ledger(quarantined=state.quarantined)
+        ledger = Ledger(traffic=state.spent, quarantined=state.quarantined)
         session = Session(grid, self.context, self.observer, self.run_id, timeout, ledger)
         if state.curve:
             arrays = self._resume(session)
@@ -118,7 +118,7 @@ class SiloFedAvg(FedAvg):
             state.stopped = "targets"
         if barred := ledger.barred(self.context.rounds.max_failures):
             state.notes["quarantined_after"] = barred
-        send_final(session, state)
+        end_run(session, state)
         result.arrays = arrays
         return result
 
@@ -211,7 +211,6 @@ class SiloFedAvg(FedAvg):
             nothing where fewer answer well than the quorum.
         """
         number, rounds = session.ledger.round, self.context.rounds
-
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
         question = train.write_question(number, arrays, dict(config or {}))
@@ -241,10 +240,9 @@ class SiloFedAvg(FedAvg):
 
     def _recalibrate(self, state: State) -> State:
         """Return the global model, with new BatchNorm statistics if the study asks for them."""
-        context = self.context
-        if context.recalibrate_on is None:
+        context, images = self.context, self.context.recalibrate_on
+        if images is None:
             return state
-        images = context.recalibrate_on
         return recalibrate(state, context.arch, context.shape, images, context.compute)
 
     def _measure(

@@ -25,7 +25,9 @@ def keep_models(folder: Path, context: RunContext, state: RunState) -> None:
         return
 
     def save(name: str, facts: dict[str, float]) -> None:
-        card = ModelCard(context.arch, context.shape, context.classes, facts)
+        card = ModelCard(
+            context.arch, context.shape, context.classes, facts, columns=context.encoder
+        )
         save_model(folder / name, state.model, card)
 
     if number and number % every == 0:

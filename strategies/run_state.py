@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd.distillation.teachers import Teachers
 from fedkd.models.state import State
-from fedkd.results.record import Point, Quarantined, Stopped
+from fedkd.results.record import Point, Quarantined, SiloGets, Stopped
 from fedkd.util.names import natural_key
 from strategies.exchange import Traffic
 from strategies.roster import Member
@@ -67,7 +67,9 @@ class RunState:
         notes: figures for the record.
         exchanges_before_round_1: what the start cost.
         baseline: what the end is compared with; None where the server has no test examples.
-        stopped: why the run ended. It is not saved.
+        stopped: why the run ended. It is not saved, as the next two.
+        spent: traffic before the silos introduced themselves, which the start is charged with.
+        silos_get: what each silo gets, where silos are deployed.
     """
 
     curve: list[Point] = field(default_factory=list)
@@ -80,6 +82,8 @@ class RunState:
     exchanges_before_round_1: int = 0
     baseline: Baseline | None = None
     stopped: Stopped = "budget"
+    spent: Traffic = field(default_factory=Traffic)
+    silos_get: tuple[SiloGets, ...] = ()
 
     def note_silos(self, traffic: Traffic, *, deployed: bool) -> None:
         """Note whose models the last point used, 0 being the start, and if silos were late."""

@@ -18,7 +18,6 @@ from fedkd.results.observer import Observer
 from fedkd.results.record import (
     CHECKPOINT_FILE,
     Point,
-    Quarantined,
     RunRecord,
     append_point,
     model_files,
@@ -45,11 +44,6 @@ from strategies.updates import KeepAverage, ServerUpdate
 ERROR_FILE = "error.txt"
 FAULT_FILE = "traceback.txt"
 LOCK_WAIT_SECONDS = 30.0
-UNMEASURED = (
-    "not measured: the server of deployed silos has neither their data nor, unless they share it, "
-    "their own model"
-)
-"""Why a run has no ``silos_get``."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +122,10 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     context, folder = serving.context, serving.folder
     remove_unfinished(folder)
-    refused: list[Quarantined] = []
+    begun = RunState()
     if context.study.is_table and context.study.is_deployed:
-        context, refused = learn_columns(grid, context, serving.observer, run_id)
+        context, ledger = learn_columns(grid, context, serving.observer, run_id)
+        begun = RunState(quarantined=ledger.quarantined, spent=ledger.traffic)
     checkpoint_writer = CheckpointWriter(folder, context)
     with intra_op_threads(context.study.engine.server_threads):
         initial = initial_arrays(context)
@@ -146,7 +141,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             _Recorder(folder, serving.observer),
             run_id,
             checkpoint_writer=checkpoint_writer,
-            state=saved or RunState(quarantined=refused),
+            state=saved or begun,
         )
         strategy.start(
             grid,
@@ -157,7 +152,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
         )
         state = strategy.state
         instruments = diagnose(context, state)
-    card = ModelCard(context.arch, context.shape, context.classes)
+    card = ModelCard(context.arch, context.shape, context.classes, columns=context.encoder)
     save_model(folder / CHECKPOINT_FILE, state.model, card)
     write_state(
         folder,
@@ -172,7 +167,8 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
             targets=context.targets,
             accuracy_source="silos" if context.test is None else "test",
             quarantined=tuple(state.quarantined),
-            notes=state.notes | ({"silos_get": UNMEASURED} if context.study.is_deployed else {}),
+            notes=state.notes,
+            silos_get=state.silos_get,
             instruments=instruments,
             metric=context.study.metric,
             models={path.name: hash_file(path) for path in model_files(folder)},

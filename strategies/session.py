@@ -80,7 +80,7 @@ class Session:
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
         """
-        if self.context.encoder:
+        if self.context.encoder and self.context.study.is_deployed:
             config = {**question.config, keys.COLUMNS: self.context.encoder}
             question = replace(question, config=config)
         messages = self._address(members, question, own_arrays or {})

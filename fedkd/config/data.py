@@ -81,7 +81,7 @@ class Data(Section):
         ge=0,
         lt=1,
         description="fraction of each silo's examples that it does not train on and judges models "
-        "by; with 0 it judges by the server's test examples in its class mix",
+        "by; with 0 a simulated silo judges by the server's test examples in its class mix",
     )
     train_size: Count | None = Field(
         None, description="maximum number of examples for all silos together"

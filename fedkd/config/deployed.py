@@ -65,10 +65,6 @@ def check_deployed(
     for key in ("classes", "channels", "image_size") if is_image else ("classes",):
         if getattr(data, key) is None:
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
-    if data.silo_test:
-        raise ValueError(
-            "data.silo_test: deployed silos name their test examples in silo.yaml; leave it out"
-        )
     if data.train_size is not None:
         raise ValueError("data.train_size: cannot limit what deployed silos own; leave it out")
     if pretraining.checkpoints:

@@ -21,6 +21,7 @@ from fedkd.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 _AT_ONCE = 1 << 16
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 _LEAST_VARIANCE = 1e-12
 """Of a column's mean square: a smaller variance is rounding, and the column constant."""
 
@@ -54,12 +55,6 @@ class TableSums:
     sums: Floats
     squares: Floats
     counts: tuple[Floats, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a message with these sums."""
-        arrays = (self.present, self.sums, self.squares, *self.counts)
-        return 8 + sum(array.nbytes for array in arrays)
 
     def __add__(self, other: TableSums) -> TableSums:
         """Return the sums over the rows of both."""
@@ -177,13 +172,27 @@ class Encoder:
 
     @classmethod
     def from_json(cls, text: str) -> Encoder:
-        """Return the encoder of a text of :meth:`to_json`."""
-        given = json.loads(text)
-        columns = [Column(name, names and tuple(names)) for name, names in given["columns"]]
-        means, deviations, missing = (
-            np.array(given[key]) for key in ("means", "deviations", "missing")
-        )
-        return cls(tuple(columns), means, deviations, tuple(map(tuple, given["kept"])), missing)
+        """Return the encoder of a text of :meth:`to_json`, which may come from elsewhere.
+
+        Raises:
+            ValueError: it is not valid.
+        """
+        try:
+            given = json.loads(text)
+            columns = [Column(name, names and tuple(names)) for name, names in given["columns"]]
+            arrays = [np.array(given[key]) for key in ("means", "deviations", "missing")]
+            fits = all(isinstance(column.name, str) for column in columns)
+            fits &= all(each.shape == (len(columns),) for each in arrays)
+            fits &= all(bool(np.isfinite(each).all()) for each in arrays)
+            kept = tuple(map(tuple, given["kept"]))
+            for positions, column in zip(kept, columns, strict=True):
+                fits &= all(k in range(len(column.categories or ())) for k in positions)
+            if not fits:
+                raise ValueError
+        except _UNREADABLE as error:
+            raise ValueError("it does not say how columns become inputs of models") from error
+        means, deviations, missing = arrays
+        return cls(tuple(columns), means, deviations, kept, missing)
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Return what is done to each column: its name, what it holds, what models get."""

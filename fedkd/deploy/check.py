@@ -115,7 +115,9 @@ class SiloCheck:
         if held.warnings:
             return Finding("data", "note", value, "; ".join(held.warnings))
         if held.test is None:
-            advice = "a test set of its own measures accuracy on examples that no round trains on"
+            advice = (
+                "one, or the study's data.silo_test, measures on examples that no round trains on"
+            )
             return Finding("data", "note", f"{value}, none to test on", advice)
         return Finding("data", "ok", value)
 

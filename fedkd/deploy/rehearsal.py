@@ -47,7 +47,10 @@ def shorten(study: Study, *, folder: Path, engine: str) -> Study:
             "partition.scheme is deployed. Run it with fedkd compare"
         )
     if study.is_table or study.is_text:
-        raise UserError(f"{study.name} has tables or texts, which no rehearsal generates")
+        raise UserError(
+            f"{study.name} has tables or texts, which no rehearsal generates; try it on the hosts "
+            "with one round: fedkd compare STUDY --set rounds.max=1"
+        )
     values = study.to_dict()
     values["seeds"] = values["seeds"][:1]
     values["engine"]["name"] = engine

@@ -69,7 +69,9 @@ class Share(Section):
         default=True, description="global models trained on its examples, once a round"
     )
     metrics: bool = Field(
-        default=True, description="accuracy and loss of the global model on its examples"
+        default=True,
+        description="accuracy and loss of the global model on its examples; after the last "
+        "round, the metric of it and of the silo's own model on those that it holds out",
     )
     densities: bool = Field(
         default=False,
@@ -84,8 +86,9 @@ class Share(Section):
     )
     class_counts: bool = Field(
         default=False,
-        description="its number of examples of each class; with metrics, also how many of them the "
-        "global model predicts and gets right, if the study's metric needs it",
+        description="its number of examples of each class; other silos are sent the sum over all "
+        "silos. With metrics, also how many of them the global model predicts and gets right, if "
+        "the study's metric needs it",
     )
     table_sums: bool = Field(
         default=False,

@@ -161,6 +161,8 @@ def _asked(study: Study, arm: str, file: SiloFile) -> Iterator[str]:
     noise = " with noise (local_dp)" if file.local_dp else ""
     times = f"in up to {rounds.max} rounds a model trained on its examples{noise}"
     yield times + _refused(not share.rounds)
+    what = "after the last round the metric of its own model and the global one on examples that "
+    yield f"{what}it holds out" + _refused(not share.metrics)
     if study.data.source == NO_SOURCE:  # otherwise the server measures on its own examples
         what = "after the start and every round metrics of the global model on its examples"
         yield what + _refused(not share.metrics)

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd.config import Rounds
 from fedkd.data.images import Images
 from fedkd.distillation.teachers import Teachers
 from fedkd.federation.federation import Federation
 from fedkd.federation.held_out import HeldOut, choose_held_out
 from fedkd.federation.local_silo import LocalSilo
+from fedkd.models.build import Shape
+from fedkd.models.pool import ModelPool
 from fedkd.models.state import State
 from fedkd.results.record import SiloGets
+from fedkd.training.compute import Compute
 from fedkd.training.evaluate import predict
 from fedkd.training.features import penultimate
 from fedkd.training.loop import fit
@@ -37,66 +42,154 @@ FINE_TUNE_EPOCHS = 5
 MAX_IMAGES = 10_000
 """Most examples of a silo on which the layer is fine-tuned. Ours."""
 DIGITS = 6
+GIVEN = ("global", "adjusted", "fine_tuned")
+"""The models that the federation gives a silo."""
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class _Prediction:
+class Prediction:
     """Of the global model: logits ``[N, C]``, and the input of its last linear layer ``[N, D]``."""
 
     logits: Tensor
     features: Tensor | None
 
 
+@dataclass(frozen=True)
+class FinalModel:
+    """The global model at the end of a run, and on what terms a silo measures it.
+
+    Attributes:
+        rounds: settings of the arm's rounds, by which the last layer is fine-tuned.
+        metric: of the study.
+    """
+
+    arch: str
+    shape: Shape
+    state: State
+    model_pool: ModelPool
+    compute: Compute
+    rounds: Rounds
+    metric: str
+    seed: int
+
+    def measure(
+        self,
+        silo: str,
+        data: Images,
+        held: HeldOut,
+        everyone: Tensor | None,
+        given: Prediction | None = None,
+    ) -> dict[str, float | None]:
+        """Return the metric of the model as it is, adjusted to a silo, and fine-tuned there.
+
+        The silo trains on ``data``. Without ``everyone``, the examples of each class on all silos
+        ``[C]``, the model is not adjusted. ``given`` is its prediction for ``held.data``, if known.
+        """
+        given = given or self.predict(held.data)
+        logits, tuned = given.logits[held.rows], self._fine_tune(silo, data, given)
+        counts = torch.bincount(data.labels, minlength=self.shape.num_classes)
+        found = {"global": self.value(logits, held)}
+        if everyone is not None:  # by log pi_m - log pi
+            shift = log_shares(counts) - log_shares(everyone)
+            found["adjusted"] = self.value(logits + shift, held)
+        if tuned is not None:
+            found["fine_tuned"] = self.value(tuned[held.rows], held)
+        return found
+
+    def predict(self, data: Images) -> Prediction:
+        """Return what the model predicts, with features if it ends in a linear layer."""
+        with self._model() as model:
+            logits = predict(model, data, compute=self.compute)
+            found = penultimate(model, data, compute=self.compute)
+            if found is None:
+                return Prediction(logits, None)
+            features, head = found
+            known = predict(head, features, compute=self.compute)
+        # What follows the layer, if anything does, must not change the logits.
+        close = torch.allclose(known, logits, rtol=_TOLERANCE, atol=_TOLERANCE)
+        return Prediction(logits, features if close else None)
+
+    def value(self, logits: Tensor, held: HeldOut) -> float | None:
+        """Return the metric of logits for the held-out examples ``[N, C]``, rounded."""
+        value = weighted_metric(self.metric, logits, held.labels, held.weights)
+        return None if value is None else round(value, DIGITS)
+
+    def _fine_tune(self, silo: str, data: Images, given: Prediction) -> Tensor | None:
+        """Return logits for the examples of ``given`` after the last linear layer was fine-tuned.
+
+        None for a model that does not end in such a layer.
+        """
+        if given.features is None:
+            return None
+        generator = torch_generator(self.seed, "fine-tune-head", silo)
+        if len(data) > MAX_IMAGES:
+            data = data.take(torch.randperm(len(data), generator=generator)[:MAX_IMAGES])
+        with self._model() as model:
+            found = penultimate(model, data, compute=self.compute)
+            if found is None:
+                return None
+            features, head = found[0], copy.deepcopy(found[1])
+        settings = OptimizerSettings.of(self.rounds, FINE_TUNE_EPOCHS)
+        fit(
+            head,
+            features,
+            (data.labels,),
+            lambda logits, rest: functional.cross_entropy(logits, rest[0]),
+            optimizer=replace(settings, schedule="constant", warmup=0.0),
+            generator=generator,
+            compute=self.compute,
+        )
+        return predict(head, given.features, compute=self.compute)
+
+    def _model(self) -> AbstractContextManager[nn.Module]:
+        return self.model_pool.borrow(self.arch, self.shape, self.state, self.compute.device)
+
+
 class SilosGet:
-    """Measures what the silos of one seed get from its runs."""
+    """Measures what the simulated silos of one seed get from its runs."""
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         classes = federation.shape.num_classes
-        self._shape = federation.shape.merged
-        self._counts = {
+        counts = {
             silo: torch.bincount(federation.data_of(silo).labels, minlength=classes)
             for silo in federation.study.silo_names
         }
+        self._everyone = torch.stack(list(counts.values())).sum(0)
         self._held_out = {
-            silo: choose_held_out(federation.test_of(silo), federation.split.test, counts)
-            for silo, counts in self._counts.items()
+            silo: choose_held_out(federation.test_of(silo), federation.split.test, own)
+            for silo, own in counts.items()
         }
         self._own: dict[str, float | None] = {}
 
     def measure(self, arm: str, state: State, pool: Executor) -> tuple[SiloGets, ...]:
         """Return what each silo gets from a run, in natural order of names."""
-        test = self._federation.split.test
+        federation, study = self._federation, self._federation.study
+        terms = (study.rounds_of(arm), study.metric, federation.seed)
+        parts = (study.global_arch(arm), federation.shape.merged, state)
+        model = FinalModel(*parts, federation.model_pool, federation.compute, *terms)
+        test = federation.split.test
         shared = any(held.data is test for held in self._held_out.values()) and len(test) > 0
-        predictions = run_all(pool, [partial(self._predict, arm, state, test)] if shared else [])
+        predictions = run_all(pool, [partial(model.predict, test)] if shared else [])
         works = [
-            partial(self._measure_silo, silo, arm, state, predictions[0] if shared else None)
+            partial(self._measure_silo, silo, model, predictions[0] if shared else None)
             for silo in self._held_out
         ]
         return tuple(run_all(pool, works))
 
-    def _measure_silo(
-        self, silo: str, arm: str, state: State, shared: _Prediction | None
-    ) -> SiloGets:
-        held = self._held_out[silo]
+    def _measure_silo(self, silo: str, model: FinalModel, shared: Prediction | None) -> SiloGets:
+        federation, held = self._federation, self._held_out[silo]
         if silo not in self._own:
-            self._own[silo] = self._measure_own(silo, held)
-        on_server = held.data is self._federation.split.test
-        if not len(held.rows):
-            found: dict[str, float | None] = dict.fromkeys(("global", "adjusted", "fine_tuned"))
-        else:
-            given = shared if on_server and shared else self._predict(arm, state, held.data)
-            logits = given.logits[held.rows]
-            tuned = self._fine_tune(silo, arm, state, given)
-            found = {
-                "global": self._value(logits, held),
-                "adjusted": self._value(logits + self._adjustment(silo), held),
-                "fine_tuned": None if tuned is None else self._value(tuned[held.rows], held),
-            }
+            self._own[silo] = self._measure_own(silo, model, held)
+        found: dict[str, float | None] = {}
+        if len(held.rows):
+            given = shared if held.data is federation.split.test else None
+            data = federation.data_of(silo)
+            found = model.measure(silo, data, held, self._everyone, given)
         return conclude(silo, len(held.rows), self._own[silo], found)
 
-    def _measure_own(self, silo: str, held: HeldOut) -> float | None:
+    def _measure_own(self, silo: str, model: FinalModel, held: HeldOut) -> float | None:
         """Measure a silo's own model; None if the study trains none, or it is not usable."""
         federation = self._federation
         study = federation.study
@@ -110,63 +203,7 @@ class SilosGet:
         # As every arm predicts the server's test examples by it, these may be known.
         alone = Teachers([teacher], federation.shape, federation.compute)
         logits = alone.cached_in(federation.cache, study.model.files).predict(held.data)[0]
-        return self._value(logits[held.rows], held)
-
-    def _predict(self, arm: str, state: State, data: Images) -> _Prediction:
-        federation = self._federation
-        arch = federation.study.global_arch(arm)
-        device, compute = federation.compute.device, federation.compute
-        with federation.model_pool.borrow(arch, self._shape, state, device) as model:
-            logits = predict(model, data, compute=compute)
-            found = penultimate(model, data, compute=compute)
-            if found is None:
-                return _Prediction(logits, None)
-            features, head = found
-            known = predict(head, features, compute=compute)
-        # What follows the layer, if anything does, must not change the logits.
-        close = torch.allclose(known, logits, rtol=_TOLERANCE, atol=_TOLERANCE)
-        return _Prediction(logits, features if close else None)
-
-    def _fine_tune(self, silo: str, arm: str, state: State, given: _Prediction) -> Tensor | None:
-        """Return logits for the held-out examples after the last linear layer was fine-tuned.
-
-        None for a model that does not end in such a layer.
-        """
-        if given.features is None:
-            return None
-        federation = self._federation
-        study, compute = federation.study, federation.compute
-        generator = torch_generator(federation.seed, "fine-tune-head", silo)
-        data = federation.data_of(silo)
-        if len(data) > MAX_IMAGES:
-            data = data.take(torch.randperm(len(data), generator=generator)[:MAX_IMAGES])
-        arch = study.global_arch(arm)
-        with federation.model_pool.borrow(arch, self._shape, state, compute.device) as model:
-            found = penultimate(model, data, compute=compute)
-            if found is None:
-                return None
-            features, head = found[0], copy.deepcopy(found[1])
-        settings = OptimizerSettings.of(study.rounds_of(arm), FINE_TUNE_EPOCHS)
-        fit(
-            head,
-            features,
-            (data.labels,),
-            lambda logits, rest: functional.cross_entropy(logits, rest[0]),
-            optimizer=replace(settings, schedule="constant", warmup=0.0),
-            generator=generator,
-            compute=compute,
-        )
-        return predict(head, given.features, compute=compute)
-
-    def _adjustment(self, silo: str) -> Tensor:
-        """Return log pi_m - log pi ``[C]``: the silo's class shares, and those of all silos."""
-        everyone = torch.stack(list(self._counts.values())).sum(0)
-        return log_shares(self._counts[silo]) - log_shares(everyone)
-
-    def _value(self, logits: Tensor, held: HeldOut) -> float | None:
-        metric = self._federation.study.metric
-        value = weighted_metric(metric, logits, held.labels, held.weights)
-        return None if value is None else round(value, DIGITS)
+        return model.value(logits[held.rows], held)
 
 
 def log_shares(counts: Tensor) -> Tensor:
@@ -183,6 +220,7 @@ def conclude(
     ``own`` is the metric of its own model, or None; ``found`` that of each model that the
     federation gives it.
     """
+    found = {name: found.get(name) for name in GIVEN}
     known = {name: value for name, value in {**found, "own": own}.items() if value is not None}
     offered = [value for value in found.values() if value is not None]
     loses = None if own is None or not offered else max(0.0, round(own - max(offered), DIGITS))
@@ -190,9 +228,7 @@ def conclude(
         "silo": silo,
         "num_held_out": num_held_out,
         "own": own,
-        "global": found["global"],
-        "adjusted": found["adjusted"],
-        "fine_tuned": found["fine_tuned"],
+        **found,
         "best": max(known, key=known.__getitem__) if known else None,
         "loses_by": loses,
     }

@@ -36,6 +36,7 @@ class Description:
         fixed_part: hash of the part of the models that nobody trains, or empty.
         receives: whether it asks for the final model.
         tokenizer: hash of a deployed silo's tokenizer of texts, or empty.
+        holds_out: whether it has test examples to measure what it gets; None if it does not say so.
     """
 
     arch: str
@@ -45,6 +46,7 @@ class Description:
     fixed_part: str = ""
     receives: bool = False
     tokenizer: str = ""
+    holds_out: bool | None = None
 
 
 def write_question(transfer: Tensor | None) -> Question:
@@ -88,6 +90,8 @@ def write_reply(
         info[keys.RECEIVES] = True
     if description.tokenizer:
         info[keys.TOKENIZER] = description.tokenizer
+    if description.holds_out is not None:
+        info[keys.HOLDS_OUT] = description.holds_out
     return RecordDict({keys.INFO: info})
 
 
@@ -108,6 +112,7 @@ def read_reply(
         fixed_part=printable(info.get(keys.FIXED_PART, "")),
         receives=info.get(keys.RECEIVES) is True,
         tokenizer=printable(info.get(keys.TOKENIZER, "")),
+        holds_out=held if isinstance(held := info.get(keys.HOLDS_OUT), bool) else None,
     )
     return read_name(info), description
 

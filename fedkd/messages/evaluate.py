@@ -1,11 +1,16 @@
-"""``evaluate``: silos measure the global model, or one that a user names, on their own examples."""
+"""``evaluate``: silos measure the global model, or one that a user names, on their own examples.
+
+After the last round deployed silos are asked what they get from the run.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
 
 from fedkd.messages import keys
 from fedkd.messages.arrays import decode_state
@@ -13,11 +18,14 @@ from fedkd.messages.envelope import Question, read_config
 from fedkd.messages.validate import RefusedError, printable, read_num_examples
 from fedkd.models.state import State
 from fedkd.registry import METRICS, METRICS_FROM_SUMS, metric_key
+from fedkd.results.record import SiloGets
 from fedkd.training.class_sums import ClassSums
 from fedkd.training.evaluate import Metrics
 
 _CLASS_SUMS = (keys.CLASS_LABELS, keys.CLASS_PREDICTED, keys.CLASS_HITS)
 """In the order of :class:`ClassSums`."""
+_GETS = {"own": "own", "global": "global", "adjusted": "adjusted", "fine-tuned": "fine_tuned"}
+"""Keys of what a silo gets, and of :data:`fedkd.results.record.SiloGets`."""
 _OVERALL = "overall-"
 """Before the names of metrics in the server's own records, which no message carries."""
 
@@ -142,6 +150,45 @@ def _read_class_sums(record: MetricRecord | None, num_classes: int, size: int) -
     if any(hit > min(pair) for hit, *pair in zip(hits, labels, predicted, strict=True)):
         raise RefusedError(f"{keys.CLASS_HITS} has more examples than the class")
     return ClassSums(labels, predicted, hits)
+
+
+def write_gets_question(number: int, arrays: ArrayRecord, everyone: Sequence[int]) -> Question:
+    """Ask a silo to compare its own model with the global one, as it is and adapted to the silo.
+
+    ``everyone`` are the examples of each class on all silos; empty where not all share theirs.
+    """
+    config = {keys.SILOS_GET: True, **({keys.CLASS_COUNTS: list(everyone)} if everyone else {})}
+    return Question(keys.EVALUATE, number, config, {keys.ARRAYS: arrays})
+
+
+def read_gets_question(content: RecordDict) -> tuple[bool, Tensor | None]:
+    """Return, at the silo, whether it is asked, and examples of each class on all silos ``[C]``."""
+    config = read_config(content)
+    counts = config.get(keys.CLASS_COUNTS)
+    return config.get(keys.SILOS_GET) is True, None if counts is None else torch.tensor(counts)
+
+
+def write_gets(gets: SiloGets) -> RecordDict:
+    """Write what a silo gets."""
+    found = {key: v for key, name in _GETS.items() if isinstance(v := gets[name], float)}
+    record = MetricRecord({keys.NUM_EXAMPLES: int(gets["num_held_out"] or 0), **found})
+    return RecordDict({keys.SILOS_GET: record})
+
+
+def read_gets(content: RecordDict, *, max_examples: int) -> tuple[int, dict[str, float | None]]:
+    """Return how many examples a silo holds out, and the metric of each model on them.
+
+    Raises:
+        RefusedError: a value is out of range.
+    """
+    record = content.metric_records.get(keys.SILOS_GET)
+    number, found = read_num_examples(record, max_examples), dict[str, float | None]()
+    for key, name in _GETS.items():
+        value = record.get(key) if record is not None else None
+        if value is not None and (not isinstance(value, float) or not 0 <= value <= 1):
+            raise RefusedError(f"the metric of its model {key!r} is out of range")
+        found[name] = value
+    return number, found
 
 
 def withhold_loss(content: RecordDict) -> None:

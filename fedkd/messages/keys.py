@@ -12,7 +12,8 @@ message type       sent                                        answered
 ``query.distil``   ``config``; ``teacher-0``, ...:             ``arrays``, ``metrics``, ``info``
                    state dicts
 ``train``          ``arrays``, ``config``                      ``arrays``, ``metrics``, ``info``
-``evaluate``       ``arrays``, ``config``                      ``metrics``, ``info``
+``evaluate``       ``arrays``, ``config``                      ``metrics``, or if asked
+                                                               ``silos-get``; ``info``
 ``query.receive``  ``arrays``, ``config``; if it asks for it   ``info``
 ``query.sums``     ``config``                                  ``info``: sums of a table's columns
 =================  ==========================================  =================================
@@ -40,6 +41,8 @@ FAMILIARITY: Final = "familiarity"
 TRANSFER: Final = "transfer"
 BASIS: Final = "basis"
 BASIS_MODEL: Final = "basis-model"
+SILOS_GET: Final = "silos-get"
+"""Of a reply; in the config of ``evaluate`` it asks for it."""
 
 # Keys of config and info.
 RUN_ID: Final = "run-id"
@@ -59,6 +62,7 @@ HOLDS_TRANSFER: Final = "holds-transfer"
 FIXED_PART: Final = "fixed-part"
 RECEIVES: Final = "receives"
 TOKENIZER: Final = "tokenizer"
+HOLDS_OUT: Final = "holds-out"
 PROBLEM: Final = "problem"
 COLUMNS: Final = "columns"
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.config.backbone import Normalization
+from fedkd.data.columns import Encoder
 from fedkd.data.source import MAX_CLASSES
 from fedkd.errors import UserError
 from fedkd.models.backbone import Backbone
@@ -44,6 +45,8 @@ class ModelCard:
         classes: names of the classes, or empty where they are unknown.
         facts: how it came to be, as plain values: study, arm, seed, accuracy and the like.
         version: of the fedkd that wrote the file.
+        columns: of a model of tables, what columns become: the text of
+            :class:`fedkd.data.columns.Encoder`; else empty.
     """
 
     arch: str
@@ -51,6 +54,7 @@ class ModelCard:
     classes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     version: str = VERSION
+    columns: str = ""
 
     @property
     def is_own(self) -> bool:
@@ -84,6 +88,8 @@ class ModelCard:
             "classes": list(self.classes),
             "facts": self.facts,
         }
+        if self.columns:
+            card["columns"] = self.columns
         if (preprocessing := self.preprocessing) is not None:
             card["preprocessing"] = asdict(preprocessing)
         return {_KEY: json.dumps(card, sort_keys=True, allow_nan=False)}
@@ -105,6 +111,9 @@ class ModelCard:
         arch = _typed("arch", card.get("arch"), str)
         if classes and len(classes) != shape.num_classes:
             raise ValueError(f"it names {len(classes)} classes of {shape.num_classes}")
+        columns = _typed("columns", card.get("columns", ""), str)
+        if columns and shape.inputs != (len(Encoder.from_json(columns).names),):
+            raise ValueError("its columns are not those of its inputs")
         given = card.get("preprocessing")
         preprocessing = None if given is None else _read_preprocessing(given)
         return cls(
@@ -113,6 +122,7 @@ class ModelCard:
             classes=tuple(str(name) for name in classes),
             facts=_typed("facts", card.get("facts"), dict),
             version=_typed("version", card.get("version"), str),
+            columns=columns,
         ).with_preprocessing(preprocessing)
 
 

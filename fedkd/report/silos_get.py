@@ -42,11 +42,10 @@ def silos_get_tables(results: Results) -> dict[str, Table]:
 
 def remarks_on_silos(results: Results, headline: Row | None) -> list[str]:
     """Return for the verdict's arm, or each that is ranked, which silos still lose."""
-    reasons = {run["notes"].get("silos_get") for run in results.summary["runs"]}
-    if unmeasured := [reason for reason in reasons if reason]:
-        return [f"What each silo gets is {unmeasured[0]}."]
+    reasons = dict.fromkeys(run["notes"].get("silos_get") for run in results.summary["runs"])
+    unmeasured = [f"What each silo gets is {reason}." for reason in reasons if reason]
     arms = candidates(results) if headline is None else [headline["arm"]]
-    return [sentence for arm in arms if (sentence := _remark(results, arm))]
+    return unmeasured[:1] + [sentence for arm in arms if (sentence := _remark(results, arm))]
 
 
 def _remark(results: Results, arm: str) -> str:

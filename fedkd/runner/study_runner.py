@@ -196,7 +196,7 @@ class StudyRunner:
     def _measure_silos(self, task: Task, record: RunRecord) -> RunRecord:
         """Add what each silo gets from a run that is not cut short; none of it is timed.
 
-        The model of a run on other hosts is not here.
+        Deployed silos have measured it themselves; the model of another run on hosts is not here.
         """
         deployed = self.study.is_deployed or self.engine.remote
         if deployed or record.silos_get or record.stopped in CUT_SHORT:

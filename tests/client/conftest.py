@@ -137,14 +137,16 @@ class Field:
         own: Any = {keys.NODE_SILO: str(self.root / name / "silo.yaml")}
         return Context(RUN_ID, node, own, RecordDict(), config)
 
+    def contexts(self, arm: str) -> dict[int, Context]:
+        return {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
+
     def run(self, arm: str) -> RunRecord:
         study = parse_study(self.study_text())
         context = RunContext.of(Federation.on_server(study, 0, self.root / "cache"), arm, (0.99,))
         folder = self.root / "record" / arm
         shutil.rmtree(folder, ignore_errors=True)
-        contexts = {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
         server = make_server_app(lambda _: Serving(context, folder, self.observer))
-        grid = InlineGrid(app, contexts, self.pool)
+        grid = InlineGrid(app, self.contexts(arm), self.pool)
         server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
         return RunRecord.read(folder)
 

@@ -188,7 +188,8 @@ def test_the_report_names_who_loses(make_summary: Any) -> None:
         run["silos_get"] = [got("north", 0.0), got("south", 0.0)]
     (remark,) = remarks_on_silos(results, {"arm": "fedkd"})
     assert remark.startswith("With fedkd no silo loses")
-    summary["runs"][0]["notes"]["silos_get"] = "not measured: they are deployed"
-    assert remarks_on_silos(results, None) == [
-        "What each silo gets is not measured: they are deployed."
+    summary["runs"][0]["notes"]["silos_get"] = "not measured at east: it holds out no examples"
+    assert remarks_on_silos(results, {"arm": "fedkd"}) == [
+        "What each silo gets is not measured at east: it holds out no examples.",
+        remark,
     ]

@@ -32,8 +32,10 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(name)
 
 
-def run(folder: Path, data: dict[str, Any], silo: dict[str, Any], **study: Any) -> dict[str, Any]:
-    """Run three rounds with silos that differ in their files alone; return the run."""
+def run(
+    folder: Path, data: dict[str, Any], silo: dict[str, Any], **study: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run three rounds with silos that differ in their files alone; return study and run."""
     silos = {name: folder / name / "silo.yaml" for name in ("north", "south")}
     for name, path in silos.items():
         own = {"name": name, "audit": "audit.jsonl", "approve": "any", **silo}
@@ -57,7 +59,7 @@ def run(folder: Path, data: dict[str, Any], silo: dict[str, Any], **study: Any) 
     (found,) = summary["runs"]
     assert not found["quarantined"]
     assert [point["silos_ok"] for point in found["curve"]] == [0, 2, 2, 2]
-    return dict(found)
+    return whole, dict(found)
 
 
 def write_table(path: Path, seed: int) -> None:
@@ -67,13 +69,38 @@ def write_table(path: Path, seed: int) -> None:
     pd.DataFrame({"age": age, "ward": ward, "outcome": outcome}).to_csv(path, index=False)
 
 
-def test_two_hosts_share_sums_and_train(folder: Path) -> None:
+def test_two_hosts_share_sums_train_and_measure_what_they_get(folder: Path) -> None:
+    """They measure what a simulation on the same rows does."""
     for seed, host in ((7, "server"), (0, "north"), (1, "south")):
         write_table(folder / host / "table.csv", seed)
     data = {"source": f"csv:{folder}/server/table.csv", "table": {"label": "outcome"}}
-    share = {"teacher": "none", "table_sums": True, "min_samples": 3}
-    silo = {"data": "csv:table.csv", "share": share}
-    found = run(folder, data, silo, model={"arch": "linear"}, metric="auroc")
+    data["silo_test"] = 0.25
+    share = {"teacher": "none", "table_sums": True, "min_samples": 3, "class_counts": True}
+    silo = {"data": "csv:table.csv", "share": share, "threads": 1}
+    study, found = run(folder, data, silo, model={"arch": "linear"}, metric="auroc")
+    del study["data"]["classes"]
+    simulated = {
+        **study,
+        "partition": {
+            "scheme": "given",
+            "silos": {name: f"csv:{folder}/{name}/table.csv" for name in ("north", "south")},
+        },
+        "engine": {"name": "inline"},
+    }
+    with StudyProgress(Console(quiet=True), 1) as progress:
+        outcome = run_study(
+            parse_study(yaml.safe_dump(simulated)),
+            out=folder / "sim",
+            fresh=True,
+            progress=progress,
+        )
+    (expected,) = outcome.summary["runs"]
+    assert found["silos_get"] == expected["silos_get"]
+    assert [gets["num_held_out"] for gets in found["silos_get"]] == [20, 20]
+    assert all(gets["fine_tuned"] and gets["adjusted"] for gets in found["silos_get"])
+    assert "silos_get" not in found["notes"]
+    metrics = [[point["metrics"] for point in each["curve"]] for each in (found, expected)]
+    assert metrics[0] == metrics[1]
     assert found["exchanges_before_round_1"] == 1
     assert found["curve"][-1]["metrics"]["auroc"] > 0.9
     assert '"query.sums"' in (folder / "north" / "audit.jsonl").read_text()
@@ -93,5 +120,5 @@ def test_two_hosts_have_the_network_of_texts_in_their_folders(
         "share": {"teacher": "none"},
     }
     model = {"arch": f"hf:{folder}/server/minilm", "train": {"lora": {"rank": 2}}}
-    found = run(folder, data, silo, model=model)
+    _, found = run(folder, data, silo, model=model)
     assert found["curve"][-1]["accuracy"] > found["curve"][0]["accuracy"]

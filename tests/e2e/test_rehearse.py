@@ -94,6 +94,10 @@ def test_the_study_is_shortened_and_only_a_deployed_one(tmp_path: Path) -> None:
     simulated = study(partition={"scheme": "iid", "silos": 2}, data={"source": "digits"})
     with pytest.raises(UserError, match="a rehearsal is for studies"):
         rehearsal.shorten(simulated, folder=tmp_path, engine=CONNECTION)
+    table = {"classes": ["ill", "well"], "table": {"label": "outcome"}}
+    arms = {"fedavg": {"start": "random"}}
+    with pytest.raises(UserError, match=r"try it on the hosts with one round: fedkd compare"):
+        rehearsal.shorten(study(data=table, arms=arms), folder=tmp_path, engine=CONNECTION)
 
 
 @pytest.mark.deploy

@@ -28,10 +28,11 @@ from fedkd.federation.federation import Federation
 from fedkd.messages import keys, table_sums
 from fedkd.messages.validate import MAX_REASON, RefusedError, printable, read_state
 from fedkd.models.spool import StateSpool
+from fedkd.results.record import Point, RunRecord, build
 from strategies.collect import collect_densities, collect_teachers
 from strategies.context import RunContext
 from strategies.distil_at_silo import distil_at_silo
-from strategies.evaluation import ask_silos
+from strategies.evaluation import ask_silos, ask_what_silos_get
 from strategies.fedavg import SiloFedAvg, initial_arrays
 from strategies.introductions import gather
 from strategies.run_state import RunState
@@ -136,11 +137,35 @@ class Play:
         ask_silos(session, 0, self.arrays)
         return session
 
+    def compare(self) -> Session:
+        session = self.session()
+        for name, member in session.roster.items():  # as deployed silos describe themselves
+            known = replace(member.known, holds_out=True)
+            session.roster[name] = replace(member, description=known)
+        state = RunState(curve=[Point(0, 0.5, 1.0, 0, 0, 0.0, 0, 0)], model=self.model)
+        ask_what_silos_get(session, state)
+        for gets in state.silos_get:
+            build(RunRecord, {**RECORD, "silos_get": [gets]})
+            assert all(0 <= (gets[model] or 0) <= 1 for model in MODELS)
+        assert {"silo-0", "silo-2"} <= {gets["silo"] for gets in state.silos_get}
+        assert str(state.notes.get("silos_get", "")).isprintable()
+        return session
 
+
+MODELS = ("own", "global", "adjusted", "fine_tuned", "loses_by")
+RECORD: dict[str, Any] = {
+    "arm": "a",
+    "seed": 0,
+    "engine": "inline",
+    "curve": (),
+    "stopped": "budget",
+}
+RECORD |= {"exchanges_before_round_1": 0, "max_rounds": 1}
 PLAYS: dict[str, tuple[str, str]] = {
     "describe": ("fedavg", keys.DESCRIBE),
     "train": ("fedavg", keys.TRAIN),
     "evaluate": ("fedavg", keys.EVALUATE),
+    "compare": ("average", keys.EVALUATE),
     "teacher: models": ("average", keys.TEACHER),
     "teacher: models and densities": ("fedkd-sample", keys.TEACHER),
     "teacher: models and class densities": ("fedkd-class", keys.TEACHER),
@@ -160,7 +185,8 @@ def plays(pool: Any, cache_dir: Path) -> Callable[[str], Play]:
 
     arms = {name: {"start": "consolidated", "consolidation": c} for name, c in ARMS.items()}
     arms |= {"fedavg": {"start": "random"}, "average": {"start": "average"}}
-    study = parse_study(yaml.safe_dump(change(tiny_data(), {"arms": arms, "rounds/quorum": 0.3})))
+    changes = {"arms": arms, "rounds/quorum": 0.3, "data/silo_test": 0.2}
+    study = parse_study(yaml.safe_dump(change(tiny_data(), changes)))
     made: dict[str, Play] = {}
 
     def play(name: str) -> Play:
@@ -219,7 +245,10 @@ RAW = st.builds(
     st.sampled_from(["numpy.ndarray", "", "pickle"]),
 )
 NAMES = st.text(max_size=8) | st.sampled_from(
-    [keys.INFO, keys.METRICS, keys.ARRAYS, keys.TEACHER_RECORD, keys.FAMILIARITY, keys.LOGITS]
+    [
+        *(keys.INFO, keys.METRICS, keys.SILOS_GET, keys.ARRAYS),
+        *(keys.TEACHER_RECORD, keys.FAMILIARITY, keys.LOGITS),
+    ]
 )
 RECORDS = st.one_of(
     st.builds(ConfigRecord, st.dictionaries(NAMES, CONFIG_VALUES, max_size=3)),
