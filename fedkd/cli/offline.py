@@ -78,8 +78,8 @@ def consolidate(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Images to distil on: folder:PATH, flat or one folder a class, npz:PATH, digits, "
-            "fashion-mnist, ...",
+            help="Examples to distil on: folder:PATH, flat or one folder a class, npz:PATH, "
+            "csv:PATH, parquet:PATH, text:PATH, digits, fashion-mnist, ...",
         ),
     ],
     out: Annotated[
@@ -95,18 +95,25 @@ def consolidate(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of images to distil on; default: all."),
+        typer.Option(min=1, help="Number of examples to distil on; default: all."),
     ] = None,
     labelled: Annotated[
-        bool, typer.Option("--labelled", help="The images' labels may be used.")
+        bool, typer.Option("--labelled", help="The examples' labels may be used.")
     ] = False,
     validation: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE|FRACTION",
-            help="Labelled images on which teachers and student are evaluated: a source (its test "
-            "set, if it has one), or a fraction of the transfer source, held out.",
+            help="Labelled examples on which teachers and student are evaluated: a source (its "
+            "test set, if it has one), or a fraction of the transfer source, held out.",
         ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the classes in a table or in texts."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the texts; default: text.")
     ] = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="kd, dml, dp-kd, fine-tune, or your own.")
@@ -130,7 +137,7 @@ def consolidate(
         typer.Option(
             metavar="NAME",
             help="BatchNorm of an average: average, or recalibrate for statistics computed anew on "
-            "the transfer images.",
+            "the transfer examples.",
         ),
     ] = "average",
     overrides: Annotated[
@@ -144,7 +151,9 @@ def consolidate(
     ] = None,
     examples: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Number of images that each teacher was trained on."),
+        typer.Option(
+            metavar="N,N,...", help="Number of examples that each teacher was trained on."
+        ),
     ] = None,
     classes: Classes = None,
     channels: Channels = None,
@@ -158,7 +167,9 @@ def consolidate(
     --transfer folder:scans --validation 0.2 --set temperature=4 --out student.safetensors
 
     The same files and settings give the same student, bit for bit. The number of classes, the
-    channels and the image size are read from the checkpoints' metadata or from the images.
+    channels and the image size are read from the checkpoints' metadata or from the images. Models
+    of tables are final models of runs, whose metadata say how columns become inputs; texts need
+    --arch hf:FOLDER, whose tokenizer is used.
     """
     from fedkd.config.study_file import parse_consolidation
 
@@ -169,14 +180,18 @@ def consolidate(
 
     from fedkd.models.card import save_model
     from fedkd.offline.from_files import consolidate_files
-    from fedkd.offline.images import Wanted
+    from fedkd.offline.reader import Wanted
     from fedkd.offline.report import render
     from fedkd.offline.request import Offline, TeacherFile
     from fedkd.report.progress import EpochBar
 
     offline = Offline(
         teachers=tuple(TeacherFile.parse(text) for text in teachers),
-        images=Wanted(transfer, size, labelled, validation, classes, channels, image_size),
+        images=Wanted(
+            *(transfer, size, labelled, validation, classes, channels, image_size),
+            label=label,
+            column=column,
+        ),
         arch=_check_arch(arch),
         settings=settings,
         examples=tuple(numbers or ()),
@@ -237,7 +252,7 @@ def export(
 
     A .safetensors file holds the weights. A .pt2 file holds the whole program for
     torch.export.load: it maps images, float32 [N, C, H, W] in [0, 1], to logits. FILE.json lists
-    classes, preprocessing, study, seed and accuracy.
+    classes, preprocessing (of a table, what columns become), study, seed and accuracy.
     """
     chosen = _choose_format(out, file_format)
 
@@ -255,9 +270,9 @@ def export(
     if as_json:
         typer.echo(json.dumps(exported, indent=1))
         return
-    shape = f"{exported['in_channels']} x {exported['image_size']} x {exported['image_size']}"
+    shape = " x ".join(map(str, exported["input"]["shape"][1:]))
     typer.echo(
-        f"{exported['arch']}, {exported['num_parameters']} parameters, {shape} images, "
+        f"{exported['arch']}, {exported['num_parameters']} parameters, inputs of {shape}, "
         f"{exported['num_classes']} classes\nModel: {out}\nNotes: {sidecar(out)}"
     )
     if register:

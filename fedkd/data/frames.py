@@ -62,7 +62,7 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     table = Table() if table is None else table
     label = table.label or defaults.label
     silo = table.silo or defaults.silo
-    if label is None:
+    if label is None and not unlabelled:
         raise UserError(
             "data.table.label: is missing; it names the column of the classes, one of "
             f"{_some(whole.columns)}"
@@ -72,14 +72,14 @@ def read_frame(source: str, table: Table | None, *, unlabelled: bool = False) ->
     for key, each in named:
         if each is not None and each not in whole and not unlabelled:
             raise UserError(f"data.table.{key}: {missing_column(each, whole)}")
-    if label in (silo, *table.drop):
+    if label is not None and label in (silo, *table.drop):
         raise UserError(f"data.table.label: column {label!r} is named as silo or to be dropped too")
     if label in whole:
         labels, classes = read_labels(whole[label], "table")
     elif unlabelled:
         labels, classes = np.full(len(whole), -1), ()
     else:
-        raise UserError(f"data.table.label: {missing_column(label, whole)}")
+        raise UserError(f"data.table.label: {missing_column(str(label), whole)}")
     left_out = {label, silo, *table.drop, *(set(defaults.drop) - {table.label})}
     plain = {name: _plain(whole[name], name) for name in whole.columns if name not in left_out}
     if not plain:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fedkd.data.columns import Column
 from fedkd.data.images import Images, Kind
@@ -77,6 +78,18 @@ class Source:
                 "but must be square; set data.image_size to resize and crop them"
             )
         return height
+
+    def in_order(self, classes: tuple[str, ...]) -> Source:
+        """Return a table or texts with these classes, in their order.
+
+        Raises:
+            UserError: it has another class too.
+        """
+        if strange := set(self.classes) - set(classes):
+            raise UserError(f"data.classes: {self.name} has the class {sorted(strange)[0]!r} too")
+        order = torch.tensor([classes.index(name) for name in self.classes])
+        train = replace(self.train, labels=order[self.train.labels])
+        return replace(self, train=train, classes=classes)
 
     def _check_images(self) -> None:
         if self.kind != "image":

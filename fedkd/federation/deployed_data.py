@@ -69,7 +69,7 @@ def _server_source(study: Study) -> Source:
     source = load_central(study, cache_root())
     classes = tuple(study.data.classes or ())
     if source.columns or study.is_text:
-        return _in_order(source, classes)
+        return source.in_order(classes)
     if source.num_classes != len(classes):
         raise UserError(
             f"data.classes: names {len(classes)} classes, but {study.data.source} has "
@@ -83,15 +83,6 @@ def _server_source(study: Study) -> Source:
         )
     test = None if source.test is None else in_study_shape(source.test, study)
     return Source(source.name, in_study_shape(source.train, study), test, classes)
-
-
-def _in_order(source: Source, classes: tuple[str, ...]) -> Source:
-    """Return a table or texts with the study's classes, in their order."""
-    if strange := set(source.classes) - set(classes):
-        raise UserError(f"data.classes: {source.name} has the class {sorted(strange)[0]!r} too")
-    order = torch.tensor([classes.index(name) for name in source.classes])
-    train = dataclasses.replace(source.train, labels=order[source.train.labels])
-    return dataclasses.replace(source, train=train, classes=classes)
 
 
 def _empty_source(study: Study, columns: tuple[Column, ...] = ()) -> Source:
@@ -115,9 +106,7 @@ def _transfer_source(study: Study, source: str | None) -> Source | None:
         unlabelled=not labelled,
         columns=study.columns,
     )
-    return (
-        _in_order(found, tuple(study.data.classes or ())) if labelled and study.is_text else found
-    )
+    return found.in_order(tuple(study.data.classes or ())) if labelled and study.is_text else found
 
 
 def shape_of(study: Study) -> Shape:

@@ -14,10 +14,10 @@ from fedkd.data.columns import Encoder
 from fedkd.data.images import Images, count_values
 from fedkd.data.texts import load_tokenizer
 from fedkd.federation.federation import Federation
+from fedkd.models.build import NOUNS
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _SAMPLED = 1000
-_NOUNS = {"image": "images", "table": "rows", "text": "texts", "tensor": "tensors"}
 _COLUMNS = 100
 _EXAMPLES, _CHARACTERS = 3, 80
 _SHOWN = 12
@@ -31,7 +31,7 @@ def describe_data(federation: Federation) -> Iterator[str]:
     yield f"{shape.num_classes} classes: {_some(list(split.classes))}; " + (
         f"images of {sizes} (channels, height, width)"
         if shape.kind == "image"
-        else f"{_NOUNS[shape.kind]} of {sizes} values each"
+        else f"{NOUNS[shape.kind]} of {sizes} values each"
     )
     sets = {"test": split.test, "validation": split.validation, "transfer": split.transfer}
     for name, images in sets.items():
@@ -88,7 +88,7 @@ def _columns(encoder: Encoder, table: Table | None) -> Iterator[str]:
 
 
 def _count(images: Images, classes: tuple[str, ...]) -> str:
-    text = f"{len(images)} {_NOUNS[images.kind]}"
+    text = f"{len(images)} {NOUNS[images.kind]}"
     if not len(images) or int(images.labels.min()) < 0:
         return text if not len(images) else f"{text} without labels"
     counts = torch.bincount(images.labels, minlength=len(classes)).tolist()

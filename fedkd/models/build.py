@@ -32,7 +32,7 @@ _LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"
 """Prefixes of architectures, to the packages whose version decides what their names stand for."""
 
 
-_MANY = {"image": "images", "table": "rows", "text": "texts", "tensor": "tensors"}
+NOUNS = {"image": "images", "table": "rows", "text": "texts", "tensor": "tensors"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Shape:
 
     def __str__(self) -> str:
         """Such as ``images of 1 x 8 x 8``."""
-        return f"{_MANY[self.kind]} of {' x '.join(map(str, self.input_shape))}"
+        return f"{NOUNS[self.kind]} of {' x '.join(map(str, self.input_shape))}"
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -225,7 +225,7 @@ def _build(function: Callable[..., Any], arch: str, shape: Shape) -> nn.Module:
     ):
         known = "hf:FOLDER" if shape.kind == "text" else " or ".join(ANY_INPUT)
         raise UserError(
-            f"model.arch: {arch} does not take {_MANY[shape.kind]}, but the study's examples are "
+            f"model.arch: {arch} does not take {NOUNS[shape.kind]}, but the study's examples are "
             f"{shape}; use {known}, or an architecture of your own"
         )
     try:

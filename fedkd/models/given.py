@@ -67,6 +67,11 @@ def find_given(name: str | Path, *, what: str) -> GivenModel:
         made_by = f"{record.arm}/seed-{record.seed}"
         spent = record.exchanges_before_round_1 + record.curve[-1].round
         model = GivenModel(path / CHECKPOINT_FILE, spent, record.uncharged, made_by)
+        if not model.path.exists():
+            raise UserError(
+                f"{what}: {path} has no {CHECKPOINT_FILE}; if the study ran on hosts, `fedkd fetch "
+                f"{path.absolute().parents[1]}` brings it from the SuperLink's host"
+            )
     if problem := find_weights_problem(model.path):
         raise UserError(f"{what}: {problem}")
     return model

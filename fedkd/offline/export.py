@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import nn
 from fedkd.errors import FedKDError, UserError, raise_exhaustion
 from fedkd.models.build import Shape, rebuild
 from fedkd.models.card import ModelCard, load_model, read_card, save_model
+from fedkd.models.given import find_given
 from fedkd.models.state import Checkpoint, State
 from fedkd.results.folder import STUDY_FILE, read_study
-from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
+from fedkd.results.record import RunRecord
 from fedkd.util.files import hash_file, replacing, write_json
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2"}
@@ -77,16 +79,11 @@ def sidecar(out: Path) -> Path:
 
 def _find(source: Path) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint that ``source`` names and, if it is a run's, facts about the run."""
-    if source.name == CHECKPOINT_FILE and (source.parent / STATE_FILE).is_file():
-        source = source.parent
-    if not source.is_dir():
-        return source, {}
-    if not (source / STATE_FILE).is_file():
-        runs = sorted(path.parent for path in source.glob(f"**/seed-*/{STATE_FILE}"))[:1]
-        hint = f", such as {runs[0]}" if runs else ""
-        raise UserError(f"{source} is not the folder of a finished run; name one{hint}")
-    record = RunRecord.read(source)
-    folder = source.absolute().parent.parent
+    found = find_given(source, what="export")
+    if not found.run:
+        return found.path, {}
+    record = RunRecord.read(found.path.parent)
+    folder = found.path.absolute().parents[2]
     facts: dict[str, Any] = {
         "study": read_study(folder).get("name") if (folder / STUDY_FILE).is_file() else None,
         "arm": record.arm,
@@ -97,12 +94,7 @@ def _find(source: Path) -> tuple[Path, dict[str, Any]]:
         if record.accuracy_source == "test"
         else "the silos' own examples",
     }
-    if not (source / CHECKPOINT_FILE).exists():
-        raise UserError(
-            f"{source} has no {CHECKPOINT_FILE}; if the study ran on hosts, `fedkd fetch {folder}` "
-            "brings it from the SuperLink's host"
-        )
-    return source / CHECKPOINT_FILE, facts
+    return found.path, facts
 
 
 def _card(path: Path, described: Described) -> ModelCard:
@@ -133,9 +125,9 @@ def _write_program(out: Path, state: State, card: ModelCard) -> None:
     """Write a program that takes any number of images, and check that it gives the same logits."""
     model = rebuild(card.arch, card.shape, state).eval()
     shape = card.shape
-    side = shape.image_size
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(5, shape.in_channels, side, side, generator=generator)
+    images = shape.zeros(5)
+    if images.is_floating_point():
+        images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: batch},))
@@ -180,6 +172,17 @@ def _normalization(file_format: str, card: ModelCard) -> str:
     )
 
 
+def _preprocessing(file_format: str, card: ModelCard) -> dict[str, Any]:
+    """Return how examples become the model's inputs."""
+    if card.shape.kind != "image":
+        return {"columns": json.loads(card.columns)} if card.columns else {}
+    return {
+        "range": [0, 1],
+        "preprocessing": "crop the centre square, resize it with antialiased bilinear "
+        f"interpolation, divide 8-bit values by 255; {_normalization(file_format, card)}",
+    }
+
+
 def _describe(
     out: Path, file_format: str, checkpoint: Checkpoint, card: ModelCard
 ) -> dict[str, Any]:
@@ -193,11 +196,9 @@ def _describe(
         "classes": list(card.classes) or None,
         "num_parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "input": {
-            "type": "float32",
-            "shape": ["N", shape.in_channels, shape.image_size, shape.image_size],
-            "range": [0, 1],
-            "preprocessing": "crop the centre square, resize it with antialiased bilinear "
-            f"interpolation, divide 8-bit values by 255; {_normalization(file_format, card)}",
+            "type": "int64" if shape.kind == "text" else "float32",
+            "shape": ["N", *shape.input_shape],
+            **_preprocessing(file_format, card),
         },
         "output": {
             "type": "float32",

@@ -69,7 +69,9 @@ def consolidate_files(
             for teacher, (_, card) in zip(offline.teachers, cards, strict=True)
         ]
         arch = student_arch(offline, archs)
-        images = _prepared(open_images(offline.images, cards, offline.seed), cards, archs, arch)
+        images = _prepared(
+            open_images(offline.images, cards, arch, offline.seed), cards, archs, arch
+        )
         classes = class_names(cards, images)
         checkpoints = [
             _load_teacher(teacher.path, ModelCard(teacher_arch, images.shape), card)
@@ -99,7 +101,8 @@ def consolidate_files(
     facts = {
         key: report[key] for key in ("method", "seed", "accuracy", "accuracy_on", "transfer")
     } | {"teachers": [entry["sha256"] for entry in report["teachers"]]}
-    return OfflineResult(learnt.state, ModelCard(arch, images.shape, classes, facts), report)
+    card = ModelCard(arch, images.shape, classes, facts, columns=images.columns)
+    return OfflineResult(learnt.state, card, report)
 
 
 def _make_teachers(
@@ -157,11 +160,9 @@ def _load_teacher(path: Path, card: ModelCard, own: ModelCard | None) -> Checkpo
     try:
         checkpoint = load_model(path, card, what="--teachers", preprocessing=preprocessing)
     except UserError as error:
-        shape = card.shape
         raise UserError(
-            f"{error} (as {card.arch} for {shape.in_channels} x {shape.image_size} x "
-            f"{shape.image_size} images and {shape.num_classes} classes; ARCH=PATH, --channels, "
-            "--image-size and --classes say otherwise)"
+            f"{error} (as {card.arch} for {card.shape} and {card.shape.num_classes} classes; "
+            "ARCH=PATH, --channels, --image-size and --classes say otherwise)"
         ) from error
     if not checkpoint.finite:
         raise UserError(f"--teachers: not all weights of {path} are finite; leave it out")

@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedkd.data.cached import load_cached_source
 from fedkd.data.images import Images
 from fedkd.data.source import Source
 from fedkd.data.sources import convert_like
 from fedkd.errors import UserError
-from fedkd.models.build import Shape
-from fedkd.models.card import ModelCard
-from fedkd.util.cache import cache_root
+from fedkd.models.build import NOUNS, Shape
+from fedkd.offline.reader import Cards, Reader, Wanted
 from fedkd.util.seeding import numpy_generator
 
 Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which images the user asks for.
-
-    Attributes:
-        transfer: a data source.
-        size: how many of its training images to distil on; None for all.
-        labelled: whether their labels may be used.
-        validation: a fraction of the transfer source to set apart, another data source, or None.
-        num_classes: of the models, where the user says so.
-        in_channels: likewise.
-        image_size: likewise, height and width in pixels.
-    """
-
-    transfer: str
-    size: int | None = None
-    labelled: bool = False
-    validation: str | None = None
-    num_classes: int | None = None
-    in_channels: int | None = None
-    image_size: int | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class OfflineImages:
-    """Images in the shape of the models.
+    """Images, or examples of another kind, in the shape of the models.
 
     Attributes:
         transfer: images to distil on; labels are -1 where they may not be used.
@@ -56,6 +30,7 @@ class OfflineImages:
         validation_from: in words, where they come from; empty if there are none.
         classes: names of the classes, or empty where no labels are used.
         warnings: sentences on the sources.
+        columns: of a table: how they became inputs, as models' cards say it; else empty.
     """
 
     transfer: Images
@@ -64,14 +39,14 @@ class OfflineImages:
     shape: Shape
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    columns: str = ""
 
 
-def open_images(
-    wanted: Wanted, cards: Sequence[tuple[str, ModelCard | None]], seed: int
-) -> OfflineImages:
-    """Read the images and bring them into the shape for which the teachers were made.
+def open_images(wanted: Wanted, cards: Cards, arch: str, seed: int) -> OfflineImages:
+    """Read the examples and bring them into the shape for which the teachers were made.
 
     The shape is what the user or the teachers' own files say, else that of the transfer source.
+    ``arch`` is the student's.
 
     Raises:
         UserError: a source cannot be read or does not fit, or the files contradict each other.
@@ -79,17 +54,14 @@ def open_images(
     size = _agree("image_size", "--image-size", wanted.image_size, cards)
     fraction = _fraction(wanted.validation)
     needs_labels = wanted.labelled or fraction is not None
-    source = _load("--transfer", wanted.transfer, size, unlabelled=not needs_labels)
+    reader = Reader.of(wanted, cards, arch, size or None)
+    source = reader.read("--transfer", wanted.transfer, unlabelled=not needs_labels)
     num_classes = _agree("num_classes", "--classes", wanted.num_classes, cards)
     if not (num_classes or source.classes):
         raise UserError(
             f"--classes: is missing: neither {wanted.transfer} nor the teachers' files say how many"
         )
-    shape = Shape(
-        num_classes or source.num_classes,
-        _agree("in_channels", "--channels", wanted.in_channels, cards) or source.in_channels,
-        source.image_size,
-    )
+    shape = _shape_of(source, num_classes or source.num_classes, wanted, cards)
     if needs_labels:
         _check_classes("--labelled" if wanted.labelled else "--validation", source, shape)
     pool = np.arange(len(source.train), dtype=np.int64)
@@ -99,10 +71,10 @@ def open_images(
         count = min(len(pool) - 1, max(1, round(fraction * len(pool))))
         mixed = numpy_generator(seed, "cut-validation").permutation(pool)
         validation, pool = source.train.take(mixed[:count]), np.sort(mixed[count:])
-        origin = f"images of {source.name}, set apart from the transfer set"
+        origin = f"{NOUNS[source.kind]} of {source.name}, set apart from the transfer set"
         classes = source.classes
     elif wanted.validation is not None:
-        other, validation, origin = _open_validation(wanted.validation, wanted.transfer, source)
+        other, validation, origin = _open_validation(wanted.validation, source, reader)
         _check_classes("--validation", other, shape)
         sources, classes = [source, other], classes or other.classes
     transfer = source.train.take(_draw(pool, wanted, seed))
@@ -117,7 +89,23 @@ def open_images(
         warnings=tuple(
             dict.fromkeys(f"{each.name}: {text}" for each in sources for text in each.warnings)
         ),
+        columns="" if reader.encoder is None else reader.encoder.to_json(),
     )
+
+
+def _shape_of(source: Source, num_classes: int, wanted: Wanted, cards: Cards) -> Shape:
+    """Return what models are built for."""
+    for name, card in cards:
+        if card is not None and card.shape.kind != source.kind:
+            raise UserError(
+                f"--transfer: {source.name} has {NOUNS[source.kind]}, but {name} takes {card.shape}"
+            )
+    channels = _agree("in_channels", "--channels", wanted.in_channels, cards)
+    if source.kind == "image":
+        return Shape(num_classes, channels or source.in_channels, source.image_size)
+    if wanted.in_channels or wanted.image_size:
+        raise UserError(f"--channels, --image-size: {source.name} has no images; leave them out")
+    return Shape.of(num_classes, source.kind, source.train.shape[1:])
 
 
 def _draw(pool: Indices, wanted: Wanted, seed: int) -> Indices:
@@ -132,30 +120,29 @@ def _draw(pool: Indices, wanted: Wanted, seed: int) -> Indices:
     return numpy_generator(seed, "cut-transfer").permutation(pool)[: wanted.size]
 
 
-def _open_validation(name: str, transfer_name: str, transfer: Source) -> tuple[Source, Images, str]:
+def _open_validation(name: str, transfer: Source, reader: Reader) -> tuple[Source, Images, str]:
     """Return the source of the validation images, the images, and in words what they are."""
-    if name == transfer_name:
+    what = NOUNS[transfer.kind]
+    if name == transfer.name:
         if transfer.test is None:
             raise UserError(
                 f"--validation: {name} has no test set of its own, so the student would be judged "
                 "on images that it learns from; give a fraction such as 0.2 to set some apart"
             )
-        return transfer, transfer.test, f"test images of {name}"
-    source = _load("--validation", name, transfer.image_size)
+        return transfer, transfer.test, f"test {what} of {name}"
+    if transfer.kind == "image":
+        reader = dataclasses.replace(reader, size=transfer.image_size)
+    source = reader.read("--validation", name)
     if source.test is not None:
-        return source, source.test, f"test images of {name}"
-    return source, source.train, f"images of {name}"
-
-
-def _load(option: str, name: str, size: int | None, *, unlabelled: bool = False) -> Source:
-    try:
-        return load_cached_source(name, image_size=size, cache=cache_root(), unlabelled=unlabelled)
-    except UserError as error:
-        sentence = str(error).replace("data.image_size", "--image-size")
-        raise UserError(f"{option}: {sentence}") from error
+        return source, source.test, f"test {what} of {name}"
+    return source, source.train, f"{what} of {name}"
 
 
 def _convert(images: Images, shape: Shape, option: str) -> Images:
+    if (images.kind, tuple(images.shape[1:])) == (shape.kind, shape.input_shape):
+        return images
+    if "image" not in (images.kind, shape.kind) or images.kind != shape.kind:
+        raise UserError(f"{option}: has {NOUNS[images.kind]}, but the models take {shape}")
     try:
         return convert_like(images, channels=shape.in_channels, size=shape.image_size)
     except UserError as error:
@@ -184,9 +171,7 @@ def _check_classes(option: str, source: Source, shape: Shape) -> None:
         )
 
 
-def _agree(
-    key: str, option: str, given: int | None, cards: Sequence[tuple[str, ModelCard | None]]
-) -> int | None:
+def _agree(key: str, option: str, given: int | None, cards: Cards) -> int | None:
     """Return the one value that the option and the teachers' files name, or None if none does."""
     values = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
     if given is not None:

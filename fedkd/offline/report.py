@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.models.build import NOUNS
+
 
 def render(report: dict[str, Any]) -> RenderableType:
     """Return a table of the teachers, and sentences on the student."""
@@ -32,31 +34,32 @@ def _teachers(report: dict[str, Any]) -> Table:
 
 def _sentences(report: dict[str, Any]) -> list[str]:
     transfer, loss = report["transfer"], report["distillation_loss"]
+    what = NOUNS[report["shape"].get("kind", "image")]
     labels = "with labels" if transfer["labelled"] else "without labels"
-    done = f"{report['method']} on {transfer['size']} images of {transfer['source']}, {labels}"
+    done = f"{report['method']} on {transfer['size']} {what} of {transfer['source']}, {labels}"
     started = f"student {report['arch']}, started from {report['student']}"
     last = "not finite" if loss is None else f"{loss:.4f}"
     return [
         f"{done}; {started}; the last epoch's loss is {last}.",
-        _agreement(report["agreement"]),
+        _agreement(report["agreement"], what),
         _accuracy(report),
         *(f"Note: {warning}." for warning in report["warnings"]),
     ]
 
 
-def _agreement(shares: dict[str, Any]) -> str:
+def _agreement(shares: dict[str, Any], what: str) -> str:
     between = shares["between_teachers"]
-    text = f"On these images the student agrees with the teachers on {shares['student']:.1%}"
+    text = f"On these {what} the student agrees with the teachers on {shares['student']:.1%}"
     return f"{text}." if between is None else f"{text}, two teachers with each other {between:.1%}."
 
 
 def _accuracy(report: dict[str, Any]) -> str:
     if report["accuracy_on"] is None:
-        return "Its accuracy is unknown; --validation measures it on labelled images."
+        return "Its accuracy is unknown; --validation measures it on labelled examples."
     text = (
         f"Accuracy of the student: {report['accuracy_before']:.1%} before, "
         f"{report['accuracy']:.1%} after, on {report['accuracy_on']}."
     )
     if report["accuracy_used_to_choose"]:
-        text += " Teachers or student were chosen by the same images, so these figures flatter."
-    return f"{text} A teacher's figure flatters it where it was trained on these images."
+        text += " Teachers or student were chosen by the same examples, so these figures flatter."
+    return f"{text} A teacher's figure flatters it where it was trained on them."

@@ -9,7 +9,8 @@ from pathlib import Path
 from fedkd.config import Consolidation
 from fedkd.errors import UserError
 from fedkd.models.card import ModelCard
-from fedkd.offline.images import OfflineImages, Wanted
+from fedkd.offline.images import OfflineImages
+from fedkd.offline.reader import Wanted
 from fedkd.registry import ARCHITECTURES, METHODS
 from fedkd.util.places import expand
 

@@ -23,7 +23,7 @@ from fedkd.models.card import ModelCard, load_model, read_card, save_model
 from fedkd.models.state import copy_state
 from fedkd.offline.export import Described, export_model
 from fedkd.offline.from_files import OfflineResult, consolidate_files
-from fedkd.offline.images import Wanted
+from fedkd.offline.reader import Wanted
 from fedkd.offline.report import render
 from fedkd.offline.request import Offline, TeacherFile
 from fedkd.report.progress import EpochBar

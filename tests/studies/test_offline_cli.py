@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from fedkd.cli.offline import repeat_option
-from fedkd.models.build import Shape, build_model
+from fedkd.data.columns import Column, Encoder, fit_encoder, sums_of
+from fedkd.data.images import Images
+from fedkd.models.build import Shape, build_model, rebuild
+from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import copy_state
 
 FAST = ("--transfer", "digits", "--size", "60", "--set", "epochs=2")
@@ -87,6 +92,80 @@ def test_the_report_is_for_programs_too(fedkd: Any) -> None:
     assert report["accuracy_on"] == "449 images of digits, set apart from the transfer set"
     assert 0 <= report["accuracy"] <= 1
     assert report["settings"]["epochs"] == 2
+
+
+def write_table_models(encoder: Encoder, *names: str) -> None:
+    """Write models of a table with an encoder's columns."""
+    shape = Shape.of(2, "table", [len(encoder.names)])
+    for seed, name in enumerate(names):
+        card = ModelCard("linear", shape, ("ill", "well"), columns=encoder.to_json())
+        state = copy_state(build_model("linear", shape, seed=seed))
+        save_model(Path(f"{name}.safetensors"), state, card)
+
+
+def test_models_of_tables_take_rows_as_their_files_say(fedkd: Any) -> None:
+    draw = np.random.default_rng(0)
+    columns = {"note": [f"patient {n}" for n in range(1200)], "ward": draw.choice(["a", "b"], 1200)}
+    columns |= {"age": draw.normal(50, 10, 1200), "outcome": draw.choice(["ill", "well"], 1200)}
+    whole = pd.DataFrame(columns)
+    whole.to_csv("rows.csv", index=False)
+    whole[:300].to_csv("judged.csv", index=False)
+    taken = (Column("age"), Column("ward", ("a", "b")))
+    codes = np.stack([whole["age"], whole["ward"] == "b"], axis=1).astype(float)
+    rows = Images(torch.from_numpy(codes), torch.zeros(len(whole), dtype=torch.int64))
+    encoder = fit_encoder(taken, sums_of(rows, taken))
+    write_table_models(encoder, "t", "u")
+    made = ("consolidate", "--teachers", "t.safetensors", "u.safetensors", "--set", "epochs=2")
+    judged = ("--validation", "csv:judged.csv", "--label", "outcome")
+    table = ("--transfer", "csv:rows.csv", "--size", "100", "--out", "s.safetensors")
+    code, out, err = fedkd(*made, *table, *judged, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["accuracy_on"] == "300 rows of csv:judged.csv"
+    with torch.no_grad():
+        inputs = encoder.encode(rows).images[:300]
+        model = rebuild("linear", Shape.of(2, "table", [3]), load_file("t.safetensors"))
+        right = model(inputs).argmax(1).numpy() == (whole["outcome"][:300] == "well")
+    assert report["teachers"][0]["accuracy"] == pytest.approx(right.mean())
+    code, out, err = fedkd("export", "s.safetensors", "--out", "e.safetensors")
+    assert (code, err) == (0, "")
+    exported = json.loads(Path("e.safetensors.json").read_text())
+    assert exported["input"]["shape"] == ["N", 3]
+    assert exported["input"]["columns"] == json.loads(encoder.to_json())
+
+    def refused(*arguments: str) -> str:
+        code, _, err = fedkd(*arguments)
+        assert code == 2, err
+        assert err.count("\n") == 1, "one sentence"
+        return str(err)
+
+    assert "--label: is missing" in refused(*made, *table, "--validation", "0.2")
+    whole[["age", "outcome"]].to_csv("fewer.csv", index=False)
+    fewer = ("--transfer", "csv:fewer.csv", *table[2:])
+    assert "lacks 'ward'" in refused(*made, *fewer)
+    digits = ("--transfer", "digits", *table[2:])
+    assert "digits has images, but t.safetensors takes rows of 3" in refused(*made, *digits)
+    write_table_models(fit_encoder(taken, sums_of(rows.take(range(99)), taken)), "u")
+    said = "u.safetensors does not say how columns become inputs, or otherwise than t.safetensors"
+    assert said in refused(*made, *table)
+    save_file(load_file("t.safetensors"), "u.safetensors")
+    assert said in refused(*made, *table, "--arch", "linear")
+
+
+def test_texts_have_the_tokenizer_of_the_students_network(fedkd: Any, text_folder: Path) -> None:
+    arch, shape = f"hf:{text_folder}/minilm", Shape.of(2, "text", [12])
+    for seed, name in enumerate("tu"):
+        state = copy_state(build_model(arch, shape, seed=seed))
+        save_model(Path(f"{name}.safetensors"), state, ModelCard(arch, shape, ("bad", "good")))
+    code, out, err = fedkd(
+        *("consolidate", "--teachers", f"{arch}=t.safetensors", f"{arch}=u.safetensors"),
+        *("--arch", arch, "--transfer", f"text:{text_folder}/sentences.csv", "--size", "40"),
+        *("--validation", "0.2", "--set", "epochs=1", "--out", "s.safetensors", "--json"),
+    )
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["shape"] == {"num_classes": 2, "kind": "text", "inputs": [12]}
+    assert report["accuracy_on"].startswith("52 texts of text:")
 
 
 REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
