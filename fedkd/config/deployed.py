@@ -16,10 +16,9 @@ GIVEN = "given"
 
 
 def fill_deployed(data: Any) -> Any:
-    """Fill in what follows from silos with data of their own: without a source, no other examples.
+    """Return a study, as its file holds it, with what follows from silos with data of their own.
 
-    Args:
-        data: the study as its file holds it; it is not changed.
+    Without a source there are no other examples.
     """
     partition = data.get("partition") if isinstance(data, dict) else None
     scheme = partition.get("scheme") if isinstance(partition, dict) else None

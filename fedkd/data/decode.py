@@ -37,9 +37,7 @@ class Decoded:
 def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decoded:
     """Read pictures, all of them into one size and one number of channels.
 
-    Args:
-        pictures: N of them, at least one.
-        image_size: height and width to resize to in pixels, or None to leave them as they are.
+    ``image_size`` is height and width in pixels; None leaves them as they are.
 
     Raises:
         UserError: pictures are damaged or too large, sizes differ and none is given, or values of

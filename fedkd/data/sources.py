@@ -69,10 +69,7 @@ def load_source(
 def check_like(examples: Images, like: Images, what: str) -> None:
     """Refuse examples that differ in kind or shape from those of a study, which are no images.
 
-    Args:
-        examples: of another source.
-        like: of the study.
-        what: names them in the error.
+    ``what`` names them in the error.
 
     Raises:
         UserError: they differ.
@@ -88,10 +85,7 @@ def check_like(examples: Images, like: Images, what: str) -> None:
 def convert_like(images: Images, *, channels: int, size: int) -> Images:
     """Convert images of another source to the channels and the size of a study's images.
 
-    Args:
-        images: uint8 ``[N, C, H, W]``.
-        channels: of the result; greyscale is repeated, RGB becomes ITU-R BT.601 luma.
-        size: height and width of the result in pixels; longer sides are cropped at the centre.
+    See :func:`fedkd.data.images.to_channels` and :func:`fedkd.data.images.resize`.
 
     Raises:
         UserError: the channels cannot be converted.

@@ -52,9 +52,7 @@ def consolidate_files(
 ) -> OfflineResult:
     """Make one model of several checkpoints. The same files and settings give the same bits.
 
-    Args:
-        offline: what to do.
-        on_epoch: called after every epoch with its number, from 1, and how many there are.
+    ``on_epoch`` is called after every epoch with its number, from 1, and how many there are.
 
     Raises:
         UserError: a file or setting is impossible, or needs silos and their data.

@@ -24,20 +24,15 @@ from fedkd.util.lock import lock_folder
 def run_study(
     study: Study, *, out: Path, fresh: bool, progress: StudyProgress, track: Sequence[str] = ()
 ) -> Outcome:
-    """Run a study and write its results folder.
+    """Run a study and write its results folder below ``out``.
 
-    Nothing is written before the study is checked against data, models and files.
-
-    Args:
-        study: what to run.
-        out: root of all results.
-        fresh: ignore and rewrite what the cache holds.
-        progress: receives every step.
-        track: names of trackers that receive every round; they change no result.
+    Nothing is written before the study is checked against data, models and files. If ``fresh``,
+    what the cache holds is ignored and written anew. ``track`` names trackers, which change no
+    result.
 
     Raises:
-        UserError: the data or files do not contain what the study needs, or a tracker's
-            package is not installed.
+        UserError: the data or files do not contain what the study needs, or a tracker's package is
+            not installed.
     """
     trackers = make_trackers(track)
     federations, warnings = _load(study, progress)
@@ -54,20 +49,15 @@ def run_study(
 def resume_study(
     folder: Path, *, progress: StudyProgress, track: Sequence[str] = (), rounds: int | None = None
 ) -> Outcome:
-    """Resume an interrupted study in its results folder, or lengthen it.
+    """Resume an interrupted study in its results folder, or lengthen it to more rounds of all arms.
 
-    Finished runs are kept, the interrupted one continues after its last complete round, and the
-    others run as usual. The results equal those of an uninterrupted study.
-
-    Args:
-        folder: a results folder, or that of a study: then the newest one in it.
-        progress: receives every step.
-        track: names of trackers, as in :func:`run_study`.
-        rounds: of all arms, if the study is lengthened. Runs that used up fewer continue.
+    Finished runs are kept, unless they used up fewer rounds; the interrupted one continues after
+    its last complete round, and the others run as usual. The results equal those of an
+    uninterrupted study. The folder of a study stands for its newest results.
 
     Raises:
-        UserError: the results are missing, damaged or of another version of fedkd, another
-            process writes to them, or the study cannot be lengthened.
+        UserError: the results are missing, damaged or of another version of fedkd, another process
+            writes to them, or the study cannot be lengthened.
     """
     trackers = make_trackers(track)
     folder = find_run(folder)

@@ -82,12 +82,7 @@ FINETUNE_RATE = 0.2
 
 
 def optimizer_of(settings: Consolidation, epochs: int | None = None) -> OptimizerSettings:
-    """Return the student's optimizer settings.
-
-    Args:
-        settings: of the consolidation.
-        epochs: instead of those of the settings.
-    """
+    """Return the student's optimizer settings, by default for the epochs of the consolidation."""
     return OptimizerSettings.of(settings, settings.epochs if epochs is None else epochs)
 
 

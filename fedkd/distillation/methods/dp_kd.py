@@ -51,10 +51,8 @@ def dp_kd(
 def pick_most_confident(student: Tensor, teachers: Tensor, labels: Tensor | None) -> Tensor:
     """Return each sample's most confident logits, ``[N, K]``; of equals the student's.
 
-    Args:
-        student: logits of the frozen student ``[N, K]``.
-        teachers: logits of the teachers ``[M, N, K]``.
-        labels: ``[N]``, or None to compare the greatest probabilities.
+    They are of the frozen student ``[N, K]`` or of a teacher ``[M, N, K]``; without labels ``[N]``
+    the greatest probabilities are compared.
     """
     candidates = torch.cat([student[None], teachers])
     probabilities = torch.softmax(candidates.double(), dim=2)

@@ -83,10 +83,7 @@ def _compute_trust(evidence: Evidence, predicted: Tensor, weights: Tensor) -> Te
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
     """Return the indices of the examples to distil on, ascending, int64 ``[subset.size]``.
 
-    Args:
-        target: the ensemble's probabilities ``[N, K]``.
-        subset: how many, and whether at random or by the ensemble's entropy.
-        seed: of the repetition.
+    They are chosen at random, or by the entropy of the ensemble's probabilities ``[N, K]``.
     """
     if subset.size >= len(target):
         return torch.arange(len(target))
