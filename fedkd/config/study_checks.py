@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedkd.config.at_silo import check_at_silo
 from fedkd.config.backbone import check_lda_head
 from fedkd.config.sections import refuse_options
 from fedkd.config.targets import RelativeTargets
-from fedkd.config.transfer_checks import check_labels
+from fedkd.config.transfer_checks import check_at_silo, check_labels
 from fedkd.registry import LOCAL_LOSSES, METHODS, STARTS
 from fedkd.suggestions import suggest
 

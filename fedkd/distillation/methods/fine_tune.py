@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
+from fedkd.distillation.augmentation import Mixup
 from fedkd.distillation.methods.base import DistillationData, optimizer_of
-from fedkd.distillation.methods.mixup import Mixup
 from fedkd.errors import UserError
 from fedkd.training.augment import make_augmentation
 from fedkd.training.compute import Compute

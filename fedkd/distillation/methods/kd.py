@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
+from fedkd.distillation.augmentation import Mixup
 from fedkd.distillation.methods.base import DistillationData, finetune_optimizer_of, optimizer_of
-from fedkd.distillation.methods.mixup import Mixup
 from fedkd.training.augment import make_augmentation
 from fedkd.training.compute import Compute
 from fedkd.training.loop import fit
