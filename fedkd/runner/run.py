@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from fedkd.config import Study
 from fedkd.engines import check_engine, make_engine
 from fedkd.federation.federation import Federation
@@ -19,6 +21,23 @@ from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
 from fedkd.util.files import remove_unfinished
 from fedkd.util.lock import lock_folder
+
+
+def execute(
+    study: Study,
+    console: Console,
+    *,
+    out: Path,
+    fresh: bool = False,
+    track: Sequence[str] = (),
+    resume: Path | None = None,
+    rounds: int | None = None,
+) -> Outcome:
+    """Run a study, or resume or lengthen that of a results folder, and show its progress."""
+    with StudyProgress(console, len(study.arms) * len(study.seeds), study.metric) as progress:
+        if resume is not None:
+            return resume_study(resume, progress=progress, track=track, rounds=rounds)
+        return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 
 def run_study(
