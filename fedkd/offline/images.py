@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,9 +66,7 @@ class OfflineImages:
     warnings: tuple[str, ...]
 
 
-def open_images(
-    wanted: Wanted, cards: Sequence[tuple[str, ModelCard | None]], seed: int
-) -> OfflineImages:
+def open_images(wanted: Wanted, cards: Mapping[str, ModelCard], seed: int) -> OfflineImages:
     """Read the images and bring them into the shape for which the teachers were made.
 
     The shape is what the user or the teachers' own files say, else that of the transfer source.
@@ -184,11 +182,9 @@ def _check_classes(option: str, source: Source, shape: Shape) -> None:
         )
 
 
-def _agree(
-    key: str, option: str, given: int | None, cards: Sequence[tuple[str, ModelCard | None]]
-) -> int | None:
+def _agree(key: str, option: str, given: int | None, cards: Mapping[str, ModelCard]) -> int | None:
     """Return the one value that the option and the teachers' files name, or None if none does."""
-    values = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
+    values = [(name, int(getattr(card.shape, key))) for name, card in cards.items()]
     if given is not None:
         values.insert(0, (option, given))
     for name, value in values:
