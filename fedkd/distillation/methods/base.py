@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,14 @@ def finetune_optimizer_of(settings: Consolidation) -> OptimizerSettings:
         schedule="cosine",
         warmup=0.0,
     )
+
+
+class How(TypedDict):
+    """The keyword arguments of a :class:`Method`."""
+
+    generator: torch.Generator
+    compute: Compute
+    on_epoch: NotRequired[Callable[[], None] | None]
 
 
 class Method(Protocol):
