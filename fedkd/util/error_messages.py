@@ -187,20 +187,13 @@ _SENTENCES = {
 }
 """Pydantic's kinds of error that are not about a wrong type or name, each with its sentence."""
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "dataclass_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "model_attributes_type": "a mapping of keys to values",
+_TYPES = {
+    "a whole number": "int_type int_parsing int_from_float",
+    "a number": "float_type float_parsing",
+    "true or false": "bool_type bool_parsing",
+    "text": "string_type",
+    "a list": "list_type tuple_type",
+    "a mapping of keys to values": "dict_type dataclass_type model_type model_attributes_type",
 }
+_EXPECTED = {kind: expected for expected, kinds in _TYPES.items() for kind in kinds.split()}
 """Pydantic's kinds of error about a wrong type, each with what was expected."""
