@@ -160,7 +160,9 @@ def check_cache() -> Finding:
 
 def check_disk() -> Finding:
     """Free space for results in this folder, and for the cache."""
-    places = {"here": Path.cwd(), "cache": _existing(cache_root())}
+    root = cache_root()
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    places = {"here": Path.cwd(), "cache": nearest}
     free = {name: shutil.disk_usage(place).free for name, place in places.items()}
     value = ", ".join(
         f"{_size(room)} free {'here' if n == 'here' else 'for the cache'}"
@@ -277,11 +279,6 @@ def _cpu_quota() -> float | None:
     except (OSError, ValueError):
         return None
     return None if limit == "max" else int(limit) / int(period)
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest parent folder that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _bytes_of(path: str) -> int:

@@ -163,7 +163,8 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
                 parts = _share(partitioner, renamed, seed)
             except ValueError:  # more silos hold a class than it has examples
                 continue
-        if all(_holds_enough(labels[part], spec) for part in parts):
+        sizes = [(len(part), len(np.unique(labels[part]))) for part in parts]
+        if all(n >= spec.min_size and k == spec.classes_per_silo for n, k in sizes):
             return parts
     raise UserError(
         f"partition.classes_per_silo: no assignment gave each of {spec.silos} silos "
@@ -245,10 +246,6 @@ def _assign_in_turn(labels: Labels, spec: LabelShards, seed: int) -> list[Indice
         for silo, share in zip(holders, np.array_split(members, len(holders)), strict=True):
             shares[silo].append(share)
     return _shuffle([np.concatenate(share) for share in shares], seed)
-
-
-def _holds_enough(held: Labels, spec: LabelShards) -> bool:
-    return len(held) >= spec.min_size and len(np.unique(held)) == spec.classes_per_silo
 
 
 def _keys_to_lower(spec: Any) -> str:

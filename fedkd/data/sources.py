@@ -56,7 +56,8 @@ def load_source(
         if image_size is not None:
             source = _resize_all(source, image_size)
         _check(source)
-        source = _warn_of_values(source)
+        if sentence := describe_few_values(source.train.images):
+            source = dataclasses.replace(source, warnings=(*source.warnings, sentence))
     except UserCodeError:
         raise  # it names the source already
     except (UserError, OSError) as problem:
@@ -120,14 +121,6 @@ def _resize_all(source: Source, size: int) -> Source:
     if test is not None:
         test = convert_like(test, channels=int(test.shape[1]), size=size)
     return dataclasses.replace(source, train=train, test=test)
-
-
-def _warn_of_values(source: Source) -> Source:
-    """Add a warning where the pixels carry little."""
-    sentence = describe_few_values(source.train.images)
-    if sentence is None:
-        return source
-    return dataclasses.replace(source, warnings=(*source.warnings, sentence))
 
 
 def _check_filled(source: Source) -> None:

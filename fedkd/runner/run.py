@@ -8,18 +8,19 @@ from pathlib import Path
 from rich.console import Console
 
 from fedkd.config import Study
+from fedkd.config.study_file import dump_study
 from fedkd.engines import check_engine, make_engine
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.progress import StudyProgress
-from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
+from fedkd.results.folder import REPORT_FILE, STUDY_FILE, SUMMARY_FILE, find_run
 from fedkd.runner import resume as resumption
 from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.study_runner import Outcome, StudyRunner
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
-from fedkd.util.files import remove_unfinished
+from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
 
 
@@ -89,7 +90,7 @@ def resume_study(
         resumption.check_can_go_on(folder, study)
         remove_unfinished(folder)
         if rounds is not None:
-            resumption.write_study(folder, study)
+            write_text(folder / STUDY_FILE, dump_study(study))
         with silo_pool(study) as pool, make_engine(study, pool) as engine:
             # A reader of the folder must not take the study for finished.
             for name in (SUMMARY_FILE, REPORT_FILE):

@@ -133,21 +133,16 @@ def search_arm(
             for slot in range(first, first + BATCH)
             if slot not in ended
         ]
-        _run_batch(search, arm_search, [job for job in jobs if job[0] < trials], limits, threads)
+        measure = partial(_measure_job, arm_search, limits)
+        wanted = [(trial, point) for slot, trial, point in jobs if slot < trials]
+        for (trial, _), outcome in run_each(wanted, measure, threads=threads):
+            _tell(search, trial, outcome)
 
 
-def _run_batch(
-    search: optuna.Study,
-    arm_search: ArmSearch,
-    jobs: Sequence[tuple[int, optuna.Trial, Point]],
-    limits: Limits,
-    threads: int,
-) -> None:
-    def measure(job: tuple[int, optuna.Trial, Point]) -> dict[int, SeedRun] | FedKDError:
-        return or_failure(partial(arm_search.measure, job[2], limits))
-
-    for (_, trial, _), outcome in run_each(jobs, measure, threads=threads):
-        _tell(search, trial, outcome)
+def _measure_job(
+    arm_search: ArmSearch, limits: Limits, job: tuple[optuna.Trial, Point]
+) -> dict[int, SeedRun] | FedKDError:
+    return or_failure(partial(arm_search.measure, job[1], limits))
 
 
 def _tell(
