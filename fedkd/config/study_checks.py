@@ -41,6 +41,16 @@ def check_baselines(study: Study) -> None:
         raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
 
 
+def check_tuning_seeds(study: Study) -> None:
+    """Refuse an arm that was tuned on a seed of the study."""
+    for name, arm in study.arms.items():
+        if shared := set(arm.tuned.seeds if arm.tuned else ()) & set(study.seeds):
+            raise ValueError(
+                f"arms.{name}.tuned.seeds: the arm was tuned on seed {min(shared)}, so it cannot "
+                "be judged on it; take other seeds, or tune it anew"
+            )
+
+
 def check_silo_names(study: Study) -> None:
     """Refuse keys by silo that name a silo which the study does not have."""
     known = set(study.silo_names)

@@ -8,7 +8,6 @@ teacher is evaluated on its own and on the server's data, unlike in
 from __future__ import annotations
 
 import torch
-from scipy.special import bdtr
 from torch import Tensor
 
 from fedkd.config import Consolidation
