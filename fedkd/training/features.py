@@ -42,9 +42,7 @@ def penultimate(
     """
     model.eval()
     kept = kept_features(model, images, device=compute.device, precision=compute.precision)
-    if kept is not None:
-        return _record(*kept, compute)
-    return _record(model, images, compute)
+    return _record(*(kept or (model, images)), compute)
 
 
 def _record(
