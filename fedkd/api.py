@@ -52,8 +52,7 @@ def compare(
     """
     from rich.console import Console
 
-    from fedkd.report.progress import StudyProgress
-    from fedkd.runner.run import resume_study, run_study
+    from fedkd.runner.run import execute
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     if rounds is not None and resume is None:
@@ -65,14 +64,8 @@ def compare(
         loaded = _load(study)
     else:
         raise UserError("compare: give either a study or a results folder as resume")
-    runs = len(loaded.arms) * len(loaded.seeds)
-    with StudyProgress(Console(stderr=True), runs, loaded.metric) as progress:
-        if folder is not None:
-            outcome = resume_study(folder, progress=progress, track=tuple(track), rounds=rounds)
-        else:
-            outcome = run_study(
-                loaded, out=Path(out), fresh=fresh, progress=progress, track=tuple(track)
-            )
+    options: dict[str, Any] = {"track": tuple(track), "resume": folder, "rounds": rounds}
+    outcome = execute(loaded, Console(stderr=True), out=Path(out), fresh=fresh, **options)
     return Comparison(outcome.folder, outcome.summary, interrupted=outcome.interrupted)
 
 

@@ -65,9 +65,8 @@ def check_packages() -> Finding:
             wrong.append(f"'{requirement}'")
     shown = ("torch", "torchvision", "flwr", "ray")
     value = ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in shown)
-    if wrong:
-        return Finding("packages", "broken", value, f"pip install {' '.join(wrong)}", versions)
-    return Finding("packages", "ok", value, details=versions)
+    advice = f"pip install {' '.join(wrong)}" if wrong else ""
+    return Finding("packages", "broken" if wrong else "ok", value, advice, versions)
 
 
 def check_optional() -> Finding:
@@ -88,12 +87,12 @@ def check_processor() -> Finding:
     if flags:
         value += f", {' '.join(flags)}"
     details = {"name": processor(), "cores": allowed, "quota": quota, "instructions": flags}
+    advice = ""
     if quota is not None and quota < (allowed or 1):
         advice = (
             f"this container may use {quota:g} of them; set engine.workers to {int(quota) or 1}"
         )
-        return Finding("processor", "note", value, advice, details)
-    return Finding("processor", "ok", value, details=details)
+    return Finding("processor", "note" if advice else "ok", value, advice, details)
 
 
 def check_torch() -> Finding:
@@ -102,9 +101,8 @@ def check_torch() -> Finding:
         import torch
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(
-            "devices", "broken", f"PyTorch cannot be imported: {reason}", "install torch again"
-        )
+        value = f"PyTorch cannot be imported: {reason}"
+        return Finding("devices", "broken", value, "install torch again")
     count = torch.cuda.device_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(count)]
     mps = torch.backends.mps.is_available()
@@ -131,12 +129,9 @@ def check_memory() -> Finding:
     import psutil
 
     memory = psutil.virtual_memory()
-    return Finding(
-        "memory",
-        "ok",
-        f"{_size(memory.total)}, {_size(memory.available)} free",
-        details={"total": memory.total, "free": memory.available},
-    )
+    value = f"{_size(memory.total)}, {_size(memory.available)} free"
+    details = {"total": memory.total, "free": memory.available}
+    return Finding("memory", "ok", value, details=details)
 
 
 def check_cache() -> Finding:
@@ -160,16 +155,14 @@ def check_cache() -> Finding:
 
 def check_disk() -> Finding:
     """Free space for results in this folder, and for the cache."""
-    places = {"here": Path.cwd(), "cache": _existing(cache_root())}
+    root = cache_root()
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    places = {"here": Path.cwd(), "cache": nearest}
     free = {name: shutil.disk_usage(place).free for name, place in places.items()}
-    value = ", ".join(
-        f"{_size(room)} free {'here' if n == 'here' else 'for the cache'}"
-        for n, room in free.items()
-    )
-    if min(free.values()) < LITTLE_DISK:
-        advice = "free some space, or set FEDKD_CACHE_DIR and --out to another disk"
-        return Finding("disk", "note", value, advice, free)
-    return Finding("disk", "ok", value, details=free)
+    value = f"{_size(free['here'])} free here, {_size(free['cache'])} free for the cache"
+    is_little = min(free.values()) < LITTLE_DISK
+    advice = "free some space, or set FEDKD_CACHE_DIR and --out to another disk"
+    return Finding("disk", "note" if is_little else "ok", value, advice if is_little else "", free)
 
 
 def check_data() -> Finding:
@@ -182,30 +175,21 @@ def check_data() -> Finding:
             sources.append(name)
     hub = Path(os.environ.get("HF_HOME") or home("HF_HOME") / ".cache" / "huggingface") / "datasets"
     sources += sorted(f"hf:{entry.name.replace('___', '/')}" for entry in hub.glob("*___*"))
-    advice = (
-        ""
-        if len(sources) > 1
-        else (
-            f"others are downloaded to {here} when a study needs them; FEDKD_DATA_DIR names "
-            "another folder"
-        )
-    )
-    return Finding(
-        "data sets", "ok", ", ".join(sources), advice, {"found": sources, "path": str(here)}
-    )
+    advice = ""
+    if len(sources) == 1:
+        where = "FEDKD_DATA_DIR names another folder"
+        advice = f"others are downloaded to {here} when a study needs them; {where}"
+    details = {"found": sources, "path": str(here)}
+    return Finding("data sets", "ok", ", ".join(sources), advice, details)
 
 
 def check_flower() -> Finding:
     """Connections in Flower's configuration."""
     path = Path(os.environ.get("FLWR_HOME") or home("FLWR_HOME") / ".flwr") / "config.toml"
     if not path.is_file():
-        return Finding(
-            "flower",
-            "ok",
-            f"no connections: there is no {path}",
-            "flwr run writes it; local studies need none",
-            {"path": str(path), "connections": {}},
-        )
+        advice = "flwr run writes it; local studies need none"
+        nothing = {"path": str(path), "connections": {}}
+        return Finding("flower", "ok", f"no connections: there is no {path}", advice, nothing)
     links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
     connections = {
         name: str(entry.get("address", ""))
@@ -277,11 +261,6 @@ def _cpu_quota() -> float | None:
     except (OSError, ValueError):
         return None
     return None if limit == "max" else int(limit) / int(period)
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest parent folder that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _bytes_of(path: str) -> int:

@@ -14,68 +14,53 @@ RENAMED = {
 }
 """Keys and names of study files before version 0.2.0, to what they are called since."""
 
-_SYNONYMS = {
-    "learning_rate": ("lr",),
-    "step_size": ("lr",),
-    "optimiser": ("optimizer",),
-    "opt": ("optimizer",),
-    "beta1": ("momentum",),
-    "beta_1": ("momentum",),
-    "beta2": ("beta_2",),
-    "wd": ("weight_decay",),
-    "l2": ("weight_decay",),
-    "bs": ("batch_size",),
-    "batchsize": ("batch_size",),
-    "grad_clip": ("clip_norm",),
-    "scheduler": ("schedule",),
-    "lr_schedule": ("schedule",),
-    "epochs": ("local_epochs",),
-    "num_epochs": ("epochs", "local_epochs"),
-    "local_epochs": ("epochs",),
-    "num_rounds": ("max",),
-    "rounds": ("max",),
-    "max_rounds": ("max",),
-    "client_fraction": ("fraction",),
-    "fraction_fit": ("fraction",),
-    "clients": ("silos",),
-    "num_clients": ("silos",),
-    "num_silos": ("silos",),
-    "seed": ("seeds",),
-    "architecture": ("arch",),
-    "network": ("arch",),
-    "backbone": ("arch",),
-    "model": ("arch",),
-    "pretrained": ("weights",),
-    "transform": ("augment", "preprocessing"),
-    "normalize": ("preprocessing",),
-    "dataset": ("source",),
-    "path": ("source",),
-    "labeled": ("labelled",),
-    "temp": ("temperature",),
-    "concentration": ("alpha",),
-    "type": ("scheme",),
-    "teacher": ("teachers",),
-    "loss": ("local_loss",),
-    "proximal_mu": ("mu",),
-    "aggregator": ("aggregation",),
-    "accuracy": ("targets",),
-    "baseline": ("baselines",),
-    "dirichlet": ("label-dirichlet",),
-    "shards": ("label-shards",),
-    "pathological": ("label-shards",),
-    "natural": ("by-column", "given"),
-    "uniform": ("iid", "equal"),
-    "vanilla": ("kd",),
-    "mutual": ("dml",),
-    "mean": ("average", "equal"),
-    "scratch": ("random",),
-    "distilled": ("consolidated",),
-    "resnet": ("resnet8",),
-    "lenet": ("lenet5",),
-    "emnist": ("kmnist",),
-    "fmnist": ("fashion-mnist",),
+_OTHER_NAMES = {
+    "lr": "learning_rate step_size",
+    "optimizer": "optimiser opt",
+    "momentum": "beta1 beta_1",
+    "beta_2": "beta2",
+    "weight_decay": "wd l2",
+    "batch_size": "bs batchsize",
+    "clip_norm": "grad_clip",
+    "schedule": "scheduler lr_schedule",
+    "epochs": "num_epochs local_epochs",
+    "local_epochs": "epochs num_epochs",
+    "max": "num_rounds rounds max_rounds",
+    "fraction": "client_fraction fraction_fit",
+    "silos": "clients num_clients num_silos",
+    "seeds": "seed",
+    "arch": "architecture network backbone model",
+    "weights": "pretrained",
+    "augment": "transform",
+    "preprocessing": "transform normalize",
+    "source": "dataset path",
+    "labelled": "labeled",
+    "temperature": "temp",
+    "alpha": "concentration",
+    "scheme": "type",
+    "teachers": "teacher",
+    "local_loss": "loss",
+    "mu": "proximal_mu",
+    "aggregation": "aggregator",
+    "targets": "accuracy",
+    "baselines": "baseline",
+    "label-dirichlet": "dirichlet",
+    "label-shards": "shards pathological",
+    "by-column": "natural",
+    "given": "natural",
+    "iid": "uniform",
+    "kd": "vanilla",
+    "dml": "mutual",
+    "average": "mean",
+    "equal": "uniform mean",
+    "random": "scratch",
+    "consolidated": "distilled",
+    "resnet8": "resnet",
+    "lenet5": "lenet",
+    "kmnist": "emnist",
+    "fashion-mnist": "fmnist",
 }
-"""Other names in use, to what a study file calls the same; the first valid one is meant."""
+"""What a study file calls something, to other names in use; of several the first valid is meant."""
 
 _ELSEWHERE = {
     "fedprox": "FedProx is rounds.local_loss: proximal, with any strategy",
@@ -102,8 +87,11 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     plain = name.casefold()
     if elsewhere := _ELSEWHERE.get(plain.replace("_", "").replace("-", "")):
         return f" ({elsewhere})"
-    meant = [other for other in _SYNONYMS.get(plain.replace("-", "_"), ()) if other in names]
-    begun = [other for other in names if len(plain) > 2 and other.startswith(plain)]
+    other = plain.replace("-", "_")
+    meant = [
+        own for own, others in _OTHER_NAMES.items() if own in names and other in others.split()
+    ]
+    begun = [each for each in names if len(plain) > 2 and each.startswith(plain)]
     for candidates in (meant, get_close_matches(plain, names, n=1, cutoff=_CUTOFF), begun):
         if candidates:
             return f" (did you mean {candidates[0]!r}?)"

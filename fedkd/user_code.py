@@ -55,11 +55,7 @@ def check_allowed(kind: str, name: str) -> None:
 
 @contextmanager
 def calling(kind: str, name: str) -> Iterator[None]:
-    """Blame what the block raises on the user's function that it calls.
-
-    Args:
-        kind: what the function is, such as ``weighting``.
-        name: the function, as the study names it.
+    """Blame what the block raises on the user's function that it calls, ``weighting NAME`` or such.
 
     Raises:
         UserCodeError: the block raised anything but an error that fedkd foresaw or a lack of

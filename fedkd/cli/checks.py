@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd.cli.options import AsJson, Overrides, StudyPath, load
+from fedkd.cli.options import AsJson, Overrides, StudyPath, load, show_findings
 
 
 def validate(
@@ -57,15 +57,4 @@ def doctor(as_json: AsJson = False) -> None:
     """Check this machine: packages, processor, GPU, disk, data; print how to fix problems."""
     from fedkd.doctor import examine
 
-    findings = []
-    for finding in examine():
-        findings.append(finding)
-        if not as_json:
-            mark = {"ok": "ok  ", "note": "note", "broken": "BAD "}[finding.level]
-            typer.echo(f"{mark}  {finding.name:10} {finding.value}")
-            if finding.advice:
-                typer.echo(f"{'':17}-> {finding.advice}")
-    if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
-    if any(finding.level == "broken" for finding in findings):
-        raise typer.Exit(1)
+    show_findings(examine(), ("ok", "note", "BAD"), 10, as_json=as_json)

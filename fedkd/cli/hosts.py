@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedkd.cli.options import AsJson
+from fedkd.cli.options import AsJson, show_findings
 from fedkd.cli.silo import silo_approve, silo_audit, silo_pending, silo_serve
 from fedkd.errors import UserError
 from fedkd.util.finding import Finding
 
-MARKS = {"ok": "ok     ", "note": "note   ", "broken": "problem"}
 KeysFolder = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder of all keys; keep it private.")
 ]
@@ -163,18 +162,15 @@ def silo_check(
     if accept and study is None:
         raise UserError("--accept: approves the transfer sets of a study; name it by --study")
     file = load_silo_file(path)
-    with file.permissions():
-        loaded = None if study is None else load_study(study)
-        check = SiloCheck(file, loaded, accept=accept, path=path)
-        findings = _show(check.findings(), as_json=as_json)
-    if address is not None:
-        findings += _show(
-            check_link(address, root_certificates, insecure=insecure), as_json=as_json
-        )
-    if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
-    if any(finding.level == "broken" for finding in findings):
-        raise typer.Exit(1)
+
+    def check() -> Iterator[Finding]:
+        with file.permissions():
+            loaded = None if study is None else load_study(study)
+            yield from SiloCheck(file, loaded, accept=accept, path=path).findings()
+        if address is not None:
+            yield from check_link(address, root_certificates, insecure=insecure)
+
+    show_findings(check(), ("ok", "note", "problem"), 11, as_json=as_json)
 
 
 def silo_schema() -> None:
@@ -185,16 +181,3 @@ def silo_schema() -> None:
     from fedkd.deploy.silo_file import silo_schema as schema
 
     typer.echo(json.dumps(schema(), indent=1))
-
-
-def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
-    """Return the findings; print each as it is made unless ``as_json``."""
-    shown = []
-    for finding in findings:
-        shown.append(finding)
-        if as_json:
-            continue
-        typer.echo(f"{MARKS[finding.level]}  {finding.name:11} {finding.value}")
-        if finding.advice:
-            typer.echo(f"{'':21}-> {finding.advice}")
-    return shown

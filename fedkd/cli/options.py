@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from fedkd.errors import UserError
+from fedkd.util.finding import Finding, Level
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,3 +69,26 @@ def progress_console(*, quiet: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, quiet=quiet and not sys.stderr.isatty())
+
+
+def show_findings(
+    findings: Iterable[Finding], marks: Sequence[str], width: int, *, as_json: bool
+) -> None:
+    """Print each finding as it is made, or all of them as JSON; exit with 1 if one is broken.
+
+    Marks are of the levels, in their order; the width is of names.
+    """
+    mark_of, shown = dict(zip(get_args(Level), marks, strict=True)), []
+    longest = max(map(len, marks))
+    for finding in findings:
+        shown.append(finding)
+        if as_json:
+            continue
+        mark = f"{mark_of[finding.level]:{longest}}"
+        typer.echo(f"{mark}  {finding.name:{width}} {finding.value}")
+        if finding.advice:
+            typer.echo(f"{'':{longest + width + 3}}-> {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in shown], indent=1))
+    if any(finding.level == "broken" for finding in shown):
+        raise typer.Exit(1)

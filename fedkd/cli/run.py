@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,14 +103,16 @@ def compare(
         raise UserError("--rounds: lengthens a study of which there are results; give --resume RUN")
     words, told = read_command(notify), {"study": loaded.name, "status": "failed"}
     try:
-        outcome = _run(
+        from fedkd.runner.run import execute
+
+        outcome = execute(
             loaded,
+            progress_console(quiet=as_json),
             out=out,
             fresh=fresh,
+            track=track or (),
             resume=resume,
             rounds=rounds,
-            quiet=as_json,
-            track=track or (),
         )
         short_of_silos = any(run["stopped"] == "quorum" for run in outcome.summary["runs"])
         incomplete = bool(outcome.summary["failures"]) or short_of_silos
@@ -135,26 +136,6 @@ def _study_of(run: Path) -> Study:
 
     folder = find_run(run)
     return resolve_study(read_study(folder), origin=str(folder / STUDY_FILE))
-
-
-def _run(
-    study: Study,
-    *,
-    out: Path,
-    fresh: bool,
-    resume: Path | None,
-    rounds: int | None,
-    quiet: bool,
-    track: Sequence[str],
-) -> Outcome:
-    from fedkd.report.progress import StudyProgress
-    from fedkd.runner.run import resume_study, run_study
-
-    console = progress_console(quiet=quiet)
-    with StudyProgress(console, len(study.arms) * len(study.seeds), study.metric) as progress:
-        if resume is not None:
-            return resume_study(resume, progress=progress, track=track, rounds=rounds)
-        return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 
 def _show(outcome: Outcome) -> None:

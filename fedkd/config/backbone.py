@@ -44,14 +44,10 @@ class Normalization(Section):
         return self
 
 
-def _kind_of_preprocessing(value: Any) -> str:
-    return "own values" if isinstance(value, dict | Normalization) else "named"
-
-
 Preprocessing = Annotated[
     Annotated[Literal["none", "imagenet"], Tag("named")]
     | Annotated[Normalization, Tag("own values")],
-    Discriminator(_kind_of_preprocessing),
+    Discriminator(lambda v: "own values" if isinstance(v, dict | Normalization) else "named"),
 ]
 
 
@@ -120,11 +116,6 @@ def is_weights_file(weights: str) -> bool:
     return PurePath(weights).suffix.lower() in WEIGHTS_SUFFIXES or "/" in weights
 
 
-def preprocessing_of(study: Study, silo: str) -> Normalization | str | None:
-    """Return the preprocessing of a silo's own model."""
-    return study.pretraining.preprocessing.get(silo, study.model.preprocessing)
-
-
 def check_backbones(study: Study) -> None:
     """Refuse keys on pre-trained models that contradict each other."""
     model = study.model
@@ -181,7 +172,7 @@ def _check_preprocessing(study: Study) -> None:
             continue
         arch = study.global_arch(name)
         members = [silo for silo in study.silo_names if study.arch_of(silo) == arch]
-        if len({str(preprocessing_of(study, silo) or "none") for silo in members}) > 1:
+        if len({str(own.get(silo, model.preprocessing) or "none") for silo in members}) > 1:
             raise ValueError(
                 f"arms.{name}: averages models of silos whose preprocessing differs "
                 f"({', '.join(sorted(own))}), which is a model of neither; set student: best or "

@@ -155,8 +155,7 @@ class Consolidation(OptimizerKeys):
     def check_method(self, spec: MethodSpec) -> None:
         """Refuse settings that the method does not use, and a study without what it needs.
 
-        Args:
-            spec: of the method. That of a user's own is known only once it is imported.
+        The spec of a user's own method is known only once it is imported.
 
         Raises:
             ValueError: with the key and what to do.

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedkd.config.arm import Arm
-from fedkd.config.data import Data
-from fedkd.config.rounds import Pretraining, Rounds
 from fedkd.registry import LOCAL_LOSSES, NO_SOURCE, SOURCES
+
+if TYPE_CHECKING:
+    from fedkd.config.arm import Arm
+    from fedkd.config.data import Data
+    from fedkd.config.study import Study
 
 DEPLOYED = "deployed"
 GIVEN = "given"
 
 
 def fill_deployed(data: Any) -> Any:
-    """Fill in what follows from silos with data of their own: without a source, no other examples.
+    """Return a study, as its file holds it, with what follows from silos with data of their own.
 
-    Args:
-        data: the study as its file holds it; it is not changed.
+    Without a source there are no other examples.
     """
     partition = data.get("partition") if isinstance(data, dict) else None
     scheme = partition.get("scheme") if isinstance(partition, dict) else None
@@ -30,18 +31,17 @@ def fill_deployed(data: Any) -> Any:
     return data
 
 
-def check_simulated(
-    data: Data, scheme: str, rounds: Mapping[str, Rounds], arms: Mapping[str, Arm]
-) -> None:
+def check_simulated(study: Study) -> None:
     """Refuse what only a study of deployed silos can have."""
+    data = study.data
     if data.source == NO_SOURCE:
-        if scheme != GIVEN:
+        if study.partition.scheme != GIVEN:
             raise ValueError(
                 f"data.source: {NO_SOURCE} leaves nothing to divide among simulated silos; it is "
                 "for partition.scheme: deployed and given"
             )
-        _check_without_source(data, arms)
-    if any(settings.enough is not None for settings in rounds.values()):
+        _check_without_source(data, study.arms)
+    if any(study.rounds_of(arm).enough is not None for arm in study.arms):
         raise ValueError(
             "rounds.enough: ends a round by the clock; it is for partition.scheme: deployed, and "
             "simulated silos are all waited for"
@@ -53,25 +53,20 @@ def check_simulated(
         )
 
 
-def check_deployed(
-    data: Data,
-    pretraining: Pretraining,
-    rounds: Mapping[str, Rounds],
-    arms: Mapping[str, Arm],
-    *,
-    is_image: bool,
-) -> None:
+def check_deployed(study: Study) -> None:
     """Refuse what a study of deployed silos cannot have."""
+    data, is_image = study.data, not (study.is_table or study.is_text)
     for key in ("classes", "channels", "image_size") if is_image else ("classes",):
         if getattr(data, key) is None:
             raise ValueError(f"data.{key}: is missing; deployed silos take it from the study")
     if data.train_size is not None:
         raise ValueError("data.train_size: cannot limit what deployed silos own; leave it out")
-    if pretraining.checkpoints:
+    if study.pretraining.checkpoints:
         raise ValueError(
             "pretraining.checkpoints: deployed silos name their own, in silo.yaml; leave it out"
         )
-    for name, settings in rounds.items():
+    for name in study.arms:
+        settings = study.rounds_of(name)
         if settings.enough is not None and settings.enough < settings.quorum:
             raise ValueError(
                 f"arms.{name}: rounds.enough, {settings.enough:g}, is below rounds.quorum, "
@@ -83,8 +78,8 @@ def check_deployed(
                 f"deployed silos do not run; use one of {', '.join(LOCAL_LOSSES)}"
             )
     if data.source == NO_SOURCE:
-        _check_without_source(data, arms)
-    _check_paths(data, arms)
+        _check_without_source(data, study.arms)
+    _check_paths(data, study.arms)
 
 
 def _check_paths(data: Data, arms: Mapping[str, Arm]) -> None:

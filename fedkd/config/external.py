@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 
 def fill_external(data: Any) -> Any:
-    """Fill in the architecture of silos whose checkpoint is a file of another library.
+    """Return a study, as its file holds it, with the architecture of silos of other libraries.
 
-    Args:
-        data: the study as its file holds it; it is not changed.
+    It follows from the ending of their checkpoints.
     """
     pretraining = data.get("pretraining") if isinstance(data, Mapping) else None
     named = pretraining.get("checkpoints") if isinstance(pretraining, Mapping) else None

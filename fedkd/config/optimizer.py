@@ -80,17 +80,11 @@ def optimizer_defaults(name: OptimizerName) -> dict[str, float]:
 
 
 def rate_factor(step: int, steps: int, *, schedule: str, warmup: float) -> float:
-    """Return the share of the learning rate that is used in a step.
+    """Return the share of the learning rate that is used in a step, counted from 0.
 
-    Linear warm-up as in Goyal et al. 1706.02677. ``cosine`` is (1 + cos(pi t)) / 2 and ``linear``
-    is 1 - t, where t goes from 0 to 1 over the steps that follow: Loshchilov & Hutter 1608.03983,
-    without restarts.
-
-    Args:
-        step: the step, from 0.
-        steps: number of all steps.
-        schedule: ``constant``, ``linear`` or ``cosine``.
-        warmup: share of the steps in which the rate rises.
+    Linear warm-up, over a share of all steps, as in Goyal et al. 1706.02677. ``cosine`` is (1 +
+    cos(pi t)) / 2 and ``linear`` is 1 - t, where t goes from 0 to 1 over the steps that follow:
+    Loshchilov & Hutter 1608.03983, without restarts.
     """
     rising = round(warmup * steps)
     if step < rising:

@@ -40,9 +40,6 @@ def fill_rates(data: Any) -> Any:
     """Fill in the learning rates that a study of pre-trained networks leaves open.
 
     A section that names an optimizer other than SGD has the default rate of that optimizer.
-
-    Args:
-        data: the study as its file holds it; it is not changed.
     """
     model = data.get("model") if isinstance(data, Mapping) else None
     if not (rates := _rates_of(model)):

@@ -198,8 +198,7 @@ class Rounds(OptimizerKeys):
     def check_local_loss(self, spec: MethodSpec) -> None:
         """Refuse settings that the local loss does not use.
 
-        Args:
-            spec: of the local loss. That of a user's own is known only once it is imported.
+        The spec of a user's own loss is known only once it is imported.
 
         Raises:
             ValueError: with the key and what to do.

@@ -16,10 +16,7 @@ _MAX_SILOS = 100_000
 
 
 def read_rows(path: str) -> dict[str, list[int]]:
-    """Return the rows of each silo, in natural order of the silos' names.
-
-    Args:
-        path: of a JSON file that maps names of silos to lists of row numbers from 0.
+    """Return the rows of each silo that a JSON file lists, in natural order of the silos' names.
 
     Raises:
         UserError: there is no such file, or it is not such a mapping, or a row is in it twice.

@@ -17,13 +17,18 @@ from fedkd.config.optimizer import optimizer_defaults
 from fedkd.config.part_defaults import default_rate, fill_rates
 from fedkd.config.rounds import Model, Pretraining, Rounds
 from fedkd.config.sections import Section, Seed
-from fedkd.config.study_checks import check_arms, check_baselines, check_needs, check_silo_names
+from fedkd.config.study_checks import (
+    check_arms,
+    check_baselines,
+    check_needs,
+    check_silo_names,
+    check_tuning_seeds,
+)
 from fedkd.config.table import Table
 from fedkd.config.table_checks import check_table
 from fedkd.config.targets import RelativeTargets, Targets, check_metric
 from fedkd.config.text import Text
 from fedkd.config.transfer_checks import check_recalibration
-from fedkd.config.tuned import check_tuning_seeds
 from fedkd.registry import (
     HUGGING_FACE,
     LEAST_TRANSFER_IMAGES,
@@ -88,15 +93,13 @@ class Study(Section):
     def _check(self) -> Study:
         check_arms(self)
         check_baselines(self)
-        check_tuning_seeds({name: arm.tuned for name, arm in self.arms.items()}, self.seeds)
+        check_tuning_seeds(self)
         check_metric(self.metric, self.data.source)
         check_table(self)
-        rounds = {name: self.rounds_of(name) for name in self.arms}
         if self.is_deployed:
-            is_image = not (self.is_table or self.is_text)
-            check_deployed(self.data, self.pretraining, rounds, self.arms, is_image=is_image)
+            check_deployed(self)
         else:
-            check_simulated(self.data, self.partition.scheme, rounds, self.arms)
+            check_simulated(self)
         check_silo_names(self)
         check_recalibration(self)
         check_external_models(self)

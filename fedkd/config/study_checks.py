@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedkd.config.at_silo import check_at_silo
 from fedkd.config.backbone import check_lda_head
 from fedkd.config.sections import refuse_options
 from fedkd.config.targets import RelativeTargets
-from fedkd.config.transfer_checks import check_labels
+from fedkd.config.transfer_checks import check_at_silo, check_labels
 from fedkd.registry import LOCAL_LOSSES, METHODS, STARTS
 from fedkd.suggestions import suggest
 
@@ -40,6 +39,16 @@ def check_baselines(study: Study) -> None:
             )
     if isinstance(study.targets, RelativeTargets) and not study.baselines:
         raise ValueError("targets.of_baseline_best: needs at least one arm under baselines")
+
+
+def check_tuning_seeds(study: Study) -> None:
+    """Refuse an arm that was tuned on a seed of the study."""
+    for name, arm in study.arms.items():
+        if shared := set(arm.tuned.seeds if arm.tuned else ()) & set(study.seeds):
+            raise ValueError(
+                f"arms.{name}.tuned.seeds: the arm was tuned on seed {min(shared)}, so it cannot "
+                "be judged on it; take other seeds, or tune it anew"
+            )
 
 
 def check_silo_names(study: Study) -> None:

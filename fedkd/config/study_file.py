@@ -62,9 +62,7 @@ def load_study(
 def parse_study(text: str, *, origin: str = "study") -> Study:
     """Return the study that YAML or JSON text holds; its paths stay as they are.
 
-    Args:
-        text: the study, such as :func:`dump_study` gives.
-        origin: what to call it in error messages.
+    Errors begin with ``origin``.
 
     Raises:
         UserError: if it is no valid study; one line a problem.
@@ -75,9 +73,7 @@ def parse_study(text: str, *, origin: str = "study") -> Study:
 def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
     """Return the study that a mapping holds, its paths taken from the working folder.
 
-    Args:
-        data: what a study file would hold.
-        origin: what to call it in error messages.
+    Errors begin with ``origin``.
 
     Raises:
         UserError: if it is no valid study; one line a problem.
@@ -87,11 +83,9 @@ def resolve_study(data: Mapping[str, Any], *, origin: str = "study") -> Study:
 
 
 def parse_consolidation(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Consolidation:
-    """Return the settings of a consolidation outside any study.
+    """Return the settings of a consolidation outside any study, by their keys in its section.
 
-    Args:
-        values: by their keys in a study's section ``consolidation``.
-        overrides: ``key=value`` each, such as ``"temperature=4"``; later ones win.
+    Overrides are ``key=value`` each, such as ``"temperature=4"``; later ones win.
 
     Raises:
         UserError: if they are no valid settings; one line a problem.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
@@ -16,14 +16,10 @@ class RelativeTargets(Section):
     of_baseline_best: list[Fraction] = Field(min_length=1, max_length=20)
 
 
-def _kind_of_targets(value: Any) -> str:
-    return "relative" if isinstance(value, dict | RelativeTargets) else "absolute"
-
-
 Targets = Annotated[
     Annotated[list[Fraction], Field(min_length=1, max_length=20), Tag("absolute")]
     | Annotated[RelativeTargets, Tag("relative")],
-    Discriminator(_kind_of_targets),
+    Discriminator(lambda v: "relative" if isinstance(v, dict | RelativeTargets) else "absolute"),
 ]
 
 

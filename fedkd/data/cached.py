@@ -53,13 +53,9 @@ def load_cached_source(
 ) -> Source:
     """Read a data source, from the cache if the same files were decoded before.
 
-    Args:
-        name: see :func:`fedkd.data.sources.load_source`.
-        image_size: height and width to resize to, in pixels; by default images stay as they are.
-        cache: root of the cache, or None to read the files themselves.
-        options: keyword arguments of a function of the user's own.
-        unlabelled: see :func:`fedkd.data.sources.load_source`.
-        columns: likewise; tables are not kept, as they are read faster than pictures are decoded.
+    ``cache`` is the cache's root, or None to read the files themselves. Tables are not kept: they
+    are read faster than pictures are decoded. All else is as for
+    :func:`fedkd.data.sources.load_source`.
 
     Raises:
         UserError: the source is missing, unreadable, or not what a study can use.
@@ -107,11 +103,7 @@ def cached_partition(
 ) -> list[Indices]:
     """Return the indices of each silo's examples, from the cache if they were drawn before.
 
-    Args:
-        labels: int64 ``[N]``.
-        scheme: the partition scheme.
-        seed: of the draw.
-        cache: root of the cache, or None to draw anew.
+    Labels are int64 ``[N]``; ``cache`` is the cache's root, or None to draw anew.
 
     Raises:
         UserError: the scheme cannot partition these examples.

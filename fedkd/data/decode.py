@@ -37,9 +37,7 @@ class Decoded:
 def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decoded:
     """Read pictures, all of them into one size and one number of channels.
 
-    Args:
-        pictures: N of them, at least one.
-        image_size: height and width to resize to in pixels, or None to leave them as they are.
+    ``image_size`` is height and width in pixels; None leaves them as they are.
 
     Raises:
         UserError: pictures are damaged or too large, sizes differ and none is given, or values of
@@ -71,7 +69,12 @@ def read_pictures(pictures: Sequence[Picture], image_size: int | None) -> Decode
     for index, flattened in enumerate(reader.each("decoding pictures", decode)):
         if flattened:
             depths[headers[index].kind or ""].flattened.append(pictures[index].place)
-    return Decoded(images, (*_of_depths(depths, tops), *_of_frames(headers)))
+    sentences = _of_depths(depths, tops)
+    if animated := sum(header.animated for header in headers):
+        sentences.append(
+            f"{animated} pictures have several frames or pages; only the first of each is read"
+        )
+    return Decoded(images, tuple(sentences))
 
 
 def _check_sizes(
@@ -147,10 +150,3 @@ def _of_depths(depths: dict[str, pixels.Depth], tops: dict[str, float]) -> list[
                 f"{tops[kind]:g} as white"
             )
     return sentences
-
-
-def _of_frames(headers: Sequence[PictureHeader]) -> list[str]:
-    animated = sum(header.animated for header in headers)
-    if not animated:
-        return []
-    return [f"{animated} pictures have several frames or pages; only the first of each is read"]

@@ -133,15 +133,12 @@ class Images:
 
 
 def content_hash(images: torch.Tensor | Images) -> str:
-    """Return the SHA-256 of a transfer set's examples, in hexadecimal.
+    """Return the SHA-256 of a transfer set's examples ``[N, ...]``, in hexadecimal.
 
-    Hashed are, one after the other without a separator, in UTF-8 the name of the type and the
-    shape as Python writes a tuple (for 300 greyscale images of 8 x 8 pixels
-    ``uint8(300, 1, 8, 8)``, for a table of 20 columns ``float32(300, 20)``), and the raw bytes of
-    the values in C order: images, channels, rows, columns. Labels are not part of it.
-
-    Args:
-        images: examples ``[N, ...]``, in any memory layout, on any device.
+    Hashed are, one after the other without a separator, in UTF-8 the name of the type and the shape
+    as Python writes a tuple (for 300 greyscale images of 8 x 8 pixels ``uint8(300, 1, 8, 8)``, for
+    a table of 20 columns ``float32(300, 20)``), and the raw bytes of the values in C order: images,
+    channels, rows, columns. Labels are not part of it.
 
     Raises:
         ValueError: the examples are of no kind that :func:`kind_of` knows.
@@ -186,17 +183,10 @@ def as_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring the shorter side of images to ``size`` pixels and crop the longer one at its centre.
+    """Bring the shorter side of uint8 images ``[N, C, H, W]`` to ``size`` and crop the longer.
 
-    The crop comes first, which frames the same square and keeps the memory of long, thin images
-    in bounds. Bilinear with antialiasing, rounded to the nearest value.
-
-    Args:
-        images: uint8 ``[N, C, H, W]``.
-        size: height and width of the result, in pixels.
-
-    Returns:
-        uint8 ``[N, C, size, size]``.
+    The crop, at the centre, comes first, which frames the same square and keeps the memory of long,
+    thin images in bounds. Bilinear with antialiasing, rounded to the nearest value.
     """
     height, width = images.shape[-2:]
     side = min(height, width)
@@ -215,12 +205,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     """Turn greyscale into colour by repetition, or colour into greyscale by ITU-R BT.601's luma.
 
-    Args:
-        images: uint8 ``[N, C, H, W]``.
-        channels: C of the result.
-
-    Returns:
-        uint8 ``[N, channels, H, W]``.
+    Images are uint8 ``[N, C, H, W]``, before and after.
 
     Raises:
         UserError: there is no such conversion, as between two and three channels.
@@ -244,11 +229,8 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
 def describe_few_values(images: torch.Tensor) -> str | None:
     """Return a sentence if pixels have very few distinct values or a small range, else None.
 
-    Mostly a conversion is the reason: values from 0 to 1 cut to whole numbers, or class numbers
-    and digits of 4 bits in place of grey levels.
-
-    Args:
-        images: uint8 ``[N, C, H, W]``, none of the sizes 0.
+    Mostly a conversion is the reason: values from 0 to 1 cut to whole numbers, or class numbers and
+    digits of 4 bits in place of grey levels. Images are uint8 ``[N, C, H, W]``, at least one.
     """
     step = max(1, len(images) // _SAMPLED)
     if not _has_few(count_values(images[::step])):

@@ -23,16 +23,8 @@ _FILLER = "(set|data|dataset|image|images|imgs|pictures|split|seg)*"
 _PARTS = {part: re.compile(f"{_FILLER}({words}){_FILLER}") for part, words in _WORDS.items()}
 _SYSTEM = frozenset(
     {
-        "__macosx",
-        "@eadir",
-        "#recycle",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "__pycache__",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
+        *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
+        *("lost+found", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
     }
 )
 """Names, in lower case, that systems and programs leave beside data."""

@@ -15,6 +15,7 @@ from PIL import Image
 from fedkd.data.decode import read_pictures
 from fedkd.data.images import Images
 from fedkd.data.picture_reader import Picture
+from fedkd.data.pixels import on_white
 from fedkd.data.source import Source
 from fedkd.errors import UserError
 from fedkd.util.seeding import numpy_generator
@@ -93,12 +94,8 @@ def _find_usable(folder: Path, known: set[bytes]) -> Iterator[Path]:
 def _open_square(file: Path) -> IO[bytes]:
     """Return a picture on a white square, as a file of its own."""
     with Image.open(file, formats=["PNG"]) as image:
-        whole = image.convert("RGBA")
-    side = max(whole.size)
-    ground = Image.new("RGBA", (side, side), "white")
-    corner = ((side - whole.width) // 2, (side - whole.height) // 2)
-    ground.alpha_composite(whole, corner)
+        square = on_white(image, (max(image.size), max(image.size)))
     stream = BytesIO()
-    ground.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(stream, "BMP")
+    square.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(stream, "BMP")
     stream.seek(0)
     return stream

@@ -62,12 +62,7 @@ def call_source(name: str, options: Mapping[str, Any]) -> Source:
 def call_partition(
     spec: OwnPartition, labels: npt.NDArray[np.int64], generator: np.random.Generator
 ) -> list[Indices]:
-    """Return the examples of each silo that a function of the user's own gives.
-
-    Args:
-        spec: the study's section ``partition``.
-        labels: of all examples, ``[N]``.
-        generator: for the function's draws.
+    """Return the examples of each silo that a function of the user's own gives for labels ``[N]``.
 
     Raises:
         UserError: the function failed, or did not return disjoint indices for every silo.

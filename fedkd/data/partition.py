@@ -31,12 +31,7 @@ _SHARD_SEEDS = 50
 
 
 def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
-    """Divide examples among silos by the scheme of a study.
-
-    Args:
-        labels: of all examples, ``[N]``.
-        spec: the study's section ``partition``.
-        seed: the same seed gives the same silos.
+    """Divide examples with labels ``[N]`` among silos by the scheme of a study.
 
     Returns:
         The examples of each silo: indices into ``labels``, in an order of the seed's. They are
@@ -76,13 +71,7 @@ def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
 
 
 def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
-    """Divide examples at random into silos whose sizes differ by at most one example.
-
-    Args:
-        labels: ``[N]``.
-        spec: ``silos``.
-        seed: of the order of examples.
-    """
+    """Divide examples at random into silos whose sizes differ by at most one example."""
     from flwr_datasets.partitioner import IidPartitioner
 
     return _share(IidPartitioner(spec.silos), labels, seed)
@@ -92,12 +81,7 @@ def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
     """Divide examples at random into silos whose sizes are drawn from a Dirichlet distribution.
 
     Every silo gets ``min_size`` examples; the rest is divided by one draw from a symmetric
-    Dirichlet distribution.
-
-    Args:
-        labels: ``[N]``.
-        spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the more unequal.
-        seed: of the sizes and of the order of examples.
+    Dirichlet distribution: the smaller ``alpha``, the more unequal.
     """
     from flwr_datasets.partitioner import SizePartitioner
 
@@ -113,13 +97,9 @@ def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
 def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Indices]:
     """Divide each class by its own draw from a Dirichlet distribution.
 
-    After Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks (2019).
-    Draws are repeated until every silo has ``min_size`` examples.
-
-    Args:
-        labels: ``[N]``.
-        spec: ``silos``, ``min_size``, and ``alpha``: the smaller, the fewer classes in a silo.
-        seed: of the draws and of the order of examples.
+    After Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks (2019). The
+    smaller ``alpha``, the fewer classes in a silo. Draws are repeated until every silo has
+    ``min_size`` examples.
 
     Raises:
         UserError: no draw gave every silo ``min_size`` examples.
@@ -151,18 +131,14 @@ def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Ind
 def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
     """Give every silo exactly ``classes_per_silo`` classes, such that every class is used.
 
-    After Li et al., Federated Learning on Non-IID Data Silos (2021): a class is divided evenly
-    among the silos that hold it. First classes are assigned in turn, which covers all classes if
-    there are at least as many silos; with fewer silos all classes are assigned in turn.
-
-    Args:
-        labels: ``[N]``; classes are those that occur.
-        spec: ``silos``, ``min_size`` and ``classes_per_silo``.
-        seed: of the classes of each silo and of the order of examples.
+    After Li et al., Federated Learning on Non-IID Data Silos (2021): a class, if it occurs, is
+    divided evenly among the silos that hold it. First classes are assigned in turn, which covers
+    all classes if there are at least as many silos; with fewer silos all classes are assigned in
+    turn.
 
     Raises:
-        UserError: there are fewer classes than ``classes_per_silo``, too few silos for all
-            classes, or no assignment gives every silo ``min_size`` examples.
+        UserError: there are fewer classes than ``classes_per_silo``, too few silos for all classes,
+            or no assignment gives every silo ``min_size`` examples.
     """
     from flwr_datasets.partitioner import PathologicalPartitioner
 
@@ -187,7 +163,8 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
                 parts = _share(partitioner, renamed, seed)
             except ValueError:  # more silos hold a class than it has examples
                 continue
-        if all(_holds_enough(labels[part], spec) for part in parts):
+        sizes = [(len(part), len(np.unique(labels[part]))) for part in parts]
+        if all(n >= spec.min_size and k == spec.classes_per_silo for n, k in sizes):
             return parts
     raise UserError(
         f"partition.classes_per_silo: no assignment gave each of {spec.silos} silos "
@@ -199,13 +176,9 @@ def label_shards(labels: Labels, spec: LabelShards, seed: int) -> list[Indices]:
 def label_dominant(labels: Labels, spec: LabelDominant, seed: int) -> list[Indices]:
     """Give a share of each class to one silo, and divide the rest evenly among all silos.
 
-    Classes are assigned to silos in turn: with fewer silos than classes, a silo dominates several;
-    with more, some dominate none.
-
-    Args:
-        labels: ``[N]``; classes are those that occur.
-        spec: ``silos`` and ``share``: near 0 as ``iid``, at 1 no class is in two silos.
-        seed: of the silos of each class and of the order of examples.
+    Classes that occur are assigned to silos in turn: with fewer silos than classes, a silo
+    dominates several; with more, some dominate none. A share near 0 is as ``iid``; at 1 no class is
+    in two silos.
     """
     generator = numpy_generator(seed, "dominant")
     arrangement = generator.permutation(spec.silos)
@@ -273,10 +246,6 @@ def _assign_in_turn(labels: Labels, spec: LabelShards, seed: int) -> list[Indice
         for silo, share in zip(holders, np.array_split(members, len(holders)), strict=True):
             shares[silo].append(share)
     return _shuffle([np.concatenate(share) for share in shares], seed)
-
-
-def _holds_enough(held: Labels, spec: LabelShards) -> bool:
-    return len(held) >= spec.min_size and len(np.unique(held)) == spec.classes_per_silo
 
 
 def _keys_to_lower(spec: Any) -> str:

@@ -149,7 +149,7 @@ def to_pixels(image: Image.Image, channels: int, top: float) -> Pixels:
         inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         image = Image.fromarray((255 - scaled if inverted else scaled).astype(np.uint8))
     elif image.mode in _ALPHA_MODES or "transparency" in image.info:
-        image = _on_white(image)
+        image = on_white(image)
     if channels == 1:
         return np.array(image.convert("L"))[None]
     return np.ascontiguousarray(np.array(image.convert("RGB")).transpose(2, 0, 1))
@@ -170,8 +170,10 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return a picture in RGB at the centre of a white one, by default of its own size."""
     whole = image.convert("RGBA")
-    ground = Image.new("RGBA", whole.size, "white")
-    ground.alpha_composite(whole)
+    width, height = size or whole.size
+    ground = Image.new("RGBA", (width, height), "white")
+    ground.alpha_composite(whole, ((width - whole.width) // 2, (height - whole.height) // 2))
     return ground.convert("RGB")

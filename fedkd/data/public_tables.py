@@ -38,8 +38,7 @@ LATE = 15
 def read_public_table(name: str) -> tuple[pd.DataFrame, Table]:
     """Return a public table, and what its columns are by default.
 
-    Args:
-        name: ``heart-disease``, ``flights`` or ``sklearn:NAME``.
+    It is ``heart-disease``, ``flights`` or ``sklearn:NAME``.
 
     Raises:
         UserError: there is no such table, or it is neither here nor available for download.

@@ -56,7 +56,8 @@ def load_source(
         if image_size is not None:
             source = _resize_all(source, image_size)
         _check(source)
-        source = _warn_of_values(source)
+        if sentence := describe_few_values(source.train.images):
+            source = dataclasses.replace(source, warnings=(*source.warnings, sentence))
     except UserCodeError:
         raise  # it names the source already
     except (UserError, OSError) as problem:
@@ -69,10 +70,7 @@ def load_source(
 def check_like(examples: Images, like: Images, what: str) -> None:
     """Refuse examples that differ in kind or shape from those of a study, which are no images.
 
-    Args:
-        examples: of another source.
-        like: of the study.
-        what: names them in the error.
+    ``what`` names them in the error.
 
     Raises:
         UserError: they differ.
@@ -88,10 +86,7 @@ def check_like(examples: Images, like: Images, what: str) -> None:
 def convert_like(images: Images, *, channels: int, size: int) -> Images:
     """Convert images of another source to the channels and the size of a study's images.
 
-    Args:
-        images: uint8 ``[N, C, H, W]``.
-        channels: of the result; greyscale is repeated, RGB becomes ITU-R BT.601 luma.
-        size: height and width of the result in pixels; longer sides are cropped at the centre.
+    See :func:`fedkd.data.images.to_channels` and :func:`fedkd.data.images.resize`.
 
     Raises:
         UserError: the channels cannot be converted.
@@ -126,14 +121,6 @@ def _resize_all(source: Source, size: int) -> Source:
     if test is not None:
         test = convert_like(test, channels=int(test.shape[1]), size=size)
     return dataclasses.replace(source, train=train, test=test)
-
-
-def _warn_of_values(source: Source) -> Source:
-    """Add a warning where the pixels carry little."""
-    sentence = describe_few_values(source.train.images)
-    if sentence is None:
-        return source
-    return dataclasses.replace(source, warnings=(*source.warnings, sentence))
 
 
 def _check_filled(source: Source) -> None:

@@ -1,4 +1,4 @@
-"""Mixed inputs: augmented transfer images on which the teachers predict, too.
+"""Mixed inputs: augmented transfer images on which the teachers predict, too; and mixup.
 
 The teachers' predictions on a mixture of two images are not the mixture of their predictions. A
 student that is trained on many mixtures matches their function: Beyer et al. 2106.05237. There the
@@ -8,6 +8,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,3 +111,19 @@ def _rectangles(part: Tensor, height: int, width: int, generator: torch.Generato
         inside.append((pixels - centre[:, None]).abs() < half[:, None])
     rows, columns = inside
     return rows[:, :, None] & columns[:, None, :]
+
+
+class Mixup:
+    """Zhang et al. 1710.09412 with alpha 1: the interpolation weight is uniform on [0, 1].
+
+    The teachers predict on the transfer examples once; their targets are interpolated linearly.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return float tensors ``[B, ...]``, all interpolated by one weight and permutation."""
+        share = float(torch.rand((), generator=self._generator))
+        order = torch.randperm(len(tensors[0]), generator=self._generator)
+        return [torch.lerp(t[order.to(t.device)], t, share) for t in tensors]

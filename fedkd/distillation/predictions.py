@@ -67,16 +67,9 @@ class Predictions:
         compute: Compute,
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """Return a model's logits ``[N, K]``, from the cache or computed and stored there.
+        """Return a model's logits ``[N, K]``, from the cache or made and stored there.
 
-        Args:
-            state: the model's weights.
-            arch: its architecture.
-            shape: what it is built for.
-            images: examples ``[N, ...]``.
-            images_hash: their :func:`fedkd.data.images.content_hash`.
-            compute: device and precision.
-            make: computes the logits.
+        ``images_hash`` is :func:`fedkd.data.images.content_hash` of the examples ``[N, ...]``.
         """
         if self._cache is None:
             return make()

@@ -50,10 +50,19 @@ def choose(
         FedKDError: no teacher has the architecture or the moments that the student needs.
     """
     notes: dict[str, Any] = {}
-    start, chosen = _student(teachers, settings, validation, arch, seed, basis)
-    silo = None if chosen is None else teachers.members[chosen].silo
-    if silo is not None:
-        notes["student"] = silo
+    chosen = silo = None
+    if settings.student == "fresh":
+        start = fresh_student(arch, teachers.shape, seed)
+    elif settings.student == "lda-head":
+        moments = [teacher.moments for teacher in teachers.members]
+        scale = settings.familiarity.effective_scale
+        start = lda_head_student(moments, basis, teachers.shape, scale=scale)
+    elif settings.student == "average":
+        start = teachers.average(arch)
+    else:
+        chosen = teachers.choose_model(settings.student, arch, validation, seed)
+        start = copy_state(teachers.model(chosen))
+        silo = notes["student"] = teachers.members[chosen].silo
     student_logits = None
     if settings.select.needs_validation:
         model = rebuild(arch, teachers.shape, start, teachers.compute.device)
@@ -68,24 +77,3 @@ def choose(
 def fresh_student(arch: str, shape: Shape, seed: int) -> State:
     """Return the random initial weights of a student that is no silo's model."""
     return copy_state(build_model(arch, shape, seed=derive_seed(seed, "fresh-student")))
-
-
-def _student(
-    teachers: Teachers,
-    settings: Consolidation,
-    validation: Images,
-    arch: str,
-    seed: int,
-    basis: Basis | None,
-) -> tuple[State, int | None]:
-    """Return the student's initial state, and the index of the teacher it copies, or None."""
-    if settings.student == "fresh":
-        return fresh_student(arch, teachers.shape, seed), None
-    if settings.student == "lda-head":
-        moments = [teacher.moments for teacher in teachers.members]
-        scale = settings.familiarity.effective_scale
-        return lda_head_student(moments, basis, teachers.shape, scale=scale), None
-    if settings.student == "average":
-        return teachers.average(arch), None
-    index = teachers.choose_model(settings.student, arch, validation, seed)
-    return copy_state(teachers.model(index)), index

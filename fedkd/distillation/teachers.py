@@ -199,10 +199,8 @@ class Teachers:
     def select(self, selection: Selection, validation: Images, student: Tensor | None) -> list[int]:
         """Return the indices of the selected teachers, ascending; the best one if none qualifies.
 
-        Args:
-            selection: the rule.
-            validation: labelled examples on which teachers are evaluated.
-            student: the student's logits on them ``[N, K]``; for ``by: complementary``.
+        They are evaluated on labelled examples. ``by: complementary`` takes the student's logits on
+        these, ``[N, K]``.
         """
         indices = list(range(len(self)))
         if not selection.needs_validation:

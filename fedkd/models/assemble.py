@@ -77,7 +77,8 @@ def _with_new_head(backbone: Backbone, template: _Template) -> nn.Module:
         model = (preprocessing, network, tuple(names))
         parts = split_at(network, first, _blocks(network, ""))
         fixed = _first_blocks(_untrained(backbone), template, first)
-        if parts is None or fixed is None or _shares(parts[0], network, names):
+        trained_modules = {network.get_submodule(name) for name in names}
+        if parts is None or fixed is None or trained_modules & set(parts[0].modules()):
             return PartlyTrainedModel(*model)
         return SplitModel(fixed, parts[1].to(memory_format=torch.channels_last), *model)
     names = add_adapters(network, trained.number, trained.targets, template.head)
@@ -197,12 +198,6 @@ def _with_preprocessing(backbone: Backbone, network: nn.Module, key: str) -> Fix
     if backbone.preprocessing is None:
         return FixedPart(network, key)
     return FixedPart(nn.Sequential(Preprocess(backbone.preprocessing), network), key)
-
-
-def _shares(part: nn.Module, network: nn.Module, names: list[str]) -> bool:
-    """Whether a part of a network has modules of these names."""
-    trained = {network.get_submodule(name) for name in names}
-    return any(module in trained for module in part.modules())
 
 
 @lru_cache(maxsize=4)

@@ -263,12 +263,8 @@ def count_bytes(arch: str, shape: Shape) -> int:
 def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | None = None) -> str:
     """Return a hash of what an architecture's name stands for, for cache keys.
 
-    For a user's function it is the text that :func:`fedkd.user_code.fingerprint` finds.
-
-    Args:
-        arch: the architecture.
-        files: further ones that the user's code reads (``model.files``).
-        backbone: what the study says of its pre-trained model.
+    For a user's function it is the text that :func:`fedkd.user_code.fingerprint` finds, with
+    further files that it reads (``model.files``).
     """
     read = f"+{hash_files(files)}" if files else ""
     if backbone is not None and backbone.prepares(arch):

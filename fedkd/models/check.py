@@ -15,15 +15,8 @@ from fedkd.util.random_ops import DrawFrom
 
 _EXCHANGED = frozenset(
     {
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
+        *(torch.float64, torch.float32, torch.float16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
     }
 )
 """Types of tensors that NumPy, and so Flower's messages, can hold and averages can be made of."""

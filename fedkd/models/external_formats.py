@@ -52,11 +52,9 @@ class Loaded:
     features: tuple[str, ...] = ()
 
     def predict(self, inputs: Values, encoder: Encoder | None) -> Values:
-        """Return class probabilities, float64 ``[N, K]``.
+        """Return class probabilities, float64 ``[N, K]``, for a study's inputs ``[N, ...]``.
 
-        Args:
-            inputs: as the study's models get them, ``[N, ...]``.
-            encoder: turns them back into the columns of the table as it was; None leaves them.
+        An encoder turns these back into the columns of the table as it was.
 
         Raises:
             UserError: it gives something else.

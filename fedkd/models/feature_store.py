@@ -8,8 +8,7 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -65,7 +64,8 @@ class FeatureStore:
         features = torch.empty(len(images), *shape)
         at_once = max(1, min(_IN_ENTRY, _ENTRY_BYTES // (4 * math.prod(shape))))
         missing = self._take_known(_positions(images), features)
-        for hashes in _batched(missing, at_once):
+        names = list(missing)
+        for hashes in (names[start : start + at_once] for start in range(0, len(names), at_once)):
             computed = compute(_pick(images, [missing[each][0] for each in hashes]))
             self._add(hashes, computed)
             for each, row in zip(hashes, computed, strict=True):
@@ -160,13 +160,6 @@ def _positions(images: Tensor | Images) -> dict[bytes, list[int]]:
         for row, image in zip(rows, _pick(images, rows), strict=True):
             positions[_hash(image)].append(row)
     return dict(positions)
-
-
-def _batched(names: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Yield the names in lists of at most ``size``."""
-    rest = iter(names)
-    while some := list(islice(rest, size)):
-        yield some
 
 
 def _pick(images: Tensor | Images, rows: Sequence[int]) -> Tensor:

@@ -41,12 +41,9 @@ class GivenModel:
 
 
 def find_given(name: str | Path, *, what: str) -> GivenModel:
-    """Return the model of a file, or the final one of a run.
+    """Return the model of a checkpoint, or the final one of a finished run, ``RUN/ARM/seed-N``.
 
-    Args:
-        name: a checkpoint, or the folder ``RUN/ARM/seed-N`` of a finished run. The checkpoint in
-            such a folder stands for the run.
-        what: how to name it in an error.
+    The checkpoint in such a folder stands for the run. Errors begin with ``what``.
 
     Raises:
         UserError: there is no such model.

@@ -17,10 +17,8 @@ from fedkd.models.libraries import require
 def hugging_face_builder(name: str) -> Callable[..., nn.Module]:
     """Return a function that reads a classifier of Hugging Face, weights included.
 
-    A folder, or what is in the local cache of the hub, comes before a download.
-
-    Args:
-        name: a folder that ``save_pretrained`` wrote, or ``owner/name`` on the hub.
+    The name is a folder that ``save_pretrained`` wrote, or ``owner/name`` on the hub, whose local
+    cache comes before a download.
 
     Raises:
         UserError: transformers is not installed.

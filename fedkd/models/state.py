@@ -76,17 +76,12 @@ def load_state(path: Path, like: State, *, what: str = "checkpoint") -> State:
 
 
 def read_checkpoint(path: Path, like: State, *, what: str = "checkpoint") -> Checkpoint:
-    """Read a state dict and bring it to the keys and types of ``like``.
+    """Read a state dict and bring it to the keys and types of ``like``, that of an architecture.
 
     Differences that change nothing about the model are undone: a trainer's key around the weights
     (see :mod:`fedkd.models.weights_file`), names that ``safetensors.torch.save_model`` left out
     since they share a tensor with another, one prefix of all names or the wrappers ``module.`` and
-    ``_orig_mod.`` within them, and floats of 16 bits.
-
-    Args:
-        path: a file of one of the forms of :func:`fedkd.models.weights_file.read_weights`.
-        like: the state dict of the architecture that the file is meant for.
-        what: how to name the file in an error.
+    ``_orig_mod.`` within them, and floats of 16 bits. Errors begin with ``what``.
 
     Raises:
         UserError: the file is missing, unreadable or of another architecture.
@@ -223,10 +218,8 @@ def _count(differences: list[str], what: str) -> str:
 def is_finite(state: State, like: State | None = None) -> bool:
     """Whether every number of a state dict is finite.
 
-    Args:
-        state: what is judged.
-        like: a state of the same keys and shapes whose own infinite numbers may stay as they are,
-            such as a mask of minus infinity in a buffer; by default none may.
+    Infinite numbers that ``like``, of the same keys and shapes, has too may stay as they are, such
+    as a mask of minus infinity in a buffer; by default none may.
     """
     for key, tensor in state.items():
         fits = torch.isfinite(tensor)
@@ -243,11 +236,8 @@ def average_states(states: Sequence[State], weights: Sequence[float]) -> State:
     """Average state dicts of one architecture, in the order given, each taken once.
 
     Sums run in float64, so that averaging equal states gives that state to the last bit. Integers
-    and booleans, such as BatchNorm's counter of batches, are the first state's.
-
-    Args:
-        states: at least one state dict; all have the same keys, shapes and types.
-        weights: one positive weight each; they need not sum to one.
+    and booleans, such as BatchNorm's counter of batches, are the first state's. Positive weights
+    need not sum to one.
     """
     total = sum(weights)
     sums: State = {}

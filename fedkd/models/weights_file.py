@@ -47,11 +47,9 @@ class Weights:
 
 
 def read_weights(path: Path, *, what: str) -> Weights:
-    """Read a checkpoint.
+    """Read ``.safetensors``, an index of such files, ``.pt``, ``.pth``, ``.ckpt`` or ``.bin``.
 
-    Args:
-        path: ``.safetensors``, an index of such files, ``.pt``, ``.pth``, ``.ckpt`` or ``.bin``.
-        what: how to name it in an error.
+    Errors begin with ``what``.
 
     Raises:
         UserError: it is missing, unreadable or not a state dict.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,7 @@ def consolidate_files(
 ) -> OfflineResult:
     """Make one model of several checkpoints. The same files and settings give the same bits.
 
-    Args:
-        offline: what to do.
-        on_epoch: called after every epoch with its number, from 1, and how many there are.
+    ``on_epoch`` is called after every epoch with its number, from 1, and how many there are.
 
     Raises:
         UserError: a file or setting is impossible, or needs silos and their data.
@@ -63,19 +61,19 @@ def consolidate_files(
     refuse_what_needs_silos(offline)
     compute = Compute()
     with intra_op_threads(Engine().server_threads):
-        cards = [(str(t.path), read_card(t.path, what="--teachers")) for t in offline.teachers]
-        archs = [
-            arch_of(teacher, card, offline.arch)
-            for teacher, (_, card) in zip(offline.teachers, cards, strict=True)
-        ]
+        paths = [teacher.path for teacher in offline.teachers]
+        read = {path: read_card(path, what="--teachers") for path in paths}
+        all_cards = {str(path): card for path, card in read.items()}
+        cards = {name: card for name, card in all_cards.items() if card is not None}
+        archs = [arch_of(each, read[each.path], offline.arch) for each in offline.teachers]
         arch = student_arch(offline, archs)
         images = _prepared(
-            open_images(offline.images, cards, arch, offline.seed), cards, archs, arch
+            open_images(offline.images, all_cards, arch, offline.seed), cards, archs, arch
         )
         classes = class_names(cards, images)
         checkpoints = [
-            _load_teacher(teacher.path, ModelCard(teacher_arch, images.shape), card)
-            for teacher, teacher_arch, (_, card) in zip(offline.teachers, archs, cards, strict=True)
+            _load_teacher(path, ModelCard(teacher_arch, images.shape), read[path])
+            for path, teacher_arch in zip(paths, archs, strict=True)
         ]
         _check_training(offline.settings, arch, archs, images)
         batch_norm = _warn_of_batch_norm(offline, arch, archs, images)
@@ -124,20 +122,13 @@ def _make_teachers(
 
 
 def _prepared(
-    images: OfflineImages,
-    cards: Sequence[tuple[str, ModelCard | None]],
-    archs: Sequence[str],
-    arch: str,
+    images: OfflineImages, cards: Mapping[str, ModelCard], archs: Sequence[str], arch: str
 ) -> OfflineImages:
     """Return the images, for models with the preprocessing that the teachers' files name.
 
     A fresh student has that of the first teacher with one.
     """
-    named = [
-        (name, card.preprocessing)
-        for name, card in cards
-        if card is not None and card.preprocessing
-    ]
+    named = [(name, own) for name, card in cards.items() if (own := card.preprocessing)]
     if not named:
         return images
     first, chosen = named[0]

@@ -95,7 +95,7 @@ def open_images(wanted: Wanted, cards: Cards, arch: str, seed: int) -> OfflineIm
 
 def _shape_of(source: Source, num_classes: int, wanted: Wanted, cards: Cards) -> Shape:
     """Return what models are built for."""
-    for name, card in cards:
+    for name, card in cards.items():
         if card is not None and card.shape.kind != source.kind:
             raise UserError(
                 f"--transfer: {source.name} has {NOUNS[source.kind]}, but {name} takes {card.shape}"
@@ -173,7 +173,7 @@ def _check_classes(option: str, source: Source, shape: Shape) -> None:
 
 def _agree(key: str, option: str, given: int | None, cards: Cards) -> int | None:
     """Return the one value that the option and the teachers' files name, or None if none does."""
-    values = [(name, int(getattr(card.shape, key))) for name, card in cards if card is not None]
+    values = [(name, int(getattr(card.shape, key))) for name, card in cards.items() if card]
     if given is not None:
         values.insert(0, (option, given))
     for name, value in values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedkd.config.table import Table
@@ -18,7 +18,7 @@ from fedkd.models.card import ModelCard
 from fedkd.registry import HUGGING_FACE, SOURCES, is_table, is_text
 from fedkd.util.cache import cache_root
 
-Cards = Sequence[tuple[str, ModelCard | None]]
+Cards = Mapping[str, ModelCard | None]
 """The teachers' files, and what each says of itself."""
 
 
@@ -77,7 +77,7 @@ class Reader:
             UserError: the teachers' files do not say how a table's columns become inputs.
         """
         given = {key: v for key in ("label", "column") if (v := getattr(wanted, key))}
-        known = [card for _, card in cards if card is not None]
+        known = [card for card in cards.values() if card is not None]
         classes = next((card.classes for card in known if card.classes), ())
         if is_table(wanted.transfer):
             return cls(wanted.label or None, encoder=_encoder(cards), classes=classes)
@@ -136,11 +136,11 @@ class Reader:
 
 def _encoder(cards: Cards) -> Encoder:
     """Return how the columns of a table become the inputs of all teachers."""
-    columns = ["" if card is None else card.columns for _, card in cards]
-    for (name, _), text in zip(cards, columns, strict=True):
+    columns = ["" if card is None else card.columns for card in cards.values()]
+    for name, text in zip(cards, columns, strict=True):
         if not text or text != columns[0]:
             raise UserError(
                 f"--teachers: {name} does not say how columns become inputs, or otherwise than "
-                f"{cards[0][0]}; use final models of one study and seed, whose files say it"
+                f"{next(iter(cards))}; use final models of one study and seed, whose files say it"
             )
     return Encoder.from_json(columns[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,15 +180,13 @@ def student_arch(offline: Offline, archs: Sequence[str]) -> str:
     return arch
 
 
-def class_names(
-    cards: Sequence[tuple[str, ModelCard | None]], images: OfflineImages
-) -> tuple[str, ...]:
+def class_names(cards: Mapping[str, ModelCard], images: OfflineImages) -> tuple[str, ...]:
     """Return the names of the classes, as far as they are known.
 
     Raises:
         UserError: the same names stand in another order, which makes predictions meaningless.
     """
-    known = [(name, card.classes) for name, card in cards if card is not None and card.classes]
+    known = [(name, card.classes) for name, card in cards.items() if card.classes]
     known += [("the labelled images", images.classes)] if images.classes else []
     for name, classes in known:
         first, expected = known[0]

@@ -130,8 +130,12 @@ def measure(pair: Pair, method: str, settings: Consolidation) -> dict[str, Any]:
     """
     with intra_op_threads(1):
         began = time.perf_counter()
-        distil = _distil_tuned if method == KD_TUNED else _distil_plain
-        model, chosen = distil(pair, method, settings)
+        if method == KD_TUNED:
+            model, chosen = _distil_tuned(pair, settings)
+        else:
+            point = {"method": method, "temperature": 1.0, "weight": 0.5}
+            chosen = settings.model_copy(update=point)
+            model = _distil(pair, chosen)
         seconds = round(time.perf_counter() - began, 3)
         after = None if model is None else predict(model, pair.test, compute=pair.compute)
     return {
@@ -195,18 +199,7 @@ def _member(federation: Federation, silo: str, state: dict[str, Tensor]) -> Memb
     return Member(silo, arch, state, counts, logits)
 
 
-def _distil_plain(
-    pair: Pair, method: str, settings: Consolidation
-) -> tuple[nn.Module | None, Consolidation]:
-    own = settings.model_copy(update={"method": method, "temperature": 1.0, "weight": 0.5})
-    return _distil(pair, own), own
-
-
-def _distil_tuned(
-    pair: Pair,
-    method: str,  # noqa: ARG001 -- the signature of _distil_plain
-    settings: Consolidation,
-) -> tuple[nn.Module | None, Consolidation]:
+def _distil_tuned(pair: Pair, settings: Consolidation) -> tuple[nn.Module | None, Consolidation]:
     """Return the student that is best on validation data; of equals, the first of the grid."""
     best: tuple[nn.Module | None, Consolidation, float] = (None, settings, -1.0)
     for temperature, weight in grid(labelled=pair.labelled):

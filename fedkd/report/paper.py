@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
 from fedkd.registry import METRICS
+from fedkd.report import theme
 from fedkd.report.curves import band, curves_of, tidy_rows
 from fedkd.report.savings import is_defined
 from fedkd.report.tables import saving_rows
@@ -27,23 +28,8 @@ _IN_LATEX = str.maketrans(
 INCHES = (6.4, 4.0)
 DPI = 200
 # Plotly's names of dashes and markers, to matplotlib's.
-DASHES: dict[str, Any] = {
-    "solid": "-",
-    "dash": "--",
-    "dot": ":",
-    "dashdot": "-.",
-    "longdash": (0, (9, 3)),
-}
-MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle-up": "^",
-    "star": "*",
-    "cross": "P",
-    "pentagon": "p",
-    "hexagon": "h",
-}
+DASHES: dict[str, Any] = dict(zip(theme.DASHES, ("-", "--", ":", "-.", (0, (9, 3))), strict=True))
+MARKERS = dict(zip(theme.MARKERS, "osD^*Pph", strict=True))
 INK = "#000000"
 
 

@@ -81,7 +81,10 @@ class StudyProgress:
     def quarantined(self, record: RunRecord) -> None:
         """Print which silos' replies were not used, and the warnings of a run."""
         where = f"{record.arm}, seed {record.seed}"
-        for silo, entries in _by_silo(record).items():
+        by_silo: dict[str, list[Any]] = {}
+        for entry in record.quarantined:
+            by_silo.setdefault(entry.silo, []).append(entry)
+        for silo, entries in by_silo.items():
             rounds = ", ".join(str(entry.round) for entry in entries[:5])
             remaining = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             last = record.notes.get("quarantined_after", {}).get(silo)
@@ -218,10 +221,3 @@ def _bars(console: Console, *more: ProgressColumn) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _by_silo(record: RunRecord) -> dict[str, list[Any]]:
-    replies: dict[str, list[Any]] = {}
-    for entry in record.quarantined:
-        replies.setdefault(entry.silo, []).append(entry)
-    return replies

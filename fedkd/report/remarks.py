@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedkd.registry import METRICS
-from fedkd.report.chance import chance_remarks
 from fedkd.report.savings import (
     LOSSES,
     UNIT,
@@ -23,7 +24,7 @@ from fedkd.report.savings import (
 from fedkd.report.silos_get import remarks_on_silos
 from fedkd.results.folder import Results, percent
 from fedkd.results.interval import LEAST_SEEDS
-from fedkd.results.points import metric_values
+from fedkd.results.points import metric_values, point_value
 
 LEAST_FALL = 0.01
 """Smallest loss of the metric in round 1 that is remarked."""
@@ -40,7 +41,7 @@ def remarks_on(results: Results, headline: Row | None) -> list[str]:
         f"{arm} started from a file: the exchanges that made it are unknown and not counted."
         for arm in uncharged_arms(results.summary)
     ]
-    remarks += chance_remarks(results)
+    remarks += _about_chance(results)
     remarks += _falls(results)
     remarks += [f"{sentence}." for sentence in results.summary.get("warnings", [])]
     remarks += _about_runs(results)
@@ -135,6 +136,49 @@ def _worse_arms(results: Results, headline: Row) -> list[str]:
             f"{enumerate_names(unknown)}."
         )
     return remarks
+
+
+def _about_chance(results: Results) -> list[str]:
+    """Return remarks on targets and starts that are no better than a constant prediction.
+
+    What one answer for all examples reaches is known for the server's test set alone, and not in
+    results of earlier versions.
+    """
+    shares = {
+        entry["seed"]: value
+        for entry in results.summary.get("constant_accuracy", [])
+        if (value := point_value(entry, results.metric)) is not None
+    }
+    runs = [
+        run
+        for run in results.summary["runs"]
+        if run["seed"] in shares and run["accuracy_source"] == "test"
+    ]
+    if not runs:
+        return []
+    constant = f"predicting the same class for every example ({percent(max(shares.values()))})"
+    remarks = [
+        f"The target {results.name_target(target)} is not above {constant}: savings to it are "
+        "meaningless."
+        for index, target in enumerate(results.targets)
+        if any(_target_of(run, index) <= shares[run["seed"]] for run in runs)
+    ]
+    arms = results.summary["resolved"]["arms"]
+    for arm in results.arms:
+        starts = [run for run in runs if run["arm"] == arm and arms[arm]["start"] != "random"]
+        values = [point_value(run["curve"][0], results.metric) for run in starts]
+        if starts and all(
+            value is not None and value <= shares[run["seed"]]
+            for run, value in zip(starts, values, strict=True)
+        ):
+            remarks.append(f"{arm} starts no better than {constant}.")
+    return remarks
+
+
+def _target_of(run: dict[str, Any], index: int) -> float:
+    """Return a run's target, or 1 if it has none."""
+    targets = run["targets"]
+    return float(targets[index]["target"]) if index < len(targets) else 1.0
 
 
 def _falls(results: Results) -> list[str]:

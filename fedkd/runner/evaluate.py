@@ -39,12 +39,9 @@ def evaluate_models(
 ) -> Evaluation:
     """Measure models on the examples of every silo and the server's test examples; train nothing.
 
-    Args:
-        study: names the silos and the data.
-        models: checkpoints, or folders ``RUN/ARM/seed-N``. Those of deployed silos are on the
-            SuperLink's host.
-        seed: of the study, by which data are split among simulated silos; by default its first.
-        report: told which deployed silos are waited for.
+    Models are checkpoints, or folders ``RUN/ARM/seed-N``; those of deployed silos are on the
+    SuperLink's host. The seed splits the data of simulated silos, by default the study's first.
+    ``report`` is called with the deployed silos that are waited for.
 
     Raises:
         UserError: a model or the study does not fit.

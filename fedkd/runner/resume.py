@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.config import Arm, Study
-from fedkd.config.study_file import dump_study, load_study
+from fedkd.config.study_file import load_study
 from fedkd.engines.base import Task
 from fedkd.engines.connection import RUN_FILE
 from fedkd.errors import FedKDError, UserError
@@ -24,7 +24,7 @@ from fedkd.results.record import (
     read_points,
 )
 from fedkd.util.cache import environment
-from fedkd.util.files import write_json, write_text
+from fedkd.util.files import write_json
 from fedkd.util.lock import lock_folder
 from fedkd.util.safetensors_header import find_checkpoint_problem
 from strategies.savepoint import read_exchanges
@@ -131,11 +131,6 @@ def check_can_go_on(folder: Path, study: Study) -> None:
                     f"--rounds: {run} has no {PROGRESS_FILE}, from which it would go on; remove "
                     "the folder, and it will run anew"
                 )
-
-
-def write_study(folder: Path, study: Study) -> None:
-    """Let a results folder be that of another study: the same one with more rounds."""
-    write_text(folder / STUDY_FILE, dump_study(study))
 
 
 def clear(folder: Path) -> None:

@@ -5,39 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from fedkd.config import Study
+from fedkd.config.study_file import dump_study
 from fedkd.engines import check_engine, make_engine
 from fedkd.federation.federation import Federation
 from fedkd.federation.prepare import load_federations
 from fedkd.federation.thread_pool import silo_pool
 from fedkd.report.progress import StudyProgress
-from fedkd.results.folder import REPORT_FILE, SUMMARY_FILE, find_run
+from fedkd.results.folder import REPORT_FILE, STUDY_FILE, SUMMARY_FILE, find_run
 from fedkd.runner import resume as resumption
 from fedkd.runner.results_folder import make_results_folder
 from fedkd.runner.study_runner import Outcome, StudyRunner
 from fedkd.trackers import make_trackers
 from fedkd.trackers.tracking import Tracking
-from fedkd.util.files import remove_unfinished
+from fedkd.util.files import remove_unfinished, write_text
 from fedkd.util.lock import lock_folder
+
+
+def execute(
+    study: Study,
+    console: Console,
+    *,
+    out: Path,
+    fresh: bool = False,
+    track: Sequence[str] = (),
+    resume: Path | None = None,
+    rounds: int | None = None,
+) -> Outcome:
+    """Run a study, or resume or lengthen that of a results folder, and show its progress."""
+    with StudyProgress(console, len(study.arms) * len(study.seeds), study.metric) as progress:
+        if resume is not None:
+            return resume_study(resume, progress=progress, track=track, rounds=rounds)
+        return run_study(study, out=out, fresh=fresh, progress=progress, track=track)
 
 
 def run_study(
     study: Study, *, out: Path, fresh: bool, progress: StudyProgress, track: Sequence[str] = ()
 ) -> Outcome:
-    """Run a study and write its results folder.
+    """Run a study and write its results folder below ``out``.
 
-    Nothing is written before the study is checked against data, models and files.
-
-    Args:
-        study: what to run.
-        out: root of all results.
-        fresh: ignore and rewrite what the cache holds.
-        progress: receives every step.
-        track: names of trackers that receive every round; they change no result.
+    Nothing is written before the study is checked against data, models and files. If ``fresh``,
+    what the cache holds is ignored and written anew. ``track`` names trackers, which change no
+    result.
 
     Raises:
-        UserError: the data or files do not contain what the study needs, or a tracker's
-            package is not installed.
+        UserError: the data or files do not contain what the study needs, or a tracker's package is
+            not installed.
     """
     trackers = make_trackers(track)
     federations, warnings = _load(study, progress)
@@ -54,20 +69,15 @@ def run_study(
 def resume_study(
     folder: Path, *, progress: StudyProgress, track: Sequence[str] = (), rounds: int | None = None
 ) -> Outcome:
-    """Resume an interrupted study in its results folder, or lengthen it.
+    """Resume an interrupted study in its results folder, or lengthen it to more rounds of all arms.
 
-    Finished runs are kept, the interrupted one continues after its last complete round, and the
-    others run as usual. The results equal those of an uninterrupted study.
-
-    Args:
-        folder: a results folder, or that of a study: then the newest one in it.
-        progress: receives every step.
-        track: names of trackers, as in :func:`run_study`.
-        rounds: of all arms, if the study is lengthened. Runs that used up fewer continue.
+    Finished runs are kept, unless they used up fewer rounds; the interrupted one continues after
+    its last complete round, and the others run as usual. The results equal those of an
+    uninterrupted study. The folder of a study stands for its newest results.
 
     Raises:
-        UserError: the results are missing, damaged or of another version of fedkd, another
-            process writes to them, or the study cannot be lengthened.
+        UserError: the results are missing, damaged or of another version of fedkd, another process
+            writes to them, or the study cannot be lengthened.
     """
     trackers = make_trackers(track)
     folder = find_run(folder)
@@ -80,7 +90,7 @@ def resume_study(
         resumption.check_can_go_on(folder, study)
         remove_unfinished(folder)
         if rounds is not None:
-            resumption.write_study(folder, study)
+            write_text(folder / STUDY_FILE, dump_study(study))
         with silo_pool(study) as pool, make_engine(study, pool) as engine:
             # A reader of the folder must not take the study for finished.
             for name in (SUMMARY_FILE, REPORT_FILE):

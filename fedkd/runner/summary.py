@@ -42,12 +42,20 @@ def summarise(
     complete = [record for record in ended if record.stopped not in CUT_SHORT]
     failed = {(failure.arm, failure.seed) for failure in failures}
     failed |= {(record.arm, record.seed) for record in ended if record.stopped == "quorum"}
+    constant = [
+        (each.seed, constant_metrics(each.split.test.labels, each.split.num_classes))
+        for each in federations
+    ]
     return {
         "schema": SCHEMA,
         "study": study.name,
         "resolved": study.to_dict(),
         "versions": _versions(),
-        "machine": _machine(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": processor(),
+            "cores": available_cores(),
+        },
         "runs": [run_entry(record) for record in ended],
         "comparison": compare_arms(
             complete, baselines=study.baselines, targets=study.target_values, failed=failed
@@ -56,19 +64,11 @@ def summarise(
         "warnings": list(warnings),
         "constant_accuracy": [
             {"seed": seed, "accuracy": values["accuracy"], "metrics": values}
-            for seed, values in _constant(federations)
+            for seed, values in constant
         ],
         "classes": list(federations[0].split.classes),
         "silos": [row for federation in federations for row in federation.holdings()],
     }
-
-
-def _constant(federations: Sequence[Federation]) -> list[tuple[int, dict[str, float | None]]]:
-    """Return for each seed what one answer for all test examples reaches."""
-    return [
-        (each.seed, constant_metrics(each.split.test.labels, each.split.num_classes))
-        for each in federations
-    ]
 
 
 def run_entry(record: RunRecord) -> dict[str, Any]:
@@ -98,7 +98,3 @@ def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
     python = ".".join(str(part) for part in sys.version_info[:3])
     return {"fedkd": VERSION, "python": python, **{name: version(name) for name in packages}}
-
-
-def _machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "processor": processor(), "cores": available_cores()}

@@ -19,10 +19,9 @@ from fedkd.config.study_file import resolve_study
 from fedkd.errors import FedKDError, UserError
 from fedkd.report.page import write_report
 from fedkd.report.paper import comparison_rows, to_latex
-from fedkd.report.progress import StudyProgress
 from fedkd.report.tables import Table, arms_table
 from fedkd.results.folder import REPORT_FILE, STUDY_FILE, Results
-from fedkd.runner.run import resume_study, run_study
+from fedkd.runner.run import execute
 from fedkd.util import interrupt
 from fedkd.util.files import parse_json, to_csv, write_json, write_text
 from fedkd.util.lock import lock_folder
@@ -109,13 +108,7 @@ def run_sweep(folder: Path, console: Console) -> SweepOutcome:
             place = folder / f"{number}-{re.sub(r'[^A-Za-z0-9.=_-]+', '-', label)[:100]}"
             begun = max((path.parent for path in place.glob(f"*/[!.]*/{STUDY_FILE}")), default=None)
             console.print(f"{number} of {len(points)}: {label}", soft_wrap=True, markup=False)
-            count = len(study.arms) * len(study.seeds)
-            with StudyProgress(console, count, study.metric) as progress:
-                outcome = (
-                    run_study(study, out=place, fresh=fresh, progress=progress)
-                    if begun is None
-                    else resume_study(begun, progress=progress)
-                )
+            outcome = execute(study, console, out=place, fresh=fresh, resume=begun)
             runs.append((values, outcome.folder))
             if interrupted := outcome.interrupted:
                 break

@@ -15,15 +15,7 @@ from fedkd.training.evaluate import predict
 
 
 def penultimate_features(model: nn.Module, images: Tensor, *, compute: Compute) -> Tensor:
-    """Return the input of the linear layer that a model runs last.
-
-    Args:
-        model: on ``compute.device``; it is left in evaluation mode.
-        images: examples ``[N, ...]``.
-        compute: device and precision.
-
-    Returns:
-        float32 ``[N, D]`` on the CPU.
+    """Return the input of the linear layer that a model runs last; see :func:`penultimate`.
 
     Raises:
         UserError: the model runs no linear layer, or none that gets one row per example.
@@ -42,10 +34,7 @@ def penultimate(
 ) -> tuple[Tensor, nn.Linear] | None:
     """Return the input of the linear layer that a model runs last, and the layer.
 
-    Args:
-        model: on ``compute.device``; it is left in evaluation mode.
-        images: examples ``[N, ...]``.
-        compute: device and precision.
+    The model, on ``compute.device``, is left in evaluation mode.
 
     Returns:
         float32 ``[N, D]`` on the CPU, and the layer; None for a model that runs no linear layer, or
@@ -53,9 +42,7 @@ def penultimate(
     """
     model.eval()
     kept = kept_features(model, images, device=compute.device, precision=compute.precision)
-    if kept is not None:
-        return _record(*kept, compute)
-    return _record(model, images, compute)
+    return _record(*(kept or (model, images)), compute)
 
 
 def _record(

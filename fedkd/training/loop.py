@@ -135,15 +135,9 @@ def _precompute_fixed_part(
     return trainable, _fixed_features(fixed, images, compute)
 
 
-def _feature_key(
-    fixed: nn.Module, images: Tensor | Images, compute: Compute
-) -> tuple[str, str, Compute]:
-    return state_hash(copy_state(fixed)), content_hash(images), compute
-
-
 @cached(
     LRUCache(FEATURE_CACHE_BYTES, getsizeof=lambda features: features.nbytes),
-    key=_feature_key,
+    key=lambda fixed, images, how: (state_hash(copy_state(fixed)), content_hash(images), how),
     lock=Lock(),
 )
 def _fixed_features(fixed: nn.Module, images: Tensor | Images, compute: Compute) -> Tensor:

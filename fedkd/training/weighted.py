@@ -13,14 +13,9 @@ from fedkd.training.class_sums import ClassSums
 def weighted_metric(metric: str, logits: Tensor, labels: Tensor, weights: Tensor) -> float | None:
     """Return a metric by its name in study files; scikit-learn's, with ``sample_weight``.
 
-    AUROC and average precision are over the classes that occur, each against the others; of two
-    classes in all, of the second.
-
-    Args:
-        metric: the name.
-        logits: ``[N, C]``.
-        labels: ``[N]``.
-        weights: of the examples ``[N]``, the same for all of a class.
+    Logits are ``[N, C]``; the weights ``[N]`` are the same for all examples of a class. AUROC and
+    average precision are over the classes that occur, each against the others; of two classes in
+    all, of the second.
 
     Returns:
         The value; None if there are no examples, a logit is not finite, or fewer than two classes

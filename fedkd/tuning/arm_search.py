@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field, TypeAdapter
 
 from fedkd.config import Study
-from fedkd.errors import FedKDError, UserError
+from fedkd.errors import FedKDError
 from fedkd.tuning.arm_space import ArmSpace, Point, step_beyond
 from fedkd.tuning.exchanges import Limits, SeedRun, loss
 from fedkd.tuning.progress import ArmProgress
 from fedkd.tuning.space import Value
 from fedkd.tuning.store import ENDED
-from fedkd.tuning.trials import POINT, give_up
+from fedkd.tuning.trials import POINT, give_up, make_sampler, or_failure
 from fedkd.util.parallel import available_cores, run_each
-from fedkd.util.seeding import derive_seed
 
 TRIALS = 16
 """Number of trials of an arm, by default."""
@@ -39,20 +38,12 @@ SLOT, RUNS = "slot", "runs"
 killed has a successor in the same place."""
 
 
-class RunArm(Protocol):
-    """Runs an arm of a study on one seed, evaluated on validation data."""
+RunArm = Callable[[Study, str, int, Callable[[int, float], bool]], None]
+"""Runs an arm of a study on one seed until the last argument returns false.
 
-    def __call__(
-        self, study: Study, arm: str, seed: int, on_point: Callable[[int, float], bool]
-    ) -> None:
-        """Run until ``on_point`` returns false.
-
-        It is called after the start and every round with the exchanges before round 1 and
-        the validation accuracy.
-
-        Raises:
-            FedKDError: the run failed.
-        """
+That is called after the start and every round, with the exchanges before round 1 and the accuracy
+on validation data. A run that fails raises FedKDError.
+"""
 
 
 class ArmTrialAttributes(BaseModel, extra="forbid"):
@@ -142,26 +133,16 @@ def search_arm(
             for slot in range(first, first + BATCH)
             if slot not in ended
         ]
-        _run_batch(search, arm_search, [job for job in jobs if job[0] < trials], limits, threads)
+        measure = partial(_measure_job, arm_search, limits)
+        wanted = [(trial, point) for slot, trial, point in jobs if slot < trials]
+        for (trial, _), outcome in run_each(wanted, measure, threads=threads):
+            _tell(search, trial, outcome)
 
 
-def _run_batch(
-    search: optuna.Study,
-    arm_search: ArmSearch,
-    jobs: Sequence[tuple[int, optuna.Trial, Point]],
-    limits: Limits,
-    threads: int,
-) -> None:
-    def measure(job: tuple[int, optuna.Trial, Point]) -> dict[int, SeedRun] | FedKDError:
-        try:
-            return arm_search.measure(job[2], limits)
-        except UserError:
-            raise
-        except FedKDError as error:
-            return error
-
-    for (_, trial, _), outcome in run_each(jobs, measure, threads=threads):
-        _tell(search, trial, outcome)
+def _measure_job(
+    arm_search: ArmSearch, limits: Limits, job: tuple[optuna.Trial, Point]
+) -> dict[int, SeedRun] | FedKDError:
+    return or_failure(partial(arm_search.measure, job[1], limits))
 
 
 def _tell(
@@ -197,23 +178,15 @@ def _draw(
         step = step_beyond(best.user_attrs[POINT], space.ranges(tried))
         fixed = None if step in tried else step
     reached = [*tried, fixed] if fixed is not None else tried
-    search.sampler = _sampler(arm_search.arm, slot, fixed)
+    # The estimator treats every setting alone, as ranges change.
+    search.sampler = make_sampler(
+        f"tuning arm {arm_search.arm}", slot, fixed, n_startup_trials=STARTUP_TRIALS
+    )
     trial = search.ask()
     point = space.suggest(trial, space.ranges(reached))
     trial.set_user_attr(SLOT, slot)
     trial.set_user_attr(POINT, point)
     return trial, point
-
-
-def _sampler(arm: str, slot: int, fixed: Point | None) -> BaseSampler:
-    """Return the sampler of one trial, seeded by its place.
-
-    The Tree-structured Parzen Estimator treats every setting alone, as ranges change.
-    """
-    seed = derive_seed(0, f"tuning arm {arm}", round_number=slot) % 2**32
-    if fixed is not None:
-        return PartialFixedSampler(dict(fixed), RandomSampler(seed))
-    return TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
 
 
 def _killed_params(search: optuna.Study, slot: int) -> dict[str, Value] | None:

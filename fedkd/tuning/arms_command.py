@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 
@@ -13,7 +13,7 @@ from fedkd.config import RelativeTargets, Study
 from fedkd.errors import UserError
 from fedkd.federation.federation import Federation
 from fedkd.federation.metric_check import check_metric_is_defined
-from fedkd.federation.prepare import PreparationProgress, load_federations, pretrain_all
+from fedkd.federation.prepare import load_federations, pretrain_all
 from fedkd.suggestions import suggest
 from fedkd.tuning import store
 from fedkd.tuning.arm_search import ArmSearch, RunArm, check_arm_trial, ended_trials, search_arm
@@ -28,10 +28,6 @@ from fedkd.util.files import write_json, write_text
 SCHEMA = 1
 
 
-class Progress(ArmProgress, PreparationProgress, Protocol):
-    """Shows the progress of the search; see :class:`fedkd.report.progress.ArmSearchProgress`."""
-
-
 def tune_arms(
     study: Study,
     arms: Sequence[str] | None,
@@ -41,7 +37,7 @@ def tune_arms(
     out: Path,
     pool: Executor,
     make_runner: Callable[[Sequence[Federation]], RunArm],
-    progress: Progress,
+    progress: ArmProgress,
     fresh: bool = False,
 ) -> Searched:
     """Give every arm the same number of trials and write the best of each as a study.
@@ -141,7 +137,7 @@ def _trial_study(study: Study, seeds: Sequence[int]) -> Study:
     return tuning_study(study, seeds).model_copy(update={"engine": engine})
 
 
-def _load(study: Study, progress: Progress) -> list[Federation]:
+def _load(study: Study, progress: ArmProgress) -> list[Federation]:
     federations, warnings = load_federations(study, Federation.load)
     for split in [federation.split for federation in federations]:
         labels = split.validation.labels
@@ -156,7 +152,7 @@ def _load(study: Study, progress: Progress) -> list[Federation]:
 
 
 def _tune_arm(
-    search: optuna.Study, path: Path, arm: ArmSearch, trials: int, progress: Progress
+    search: optuna.Study, path: Path, arm: ArmSearch, trials: int, progress: ArmProgress
 ) -> Mapping[str, Any]:
     """Search the settings of one arm and return its results as plain values."""
     store.check_trials(

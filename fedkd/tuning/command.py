@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Protocol
 
 from fedkd.config import Study
 from fedkd.errors import UserError
-from fedkd.federation.prepare import PreparationProgress, load_for_students, pretrain_all
+from fedkd.federation.prepare import load_for_students, pretrain_all
 from fedkd.suggestions import suggest
 from fedkd.training.compute import intra_op_threads
-from fedkd.tuning import search, store
+from fedkd.tuning import store
 from fedkd.tuning.objective import choose_judge
 from fedkd.tuning.outcome import Searched, summarise, write_outcome
-from fedkd.tuning.progress import Progress as SearchProgress
+from fedkd.tuning.progress import Progress
+from fedkd.tuning.search import StartSearch
 from fedkd.tuning.seeds import SEEDS, tuning_study
 from fedkd.tuning.student import SeedObjective, make_space
 from fedkd.util import interrupt
-
-
-class Progress(SearchProgress, PreparationProgress, Protocol):
-    """Shows the progress of a search; see :class:`fedkd.report.progress.SearchProgress`."""
 
 
 def tune(
@@ -71,15 +67,8 @@ def tune(
             lambda trial: store.check_start_trial(trial, space),
         )
         try:
-            search.run(
-                trials_file,
-                seed_objectives,
-                arm=name,
-                kind=kind,
-                judge=judge,
-                trials=trials,
-                progress=progress,
-            )
+            search = StartSearch(trials_file, name, space, seed_objectives, progress)
+            search.run(kind, trials)
         except KeyboardInterrupt:
             if not trials_file.get_trials(deepcopy=False, states=store.ENDED):
                 raise

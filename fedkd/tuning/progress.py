@@ -1,11 +1,13 @@
-"""What shows the progress of a search."""
+"""What shows the progress of a search; see :mod:`fedkd.report.progress`."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from fedkd.federation.prepare import PreparationProgress
 
-class Progress(Protocol):
+
+class Progress(PreparationProgress, Protocol):
     """Shows the progress of the search for a start's settings."""
 
     def on_trial(self, ended: int, total: int, best: float | None) -> None:
@@ -15,7 +17,7 @@ class Progress(Protocol):
         """Called after every epoch of a student."""
 
 
-class ArmProgress(Protocol):
+class ArmProgress(PreparationProgress, Protocol):
     """Shows the progress of the search for the settings of whole arms."""
 
     def on_arm_trial(self, arm: str, ended: int, total: int, best: int | None) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -134,42 +134,40 @@ def search_key(
     study: Study, arm: str, federations: Sequence[Federation], kind: Kind, judge: Judge
 ) -> str:
     """Hash all that the result of a start's trial depends on, beside its parameters."""
-    return cache_key(
-        {
-            "kind": f"tuning by {kind} on {judge}",
-            "federations": [federation.fingerprint() for federation in federations],
-            "transfer": study.data.transfer.model_dump(),
-            "metric": study.metric,
-            "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
-            "arch": arch_fingerprint(
-                study.global_arch(arm), study.model.files, federations[0].shape.backbone
-            ),
-            "own": function_keys(study, arm),
-            "engine": study.engine.model_dump(
-                include={"precision", "device", "server_threads", "silo_threads"}
-            ),
-        }
-    )
+    shape = federations[0].shape
+    parts = {
+        "kind": f"tuning by {kind} on {judge}",
+        "arm": study.arms[arm].model_dump(include={"arch", "consolidation"}),
+        "arch": arch_fingerprint(study.global_arch(arm), study.model.files, shape.backbone),
+        "engine": study.engine.model_dump(
+            include={"precision", "device", "server_threads", "silo_threads"}
+        ),
+    }
+    return cache_key({**_key_parts(study, arm, federations), **parts})
 
 
 def arm_search_key(
     study: Study, arm: str, federations: Sequence[Federation], targets: Mapping[int, float]
 ) -> str:
     """Hash all that the result of an arm's trial depends on, beside its parameters."""
-    return cache_key(
-        {
-            "kind": "tuning of an arm",
-            "federations": [federation.fingerprint() for federation in federations],
-            "transfer": study.data.transfer.model_dump(),
-            "metric": study.metric,
-            "arm": study.arms[arm].model_dump(exclude={"tuned"}),
-            "rounds": study.rounds_of(arm).model_dump(),
-            "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
-            "own": function_keys(study, arm),
-            "engine": study.engine.model_dump(include={"precision", "device", "silo_threads"}),
-            "targets": {str(seed): target for seed, target in targets.items()},
-        }
-    )
+    parts = {
+        "kind": "tuning of an arm",
+        "arm": study.arms[arm].model_dump(exclude={"tuned"}),
+        "rounds": study.rounds_of(arm).model_dump(),
+        "arch": arch_fingerprint(study.global_arch(arm), study.model.files),
+        "engine": study.engine.model_dump(include={"precision", "device", "silo_threads"}),
+        "targets": {str(seed): target for seed, target in targets.items()},
+    }
+    return cache_key({**_key_parts(study, arm, federations), **parts})
+
+
+def _key_parts(study: Study, arm: str, federations: Sequence[Federation]) -> dict[str, Any]:
+    return {
+        "federations": [federation.fingerprint() for federation in federations],
+        "transfer": study.data.transfer.model_dump(),
+        "metric": study.metric,
+        "own": function_keys(study, arm),
+    }
 
 
 def _open(path: Path, name: str, kind: Kind, key: str, stack: contextlib.ExitStack) -> optuna.Study:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from fedkd.errors import FedKDError
+from fedkd.errors import FedKDError, UserError
 from fedkd.tuning.space import Value
 from fedkd.tuning.student import Scores
 from fedkd.util.seeding import derive_seed
+
+Result = TypeVar("Result")
 
 POINT, SCORES, ACCURACIES, PROBLEM = "point", "scores", "validation", "problem"
 """Attributes of a trial: its parameters as used, its score by seed, the accuracy by seed of the
 same students on validation data where the objective is another, and why it has no result."""
 
 
-def make_sampler(arm: str, ended: int, fixed: Mapping[str, Value] | None) -> BaseSampler:
-    """Return the sampler of the next trial.
+def make_sampler(
+    purpose: str, number: int, fixed: Mapping[str, Value] | None, **options: Any
+) -> BaseSampler:
+    """Return the sampler of a trial; options are those of the Tree-structured Parzen Estimator.
 
     Optuna does not store a sampler's random state, so each trial has a sampler of its own, seeded
-    by the number of trials that have ended: a search that was killed draws what it would have
-    drawn. The grid's points are fixed one by one, as Optuna's own GridSampler regards a point as
-    done whose trial was killed.
+    by its purpose and number: a search that was killed draws what it would have drawn. The grid's
+    points are fixed one by one, as Optuna's own GridSampler regards a point as done whose trial was
+    killed.
     """
-    seed = derive_seed(0, f"tuning {arm}", round_number=ended) % 2**32
+    seed = derive_seed(0, purpose, round_number=number) % 2**32
     if fixed is not None:
         return PartialFixedSampler(dict(fixed), RandomSampler(seed))
-    return TPESampler(seed=seed, multivariate=True, group=True)
+    return TPESampler(seed=seed, **options)
+
+
+def or_failure(work: Callable[[], Result]) -> Result | FedKDError:
+    """Return the result of a trial's work, or the error if its settings made it fail.
+
+    Raises:
+        UserError: what the settings ask for is impossible.
+    """
+    try:
+        return work()
+    except UserError:
+        raise
+    except FedKDError as error:
+        return error
 
 
 def give_up(search: optuna.Study, trial: optuna.Trial, error: FedKDError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +129,14 @@ def _explain_path(path: str, errors: list[ErrorDetails]) -> str:
 
 def _explain(path: str, details: ErrorDetails) -> str:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "literal_error":
+        return _explain_name(value, context["expected"])
+    if kind == "union_tag_invalid":
+        return _explain_name(value.get(_DISCRIMINATOR), context["expected_tags"])
     if kind in _SENTENCES:
-        return _SENTENCES[kind](value, context)
+        length = context.get("min_length" if kind == "too_short" else "max_length")
+        entries = f"{length} {'entry' if length == 1 else 'entries'}"
+        return _SENTENCES[kind].format(value=show(value), entries=entries, **context)
     if kind in _EXPECTED:
         return _explain_type(kind, value)
     if kind == "string_pattern_mismatch":
@@ -165,60 +171,29 @@ def _explain_name(value: Any, valid: str) -> str:
     return f"{show(value)} is not one of {', '.join(names)}{hint}"
 
 
-def _bound(context: Mapping[str, Any], key: str) -> str:
-    """Return a bound as people write it: 1, not 1.0."""
-    return f"{context[key]:.12g}"
-
-
-def _entries(number: int) -> str:
-    return f"{number} {'entry' if number == 1 else 'entries'}"
-
-
-_Context = Mapping[str, Any]
-_SENTENCES: dict[str, Callable[[Any, _Context], str]] = {
-    "missing": lambda _value, _context: "is missing",
-    "unknown_key": lambda _value, context: f"unknown key{context['hint']}",
-    "literal_error": lambda value, context: _explain_name(value, context["expected"]),
-    "union_tag_invalid": lambda value, context: _explain_name(
-        value.get(_DISCRIMINATOR), context["expected_tags"]
-    ),
-    "union_tag_not_found": lambda _value, _context: "is missing",
-    "less_than_equal": lambda value, context: f"{show(value)} is more than {_bound(context, 'le')}",
-    "less_than": lambda value, context: f"{show(value)} is not less than {_bound(context, 'lt')}",
-    "greater_than_equal": lambda value, context: (
-        f"{show(value)} is less than {_bound(context, 'ge')}"
-    ),
-    "greater_than": lambda value, context: (
-        f"{show(value)} is not more than {_bound(context, 'gt')}"
-    ),
-    "finite_number": lambda value, _context: f"{show(value)} is not a finite number",
-    "int_parsing_size": lambda value, _context: f"{show(value)} is too large a number",
-    "invalid-json-value": lambda value, _context: (
-        f"{show(value)} is not text, a number, true or false, a list or a mapping"
-    ),
-    "too_short": lambda _value, context: (
-        f"needs at least {_entries(context['min_length'])} but has {context['actual_length']}"
-    ),
-    "too_long": lambda _value, context: (
-        f"has more than {_entries(context['max_length'])}, which is the most"
-    ),
+_SENTENCES = {
+    "missing": "is missing",
+    "union_tag_not_found": "is missing",
+    "unknown_key": "unknown key{hint}",
+    "less_than_equal": "{value} is more than {le:.12g}",
+    "less_than": "{value} is not less than {lt:.12g}",
+    "greater_than_equal": "{value} is less than {ge:.12g}",
+    "greater_than": "{value} is not more than {gt:.12g}",
+    "finite_number": "{value} is not a finite number",
+    "int_parsing_size": "{value} is too large a number",
+    "invalid-json-value": "{value} is not text, a number, true or false, a list or a mapping",
+    "too_short": "needs at least {entries} but has {actual_length}",
+    "too_long": "has more than {entries}, which is the most",
 }
-"""Pydantic's kinds of error that are not about a wrong type, each with its sentence."""
+"""Pydantic's kinds of error that are not about a wrong type or name, each with its sentence."""
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "dataclass_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "model_attributes_type": "a mapping of keys to values",
+_TYPES = {
+    "a whole number": "int_type int_parsing int_from_float",
+    "a number": "float_type float_parsing",
+    "true or false": "bool_type bool_parsing",
+    "text": "string_type",
+    "a list": "list_type tuple_type",
+    "a mapping of keys to values": "dict_type dataclass_type model_type model_attributes_type",
 }
+_EXPECTED = {kind: expected for expected, kinds in _TYPES.items() for kind in kinds.split()}
 """Pydantic's kinds of error about a wrong type, each with what was expected."""

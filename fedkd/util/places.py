@@ -14,10 +14,7 @@ def expand(path: str) -> Path:
 
 
 def home(variable: str) -> Path:
-    """Return the user's home folder.
-
-    Args:
-        variable: of the environment, which makes the home folder unnecessary; for the error.
+    """Return the user's home folder; the error names a variable that makes it unnecessary.
 
     Raises:
         UserError: none is known, as in a container that runs under a number without a name.

@@ -25,19 +25,8 @@ _DRAWS_NOTHING = (
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.Linear,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Flatten,
-    nn.Identity,
+    *(nn.Linear, nn.Flatten, nn.Identity, nn.GroupNorm, nn.LayerNorm),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish),
 )
 
 _PLAIN_MODULES = (

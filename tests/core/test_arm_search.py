@@ -43,6 +43,9 @@ class Silent:
         pass
 
 
+SILENT: Any = Silent()
+
+
 class Surface:
     """Stands for runs: the rounds to the target follow from the settings, without training.
 
@@ -104,7 +107,7 @@ def tune(tmp_path: Path, study: Study) -> Callable[..., Any]:
                 file.get_trials(deepcopy=False),
                 lambda trial: check_arm_trial(trial, search.space),
             )
-            search_arm(file, search, trials=trials, progress=Silent())
+            search_arm(file, search, trials=trials, progress=SILENT)
             ended = ended_trials(file.get_trials())
         assert sorted(ended) == list(range(len(ended)))
         return [ended[slot] for slot in sorted(ended)]

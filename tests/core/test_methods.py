@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.config import Consolidation
-from fedkd.distillation.augmentation import MixedInputs, mix_images
+from fedkd.distillation.augmentation import MixedInputs, Mixup, mix_images
 from fedkd.distillation.methods.base import DistillationData
 from fedkd.distillation.methods.dml import mutual_loss
 from fedkd.distillation.methods.dp_kd import pick_most_confident
-from fedkd.distillation.methods.mixup import Mixup
 from fedkd.distillation.weighting.ensemble import Ensemble, combine
 from fedkd.distillation.weighting.weightings import Evidence
 from fedkd.errors import UserError

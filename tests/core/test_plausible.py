@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from fedkd.data.images import Images
 from fedkd.distillation.teachers import Teacher, Teachers
-from fedkd.distillation.weighting.plausible import _tail, exclude_implausible
+from fedkd.distillation.weighting.plausible import exclude_implausible
 from fedkd.errors import FedKDError
 from fedkd.models.build import Shape, build_model
 from fedkd.models.state import State, copy_state
@@ -167,8 +166,3 @@ def test_predictions_are_judged_where_models_are_not_shared() -> None:
 def test_none_left_is_an_error_in_words(good: State) -> None:
     with pytest.raises(FedKDError, match=r"no silo's .* model is plausible \(a: its logits"):
         exclude(teacher("a", filled(good, 1e4)), teacher("b", filled(good, 1e4)))
-
-
-def test_the_tail_is_the_binomial_distribution() -> None:
-    for hits, total, share in ((0, 50, 0.15), (7, 70, 0.15), (30, 60, 0.5), (0, 1, 0.1)):
-        assert _tail(hits, total, share) == pytest.approx(float(binom.cdf(hits, total, share)))

@@ -28,7 +28,7 @@ from fedkd.federation.simulated_teachers import SimulatedTeachers
 from fedkd.federation.split import load_split
 from fedkd.models.build import build_model
 from fedkd.training.evaluate import evaluate
-from fedkd.tuning import command, search, store
+from fedkd.tuning import command, store
 from fedkd.tuning.command import tune
 from fedkd.tuning.objective import (
     agreement,
@@ -38,11 +38,13 @@ from fedkd.tuning.objective import (
     split_transfer,
 )
 from fedkd.tuning.outcome import Searched
+from fedkd.tuning.search import StartSearch
 from fedkd.tuning.space import Space
 from fedkd.tuning.student import SeedObjective, make_space
 from fedkd.tuning.trials import make_sampler
 
 TRIAL_SEED = 100
+TPE = {"multivariate": True, "group": True}
 WEIGHTINGS = ["equal", "confidence", "familiarity"]
 
 NETS = """
@@ -353,7 +355,9 @@ def test_a_trial_that_falls_behind_is_given_up(make_study: Any, monkeypatch: Any
 
     seed_objective: Any = SeedObjective(Room(), Objective())  # type: ignore[arg-type]
     trial = study.ask()
-    search.run_trial(study, trial, Consolidation(epochs=20), [seed_objective], Watch())
+    space = Space(Consolidation(), labelled=False, weightings=["equal"])
+    search = StartSearch(study, "fedkd", space, [seed_objective], Watch())
+    search.run_trial(trial, Consolidation(epochs=20))
     assert looked == [1, 2, 3, 4, 5], "given up at the first look, after a quarter"
     assert study.trials[-1].state == optuna.trial.TrialState.PRUNED
 
@@ -502,7 +506,7 @@ def test_a_space_holds_the_arms_own_settings_and_studies_that_load() -> None:
     space = Space(own, labelled=True, weightings=WEIGHTINGS)
     for seed in range(20):
         fixed = space.own_point() if seed == 0 else None
-        study = optuna.create_study(sampler=make_sampler("fedkd", seed, fixed))
+        study = optuna.create_study(sampler=make_sampler("tuning fedkd", seed, fixed, **TPE))
         point = space.suggest(study.ask())
         settings = space.settings(point)
         assert settings.weighting in [*WEIGHTINGS, "my.module:function"]
@@ -528,7 +532,7 @@ def test_epochs_with_blends_are_as_much_work_as_without(
     own: dict[str, Any], least: int, most: int
 ) -> None:
     space = Space(Consolidation(**own), labelled=False, weightings=["equal"])
-    study = optuna.create_study(sampler=make_sampler("fedkd", 0, None))
+    study = optuna.create_study(sampler=make_sampler("tuning fedkd", 0, None, **TPE))
     trial = study.ask()
     space.suggest(trial)
     bounds = trial.distributions["epochs"]

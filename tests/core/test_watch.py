@@ -175,7 +175,7 @@ def test_a_command_is_told_how_a_study_ended(
     def fail(*_: Any, **__: Any) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr("fedkd.cli.run._run", fail)
+    monkeypatch.setattr("fedkd.runner.run.execute", fail)
     assert str(CliRunner().invoke(app, compare).exception) == "the disk is full"
     assert json.loads(told.read_text()) == {"study": "tiny", "status": "failed"}
 

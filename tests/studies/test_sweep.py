@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedkd.runner import sweep
+from fedkd.runner import run, sweep
 
 GRID = ("--grid", "rounds.lr=0.05,0.2", "--grid", "arms.fedkd.consolidation.epochs=2")
 Run = Callable[..., tuple[int, str, str]]
@@ -37,7 +37,7 @@ def test_every_point_is_run_once_though_the_sweep_was_killed(
     fedkd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[float] = []
-    run_study = sweep.run_study
+    run_study = run.run_study
 
     def killed_at_the_second(study: Any, **options: Any) -> Any:
         begun.append(study.rounds.lr)
@@ -45,7 +45,7 @@ def test_every_point_is_run_once_though_the_sweep_was_killed(
             raise KeyboardInterrupt
         return run_study(study, **options)
 
-    monkeypatch.setattr(sweep, "run_study", killed_at_the_second)
+    monkeypatch.setattr(run, "run_study", killed_at_the_second)
     code, _, err = fedkd("study.yaml", *GRID, "--out", "killed")
     (folder,) = (tmp_path / "killed" / "tiny-sweep-sweep").iterdir()
     assert code == 130
@@ -56,7 +56,7 @@ def test_every_point_is_run_once_though_the_sweep_was_killed(
     assert (code, begun) == (0, [0.05, 0.2, 0.2])
     assert "rounds.lr" in out
 
-    monkeypatch.setattr(sweep, "run_study", run_study)
+    monkeypatch.setattr(run, "run_study", run_study)
     code, out, _ = fedkd("study.yaml", *GRID, "--out", "whole", "--json")
     (whole,) = (tmp_path / "whole" / "tiny-sweep-sweep").iterdir()
     assert savings(folder) == savings(whole)

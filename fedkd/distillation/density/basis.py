@@ -85,23 +85,28 @@ class PixelBasis(Basis):
 
 
 @dataclass(frozen=True)
-class InputBasis(Basis):
-    """Inputs as they are, such as the standardized columns of a table.
+class LimitedBasis(Basis):
+    """Features that have no bound of their own.
 
     Attributes:
-        limit: inputs of a larger norm are scaled down to it, so that class sums are bounded.
+        limit: features of a larger norm are scaled down to it, so that class sums are bounded.
     """
 
     limit: float
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the inputs, float64 ``[N, D]``."""
-        return clip(images.flatten(1).double(), self.limit)
 
     @property
     def max_feature_norm(self) -> float:
         """The limit."""
         return self.limit
+
+
+@dataclass(frozen=True)
+class InputBasis(LimitedBasis):
+    """Inputs as they are, such as the standardized columns of a table."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the inputs, float64 ``[N, D]``."""
+        return clip(images.flatten(1).double(), self.limit)
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,9 @@ class FeatureBasis(Basis):
 
 
 @dataclass(frozen=True)
-class BackboneBasis(Basis):
-    """Features of the part of a pre-trained network that nobody trains, which all silos have.
+class BackboneBasis(LimitedBasis):
+    """Features of the part of a pre-trained network that nobody trains, which all silos have."""
 
-    Attributes:
-        limit: features of a larger norm are scaled down to it, so that class sums are bounded.
-    """
-
-    limit: float
     fixed: FixedPart
     compute: Compute
 
@@ -153,11 +153,6 @@ class BackboneBasis(Basis):
             images, device=self.compute.device, precision=self.compute.precision
         ).double()
         return clip(found, self.limit)
-
-    @property
-    def max_feature_norm(self) -> float:
-        """The limit."""
-        return self.limit
 
 
 def make_basis(
@@ -199,22 +194,11 @@ def fit_basis(
 
     See :func:`make_basis` and :func:`make_backbone_basis`.
     """
-    familiarity = settings.familiarity
-    if familiarity.basis == "backbone":
-        return make_backbone_basis(
-            images,
-            shape,
-            dims=familiarity.effective_dims,
-            compute=compute,
-            fine=settings.uses_moments,
-        )
-    return make_basis(
-        images,
-        dims=familiarity.effective_dims,
-        kind=familiarity.basis,
-        filters=familiarity.filters,
-        fine=settings.uses_moments,
-    )
+    kind, filters = settings.familiarity.basis, settings.familiarity.filters
+    dims, fine = settings.familiarity.effective_dims, settings.uses_moments
+    if kind == "backbone":
+        return make_backbone_basis(images, shape, dims=dims, compute=compute, fine=fine)
+    return make_basis(images, dims=dims, kind=kind, filters=filters, fine=fine)
 
 
 def make_backbone_basis(

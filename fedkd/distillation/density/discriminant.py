@@ -28,18 +28,13 @@ def lda_head_student(
 ) -> State:
     """Return a student whose logits are the discriminant's over ``scale``.
 
-    It is ``patch-features``, a pre-trained network with this head, or ``linear`` on inputs.
+    It is ``patch-features``, a pre-trained network with this head, or ``linear`` on inputs, by the
+    basis. Gaussian posteriors are overconfident, hence the scale. A silo that is too small has no
+    moments.
 
     With S the within-class covariance over all silos, mu_k and pi_k mean and share of class k:
     z_k(x) = (mu_k^T S^-1 x - mu_k^T S^-1 mu_k / 2 + log pi_k) / scale. The logit of a class without
     examples is the mean of the others less log(2 n) / scale for n examples: never the largest.
-
-    Args:
-        silo_moments: moments in the basis, one per silo; None for a silo that is too small.
-        basis: whitened components of the responses of 200 filters, of a backbone's features, or of
-            inputs.
-        shape: what models are built for.
-        scale: divides the logits, since Gaussian posteriors are overconfident.
 
     Raises:
         FedKDError: there is no basis, or no silo has moments.

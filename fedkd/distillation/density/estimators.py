@@ -31,17 +31,9 @@ def log_densities(
 ) -> Tensor | None:
     """Return joint log-densities log p(x_n, y=k), float64 ``[N, C]``, or None for a tiny silo.
 
-    Their log-sum-exp over classes is log p(x_n). Classes without examples in the silo have
-    ``NOTHING_KNOWN``.
-
-    Args:
-        data: the silo's own examples.
-        transfer: transfer examples ``[N, ...]``.
-        basis: the server's basis.
-        kind: ``gaussian`` or ``knn``.
-        neighbours: k of the knn density.
-        num_classes: C.
-        clipped: whether the influence of the silo's own examples is bounded.
+    Their log-sum-exp over classes is log p(x_n) of transfer example n. Classes without examples in
+    the silo have ``NOTHING_KNOWN``. The kind is ``gaussian``, or ``knn`` with its number of
+    neighbours; if ``clipped``, the influence of the silo's own examples is bounded.
     """
     if len(data) < LEAST_SILO_IMAGES:
         return None

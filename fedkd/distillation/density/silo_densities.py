@@ -50,17 +50,10 @@ def compute_densities(
     images: Tensor,
     mixed_inputs: MixedInputs | None = None,
 ) -> Densities:
-    """Return the densities of the transfer examples, or of mixed inputs made from them.
+    """Return the densities of transfer examples ``[N, ...]``, or of mixed inputs made from them.
 
     Pooled densities can be computed for any example. Other densities are known for the transfer
     examples alone; the log-density of a mixed input is interpolated.
-
-    Args:
-        teachers: densities or moments of the silos.
-        settings: of the consolidation.
-        basis: of these densities or moments.
-        images: the transfer examples ``[N, ...]``.
-        mixed_inputs: made from these examples.
     """
     if settings.uses_moments:
         return _pooled(teachers, basis, images if mixed_inputs is None else mixed_inputs.images)

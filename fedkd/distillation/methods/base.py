@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +82,7 @@ FINETUNE_RATE = 0.2
 
 
 def optimizer_of(settings: Consolidation, epochs: int | None = None) -> OptimizerSettings:
-    """Return the student's optimizer settings.
-
-    Args:
-        settings: of the consolidation.
-        epochs: instead of those of the settings.
-    """
+    """Return the student's optimizer settings, by default for the epochs of the consolidation."""
     return OptimizerSettings.of(settings, settings.epochs if epochs is None else epochs)
 
 
@@ -99,6 +94,14 @@ def finetune_optimizer_of(settings: Consolidation) -> OptimizerSettings:
         schedule="cosine",
         warmup=0.0,
     )
+
+
+class How(TypedDict):
+    """The keyword arguments of a :class:`Method`."""
+
+    generator: torch.Generator
+    compute: Compute
+    on_epoch: NotRequired[Callable[[], None] | None]
 
 
 class Method(Protocol):

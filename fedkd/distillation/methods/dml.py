@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,16 @@ from torch.nn import functional
 
 from fedkd.config import Consolidation
 from fedkd.data.images import as_inputs
-from fedkd.distillation.methods.base import DistillationData, optimizer_of
+from fedkd.distillation.methods.base import DistillationData, How, optimizer_of
 from fedkd.models.build import running
-from fedkd.training.compute import Compute, batch_bounds
+from fedkd.training.compute import batch_bounds
 from fedkd.training.optimizer import Stepper
 from fedkd.util.parallel import check_stopped
 from fedkd.util.random_ops import DrawFrom, draws_at_random
 
 
 def dml(
-    student: nn.Module,
-    data: DistillationData,
-    settings: Consolidation,
-    *,
-    generator: torch.Generator,
-    compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    student: nn.Module, data: DistillationData, settings: Consolidation, **how: Unpack[How]
 ) -> float:
     """Train the student and all teachers together on L_i = [CE] + mean over j of KL(p_j || p_i).
 
@@ -40,6 +35,7 @@ def dml(
     model does not learn from peers to which the example is unfamiliar. A student that is not a
     teacher has weight 1/M. Teachers are copied, not changed.
     """
+    generator, compute, on_epoch = how["generator"], how["compute"], how.get("on_epoch")
     models, weights = _participants(student, data)
     noises = [
         DrawFrom(generator) if draws_at_random(model) else contextlib.nullcontext()

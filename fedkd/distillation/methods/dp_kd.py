@@ -6,27 +6,21 @@ all other samples from its own initial predictions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import DistillationData, optimizer_of
-from fedkd.training.compute import Compute
+from fedkd.distillation.methods.base import DistillationData, How, optimizer_of
 from fedkd.training.evaluate import predict
 from fedkd.training.loop import fit, floats_of
 from fedkd.training.losses import kd_loss
 
 
 def dp_kd(
-    student: nn.Module,
-    data: DistillationData,
-    settings: Consolidation,
-    *,
-    generator: torch.Generator,
-    compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    student: nn.Module, data: DistillationData, settings: Consolidation, **how: Unpack[How]
 ) -> float:
     """Train on each sample with the most confident of all teachers and the frozen student.
 
@@ -40,21 +34,25 @@ def dp_kd(
     if settings.sequence == "sequential":
         order = data.order or tuple(range(len(data.logits)))
         stages = [data.logits[m : m + 1] for m in order]
+
+    def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
+        return kd_loss(logits, rest[0], temperature=settings.temperature)
+
     mean = float("nan")
     for teachers in stages:
-        frozen = predict(student, data.images, compute=compute)
+        frozen = predict(student, data.images, compute=how["compute"])
         logits = pick_most_confident(frozen, teachers, data.labels)
-        mean = _train(student, data.images, logits, settings, generator, compute, on_epoch)
+        target = torch.softmax(logits.double() / settings.temperature, dim=1).float()
+        images = floats_of(student, data.images)
+        mean = fit(student, images, (target,), loss, optimizer=optimizer_of(settings), **how)
     return mean
 
 
 def pick_most_confident(student: Tensor, teachers: Tensor, labels: Tensor | None) -> Tensor:
     """Return each sample's most confident logits, ``[N, K]``; of equals the student's.
 
-    Args:
-        student: logits of the frozen student ``[N, K]``.
-        teachers: logits of the teachers ``[M, N, K]``.
-        labels: ``[N]``, or None to compare the greatest probabilities.
+    They are of the frozen student ``[N, K]`` or of a teacher ``[M, N, K]``; without labels ``[N]``
+    the greatest probabilities are compared.
     """
     candidates = torch.cat([student[None], teachers])
     probabilities = torch.softmax(candidates.double(), dim=2)
@@ -66,29 +64,3 @@ def pick_most_confident(student: Tensor, teachers: Tensor, labels: Tensor | None
     # Of equal values argmax may return any; the first must win.
     winner = (confidence == confidence.amax(0)).int().argmax(0)
     return candidates[winner, torch.arange(len(student))]
-
-
-def _train(
-    student: nn.Module,
-    images: Tensor,
-    teacher_logits: Tensor,
-    settings: Consolidation,
-    generator: torch.Generator,
-    compute: Compute,
-    on_epoch: Callable[[], None] | None,
-) -> float:
-    target = torch.softmax(teacher_logits.double() / settings.temperature, dim=1).float()
-
-    def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
-        return kd_loss(logits, rest[0], temperature=settings.temperature)
-
-    return fit(
-        student,
-        floats_of(student, images),
-        (target,),
-        loss,
-        optimizer=optimizer_of(settings),
-        generator=generator,
-        compute=compute,
-        on_epoch=on_epoch,
-    )

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Unpack
 
-import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import DistillationData, optimizer_of
-from fedkd.distillation.methods.mixup import Mixup
+from fedkd.distillation.augmentation import Mixup
+from fedkd.distillation.methods.base import DistillationData, How, optimizer_of
 from fedkd.errors import UserError
 from fedkd.training.augment import make_augmentation
-from fedkd.training.compute import Compute
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy_of
 
 
 def fine_tune(
-    student: nn.Module,
-    data: DistillationData,
-    settings: Consolidation,
-    *,
-    generator: torch.Generator,
-    compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    student: nn.Module, data: DistillationData, settings: Consolidation, **how: Unpack[How]
 ) -> float:
     """Train on the labels by cross-entropy; the teachers are ignored.
 
@@ -37,16 +29,14 @@ def fine_tune(
     labels = data.labels
     if settings.mixup:
         labels = one_hot(labels, data.target.shape[1]).float()
-    label_loss = cross_entropy_of(settings, labels, data.target.shape[1], compute.device)
+    label_loss = cross_entropy_of(settings, labels, data.target.shape[1], how["compute"].device)
     return fit(
         student,
         data.images,
         (labels,),
         lambda logits, rest: label_loss(logits, rest[0]),
         optimizer=optimizer_of(settings),
-        generator=generator,
-        compute=compute,
-        on_epoch=on_epoch,
-        augment=make_augmentation(settings.augment, generator),
-        mix=Mixup(generator) if settings.mixup else None,
+        augment=make_augmentation(settings.augment, how["generator"]),
+        mix=Mixup(how["generator"]) if settings.mixup else None,
+        **how,
     )

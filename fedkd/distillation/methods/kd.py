@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fedkd.config import Consolidation
-from fedkd.distillation.methods.base import DistillationData, finetune_optimizer_of, optimizer_of
-from fedkd.distillation.methods.mixup import Mixup
+from fedkd.distillation.augmentation import Mixup
+from fedkd.distillation.methods.base import (
+    DistillationData,
+    How,
+    finetune_optimizer_of,
+    optimizer_of,
+)
 from fedkd.training.augment import make_augmentation
-from fedkd.training.compute import Compute
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy_of, kd_loss
 from fedkd.training.optimizer import OptimizerSettings
 
 
 def kd(
-    student: nn.Module,
-    data: DistillationData,
-    settings: Consolidation,
-    *,
-    generator: torch.Generator,
-    compute: Compute,
-    on_epoch: Callable[[], None] | None = None,
+    student: nn.Module, data: DistillationData, settings: Consolidation, **how: Unpack[How]
 ) -> float:
     """Train on the teachers' pooled predictions, and on labels if there are any.
 
@@ -34,6 +32,7 @@ def kd(
     weight 0.5 it is the vanilla form of 2402.14922; with both chosen by a search on validation
     data it is the tuned form. Fine-tuning follows if ``data.unmixed`` is given.
     """
+    device, generator = how["compute"].device, how["generator"]
     mix = Mixup(generator) if settings.mixup else None
 
     def train(data: DistillationData, optimizer: OptimizerSettings) -> float:
@@ -41,7 +40,7 @@ def kd(
         labels: tuple[Tensor, ...] = () if data.labels is None else (data.labels,)
         if mix:
             labels = tuple(one_hot(y, classes).float() for y in labels)
-        label_losses = [cross_entropy_of(settings, y, classes, compute.device) for y in labels]
+        label_losses = [cross_entropy_of(settings, y, classes, device) for y in labels]
 
         def loss(logits: Tensor, rest: Sequence[Tensor]) -> Tensor:
             temperature = settings.temperature
@@ -62,11 +61,9 @@ def kd(
             (data.target, *labels),
             loss,
             optimizer=optimizer,
-            generator=generator,
-            compute=compute,
-            on_epoch=on_epoch,
             augment=make_augmentation(settings.augment, generator),
             mix=mix,
+            **how,
         )
 
     last = train(data, optimizer_of(settings))

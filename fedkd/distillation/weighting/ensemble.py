@@ -48,9 +48,13 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     predicted = evidence.logits.argmax(2)
     if settings.max_weight is not None:
         weights = cap(weights, settings.max_weight)
-    trusts = None
-    if settings.trust == "agreement":
-        trusts = _compute_trust(evidence, predicted, weights)
+    density, background = evidence.log_density, evidence.log_background
+    trusts = foreign = None
+    if density is not None and background is not None:
+        if settings.trust == "agreement":
+            trusts = trust(predicted, coverage(density, background, weights))
+        if not torch.isnan(density).any(dim=1).all():
+            foreign = float(foreign_share(evidence, settings).mean())
     target = pool(
         evidence.logits,
         weights,
@@ -58,10 +62,6 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
         pooling=settings.pooling,
         trim=settings.trim,
     )
-    foreign = None
-    if evidence.log_density is not None and evidence.log_background is not None:
-        with_density = ~torch.isnan(evidence.log_density).any(dim=1)
-        foreign = float(foreign_share(evidence, settings).mean()) if with_density.any() else None
     return Ensemble(
         target,
         evidence.logits,
@@ -72,21 +72,10 @@ def combine(evidence: Evidence, settings: Consolidation) -> Ensemble:
     )
 
 
-def _compute_trust(evidence: Evidence, predicted: Tensor, weights: Tensor) -> Tensor | None:
-    """Return each teacher's trust; None without densities."""
-    density, background = evidence.log_density, evidence.log_background
-    if density is None or background is None:
-        return None
-    return trust(predicted, coverage(density, background, weights))
-
-
 def choose_subset(target: Tensor, subset: Subset, seed: int) -> Tensor:
     """Return the indices of the examples to distil on, ascending, int64 ``[subset.size]``.
 
-    Args:
-        target: the ensemble's probabilities ``[N, K]``.
-        subset: how many, and whether at random or by the ensemble's entropy.
-        seed: of the repetition.
+    They are chosen at random, or by the entropy of the ensemble's probabilities ``[N, K]``.
     """
     if subset.size >= len(target):
         return torch.arange(len(target))

@@ -115,11 +115,8 @@ def _is_correct(merged: Moments, points: Tensor, labels: Tensor) -> Tensor:
 def sign_test(for_: Tensor, against: Tensor) -> float:
     """Return the one-sided p-value of the exact McNemar (1947) test.
 
-    It is the probability that a fair coin gives at least as many examples ``for_``.
-
-    Args:
-        for_: bool ``[N]``.
-        against: bool ``[N]``, disjoint from ``for_``.
+    It is the probability that a fair coin gives at least as many examples ``for_``, bool ``[N]``,
+    disjoint from those ``against``.
     """
     from scipy.stats import binomtest
 

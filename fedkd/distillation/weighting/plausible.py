@@ -7,8 +7,6 @@ teacher is evaluated on its own and on the server's data, unlike in
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -139,6 +137,8 @@ def _is_at_chance(
     votes: Tensor, teacher: Teacher, labels: Tensor, num_classes: int, level: float
 ) -> bool:
     """Whether accuracy is significantly below a bound: slightly above chance, or half of it."""
+    from scipy.special import bdtr
+
     chance = 1 / num_classes
     bound = chance / 2
     used = torch.ones_like(labels, dtype=torch.bool)
@@ -147,13 +147,4 @@ def _is_at_chance(
         used = (counts * num_classes >= counts.sum())[labels]
         bound = chance + min(chance / 2, (1 - chance) / 8)
     hits, total = int((votes == labels)[used].sum()), int(used.sum())
-    return total > 0 and _tail(hits, total, bound) < level
-
-
-def _tail(hits: int, total: int, share: float) -> float:
-    """Return the binomial probability of at most ``hits`` of ``total`` at rate ``share``."""
-    count = torch.arange(hits + 1, dtype=torch.float64)
-    of_all = torch.tensor(float(total), dtype=torch.float64)
-    ways = (of_all + 1).lgamma() - (count + 1).lgamma() - (of_all - count + 1).lgamma()
-    logs = ways + count * math.log(share) + (of_all - count) * math.log1p(-share)
-    return float(logs.exp().sum())
+    return total > 0 and bool(bdtr(hits, total, bound) < level)

@@ -25,9 +25,7 @@ MIN_TRUST, MAX_EXCLUDED = 0.6, 0.1
 def agreement(predicted: Tensor, target: Tensor) -> Tensor:
     """Return the share of examples on which each teacher predicts the ensemble's class, ``[M]``.
 
-    Args:
-        predicted: classes ``[M, N]``.
-        target: the ensemble's classes ``[N]``.
+    Classes are ``[M, N]`` of the teachers and ``[N]`` of the ensemble.
     """
     return (predicted == target).double().mean(1)
 
@@ -35,14 +33,10 @@ def agreement(predicted: Tensor, target: Tensor) -> Tensor:
 def coverage(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Tensor:
     """Return how well each teacher's data covers each example, float64 ``[M, N]`` in [0, 1].
 
-    The product of two factors. Absolute: is the example likelier under the silo's data than under
-    the background N(0, I)? Relative: the square root of the teacher's weight over the largest
-    weight. Weights alone are not enough: on an example that no silo covers they only rank guesses.
-
-    Args:
-        log_density: log p_m(x_n), ``[M, N]``; the coverage of a row of NaN is 0.
-        log_background: log N(x_n; 0, I), ``[N]``.
-        weights: ``[M, N]``.
+    The product of two factors. Absolute: is the example likelier under the silo's data, by log
+    p_m(x_n) ``[M, N]``, than under the background, by log N(x_n; 0, I) ``[N]``? Relative: the
+    square root of the teacher's weight over the largest weight. Weights alone are not enough: on an
+    example that no silo covers they only rank guesses. The coverage of a row of NaN is 0.
     """
     absolute = torch.sigmoid(log_density - log_background - MARGIN)
     relative = (weights / weights.amax(0)).sqrt()
@@ -50,16 +44,12 @@ def coverage(log_density: Tensor, log_background: Tensor, weights: Tensor) -> Te
 
 
 def trust(predicted: Tensor, covered: Tensor) -> Tensor:
-    """Return the trust in each teacher, float64 ``[M]`` in (0, 1].
+    """Return the trust in each teacher, float64 ``[M]`` in (0, 1], by predicted classes ``[M, N]``.
 
-    A teacher's trust is its agreement with the other teachers that cover the same examples,
-    weighted by their own trust. A prior agreement gives trust to a teacher that overlaps with no
-    other. The trust is iterated as in Dawid and Skene (1979), so that a bad teacher does not lower
-    the trust of those that it contradicts.
-
-    Args:
-        predicted: classes ``[M, N]``.
-        covered: coverage of each example by each teacher, float64 ``[M, N]`` in [0, 1].
+    A teacher's trust is its agreement with the other teachers that cover the same examples (see
+    :func:`coverage`), weighted by their own trust. A prior agreement gives trust to a teacher that
+    overlaps with no other. The trust is iterated as in Dawid and Skene (1979), so that a bad
+    teacher does not lower the trust of those that it contradicts.
     """
     teachers, samples = predicted.shape
     prior = PRIOR_SHARE * samples / teachers
