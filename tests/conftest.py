@@ -244,7 +244,7 @@ class Command:
 
 PRELOADED = [
     *("fedkd.cli.run", "fedkd.runner.run", "fedkd.tuning.command", "strategies.server_app"),
-    *("clients.handlers", "sklearn.datasets", "torch._dynamo", "optuna"),
+    *("clients.handlers", "sklearn.datasets", "optuna"),
     *("flwr_datasets.partitioner", "jinja2", "experiments.paper.record"),
 ]
 
