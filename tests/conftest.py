@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -55,8 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage in what comes later alone."""
+    """Look for garbage in what comes later alone, and less often than after every 700 objects."""
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
@@ -79,7 +81,9 @@ def _same_draws() -> None:
     """A test that draws from PyTorch's global generator draws the same wherever it runs."""
     import torch
 
-    torch.manual_seed(0)
+    # Not torch.manual_seed, which notes the whole stack for each kind of accelerator that is not
+    # there.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -138,6 +142,23 @@ def make_cache(cache_dir: Path) -> Callable[[Path], Path]:
         return folder
 
     return make_cache
+
+
+@pytest.fixture(scope="session")
+def quick_searches() -> Iterator[None]:
+    """Let Optuna read its migrations once, not for every new file of a search."""
+    import alembic.util
+
+    with pytest.MonkeyPatch.context() as patch:
+        load = lru_cache(maxsize=None)(alembic.util.load_python_file)
+        patch.setattr(alembic.util, "load_python_file", load)
+        yield
+
+
+@pytest.fixture
+def few_epochs(quick_searches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches draw students of few epochs; up to a hundred would take most of the time."""
+    monkeypatch.setattr("fedkd.tuning.space.EPOCHS", (1, 4))
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +244,7 @@ class Command:
 
 PRELOADED = [
     *("fedkd.cli.run", "fedkd.runner.run", "fedkd.tuning.command", "strategies.server_app"),
-    *("clients.handlers", "sklearn.datasets", "torch._dynamo", "optuna"),
+    *("clients.handlers", "sklearn.datasets", "optuna"),
     *("flwr_datasets.partitioner", "jinja2", "experiments.paper.record"),
 ]
 

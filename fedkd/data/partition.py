@@ -1,9 +1,9 @@
 """Partitions: how labelled examples are divided among silos.
 
 Every built-in scheme takes the labels, its section of the study and a seed, and returns one array
-of indices for each silo. Where flwr-datasets has the scheme, its partitioner is used, on an
-in-memory table of the labels that is shuffled first, so that the seed decides which examples a silo
-gets.
+of indices for each silo. Schemes that draw by class use the partitioner of flwr-datasets if it has
+one, on an in-memory table of the labels that is shuffled first, so that the seed decides which
+examples a silo gets. Other schemes do not import flwr-datasets, which takes over a second.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def partition(labels: Labels, spec: Scheme, seed: int) -> list[Indices]:
 
 def iid(labels: Labels, spec: Iid, seed: int) -> list[Indices]:
     """Divide examples at random into silos whose sizes differ by at most one example."""
-    from flwr_datasets.partitioner import IidPartitioner
-
-    return _share(IidPartitioner(spec.silos), labels, seed)
+    return _shuffle(np.array_split(_order(labels, seed), spec.silos), seed)
 
 
 def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
@@ -83,15 +81,14 @@ def quantity(labels: Labels, spec: Quantity, seed: int) -> list[Indices]:
     Every silo gets ``min_size`` examples; the rest is divided by one draw from a symmetric
     Dirichlet distribution: the smaller ``alpha``, the more unequal.
     """
-    from flwr_datasets.partitioner import SizePartitioner
-
     free = len(labels) - spec.silos * spec.min_size
     shares = numpy_generator(seed, "sizes").dirichlet(np.full(spec.silos, spec.alpha)) * free
     sizes = np.floor(shares).astype(np.int64)
     # The examples left over by rounding down go to the silos that lost most by it.
     neediest = np.argsort(sizes - shares, kind="stable")
     sizes[neediest[: free - sizes.sum()]] += 1
-    return _share(SizePartitioner([int(n) + spec.min_size for n in sizes]), labels, seed)
+    ends = np.cumsum(sizes + spec.min_size)
+    return _shuffle(np.split(_order(labels, seed), ends[:-1]), seed)
 
 
 def label_dirichlet(labels: Labels, spec: LabelDirichlet, seed: int) -> list[Indices]:
@@ -201,7 +198,7 @@ def _share(partitioner: Any, labels: Labels, seed: int) -> list[Indices]:
     """Apply a partitioner of flwr-datasets to examples in an order of the seed's."""
     from datasets import Dataset
 
-    order = numpy_generator(seed, "order").permutation(len(labels))
+    order = _order(labels, seed)
     table = Dataset.from_dict({"label": labels[order], "index": order})
     # In any other format a column is read value by value, which is a hundred times slower.
     partitioner.dataset = table.with_format("arrow")
@@ -212,6 +209,10 @@ def _share(partitioner: Any, labels: Labels, seed: int) -> list[Indices]:
             for silo in range(partitioner.num_partitions)
         ]
     return _shuffle(parts, seed)
+
+
+def _order(labels: Labels, seed: int) -> Indices:
+    return numpy_generator(seed, "order").permutation(len(labels))
 
 
 def _shuffle(parts: list[Indices], seed: int) -> list[Indices]:
@@ -238,7 +239,7 @@ def _assign_in_turn(labels: Labels, spec: LabelShards, seed: int) -> list[Indice
     classes_of = [
         {(silo * held + turn) % num_classes for turn in range(held)} for silo in range(spec.silos)
     ]
-    order = numpy_generator(seed, "order").permutation(len(labels))
+    order = _order(labels, seed)
     shares: list[list[Indices]] = [[] for _ in range(spec.silos)]
     for label in range(num_classes):
         holders = [silo for silo in range(spec.silos) if label in classes_of[silo]]

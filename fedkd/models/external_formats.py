@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from fedkd.data.columns import Encoder
 from fedkd.errors import UserError
@@ -63,6 +62,8 @@ class Loaded:
             warnings.simplefilter("ignore")
             given: Any = inputs
             if encoder is not None:
+                import pandas as pd  # which takes as long to import as all of fedkd
+
                 given = pd.DataFrame(encoder.decode(inputs))[list(self.features)]
             found = np.asarray(self.function(given), dtype=np.float64)
         if found.ndim == 1:
@@ -101,7 +102,7 @@ def _load_sklearn(content: bytes) -> Loaded:
 
     def predict(inputs: Any) -> Values:
         # In float64, as it is trained: solvers of linear models need the digits.
-        rows = inputs if isinstance(inputs, pd.DataFrame) else _rows(inputs).astype(np.float64)
+        rows = _rows(inputs).astype(np.float64) if isinstance(inputs, np.ndarray) else inputs
         return np.asarray(model.predict_proba(rows))
 
     names = getattr(model, "feature_names_in_", ())
@@ -150,7 +151,7 @@ def _load_catboost(content: bytes) -> Loaded:
     model.load_model(blob=content)
 
     def predict(inputs: Any) -> Values:
-        rows = inputs if isinstance(inputs, pd.DataFrame) else _rows(inputs)
+        rows = _rows(inputs) if isinstance(inputs, np.ndarray) else inputs
         return np.asarray(model.predict_proba(rows, thread_count=1))
 
     return Loaded(predict, _names(model.classes_), _names(model.feature_names_))
@@ -196,8 +197,8 @@ def _are_probabilities(values: Values) -> bool:
 
 
 def _rows(inputs: Any) -> Values:
-    if isinstance(inputs, pd.DataFrame):
-        return inputs.to_numpy(dtype=np.float32)
+    if not isinstance(inputs, np.ndarray):  # a table
+        return np.asarray(inputs.to_numpy(dtype=np.float32))
     return np.ascontiguousarray(inputs.reshape(len(inputs), -1), dtype=np.float32)
 
 

@@ -17,6 +17,8 @@ TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The grid's axes. The paper tunes temperature and weight on a grid; these values are ours."""
+EPOCHS = (10, 100)
+"""Range of the epochs of a start that does not mix inputs. Ours."""
 
 _SEARCHED = frozenset({"temperature", "weight", "weighting", "pooling"})
 """Keys that are searched if the method uses them, beside learning rate and epochs."""
@@ -40,7 +42,7 @@ def start_ranges(own: Consolidation, *, labelled: bool) -> dict[str, Range]:
     """Return the ranges of the numeric settings of a consolidation, its own values included."""
     # Every interpolation makes an epoch longer by a pass over the transfer set.
     passes = 1 + own.mixed_inputs
-    low, high = max(1, 10 // passes), max(1, 100 // passes)
+    low, high = (max(1, epochs // passes) for epochs in EPOCHS)
     sgd = Range(0.005, 0.5, least=1e-5, most=10.0)
     adaptive = Range(1e-4, 0.01, least=1e-6, most=1.0)
     ranges = {

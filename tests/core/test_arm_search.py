@@ -96,7 +96,7 @@ def study(make_study: Any) -> Study:
 
 
 @pytest.fixture
-def tune(tmp_path: Path, study: Study) -> Callable[..., Any]:
+def tune(tmp_path: Path, study: Study, quick_searches: None) -> Callable[..., Any]:
     def tune(run: Any, trials: int, name: str = "a", arm: str = "fedavg") -> list[Any]:
         targets = find_targets(study, run)
         search = ArmSearch(study, arm, ArmSpace(study, arm), targets, run)

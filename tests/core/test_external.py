@@ -101,7 +101,8 @@ def test_a_file_of_each_library_predicts_as_there(arch: str, tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"^model: .* predicts 2 classes, but the study has 3$"):
             read_external(path, Shape.of(3, "table", [3]), ["a", "b", "c"], what="model")
     content = path.read_bytes()
-    for cut in (40, len(content) // 2):
+    cuts = [40, len(content) // 2]
+    for cut in cuts[1:] if library == "lightgbm" else cuts:  # which reads each in a new process
         path.write_bytes(content[:cut])
         with pytest.raises(
             UserError, match=r"^model: .* (cannot be used as a model of|is damaged)"

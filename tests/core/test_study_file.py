@@ -673,7 +673,7 @@ def test_no_key_of_a_study_comes_or_goes_unnoticed() -> None:
 
 def test_checking_a_study_imports_no_heavy_library(study_path: Path) -> None:
     code = (
-        "import sys, pathlib\n"
+        "import sys, pathlib, fedkd.data\n"
         "from fedkd.config.study_file import check_files, dump_study, load_study, study_schema\n"
         "study = load_study(pathlib.Path(sys.argv[1]))\n"
         "check_files(study), dump_study(study), study_schema()\n"

@@ -16,6 +16,8 @@ from fedkd.tuning import store
 from fedkd.tuning.space import Space
 from fedkd.tuning.trials import POINT, SCORES
 
+pytestmark = pytest.mark.usefixtures("quick_searches")
+
 SPACE = Space(Consolidation(), labelled=False, weightings=["equal", "confidence"])
 KEY = "key"
 

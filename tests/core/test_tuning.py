@@ -93,7 +93,7 @@ class PowerCutError(Exception):
 
 
 @pytest.fixture
-def run_tune(tmp_path: Path, pool: ThreadPoolExecutor) -> Callable[..., Searched]:
+def run_tune(tmp_path: Path, pool: ThreadPoolExecutor, few_epochs: None) -> Callable[..., Searched]:
     def run(study: Study, arm: str | None = None, *, out: str = "out", **options: Any) -> Searched:
         options.setdefault("progress", Watch())
         options.setdefault("seeds", [TRIAL_SEED])

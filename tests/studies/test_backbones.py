@@ -110,7 +110,8 @@ def test_heads_alone_are_exchanged_and_each_image_is_seen_once(
     assert lda > points(tmp_path / "out", "fedavg")[0]["accuracy"] + 0.2
     before = len(seen)
     fixed._store.cache_clear()
-    fedkd.compare({**settings, "rounds": {"max": 2}}, out=tmp_path / "again")
+    alone = {"arms": {"fedkd": arms["fedkd"]}, "baselines": [], "seeds": [0]}
+    fedkd.compare({**settings, **alone, "rounds": {"max": 2}}, out=tmp_path / "again")
     assert len(seen) == before
     again = points(tmp_path / "again", "fedkd")
     assert [p["accuracy"] for p in again[:2]] == [

@@ -14,11 +14,14 @@ from rich.console import Console
 
 from fedkd.config import Study
 from fedkd.config.study_file import load_study
+from fedkd.engines.base import Task
 from fedkd.errors import UserError
+from fedkd.federation.federation import Federation
 from fedkd.report import print_summary
 from fedkd.report.progress import StudyProgress
 from fedkd.results.record import RunRecord
 from fedkd.runner.run import run_study
+from fedkd.runner.run_cache import cached_run
 from fedkd.runner.study_runner import Outcome
 from fedkd.util.cache_entries import KINDS, has_entry
 from fedkd.util.lock import LOCK_FILE
@@ -123,13 +126,9 @@ def test_a_users_dropout_model_too(
 
 
 def test_seeds_differ_and_arms_share_what_they_should(run: Any, make_study: Any) -> None:
-    study = make_study(
-        {
-            "seeds": [0, 1],
-            "arms/twin": {"start": "random"},
-            "arms/long": {"start": "random", "rounds": {"max": 3}},
-        }
-    )
+    random = {"start": "random"}
+    arms = {"fedavg": random, "twin": random, "long": {**random, "rounds": {"max": 3}}}
+    study = make_study({"seeds": [0, 1], "arms": arms})
     found = curves(run(study))
     assert found["fedavg", 0] == found["twin", 0]
     assert found["long", 0][:3] == found["fedavg", 0]
@@ -170,6 +169,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, make_study: Any) -> tuple[Ou
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"name": "renamed", "engine/workers": 1}, {"fedavg": True, "fedkd": True}),
         ({"rounds/lr": 0.04}, {"fedavg": False, "fedkd": False}),
         ({"targets": [0.31, 0.99]}, {"fedavg": False, "fedkd": False}),
         ({"partition/alpha": 0.6}, {"fedavg": False, "fedkd": False}),
@@ -185,12 +185,13 @@ def test_a_changed_key_misses_the_cache(
     changes: dict[str, Any],
     expected: dict[str, bool],
     small: tuple[Outcome, Path],
-    run: Any,
     make_study: Any,
     tmp_path: Path,
 ) -> None:
-    shutil.copytree(small[1] / "arms", tmp_path / "cache" / "arms")
-    assert cached(run(make_study({**SMALL, **changes}))) == expected
+    study = make_study({**SMALL, **changes})
+    federation = Federation.load(study, 0, small[1])
+    tasks = [Task(federation, arm, tuple(study.targets), tmp_path / arm) for arm in study.arms]
+    assert {task.arm: has_entry(cached_run(task)) for task in tasks} == expected
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"features"}))  # see test_feature_store

@@ -67,7 +67,7 @@ def end(process: Any, folder: Path, *codes: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGHUP"))]
+    "name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGHUP"))]
 )
 def test_a_signal_ends_a_study_between_whole_files(name: str, begin: Any, tmp_path: Path) -> None:
     process = begin(ENDLESS)

@@ -323,14 +323,3 @@ def test_starts_of_two_exchanges_are_the_same_to_the_bit(
     place = "fedkd-new/seed-0/checkpoint.safetensors"
     first, second = ((outcome.folder / place).read_bytes() for outcome in outcomes)
     assert first == second
-
-
-def test_the_same_study_gives_the_same_curve(run: Any) -> None:
-    first, second = (
-        new(run({"method": "dml"}, {"seeds": [3], "name": name}, fresh=True))
-        for name in ("once", "again")
-    )
-    assert not first["cached"]
-    assert not second["cached"]
-    strip = [{**point, "seconds": 0} for point in first["curve"]]
-    assert strip == [{**point, "seconds": 0} for point in second["curve"]]

@@ -8,9 +8,7 @@ import json
 import os
 import random
 import resource
-import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -497,18 +495,19 @@ NOT_LONGER: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("name", NOT_LONGER)
 def test_what_cannot_get_longer_is_refused_and_left_alone(
-    name: str, make_data: Any, tmp_path: Path
+    name: str, make_data: Any, disturbed: Any
 ) -> None:
+    """The first of two arms has ended."""
     changes, rounds, said = NOT_LONGER[name]
     arms = {"fedavg": {"start": "random"}, "average": {"start": "average"}}
-    first = finished(make_data({"rounds/max": 2, "arms": arms, **changes}), tmp_path)
+    folder = disturbed(make_data({"rounds/max": 2, "arms": arms, **changes}), "average", 0)
     if name == "no state":
-        (first.folder / "fedavg/seed-0/progress.safetensors").unlink()
-    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+        (folder / "fedavg/seed-0/progress.safetensors").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as caught:
-        resume_study(first.folder, progress=quiet(), rounds=rounds)
+        resume_study(folder, progress=quiet(), rounds=rounds)
     assert said in str(caught.value)
-    assert before == {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_rounds_are_for_a_study_that_is_resumed(make_data: Any) -> None:
@@ -584,7 +583,7 @@ def test_what_is_damaged_or_foreign_is_refused_and_left_alone(
 
 
 def test_the_save_point_of_another_run_is_not_taken_up(make_data: Any, disturbed: Any) -> None:
-    data = make_data({"rounds/max": 3, "seeds": [0, 1]})
+    data = make_data({"rounds/max": 2, "seeds": [0, 1]})
     folder = disturbed(data, "fedkd", 1)
     other = folder / "fedkd/seed-1/progress.safetensors"
     other.parent.mkdir(parents=True)
@@ -613,22 +612,32 @@ def test_a_folder_has_one_writer(make_data: Any, disturbed: Any) -> None:
 # Disks.
 
 
+def assert_kept_and_goes_on(folder: Path, expected: Outcome) -> None:
+    """All files are whole, rounds 0 to 2 of the second arm are kept, and the study goes on."""
+    assert_all_readable(folder)
+    assert len((folder / "fedkd/seed-0/rounds.jsonl").read_text().splitlines()) == 3
+    resumed = resume_study(folder, progress=quiet())
+    assert_same_results(folder, resumed.summary, expected)
+
+
 def test_a_file_that_may_not_grow_ends_the_study_in_words(
-    start: Any, tmp_path: Path, make_data: Any, undisturbed: Any
+    make_data: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
     """A limit on the size of files fails a write in its midst, as a full disk does."""
-    victim = Victim(start, tmp_path / "victim", make_data(LONG))
-    victim.place.mkdir()
-    process = victim.start_and_wait(ROUNDS + 3)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
-    printed = "".join(process.communicate())
-    assert process.returncode == 1, printed
-    assert "File too large" in printed
-    assert "Traceback" not in printed
-    assert victim.folder is not None
-    assert f"fedkd compare --resume out/tiny/{victim.folder.name}" in printed
-    assert_all_readable(victim.folder)
-    assert_same_results(victim.folder, victim.finish(), undisturbed(victim.study))
+    data = make_data({"rounds/max": 5})
+    own = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, own[1]))
+
+    study = parse_study(yaml.safe_dump(data, sort_keys=False))
+    try:
+        with pytest.raises(FedKDError, match=r"File too large.*fedkd compare --resume"):
+            run_study(study, out=tmp_path, fresh=True, progress=Disturbed("fedkd", 2, limit))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, own)
+    (folder,) = tmp_path.glob("tiny/*")
+    assert_kept_and_goes_on(folder, undisturbed(data))
 
 
 @pytest.fixture
@@ -647,7 +656,6 @@ def test_a_full_disk_ends_the_study_in_words(
     small_disk: Path, make_data: Any, undisturbed: Any
 ) -> None:
     data = make_data({"rounds/max": 5})
-    expected = undisturbed(data)
     filler = small_disk / "filler"
 
     def fill() -> None:
@@ -659,11 +667,8 @@ def test_a_full_disk_ends_the_study_in_words(
     with pytest.raises(FedKDError, match=r"No space left.*fedkd compare --resume"):
         run_study(study, out=small_disk, fresh=True, progress=Disturbed("fedkd", 2, fill))
     (folder,) = small_disk.glob("tiny/*")
-    assert_all_readable(folder)
-    assert len((folder / "fedkd/seed-0/rounds.jsonl").read_text().splitlines()) == 3
     filler.unlink()
-    resumed = resume_study(folder, progress=quiet())
-    assert_same_results(folder, resumed.summary, expected)
+    assert_kept_and_goes_on(folder, undisturbed(data))
 
 
 def test_a_read_only_disk_is_told_and_left_alone(
@@ -679,23 +684,6 @@ def test_a_read_only_disk_is_told_and_left_alone(
 
 
 # The command line and the API.
-
-
-def test_ctrl_c_names_the_command_that_goes_on(
-    start: Any, tmp_path: Path, make_data: Any, undisturbed: Any
-) -> None:
-    victim = Victim(start, tmp_path / "victim of a space", make_data(LONG))
-    victim.place.mkdir()
-    process = victim.start_and_wait(3)
-    os.kill(process.pid, signal.SIGINT)
-    printed = "".join(process.communicate())
-    assert process.returncode == 130, printed
-    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted.")]
-    command = shlex.split(line.removeprefix("Interrupted. Resume with: "))
-    assert command[:3] == ["fedkd", "compare", "--resume"]
-    assert victim.folder is not None
-    assert (victim.place / command[3]).resolve() == victim.folder.resolve()
-    assert_same_results(victim.folder, victim.finish(), undisturbed(victim.study))
 
 
 def test_from_python(make_data: Any, undisturbed: Any, disturbed: Any) -> None:

@@ -95,10 +95,10 @@ def test_every_option_improves_on_its_start_and_repeats_to_the_last_bit(
 
 
 def test_a_cohort_of_one_silo_goes_with_every_option(run: Any, make_study: Any) -> None:
-    changes = {**STUDY, "rounds": {"max": 3, "stop": "budget", "fraction": 0.01, "lr": 0.05}}
+    changes = {**STUDY, "rounds": {"max": 2, "stop": "budget", "fraction": 0.01, "lr": 0.05}}
     found = curves(run(make_study(changes)))
     for arm, curve in found.items():
-        assert [p["silos_ok"] for p in curve[1:]] == [1, 1, 1], arm
+        assert [p["silos_ok"] for p in curve[1:]] == [1, 1], arm
         assert all(math.isfinite(p["loss"]) for p in curve), arm
         start, _, option = arm.partition("-")
         # A model that teaches itself learns nothing: feddf of one silo is fedavg but for rounding.
@@ -127,9 +127,10 @@ def test_an_arm_sets_what_its_loss_takes(
             "plain": {"start": "random"},
         },
         "baselines": [],
+        "rounds/max": 1,
     }
-    for_all = {"arms": {"all": {"start": "random"}}, "baselines": [], f"rounds/{key}": value}
+    for_all = {"arms": {"all": {"start": "random"}}, "baselines": [], "rounds/max": 1}
     found = curves(run(make_study(one_arm)))
-    shared = curves(run(make_study({**for_all, "rounds/local_loss": loss})))
+    shared = curves(run(make_study({**for_all, "rounds/local_loss": loss, f"rounds/{key}": value})))
     assert found["own"] == shared["all"]
     assert found["own"] != found["default"] != found["plain"]
