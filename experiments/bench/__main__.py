@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import distillation, everyday, federated, machine, many_silos
+from experiments.bench import distillation, everyday, federated, machine, many_silos, threads
 from experiments.bench.goals import Goal
 from experiments.bench.process import exit_on_sigterm
 from experiments.bench.publish import RESULTS, publish
 from experiments.bench.workload import BUILT_IN, HERE, OWN_MODELS, Workload
 from fedkd.util.files import write_json
 
-PARTS = ("federated", "own-models", "distillation", "everyday", "many-silos")
+PARTS = ("federated", "own-models", "distillation", "everyday", "many-silos", "threads")
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
     arguments = _parse()
     exit_on_sigterm()
     bench = _Bench(arguments.out, turns=arguments.turns, num_rounds=arguments.rounds)
+    bench.num_silos = arguments.silos
     bench.workloads = [each for each in OWN_MODELS if each.name in arguments.models.split(",")]
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
         for part in arguments.parts.split(","):
@@ -42,6 +43,7 @@ class _Bench:
         self._turns, self._num_rounds = turns, num_rounds
         self._goals: list[Goal] = []
         self.workloads: Sequence[Workload] = OWN_MODELS
+        self.num_silos = 1000
         self.results: dict[str, Any] = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "turns": turns,
@@ -85,8 +87,11 @@ class _Bench:
             commands = everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say)
             return commands, everyday.goals(commands)
         if part == "many-silos":
-            sizes = many_silos.run(folder, num_rounds=num_rounds, say=say)
+            sizes = many_silos.run(folder, num_rounds=num_rounds, say=say, silos=self.num_silos)
             return sizes, many_silos.goals(sizes)
+        if part == "threads":
+            seconds = threads.run(folder, turns=turns, say=say)
+            return seconds, threads.goals(seconds)
         raise ValueError(f"{part!r} is not a valid part: give {', '.join(PARTS)}")
 
     def _run(self, workload: Workload, folder: Path) -> federated.Rows:
@@ -130,6 +135,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="default: 20")
+    parser.add_argument(
+        "--silos", type=int, default=1000, metavar="N", help="of many-silos; default: 1000"
+    )
     parser.add_argument(
         "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"default: {','.join(PARTS)}"
     )

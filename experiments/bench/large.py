@@ -1,0 +1,164 @@
+"""Measure one round of FedAvg of a large model on a SuperLink and two SuperNodes, with TLS.
+
+``python -m experiments.bench.large --megabytes 100,1000`` prints one JSON object: for each size,
+seconds of a round, bytes of a silo and round, peak memory of every process of the server and of one
+silo (proportional set sizes; all silos are on this machine and share pages with the server), and
+bytes on disk. The silos have 64 small pictures each: what takes time and memory is the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+
+from experiments.bench.hosts import SILOS, quiet_console
+from experiments.bench.process import proportional
+from experiments.bench.workload import HERE
+from fedkd.config.study_file import parse_study
+from fedkd.engines.loopback import CONNECTION, Loopback
+from fedkd.engines.processes import find_marked
+from fedkd.report.progress import StudyProgress
+from fedkd.runner.run import run_study
+
+SIZES = (50, 100, 300, 1000)
+"""Megabytes of the models ``stack_...`` of ``models.py``."""
+_PAUSE = 0.1
+_PROGRAMS = ("flower-superlink", "flwr-serverapp", "flower-superexec", "flwr")
+
+
+class Peaks(threading.Thread):
+    """Samples memory by process and disk by file until it is ended.
+
+    Args:
+        folder: of the programs.
+
+    Attributes:
+        memory: most bytes of each process of the server, of one silo (``silo``), and of the server
+            together (``server``).
+        disk: most bytes of the run's state, of temporary files, and of the SuperLink's database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self._ending = threading.Event()
+        self.memory: Counter[str] = Counter()
+        self.disk: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Take samples."""
+        while not self._ending.wait(_PAUSE):
+            now: Counter[str] = Counter({"fedkd compare": proportional(psutil.Process())})
+            for process in find_marked(self._folder):
+                now[_part_of(process)] += proportional(process)
+            silos = {name: now.pop(name) for name in SILOS if name in now}
+            now["server"] = now.total()
+            now["silo"] = max(silos.values(), default=0)
+            self.memory |= now  # of two counts, the higher
+            parts = {"state": "state/**/*", "tmp": "tmp/**/*", "superlink": "superlink.db*"}
+            self.disk |= Counter(
+                {name: _size(self._folder.glob(files)) for name, files in parts.items()}
+            )
+
+    def end(self) -> None:
+        """Take no more samples."""
+        self._ending.set()
+        self.join()
+
+
+def _part_of(process: psutil.Process) -> str:
+    """Return the silo that a process works for, or which of the server's programs it is."""
+    with suppress(psutil.Error):
+        lines = [" ".join(each.cmdline()) for each in (process, *process.parents())]
+        for silo in SILOS:
+            if any(f"{silo}.yaml" in line for line in lines):
+                return silo
+        return next((each for each in _PROGRAMS if each in lines[0]), "other")
+    return "other"
+
+
+def _size(files: Iterable[Path]) -> int:
+    total = 0
+    for each in files:
+        with suppress(OSError):
+            total += each.stat().st_size if each.is_file() else 0
+    return total
+
+
+def measure(megabytes: int, root: Path) -> dict[str, Any]:
+    """Run the round of a model of so many megabytes, and return what it took."""
+    name, draw = f"experiments.bench.models:stack_{megabytes}", np.random.default_rng(0)
+    silos = {silo: root / f"{silo}.yaml" for silo in SILOS}
+    for silo, path in silos.items():
+        part = {"images": draw.integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)}
+        part |= {"labels": np.arange(64) % 2, "test_images": part["images"][:8]}
+        np.savez(root / f"{silo}.npz", **part, test_labels=part["labels"][:8])
+        file = {"name": silo, "data": f"npz:{root / silo}.npz", "share": {"teacher": "none"}}
+        file |= {"audit": str(root / f"{silo}.jsonl"), "approve": {"study": "any"}, "allow": [name]}
+        path.write_text(yaml.safe_dump(file | {"threads": 1}))
+    study = {
+        "name": "bench-large",
+        "data": {"classes": ["0", "1"], "channels": 1, "image_size": 8},
+        "partition": {"scheme": "deployed", "names": list(SILOS)},
+        "model": {"arch": name},
+        "rounds": {"max": 1, "stop": "budget", "local_epochs": 1, "lr": 0.01, "timeout": 3600},
+        "targets": [0.99],
+        "arms": {"fedavg": {"start": "random"}},
+        "seeds": [0],
+        "engine": {"name": CONNECTION},
+    }
+    with Loopback(silos) as place, StudyProgress(quiet_console(), 1) as progress:
+        peaks = Peaks(place.folder)
+        peaks.start()
+        begin = time.monotonic()
+        try:
+            outcome = run_study(
+                parse_study(json.dumps(study)), out=root / "runs", fresh=True, progress=progress
+            )
+        finally:
+            peaks.end()
+        seconds = time.monotonic() - begin
+    (run,) = outcome.summary["runs"]
+    last = run["curve"][-1]
+    return {
+        "megabytes": megabytes,
+        "silos_ok": last["silos_ok"],
+        "round_seconds": round(last["seconds"], 1),
+        "command_seconds": round(seconds, 1),
+        "bytes_per_silo_and_round": (last["bytes_up"] + last["bytes_down"]) // len(SILOS),
+        "peak_memory": dict(peaks.memory),
+        "peak_disk": dict(peaks.disk),
+    }
+
+
+def main() -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--megabytes", default="100", help=f"some of {SIZES}, with commas")
+    sizes = [int(each) for each in parser.parse_args().megabytes.split(",")]
+    # The programs of the server and of the silos import the model, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="fedkd-large-") as folder:
+            rows.append(measure(size, Path(folder)))
+    print(json.dumps(rows, indent=1))  # noqa: T201 -- it is a program
+
+
+if __name__ == "__main__":
+    main()
