@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,8 @@ class Peaks(threading.Thread):
     Attributes:
         memory: most bytes of each process of the server, of one silo (``silo``), and of the server
             together (``server``).
-        disk: most bytes of the run's state, of temporary files, and of the SuperLink's database.
+        disk: most bytes of the run's state, of temporary files, of the SuperLink's database and of
+            all else in the folder, if more than a megabyte.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,10 +68,13 @@ class Peaks(threading.Thread):
             now["server"] = now.total()
             now["silo"] = max(silos.values(), default=0)
             self.memory |= now  # of two counts, the higher
-            parts = {"state": "state/**/*", "tmp": "tmp/**/*", "superlink": "superlink.db*"}
-            self.disk |= Counter(
-                {name: _size(self._folder.glob(files)) for name, files in parts.items()}
-            )
+            sizes: Counter[str] = Counter()
+            for folder, _, names in os.walk(self._folder):
+                part = Path(folder).relative_to(self._folder).parts
+                for name in names:
+                    with suppress(OSError):  # it is gone already
+                        sizes[part[0] if part else name] += Path(folder, name).stat().st_size
+            self.disk |= Counter({name: size for name, size in sizes.items() if size > 2**20})
 
     def end(self) -> None:
         """Take no more samples."""
@@ -88,14 +91,6 @@ def _part_of(process: psutil.Process) -> str:
                 return silo
         return next((each for each in _PROGRAMS if each in lines[0]), "other")
     return "other"
-
-
-def _size(files: Iterable[Path]) -> int:
-    total = 0
-    for each in files:
-        with suppress(OSError):
-            total += each.stat().st_size if each.is_file() else 0
-    return total
 
 
 def measure(megabytes: int, root: Path) -> dict[str, Any]:
