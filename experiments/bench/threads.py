@@ -31,8 +31,8 @@ def run(folder: Path, *, turns: int, say: Say, num_rounds: int = 3) -> list[dict
             measured = fedkd(
                 *("compare", STUDY, "--fresh", *options), folder=place, cache=folder / "cache"
             )
-            rows[-1][str(threads)] = measured.round_seconds or float("nan")
-            say(f"turn {turn}  {threads} threads: {measured.round_seconds:.2f} s a round")
+            seconds = rows[-1][str(threads)] = measured.round_seconds or float("nan")
+            say(f"turn {turn}  {threads} threads: {seconds:.2f} s a round")
     return rows
 
 
