@@ -38,6 +38,8 @@ LONGEST_SECONDS = 1e8
 """Longest time to live of a message, about three years; sockets take no longer."""
 PERHAPS = "killed, or out of memory; its own log may say why"
 SUPERNODE = "flower-supernode"
+MALLOC = "MALLOC_MMAP_THRESHOLD_"
+"""Saves memory in Flower's programs, but would slow down training, which reuses what it frees."""
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -181,6 +183,7 @@ def _start(folder: WorkerFolder, silo_file: Path, version: str) -> None:
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
+                env={key: value for key, value in os.environ.items() if key != MALLOC},
                 start_new_session=True,
             )
         finally:

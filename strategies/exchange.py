@@ -253,11 +253,27 @@ def exchange(
 def _pull(grid: Grid, ids: Sequence[str], size: int) -> Iterator[Message]:
     """Yield the replies that are there to messages of these ids, so many ids at a time."""
     for start in range(0, len(ids), size):
-        pulled = grid.pull_messages(ids[start : start + size])
+        try:
+            pulled = grid.pull_messages(ids[start : start + size])
+        except Exception as error:
+            if _is_locked(error):
+                return
+            raise
         replies = deque(reply for reply in pulled if isinstance(reply, Message))
         del pulled
         while replies:
             yield replies.popleft()  # none that was taken is held here
+
+
+def _is_locked(error: Exception) -> bool:
+    """Whether a SuperLink could not look for replies: deleting a large model locks its database.
+
+    Where it fails otherwise, it has marked replies as delivered that have not come. The error is
+    HTTPX's, of whose client Flower's grid is made.
+    """
+    fails = getattr(getattr(error, "response", None), "is_server_error", False)
+    path = str(getattr(getattr(error, "request", None), "url", ""))
+    return bool(fails) and path.endswith("/pull-messages")
 
 
 def _among(messages: Sequence[Message], ids: set[str]) -> list[Message]:

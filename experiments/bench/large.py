@@ -29,12 +29,13 @@ from experiments.bench.workload import HERE
 from fedkd.config.study_file import parse_study
 from fedkd.engines.loopback import CONNECTION, Loopback
 from fedkd.engines.processes import find_marked
+from fedkd.errors import FedKDError
 from fedkd.report.progress import StudyProgress
 from fedkd.runner.run import run_study
 
 SIZES = (50, 100, 300, 1000)
 """Megabytes of the models ``stack_...`` of ``models.py``."""
-_PAUSE = 0.1
+_PAUSE = 0.2
 _PROGRAMS = ("flower-superlink", "flwr-serverapp", "flower-superexec", "flwr")
 
 
@@ -47,6 +48,7 @@ class Peaks(threading.Thread):
     Attributes:
         memory: most bytes of each process of the server, of one silo (``silo``), and of the server
             together (``server``).
+        at_peak: the memory of all when the server's was highest.
         disk: most bytes of the run's state, of temporary files, of the SuperLink's database and of
             all else in the folder, if more than a megabyte.
     """
@@ -57,6 +59,7 @@ class Peaks(threading.Thread):
         self._ending = threading.Event()
         self.memory: Counter[str] = Counter()
         self.disk: Counter[str] = Counter()
+        self.at_peak: dict[str, int] = {}
 
     def run(self) -> None:
         """Take samples."""
@@ -67,6 +70,8 @@ class Peaks(threading.Thread):
             silos = {name: now.pop(name) for name in SILOS if name in now}
             now["server"] = now.total()
             now["silo"] = max(silos.values(), default=0)
+            if now["server"] > self.memory["server"]:
+                self.at_peak = dict(now)
             self.memory |= now  # of two counts, the higher
             sizes: Counter[str] = Counter()
             for folder, _, names in os.walk(self._folder):
@@ -126,8 +131,9 @@ def measure(megabytes: int, root: Path) -> dict[str, Any]:
         finally:
             peaks.end()
         seconds = time.monotonic() - begin
-    (run,) = outcome.summary["runs"]
-    last = run["curve"][-1]
+    if not outcome.summary["runs"]:
+        raise FedKDError(f"the run failed: {outcome.summary['failures']}")
+    last = outcome.summary["runs"][0]["curve"][-1]
     return {
         "megabytes": megabytes,
         "silos_ok": last["silos_ok"],
@@ -135,6 +141,7 @@ def measure(megabytes: int, root: Path) -> dict[str, Any]:
         "command_seconds": round(seconds, 1),
         "bytes_per_silo_and_round": (last["bytes_up"] + last["bytes_down"]) // len(SILOS),
         "peak_memory": dict(peaks.memory),
+        "memory_at_peak_of_server": peaks.at_peak,
         "peak_disk": dict(peaks.disk),
     }
 

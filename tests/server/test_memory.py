@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -21,6 +23,7 @@ from fedkd.training.aggregation import aggregate
 from strategies.exchange import Patience, Traffic, exchange
 
 SILOS, WORKERS = 9, 2
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # of messages made here
 
 
 class Alive:
@@ -98,7 +101,6 @@ class HttpGrid(Answering):
 @pytest.mark.parametrize("kind", [HttpGrid, Answering])
 @pytest.mark.parametrize("sent_once", [True, False])
 def test_arrays_are_dropped_once_a_superlink_has_them(kind: Any, sent_once: bool) -> None:
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     record = ArrayRecord({"weight": torch.zeros(9)})
     question = Message(RecordDict({"arrays": record}), 2, "train")
     held: list[int] = []
@@ -113,6 +115,25 @@ def test_arrays_are_dropped_once_a_superlink_has_them(kind: Any, sent_once: bool
     assert replies.by_node == {2: None}
     assert held == [0 if sent_once and kind is HttpGrid else 1]
     assert traffic.bytes_down > 36
+
+
+@pytest.mark.parametrize(("path", "is_awaited"), [("pull-messages", True), ("pull-object", False)])
+def test_a_superlink_whose_database_is_locked_is_asked_again(path: str, is_awaited: bool) -> None:
+    class Locked(Answering):
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:
+            if not self.asked:
+                self.asked.append(0)
+                request = httpx.Request("POST", f"https://127.0.0.1:8000/v1/runtime/{path}")
+                raise httpx.HTTPStatusError("", request=request, response=httpx.Response(500))
+            return super().pull_messages(message_ids)
+
+    questions = [Message(RecordDict(), 2, "train")]
+    raises = contextlib.nullcontext() if is_awaited else pytest.raises(httpx.HTTPStatusError)
+    with raises:
+        grid: Any = Locked()
+        found = exchange(grid, questions, lambda _: 1, patience=Patience(60), traffic=Traffic())
+        assert found.by_node == {2: 1}
+    assert grid.asked == [0, 1][: 1 + is_awaited]
 
 
 @pytest.mark.parametrize(("floats", "portions"), [(9 << 20, [7, 7, 6]), (1, [20])])
