@@ -1,6 +1,6 @@
 """Hand a message to a deployed silo's worker, which is started if it does not run.
 
-Nothing here imports PyTorch. Messages cross the socket as Flower's own protocol buffers.
+Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 from flwr.app import Context, Error, Message
-from flwr.common.serde import context_to_proto, message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.common.serde import context_to_proto
 
 from clients.audit_entry import describe_reply, describe_run
+from clients.message_frames import receive_message, send_message
 from fedkd.deploy.audit import append_entry
 from fedkd.deploy.bundle_hash import bundle_hash
-from fedkd.deploy.frames import MAX_BYTES, READY, ClosedError, receive_frame, send_frame
+from fedkd.deploy.frames import READY, ClosedError, receive_frame, send_frame
 from fedkd.deploy.worker_folder import WorkerFolder, created_at, find_process
 from fedkd.errors import FedKDError
 from fedkd.messages.failures import FAILED
@@ -38,6 +38,8 @@ LONGEST_SECONDS = 1e8
 """Longest time to live of a message, about three years; sockets take no longer."""
 PERHAPS = "killed, or out of memory; its own log may say why"
 SUPERNODE = "flower-supernode"
+MALLOC = "MALLOC_MMAP_THRESHOLD_"
+"""Saves memory in Flower's programs, but would slow down training, which reuses what it frees."""
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -71,10 +73,7 @@ def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Mes
     try:
         folder = WorkerFolder.of(silo_file)
         folder.make()
-        request = [
-            message_to_proto(message).SerializeToString(),
-            context_to_proto(context).SerializeToString(),
-        ]
+        of_node = context_to_proto(context).SerializeToString()
     except (OSError, ValueError, AttributeError) as error:  # no os.getuid on Windows
         raise NoWorkerError(str(error)) from error
     lost = partial(_lost, message, context, silo_file, folder)
@@ -90,10 +89,12 @@ def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Mes
                 continue  # it ended before it took the message
             worker = folder.worker()
             try:
-                for part in request:
-                    send_frame(connection, part)
+                send_message(connection, message)
+                send_frame(connection, of_node)
+                for record in message.content.array_records.values():
+                    record.clear()  # the worker has them
                 connection.settimeout(max(POLL_SECONDS, deadline - time.monotonic()))
-                reply = receive_frame(connection, limit=MAX_BYTES)
+                reply = receive_message(connection)
             except TimeoutError:
                 _kill(worker)
                 return lost("was ended: the server has stopped waiting for its reply")
@@ -182,6 +183,7 @@ def _start(folder: WorkerFolder, silo_file: Path, version: str) -> None:
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
+                env={key: value for key, value in os.environ.items() if key != MALLOC},
                 start_new_session=True,
             )
         finally:
@@ -197,9 +199,8 @@ def _await_turn(connection: socket.socket) -> None:
         raise ClosedError("what listens there is not a silo's worker")
 
 
-def _as_reply(content: bytes, message: Message, folder: WorkerFolder) -> Message:
+def _as_reply(reply: Message, message: Message, folder: WorkerFolder) -> Message:
     """Return the worker's reply as one of this process, which Flower gave the task to."""
-    reply = message_from_proto(ProtoMessage.FromString(content))
     if reply.has_error():
         _logger.warning("the silo answers: %s (log: %s)", reply.error.reason, folder.log)
         return Message(reply.error, reply_to=message)

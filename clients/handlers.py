@@ -181,16 +181,21 @@ def answer_sums(silo: Silo, study: Study, arm: str, content: RecordDict) -> Reco
 
 def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
     """Answer ``train``: with the global model after a round of training."""
-    received, number = train.read_question(content)
+    number, rounds = train.read_round(content), study.rounds_of(arm)
     if silo.disclosure is not None:
         silo.disclosure.check_round(number)
-    state, loss = silo.train(received, number, study.rounds_of(arm))
+    # The received model has no name here, so that the silo can free it once it is loaded.
+    state, loss = silo.train(
+        train.read_model(content, consumed=silo.owns_questions), number, rounds
+    )
     return train.write_reply(TrainedModel(state, len(silo.data), loss))
 
 
 def answer_evaluate(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:
     """Answer ``evaluate``: with figures of a model, or if asked with what the silo gets."""
-    arch, state, is_given = evaluate.read_question(content, silo.global_arch, study.architectures)
+    arch, state, is_given = evaluate.read_question(
+        content, silo.global_arch, study.architectures, consumed=silo.owns_questions
+    )
     shape = silo.shape.merged if is_given else silo.shape
     if (arch, shape) != (silo.global_arch, silo.shape):
         silo = replace(silo, global_arch=arch, shape=shape)
@@ -210,7 +215,7 @@ def answer_receive(silo: Silo, study: Study, arm: str, content: RecordDict) -> R
     """
     if silo.disclosure is None or silo.disclosure.file.receive is None:
         raise ValueError("a model was sent to a silo that does not ask for it")
-    state, number = train.read_question(content)
+    state, number = train.read_model(content), train.read_round(content)
     run = str(read_config(content)[keys.RUN_ID])
     facts = {"study": study.name, "arm": arm, "seed": silo.seed, "rounds": number, "run": run}
     columns = str(read_config(content).get(keys.COLUMNS, ""))

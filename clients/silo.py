@@ -80,6 +80,11 @@ class Silo(LocalSilo):
         return type(self) is not Silo
 
     @property
+    def owns_questions(self) -> bool:
+        """Whether nothing else needs a question's arrays: no other silo, and no noise."""
+        return self.disclosure is not None and self.disclosure.file.local_dp is None
+
+    @property
     def evaluation_data(self) -> Images:
         """The examples on which it measures models: its test examples, else all it has."""
         return self.data if self.test is None else self.test
@@ -98,6 +103,7 @@ class Silo(LocalSilo):
         """
         rounds = settings.in_round(round_number)
         with self.borrow_model(self.global_arch, state) as model:
+            del state  # it is in the model now
             loss = train_locally(
                 LocalTask(model, self.data, self.shape.num_classes, rounds, self.compute),
                 generator=torch_generator(self.seed, "local-training", self.name, round_number),

@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from fedkd.deploy.frames import MAX_BYTES, READY, has_hung_up, peer_uid, receive_frame, send_frame
 from fedkd.deploy.loaded_code import LoadedCode
@@ -23,6 +24,9 @@ from fedkd.deploy.silo_file import load_silo_file
 from fedkd.deploy.worker_folder import WorkerFolder, find_process
 from fedkd.errors import UserError
 from fedkd.messages.failures import FAILED
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 MAX_GREETING_BYTES = 1000
 TICK_SECONDS = 0.5
@@ -94,29 +98,29 @@ class Worker:
             with self._lock:
                 self._supernode, self._asking = (int(pid), float(created)), connection
             send_frame(connection, READY)
-            request = [receive_frame(connection, limit=MAX_BYTES) for _ in range(2)]
-            reply = self._answer(*request)
+            from clients.message_frames import receive_message, send_message
+
+            question = receive_message(connection)
+            reply = self._answer(question, receive_frame(connection, limit=MAX_BYTES))
             with self._lock:
                 self._asking = None
-            send_frame(connection, reply)
+            send_message(connection, reply)
         except (OSError, ValueError, TypeError) as error:
             _logger.warning("a message was not answered: %s", error)
         finally:
             with self._lock:
                 self._asking = None
 
-    def _answer(self, message: bytes, context: bytes) -> bytes:
-        """Return the reply's bytes; whatever goes wrong is an error reply."""
+    def _answer(self, question: Message, context: bytes) -> Message:
+        """Return the reply; whatever goes wrong is an error reply."""
         from flwr.app import Error, Message
-        from flwr.common.serde import context_from_proto, message_from_proto, message_to_proto
+        from flwr.common.serde import context_from_proto
         from flwr.proto.message_pb2 import Context as ProtoContext
-        from flwr.proto.message_pb2 import Message as ProtoMessage
         from flwr.supercore.task_identity import TaskIdentity
 
         from clients.guard import NOT_READY
         from clients.handlers import app
 
-        question = message_from_proto(ProtoMessage.FromString(message))
         # Replies take their ids from the process; those of the ClientApp replace them.
         TaskIdentity.task_id, TaskIdentity.run_id = 0, question.metadata.run_id
         TaskIdentity.node_id = question.metadata.dst_node_id
@@ -124,11 +128,10 @@ class Worker:
             reply = app(question, context_from_proto(ProtoContext.FromString(context)))
             self._idle = self._read_idle()
             self._code.note()
-            return bytes(message_to_proto(reply).SerializeToString())
         except Exception:
             _logger.exception("the silo cannot answer")
-            failed = Message(Error(FAILED, NOT_READY), reply_to=question)
-            return bytes(message_to_proto(failed).SerializeToString())
+            return Message(Error(FAILED, NOT_READY), reply_to=question)
+        return reply
 
     def _read_idle(self) -> float:
         """Return the seconds without a message after which it ends, as the silo's file says now."""

@@ -21,6 +21,8 @@ from fedkd.messages.evaluate import (
     write_metrics,
     write_question,
 )
+from fedkd.models.spool import MEMORY_BYTES
+from fedkd.models.state import State
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 from fedkd.results.record import CUT_SHORT, Point
 from fedkd.training.class_sums import ClassSums
@@ -56,10 +58,16 @@ def central_evaluation(context: RunContext) -> EvaluateFn | None:
     check_metric_is_defined(
         metric, test.labels, context.shape.num_classes, context.classes, "test examples"
     )
-    model = context.model("evaluation")
+    kept = [context.model("evaluation")]
+    if sum(tensor.nbytes for tensor in kept[0].state_dict().values()) > MEMORY_BYTES:
+        kept.clear()
 
     def measure(_: int, arrays: ArrayRecord) -> MetricRecord:
-        model.load_state_dict(arrays.to_torch_state_dict())
+        state = arrays.to_torch_state_dict()
+        del arrays  # of a large model, few copies at a time
+        model = kept[0] if kept else context.model("evaluation")
+        model.load_state_dict(state)
+        del state
         return write_metrics(evaluate_all(model, test, compute=context.compute))
 
     return measure
@@ -68,7 +76,7 @@ def central_evaluation(context: RunContext) -> EvaluateFn | None:
 def ask_silos(
     session: Session,
     number: int,
-    arrays: ArrayRecord,
+    model: State,
     own_arrays: Mapping[str, ArrayRecord] | None = None,
 ) -> tuple[MetricRecord, list[str]]:
     """Return the mean of the silos' figures for the global model, weighted by examples.
@@ -79,7 +87,7 @@ def ask_silos(
     Args:
         session: with the silos.
         number: the round; 0 is the start.
-        arrays: the global model.
+        model: the global one.
         own_arrays: those of silos that have tensors of their own in it, by name.
 
     Raises:
@@ -95,8 +103,9 @@ def ask_silos(
         )
 
     class_sums = context.study.metric in METRICS_FROM_SUMS
-    question = write_question(number, arrays)
-    asked = session.ask(find_askable(session), question, read, own_arrays=own_arrays)
+    question = write_question(number, ArrayRecord(model))
+    members = find_askable(session)
+    asked = session.ask(members, question, read, own_arrays=own_arrays, sent_once=True)
     answers = [answer for _, answer in asked]
     total = sum(size for _, size in answers)
     if not total:
@@ -163,7 +172,8 @@ def send_final(session: Session, state: RunState) -> None:
 
     trained = train.write_question(session.ledger.round, ArrayRecord(state.model), {})
     question = replace(trained, kind=keys.RECEIVE)
-    sent = [member.name for member, _ in session.ask(members, question, read)]
+    asked = session.ask(members, question, read, sent_once=True)
+    sent = [member.name for member, _ in asked]
     state.notes["received_by"] = sent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from fedkd.results.record import Quarantined
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
-PULLED_AT_ONCE, PULLED_BYTES = 8, 64 << 20
-"""Replies that are taken from a grid at a time, and so are in memory; more if they are small."""
+PULLED_BYTES = 256 << 20
+"""Of the replies that are taken from a grid at a time, at least one, and so are in memory."""
 NOTICE_SECONDS = 10.0
 """After which is said whose replies are waited for."""
 GONE = "it is not connected"
@@ -176,6 +177,7 @@ def exchange(
     patience: Patience,
     traffic: Traffic,
     simulated: bool = False,
+    sent_once: bool = False,
     earlier: Collection[str] = (),
     on_waiting: Callable[[set[int]], None] = lambda _: None,
 ) -> Replies[T]:
@@ -193,6 +195,8 @@ def exchange(
         traffic: of the round; bytes are added.
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
             an error from there says whose fault it is.
+        sent_once: whether nothing else needs the arrays of the messages. Their records are then
+            emptied once a SuperLink has them; other grids pass them by reference.
         earlier: ids of messages of earlier exchanges, whose replies are taken too.
         on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the nodes that have
             not replied.
@@ -204,11 +208,15 @@ def exchange(
     sent = sum(count_bytes(message.content) for message in messages)
     traffic.bytes_down += sent
     # A reply is taken to be as large as its question.
-    size = max(PULLED_AT_ONCE, PULLED_BYTES * len(messages) // max(1, sent))
+    size = max(1, PULLED_BYTES * len(messages) // max(1, sent))
     size = getattr(grid, "pulled_at_once", size)
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
+    if sent_once and type(grid).__name__ == "HttpGrid":  # known by name: its import takes a second
+        for message in messages:
+            for record in message.content.array_records.values():
+                record.clear()
     result, asked, owed = Replies(read), len(pending), set(earlier)
     begin = time.monotonic()
     deadline, pause = begin + patience.timeout, FIRST_PAUSE
@@ -223,6 +231,7 @@ def exchange(
             if result.take(reply, receivers, owed):
                 good += 1
                 traffic.bytes_up += count_bytes(reply.content)
+            del reply  # it may be large, and the next one is pulled now
         received = len(pending) + len(owed) < before
         now = time.monotonic()
         has_enough = patience.enough is not None and asked - len(pending) >= patience.enough
@@ -244,9 +253,27 @@ def exchange(
 def _pull(grid: Grid, ids: Sequence[str], size: int) -> Iterator[Message]:
     """Yield the replies that are there to messages of these ids, so many ids at a time."""
     for start in range(0, len(ids), size):
-        for reply in grid.pull_messages(ids[start : start + size]):
-            if isinstance(reply, Message):
-                yield reply
+        try:
+            pulled = grid.pull_messages(ids[start : start + size])
+        except Exception as error:
+            if _is_locked(error):
+                return
+            raise
+        replies = deque(reply for reply in pulled if isinstance(reply, Message))
+        del pulled
+        while replies:
+            yield replies.popleft()  # none that was taken is held here
+
+
+def _is_locked(error: Exception) -> bool:
+    """Whether a SuperLink could not look for replies: deleting a large model locks its database.
+
+    Where it fails otherwise, it has marked replies as delivered that have not come. The error is
+    HTTPX's, of whose client Flower's grid is made.
+    """
+    fails = getattr(getattr(error, "response", None), "is_server_error", False)
+    path = str(getattr(getattr(error, "request", None), "url", ""))
+    return bool(fails) and path.endswith("/pull-messages")
 
 
 def _among(messages: Sequence[Message], ids: set[str]) -> list[Message]:

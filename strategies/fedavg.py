@@ -98,28 +98,29 @@ class SiloFedAvg(FedAvg):
         ledger = Ledger(traffic=state.spent, quarantined=state.quarantined)
         session = Session(grid, self.context, self.observer, self.run_id, timeout, ledger)
         if state.curve:
-            arrays = self._resume(session)
+            self._resume(session)
         else:
-            arrays = self._begin(session, dict(initial_arrays.to_torch_state_dict()))
-            self._measure(session, arrays, evaluate_fn, result)
+            self._begin(session, dict(initial_arrays.to_torch_state_dict()))
+        del initial_arrays  # a large model must not stay in memory beside the global one
+        if not state.curve:
+            self._measure(session, evaluate_fn, result)
         for number in range(len(state.curve), num_rounds + 1):
             if targets_reached(self.context, state.curve):
                 break
             ledger.open(number)
             look_again(session)
             with ledger.traffic.timed():
-                averaged = self._round(session, arrays, train_config, result)
-            if averaged is None:
+                is_quorum = self._round(session, train_config, result)
+            if not is_quorum:
                 state.stopped = "quorum"
                 break
-            arrays = averaged
-            self._measure(session, arrays, evaluate_fn, result)
+            self._measure(session, evaluate_fn, result)
         if targets_reached(self.context, state.curve):
             state.stopped = "targets"
         if barred := ledger.barred(self.context.rounds.max_failures):
             state.notes["quarantined_after"] = barred
         end_run(session, state)
-        result.arrays = arrays
+        result.arrays = ArrayRecord(state.model)
         return result
 
     def begin(self, session: Session, initial: State) -> Start:
@@ -153,8 +154,8 @@ class SiloFedAvg(FedAvg):
         generator = numpy_generator(self.context.seed, "cohort", "", number)
         return [members[i] for i in sorted(generator.permutation(len(members))[:size])]
 
-    def _begin(self, session: Session, initial: State) -> ArrayRecord:
-        """Make the global model before round 1, and return it as it is sent."""
+    def _begin(self, session: Session, initial: State) -> None:
+        """Make the global model before round 1."""
         # The introduction is no exchange, and on Ray it waits for processes to start: untimed.
         gather(session)
         with session.ledger.traffic.timed(), self._naming_own_class():
@@ -167,10 +168,9 @@ class SiloFedAvg(FedAvg):
         notes = join_notes(dict(start.notes), find_unread(self.context))
         state.notes |= {**notes, **validate(start, self.context)}
         state.baseline = predict_baseline(self.context, start)
-        return ArrayRecord(state.model)
 
-    def _resume(self, session: Session) -> ArrayRecord:
-        """Take up a run where it was saved, and return its global model as it is sent.
+    def _resume(self, session: Session) -> None:
+        """Take up a run where it was saved.
 
         Cohorts are drawn from the silos that the run began with. Those that have not come back
         fail in their rounds, and those that are new to it are not asked.
@@ -181,26 +181,18 @@ class SiloFedAvg(FedAvg):
             self.update.load_state_dict(self.state.update)
         except ValueError as error:
             raise FedKDError(f"the run's saved state cannot be restored: {error}") from error
-        return ArrayRecord(self.state.model)
 
-    def _round(
-        self,
-        session: Session,
-        arrays: ArrayRecord,
-        config: ConfigRecord | None,
-        result: Result,
-    ) -> ArrayRecord | None:
-        """Return the next global model; None where fewer silos answer well than the quorum."""
+    def _round(self, session: Session, config: ConfigRecord | None, result: Result) -> bool:
+        """Make the next global model; return whether as many silos answer well as the quorum."""
         with StateSpool(self._folder) as states:
-            trained = self._train(session, arrays, config, states)
-            if not trained:
-                return None
-            return self._aggregate(session.ledger.round, states, trained, result)
+            trained = self._train(session, config, states)
+            if trained:
+                self._aggregate(session.ledger.round, states, trained, result)
+            return bool(trained)
 
     def _train(
         self,
         session: Session,
-        arrays: ArrayRecord,
         config: ConfigRecord | None,
         states: StateSpool,
     ) -> list[tuple[int, float]]:
@@ -213,6 +205,7 @@ class SiloFedAvg(FedAvg):
         number, rounds = session.ledger.round, self.context.rounds
         cohort = self.cohort(session.members, number)
         members = [member for member in cohort if not session.is_barred(member)]
+        arrays = ArrayRecord(self.state.model)
         question = train.write_question(number, arrays, dict(config or {}))
         own = self._local.arrays_of([member.name for member in members], self.state.model)
         trained = collect_models(session, members, question, self.state.model, states, own)
@@ -226,8 +219,8 @@ class SiloFedAvg(FedAvg):
         states: Sequence[State],
         trained: Sequence[tuple[int, float]],
         result: Result,
-    ) -> ArrayRecord:
-        """Average the round's models, update the global model, and return it as it is sent."""
+    ) -> None:
+        """Average the round's models, and update the global model."""
         sizes = [size for size, _ in trained]
         with self._naming_own_class():
             average = self.combine(states, sizes)
@@ -236,7 +229,6 @@ class SiloFedAvg(FedAvg):
         self.state.model = self._recalibrate(updated)
         loss = sum(size * loss for size, loss in trained) / sum(sizes)
         result.train_metrics_clientapp[number] = MetricRecord({keys.LOSS: loss})
-        return ArrayRecord(self.state.model)
 
     def _recalibrate(self, state: State) -> State:
         """Return the global model, with new BatchNorm statistics if the study asks for them."""
@@ -248,18 +240,17 @@ class SiloFedAvg(FedAvg):
     def _measure(
         self,
         session: Session,
-        arrays: ArrayRecord,
         evaluate_fn: EvaluateFn | None,
         result: Result,
     ) -> None:
         """Evaluate the global model, add a point to the curve, and save the run's state."""
         state, traffic, number = self.state, session.ledger.traffic, session.ledger.round
-        record = evaluate_fn(number, arrays) if evaluate_fn else None
+        record = evaluate_fn(number, ArrayRecord(state.model)) if evaluate_fn else None
         if record is not None:
             result.evaluate_metrics_serverapp[number] = record
         else:
             own = self._local.arrays_of([member.name for member in session.members], state.model)
-            record, withheld = ask_silos(session, number, arrays, own)
+            record, withheld = ask_silos(session, number, state.model, own)
             if withheld:
                 state.notes["metric_without"] = withheld
             result.evaluate_metrics_clientapp[number] = record
@@ -294,4 +285,4 @@ class SiloFedAvg(FedAvg):
 
 def initial_arrays(context: RunContext) -> ArrayRecord:
     """Return the random model from which every arm of a seed starts or takes its shapes."""
-    return ArrayRecord(copy_state(context.model("initial-model")))
+    return ArrayRecord(copy_state(context.model("initial-model")), keep_input=False)

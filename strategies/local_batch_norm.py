@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 
 from fedkd.models.state import State
 from fedkd.training.batch_norm import batch_norm_keys
@@ -38,6 +38,14 @@ class LocalBatchNorm:
 
     def arrays_of(self, silos: Iterable[str], model: State) -> dict[str, ArrayRecord]:
         """Return the global model, with a silo's own tensors, for each silo that has some."""
+        held = {silo: self._held[silo] for silo in silos if silo in self._held}
+        if not held:
+            return {}
+        # Silos share the arrays of all other layers.
+        shared = ArrayRecord({key: model[key] for key in model if key not in self._keys})
         return {
-            silo: ArrayRecord({**model, **self._held[silo]}) for silo in silos if silo in self._held
+            silo: ArrayRecord(
+                {key: shared[key] if key in shared else Array(own[key]) for key in model}
+            )
+            for silo, own in held.items()
         }

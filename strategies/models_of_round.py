@@ -32,7 +32,7 @@ def collect_models(
     Args:
         session: of the run.
         members: the silos that are asked.
-        question: with the global model.
+        question: with the global model, which it may have lost afterwards.
         model: the global model.
         states: is filled.
         own_arrays: models that take the place of the question's, by name of the silo.
@@ -54,6 +54,7 @@ def collect_models(
         question,
         lambda member, content: put(member, read(member, content)),
         own_arrays=own_arrays,
+        sent_once=True,
     )
     found = {member.name: trained for member, trained in answers}
     traffic = session.ledger.traffic

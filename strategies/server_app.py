@@ -128,8 +128,8 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
         begun = RunState(quarantined=ledger.quarantined, spent=ledger.traffic)
     checkpoint_writer = CheckpointWriter(folder, context)
     with intra_op_threads(context.study.engine.server_threads):
-        initial = initial_arrays(context)
-        saved = checkpoint_writer.read(dict(initial.to_torch_state_dict()))
+        initial = [initial_arrays(context)]
+        saved = checkpoint_writer.read(dict(initial[0].to_torch_state_dict()))
         if saved is not None and targets_reached(context, saved.curve[:-1]):
             saved = None  # to higher targets: with these ones the run ends in an earlier round
         # The save point is what counts: a line may have been cut short or be missing.
@@ -145,7 +145,7 @@ def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
         )
         strategy.start(
             grid,
-            initial,
+            initial.pop(),  # it is not kept here while the run goes on
             num_rounds=context.rounds.max,
             timeout=context.rounds.timeout,
             evaluate_fn=central_evaluation(context),

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import distillation, everyday, federated, machine, many_silos
+from experiments.bench import distillation, everyday, federated, machine, many_silos, threads
 from experiments.bench.goals import Goal
 from experiments.bench.process import exit_on_sigterm
 from experiments.bench.publish import RESULTS, publish
 from experiments.bench.workload import BUILT_IN, HERE, OWN_MODELS, Workload
 from fedkd.util.files import write_json
 
-PARTS = ("federated", "own-models", "distillation", "everyday", "many-silos")
+PARTS = ("federated", "own-models", "distillation", "everyday", "many-silos", "threads")
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     arguments = _parse()
     exit_on_sigterm()
     results = _earlier(arguments.out / RESULTS, arguments.rounds)
-    bench = _Bench(arguments.out, results, turns=arguments.turns)
+    bench = _Bench(arguments.out, results, turns=arguments.turns, num_silos=arguments.silos)
     workloads = [each for each in OWN_MODELS if each.name in arguments.models.split(",")]
     with tempfile.TemporaryDirectory(prefix="fedkd-bench-") as scratch:
         for part in arguments.parts.split(","):
@@ -53,8 +53,8 @@ def _earlier(path: Path, num_rounds: int) -> dict[str, Any]:
 class _Bench:
     """Collects the measurements, and writes them after each part."""
 
-    def __init__(self, out: Path, results: dict[str, Any], *, turns: int) -> None:
-        self._out, self._turns = out, turns
+    def __init__(self, out: Path, results: dict[str, Any], *, turns: int, num_silos: int) -> None:
+        self._out, self._turns, self._num_silos = out, turns, num_silos
         self.results = results
 
     def measure(self, part: str, folder: Path, workload: Workload | None) -> None:
@@ -99,7 +99,10 @@ class _Bench:
         if part == "everyday":
             return everyday.run(folder, turns=turns, num_rounds=num_rounds, say=say), []
         if part == "many-silos":
-            return many_silos.run(folder, num_rounds=num_rounds, say=say), []
+            silos = self._num_silos
+            return many_silos.run(folder, num_rounds=num_rounds, say=say, silos=silos), []
+        if part == "threads":
+            return threads.run(folder, turns=turns, say=say), []
         raise ValueError(f"{part!r} is not a valid part: give {', '.join(PARTS)}")
 
     def _run(self, workload: Workload, folder: Path) -> federated.Rows:
@@ -132,6 +135,7 @@ def all_goals(results: dict[str, Any]) -> list[Goal]:
         ("distillation", distillation.goals),
         ("everyday", everyday.goals),
         ("many-silos", many_silos.goals),
+        ("threads", threads.goals),
     ):
         if figures := results.get(part):
             goals += function(figures)
@@ -158,6 +162,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="default: 20")
+    parser.add_argument(
+        "--silos", type=int, default=1000, metavar="N", help="of many-silos; default: 1000"
+    )
     parser.add_argument(
         "--parts", default=",".join(PARTS), metavar="NAME,...", help=f"default: {','.join(PARTS)}"
     )

@@ -180,7 +180,7 @@ class _Memory:
         resident = sum(_resident(process) for process in processes)
         if resident > self._resident_peak * _GROWTH:
             self._resident_peak = resident
-            self.peak = max(self.peak, sum(_proportional(process) for process in processes))
+            self.peak = max(self.peak, sum(proportional(process) for process in processes))
 
 
 def _resident(process: psutil.Process) -> int:
@@ -189,7 +189,7 @@ def _resident(process: psutil.Process) -> int:
     return 0
 
 
-def _proportional(process: psutil.Process) -> int:
+def proportional(process: psutil.Process) -> int:
     """Return the proportional set size; the unique one where the system knows no other."""
     with contextlib.suppress(psutil.Error, OSError):
         memory = process.memory_full_info()

@@ -7,7 +7,8 @@ import struct
 import sys
 
 MAX_BYTES = (1 << 31) - 1
-"""Of a message: a protocol buffer is never longer."""
+"""Of a message without its arrays: a protocol buffer is never longer."""
+MAX_ARRAY_BYTES = 1 << 40
 READY = b"ready"
 """What the worker sends when it takes a message."""
 _LENGTH = struct.Struct("!Q")

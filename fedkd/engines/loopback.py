@@ -7,9 +7,11 @@ it is in one temporary folder, and ends with this process, however that ends.
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +32,15 @@ from fedkd.errors import FedKDError
 
 CONNECTION = "loopback"
 """Name of the SuperLink in the temporary ``config.toml`` of Flower."""
+DATABASE = "superlink.db"
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 180.0
 POLL_SECONDS = 0.2
+MALLOC = "MALLOC_MMAP_THRESHOLD_", "4194304"
+"""Variable of glibc: the parts of a model, of 5 MB each, go back to the system once they are freed.
+
+By default its threads keep them for later.
+"""
 
 
 class Loopback:
@@ -83,11 +91,13 @@ class Loopback:
             "FLWR_HOME": os.environ["FLWR_HOME"],
             "FEDKD_STATE_DIR": str(self.folder / "state"),
             "TMPDIR": str(temporary),
+            MALLOC[0]: MALLOC[1],
         }
         self._write_connection(keys)
         self._report("starting the SuperLink, with TLS")
         superlink = SuperLink(Connection(CONNECTION, self._address), self._place)
         log = self.folder / "superlink.log"
+        make_database(self.folder / DATABASE)
         process = self._place.start(self._superlink_command(keys), log)
         self._wait(lambda: superlink.count_online() is not None, {process: log})
         started = {process: log}
@@ -114,7 +124,7 @@ class Loopback:
             *(find_program("flower-superlink"), "--host", host, "--port", port),
             *("--ssl-certfile", keys / SERVER_CERTIFICATE, "--ssl-keyfile", keys / SERVER_KEY),
             *("--ssl-ca-certfile", keys / CA_CERTIFICATE, "--enable-supernode-auth"),
-            *("--database", self.folder / "superlink.db"),
+            *("--database", self.folder / DATABASE),
             "--disable-runtime-dependency-installation",
         ]
 
@@ -141,6 +151,16 @@ class Loopback:
                     f"{log.name}:\n{last_lines(log)}"
                 )
             time.sleep(POLL_SECONDS)
+
+
+def make_database(path: Path) -> None:
+    """Make a SuperLink's database with large pages, in which a large model is deleted sooner.
+
+    All else waits for that, and Flower gives up after five seconds.
+    """
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA page_size = 65536")
+        database.execute("PRAGMA journal_mode = WAL")
 
 
 def _is_registered(superlink: SuperLink, public_key: Path, name: str) -> bool:

@@ -26,6 +26,11 @@ def decode(array: Array) -> np.ndarray[Any, Any]:
         return array.numpy()
 
 
-def decode_state(record: ArrayRecord) -> State:
-    """Return a record as a state dict."""
-    return {name: torch.from_numpy(decode(array)) for name, array in record.items()}
+def decode_state(record: ArrayRecord, *, consumed: bool = False) -> State:
+    """Return a record as a state dict; if ``consumed``, the record is empty afterwards."""
+    state = {}
+    for name in list(record):
+        state[name] = torch.from_numpy(decode(record[name]))
+        if consumed:
+            del record[name]
+    return state

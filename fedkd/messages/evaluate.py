@@ -44,7 +44,7 @@ def write_question(number: int, arrays: ArrayRecord, arch: str | None = None) ->
 
 
 def read_question(
-    content: RecordDict, arch: str, architectures: Collection[str]
+    content: RecordDict, arch: str, architectures: Collection[str], *, consumed: bool = False
 ) -> tuple[str, State, bool]:
     """Return the model and its architecture, at the silo, and whether a user named the model.
 
@@ -52,6 +52,7 @@ def read_question(
         content: of the question.
         arch: of the arm's global model, where the question names none.
         architectures: those of the study; no other is built.
+        consumed: whether the question loses the model.
 
     Raises:
         ValueError: the architecture is not one of the study's.
@@ -61,7 +62,8 @@ def read_question(
     if named not in architectures:
         raise ValueError(f"the model is of the architecture {named!r}, which the study has not")
     is_given = keys.ARCHITECTURE in config
-    return str(named), decode_state(content.array_records[keys.ARRAYS]), is_given
+    state = decode_state(content.array_records[keys.ARRAYS], consumed=consumed)
+    return str(named), state, is_given
 
 
 def write_reply(metrics: Metrics, num_examples: int, *, metric: str) -> RecordDict:

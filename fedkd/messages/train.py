@@ -42,10 +42,14 @@ def write_question(number: int, arrays: ArrayRecord, config: Mapping[str, Any]) 
     return Question(keys.TRAIN, number, config, {keys.ARRAYS: arrays})
 
 
-def read_question(content: RecordDict) -> tuple[State, int]:
-    """Return the global model and the round, at the silo."""
-    number = read_whole_number(read_config(content), keys.ROUND)
-    return decode_state(content.array_records[keys.ARRAYS]), number
+def read_model(content: RecordDict, *, consumed: bool = False) -> State:
+    """Return the global model, at the silo; if ``consumed``, the question has lost it then."""
+    return decode_state(content.array_records[keys.ARRAYS], consumed=consumed)
+
+
+def read_round(content: RecordDict) -> int:
+    """Return the round, at the silo."""
+    return read_whole_number(read_config(content), keys.ROUND)
 
 
 def write_reply(trained: TrainedModel) -> RecordDict:

@@ -45,6 +45,7 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
         raise UserError(
             f"model.arch: {arch} does not load the state that it gives: {_reason(error)}"
         ) from error
+    del state  # of a large model, which now gets gradients
     model.eval()
     for count in (2, 1):
         if problem := _find_output_problem(model, shape, count):

@@ -39,6 +39,7 @@ class ModelPool:
         if model is None:
             model = build_model(arch, shape, seed=0).to(device)
         model.load_state_dict(state)
+        del state
         yield model.train()
         if is_reusable(model):
             model.zero_grad(set_to_none=True)

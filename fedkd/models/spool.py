@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
-from fedkd.models.state import State
+from fedkd.models.state import State, write_tensors
 
 MEMORY_BYTES = max(256 << 20, psutil.virtual_memory().total // 32)
 """Most bytes of models that wait in memory; further ones wait on disk."""
@@ -86,6 +86,5 @@ class StateSpool(Sequence[State]):
             self._given = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         path = self._given / f".model-{os.urandom(6).hex()}.part"
         self._stack.callback(path.unlink, missing_ok=True)
-        # As by save_state: Python says what is wrong with a disk.
-        path.write_bytes(save({key: tensor.contiguous() for key, tensor in state.items()}))
+        write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
         return path

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
@@ -22,6 +23,8 @@ State = dict[str, Tensor]
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module)\.")
 _NARROW, _WIDE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
 _NAMED = 3
+_SUMMED_BYTES = 256 << 20
+"""Of the float64 sums of an average that are in memory at a time, if a tensor is not larger."""
 
 
 def copy_state(model: nn.Module) -> State:
@@ -51,8 +54,16 @@ def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = No
             place = tensor.untyped_storage().data_ptr()
             owned[key] = (tensor.clone() if place in places else tensor.detach()).contiguous()
             places.add(place)
-        # Written by Python: safetensors' own writer hides what is wrong with a disk.
-        temporary.write_bytes(save(owned, dict(metadata) if metadata else None))
+        write_tensors(temporary, owned, dict(metadata) if metadata else None)
+
+
+def write_tensors(path: Path, state: State, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors to a file, which need not be whole if that fails."""
+    try:
+        save_file(state, path, metadata)
+    except SafetensorError:
+        # It takes no memory, but hides what is wrong with a disk, which Python says.
+        path.write_bytes(save(state, metadata))
 
 
 @dataclass(frozen=True)
@@ -233,24 +244,40 @@ def is_finite(state: State, like: State | None = None) -> bool:
 
 
 def average_states(states: Sequence[State], weights: Sequence[float]) -> State:
-    """Average state dicts of one architecture, in the order given, each taken once.
+    """Average state dicts of one architecture, in the order given.
 
     Sums run in float64, so that averaging equal states gives that state to the last bit. Integers
-    and booleans, such as BatchNorm's counter of batches, are the first state's. Positive weights
-    need not sum to one.
+    and booleans, such as BatchNorm's counter of batches, are the first state's. Large states are
+    averaged in several passes, some tensors in each. Positive weights need not sum to one.
     """
     total = sum(weights)
-    sums: State = {}
-    for state, weight in zip(states, weights, strict=True):
-        if not sums:
-            types = {key: tensor.dtype for key, tensor in state.items()}
-            sums = {
-                key: torch.zeros(tensor.shape, dtype=torch.float64)
-                if tensor.is_floating_point()
-                else tensor.clone()
-                for key, tensor in state.items()
-            }
-        for key, summed in sums.items():
-            if types[key].is_floating_point:
-                summed.add_(state[key], alpha=weight / total)
-    return {key: summed.to(types[key]) for key, summed in sums.items()}
+    average: State = {}
+    rest: list[str] | None = None
+    while rest is None or rest:
+        sums: State = {}
+        for state, weight in zip(states, weights, strict=True):
+            if not sums:
+                part, rest = _split_keys(state, list(state) if rest is None else rest)
+                types = {key: state[key].dtype for key in part}
+                sums = {
+                    key: torch.zeros(state[key].shape, dtype=torch.float64)
+                    if types[key].is_floating_point
+                    else state[key].clone()
+                    for key in part
+                }
+            for key, summed in sums.items():
+                if types[key].is_floating_point:
+                    summed.add_(state[key], alpha=weight / total)
+        average |= {key: summed.to(types[key]) for key, summed in sums.items()}
+        rest = rest or []
+    return average
+
+
+def _split_keys(state: State, keys: list[str]) -> tuple[list[str], list[str]]:
+    """Return the first keys, whose float64 sums fit into memory together, and the others."""
+    size = 0
+    for index, key in enumerate(keys):
+        size += 8 * state[key].numel()
+        if index and size > _SUMMED_BYTES:
+            return keys[:index], keys[index:]
+    return keys, []

@@ -19,9 +19,12 @@ from typing import Any
 
 import psutil
 import pytest
-from flwr.app import Message
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import message_to_proto
+from flwr.supercore.task_identity import TaskIdentity
 
-from clients import forward, handlers
+from clients import forward, handlers, message_frames
 from clients.client_app import app
 from fedkd.deploy.check import SiloCheck
 from fedkd.deploy.frames import ClosedError, peer_uid, receive_frame, send_frame
@@ -221,6 +224,28 @@ def test_frames_are_bounded_and_whole() -> None:
         one.close()
         with pytest.raises(ClosedError):
             receive_frame(other, limit=10)
+
+
+def test_a_message_crosses_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    monkeypatch.setattr(message_frames, "MAX_BYTES", 1000)
+    arrays = {"weight": torch.arange(5000.0), "none": torch.zeros(0, 2), "count": torch.tensor(3)}
+    content = RecordDict(
+        {
+            "config": ConfigRecord({"round": 1}),
+            "arrays": ArrayRecord(arrays),
+            "more": ArrayRecord({"weight": torch.ones(2)}),
+        }
+    )
+    question = Message(content, 2, "train")
+    failure = Message(Error(0, "it failed"), reply_to=question)
+    one, other = socket.socketpair()
+    with one, other, ThreadPoolExecutor(1) as pool:
+        for message in (question, failure):
+            sent = pool.submit(message_frames.send_message, one, message)
+            received = message_frames.receive_message(other)
+            sent.result(PATIENCE)
+            assert message_to_proto(received) == message_to_proto(message)
 
 
 def test_the_app_of_the_bundle_imports_no_pytorch() -> None:

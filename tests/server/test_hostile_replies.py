@@ -90,8 +90,7 @@ class Play:
         self.silos = [Silo.of(federation, name, arm) for name in study.silo_names]
         self.context = RunContext.of(federation, arm, ())
         self.grid = make_grid(self.silos, study, {keys.CONFIG_ARM: arm}, pool, Remembering)
-        self.arrays = initial_arrays(self.context)
-        self.model = dict(self.arrays.to_torch_state_dict())
+        self.model = dict(initial_arrays(self.context).to_torch_state_dict())
         own = self.context.arm.consolidation
         self.own = own
         self.basis = None
@@ -129,12 +128,12 @@ class Play:
         session = self.session()
         session.ledger.open(1)
         strategy = SiloFedAvg(self.context, Watcher(), "r", state=RunState(model=self.model))
-        strategy._train(session, self.arrays, None, StateSpool())
+        strategy._train(session, None, StateSpool())
         return session
 
     def evaluate(self) -> Session:
         session = self.session()
-        ask_silos(session, 0, self.arrays)
+        ask_silos(session, 0, self.model)
         return session
 
     def compare(self) -> Session:

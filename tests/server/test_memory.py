@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from fedkd.engines.inline import AHEAD
 from fedkd.models import spool
+from fedkd.models import state as states_module
 from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, average_states
 from fedkd.training.aggregation import aggregate
 from strategies.exchange import Patience, Traffic, exchange
 
 SILOS, WORKERS = 9, 2
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # of messages made here
 
 
 class Alive:
@@ -89,7 +94,49 @@ class Answering:
         return [Message(RecordDict(), reply_to=self._messages[i]) for i in message_ids]
 
 
-@pytest.mark.parametrize(("floats", "portions"), [(9 << 20, [8, 8, 4]), (1, [20])])
+class HttpGrid(Answering):
+    """A grid that, by its name, has copied messages to a SuperLink once they are pushed."""
+
+
+@pytest.mark.parametrize("kind", [HttpGrid, Answering])
+@pytest.mark.parametrize("sent_once", [True, False])
+def test_arrays_are_dropped_once_a_superlink_has_them(kind: Any, sent_once: bool) -> None:
+    record = ArrayRecord({"weight": torch.zeros(9)})
+    question = Message(RecordDict({"arrays": record}), 2, "train")
+    held: list[int] = []
+    replies = exchange(
+        kind(),
+        [question],
+        lambda _: held.append(len(record)),
+        patience=Patience(0),
+        traffic=(traffic := Traffic()),
+        sent_once=sent_once,
+    )
+    assert replies.by_node == {2: None}
+    assert held == [0 if sent_once and kind is HttpGrid else 1]
+    assert traffic.bytes_down > 36
+
+
+@pytest.mark.parametrize(("path", "is_awaited"), [("pull-messages", True), ("pull-object", False)])
+def test_a_superlink_whose_database_is_locked_is_asked_again(path: str, is_awaited: bool) -> None:
+    class Locked(Answering):
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:
+            if not self.asked:
+                self.asked.append(0)
+                request = httpx.Request("POST", f"https://127.0.0.1:8000/v1/runtime/{path}")
+                raise httpx.HTTPStatusError("", request=request, response=httpx.Response(500))
+            return super().pull_messages(message_ids)
+
+    questions = [Message(RecordDict(), 2, "train")]
+    raises = contextlib.nullcontext() if is_awaited else pytest.raises(httpx.HTTPStatusError)
+    with raises:
+        grid: Any = Locked()
+        found = exchange(grid, questions, lambda _: 1, patience=Patience(60), traffic=Traffic())
+        assert found.by_node == {2: 1}
+    assert grid.asked == [0, 1][: 1 + is_awaited]
+
+
+@pytest.mark.parametrize(("floats", "portions"), [(9 << 20, [7, 7, 6]), (1, [20])])
 def test_large_replies_are_pulled_in_portions(floats: int, portions: list[int]) -> None:
     content = RecordDict({"arrays": ArrayRecord({"weight": torch.zeros(floats)})})
     questions = [Message(content, node, "train") for node in range(2, 22)]
@@ -122,6 +169,12 @@ def test_states_on_disk_are_averaged_to_the_same_bits(
     states = {f"silo-{index}": make_state(index) for index in range(5)}
     names, weights = sorted(states), [1.0, 2.0, 3.0, 4.0, 5.0]
     monkeypatch.setattr(spool, "MEMORY_BYTES", 0)
+    once = average_states(list(states.values()), weights)
+    monkeypatch.setattr(
+        states_module, "_SUMMED_BYTES", 50
+    )  # several passes: one or two tensors in each
+    passes = average_states(list(states.values()), weights)
+    assert [*map(str, passes.items())] == [*map(str, once.items())]
     with StateSpool() as spooled:
         for name in reversed(names):
             spooled.put(name, states[name])

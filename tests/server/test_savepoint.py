@@ -106,6 +106,8 @@ def test_tensors_that_do_not_fit_are_refused(
         run_arm(study, "fedavg", tamper=interrupting(2), folder=tmp_path)
     path = tmp_path / PROGRESS_FILE
     whole, said = load_file(path), read_metadata(path)
+    parts = {"fedavg": {"model"}}.get(strategy, {"model", "update"})
+    assert {key.partition("/")[0] for key in whole} == {*parts, "baseline"}  # each model once
     for key in [key for key in whole if key.startswith(("model/", "update/"))]:
         save_file({**whole, key: whole[key].flatten()[:1].clone()}, path, said)
         if whole[key].shape != (1,):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from experiments.bench import __main__ as bench_main
-from experiments.bench import federated, scale
+from experiments.bench import federated, many_silos, scale, threads
 from experiments.bench.__main__ import all_goals
 from experiments.bench.contenders import check_frozen, contenders
 from experiments.bench.goals import Goal, Spread
@@ -210,6 +210,15 @@ def test_the_hand_written_loop_is_the_frozen_one() -> None:
         "bare loop",
         "best loop",
     ]
+
+
+def test_goals_of_many_large_silos_and_of_threads() -> None:
+    peaks = {"many": 11, "ten": 10, "ray-many": 14, "ray-ten": 7}
+    goals = many_silos.goals({name: {"peak_bytes": peak} for name, peak in peaks.items()})
+    assert [goal.met for goal in goals] == [True, None, False]
+    assert [goal.met for goal in many_silos.goals({})] == [None] * 3
+    (goal,) = threads.goals([{"1": 6.0, "2": 3.0}, {"1": 6.0, "2": 3.75}])
+    assert (goal.measured, goal.met) == (Spread(1.6, 1.8, 2.0), True)
 
 
 def test_growth_is_a_power_of_the_size() -> None:
