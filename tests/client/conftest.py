@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.message.message import make_message
 
 from clients.handlers import app
 from fedkd.config.study_file import parse_study
@@ -63,6 +64,17 @@ class Deaf:
 
     def on_waiting(self, reason: str) -> None:
         pass
+
+
+class CopyingGrid(InlineGrid):
+    """Silos get records of their own, as over a network: a deployed silo empties them."""
+
+    def _answer(self, message: Message, context: Context) -> Any:
+        own = {
+            name: ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else record
+            for name, record in message.content.items()
+        }
+        return super()._answer(make_message(message.metadata, RecordDict(own)), context)
 
 
 @dataclass
@@ -137,8 +149,9 @@ class Field:
         own: Any = {keys.NODE_SILO: str(self.root / name / "silo.yaml")}
         return Context(RUN_ID, node, own, RecordDict(), config)
 
-    def contexts(self, arm: str) -> dict[int, Context]:
-        return {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
+    def grid(self, arm: str) -> InlineGrid:
+        contexts = {2 + i: self.context(2 + i, name, arm) for i, name in enumerate(NAMES)}
+        return CopyingGrid(app, contexts, self.pool)
 
     def run(self, arm: str) -> RunRecord:
         study = parse_study(self.study_text())
@@ -146,7 +159,7 @@ class Field:
         folder = self.root / "record" / arm
         shutil.rmtree(folder, ignore_errors=True)
         server = make_server_app(lambda _: Serving(context, folder, self.observer))
-        grid = InlineGrid(app, self.contexts(arm), self.pool)
+        grid = self.grid(arm)
         server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {}))
         return RunRecord.read(folder)
 

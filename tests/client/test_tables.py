@@ -16,13 +16,11 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from clients.handlers import app
 from fedkd.config.study_file import parse_study
 from fedkd.config.table import Table
 from fedkd.data.alignment import align
 from fedkd.data.columns import Column, Encoder, TableSums
 from fedkd.data.tabular import read_table
-from fedkd.engines.inline import InlineGrid
 from fedkd.errors import FedKDError, UserError
 from fedkd.messages import keys
 from fedkd.messages.run_log import LogReader
@@ -281,9 +279,8 @@ def evaluate(tables: Any, path: Path, capsys: Any) -> dict[str, Any]:
     config: Any = {keys.CONFIG_MODELS: asked, keys.CONFIG_TARGETS: ""}
     context = tables.context(1, "north", "fedavg")
     context.run_config |= config
-    grid = InlineGrid(app, tables.contexts("fedavg"), tables.pool)
     capsys.readouterr()
-    serve_evaluation(grid, context)
+    serve_evaluation(tables.grid("fedavg"), context)
     reader = LogReader()
     lines = [reader.read(line) for line in capsys.readouterr().out.splitlines()]
     (found,) = [line[1] for line in lines if line is not None and line[0] == "evaluation"]
