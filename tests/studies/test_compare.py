@@ -188,8 +188,9 @@ def test_a_changed_key_misses_the_cache(
     make_study: Any,
     tmp_path: Path,
 ) -> None:
+    shutil.copytree(small[1] / "arms", tmp_path / "cache" / "arms")
     study = make_study({**SMALL, **changes})
-    federation = Federation.load(study, 0, small[1])
+    federation = Federation.load(study, 0, tmp_path / "cache")
     tasks = [Task(federation, arm, tuple(study.targets), tmp_path / arm) for arm in study.arms]
     assert {task.arm: has_entry(cached_run(task)) for task in tasks} == expected
 
