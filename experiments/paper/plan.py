@@ -50,8 +50,11 @@ class Federation:
         return EXPERIMENTS / "tuned" / f"{self.name}.yaml"
 
 
-SOURCES = {"digits": EXPERIMENTS / "digits.yaml"}
-TUNED = tuple(Federation(data, name) for data in SOURCES for name in PARTITIONS)
+SOURCES = {"digits": EXPERIMENTS / "digits.yaml", "fashion": EXPERIMENTS / "fashion-mnist.yaml"}
+TUNED = (
+    *(Federation("digits", name) for name in PARTITIONS),
+    Federation("fashion", "dirichlet"),
+)
 
 
 @dataclass(frozen=True)
