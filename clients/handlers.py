@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from socket import gethostname
 
@@ -14,18 +13,16 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from clients.audit_entry import note_fact
-from clients.cluster import ClusterFederation
 from clients.deployed import deployed_silo, is_deployed
 from clients.guard import guard
 from clients.silo import Silo
+from clients.simulated import simulated_silo
 from fedkd.config import Study
-from fedkd.config.study_file import parse_study
 from fedkd.data.columns import sums_of
 from fedkd.data.images import content_hash
 from fedkd.data.texts import tokenizer_hash
 from fedkd.distillation.teachers import Teacher
 from fedkd.errors import UserCodeError
-from fedkd.federation.federation import Federation
 from fedkd.messages import describe, distil, evaluate, failures, keys, table_sums, teacher, train
 from fedkd.messages.basis import read_basis
 from fedkd.messages.describe import Description
@@ -36,7 +33,6 @@ from fedkd.models.card import ModelCard, save_model
 from fedkd.models.state import state_hash
 from fedkd.registry import is_external
 from fedkd.training.compute import intra_op_threads
-from fedkd.util.cache import cache_root
 from fedkd.util.files import hash_file
 
 FindSilo = Callable[[Context], tuple[Silo, Study]]
@@ -251,36 +247,6 @@ def _required(images: Tensor | None) -> Tensor:
 
 def _arm(context: Context) -> str:
     return str(context.run_config[keys.CONFIG_ARM])
-
-
-@lru_cache(maxsize=2)
-def _federation(study: str, seed: int, cache: str, holder: str) -> Federation:
-    if holder:
-        return ClusterFederation(study, seed, holder)
-    folder = Path(cache) if cache else cache_root()
-    return Federation.load(parse_study(study, origin="run config: study"), seed, folder)
-
-
-def simulated_silo(context: Context) -> tuple[Silo, Study]:
-    """Find the silo of a simulated node by its partition id.
-
-    Raises:
-        ValueError: the node has no silo in this study.
-    """
-    config = context.run_config
-    if parse_study(str(config[keys.CONFIG_STUDY])).is_deployed:
-        raise ValueError("the study's silos are deployed, but this node has no silo.yaml")
-    federation = _federation(
-        str(config[keys.CONFIG_STUDY]),
-        int(str(config[keys.CONFIG_SEED])),
-        str(config[keys.CONFIG_CACHE_DIR]),
-        str(config.get(keys.CONFIG_HOLDER, "")),
-    )
-    names = federation.study.silo_names
-    partition = int(str(context.node_config["partition-id"]))
-    if partition >= len(names):
-        raise ValueError(f"node {partition} has no silo: the study has {len(names)}")
-    return Silo.of(federation, names[partition], _arm(context)), federation.study
 
 
 def find_silo(context: Context) -> tuple[Silo, Study]:

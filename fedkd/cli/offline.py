@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from fedkd.cli.many_values import TEACHERS, ManyTeachers
 from fedkd.cli.options import AsJson, parse_numbers, progress_console, wide_console
 from fedkd.errors import UserError
 
-if TYPE_CHECKING:
-    import click
-
-TEACHERS = "--teachers"
 _SAFETENSORS = ".safetensors"
 
 Classes = Annotated[
@@ -34,34 +29,8 @@ ImageSize = Annotated[
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
-    app.command(cls=_ManyTeachers)(consolidate)
+    app.command(cls=ManyTeachers)(consolidate)
     app.command()(export)
-
-
-class _ManyTeachers(TyperCommand):
-    """A command whose ``--teachers`` takes all values up to the next option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, repeat_option(args, TEACHERS))
-
-
-def repeat_option(arguments: Sequence[str], option: str) -> list[str]:
-    """Repeat an option before each of its values, as click expects.
-
-    ``--teachers a b --arch cnn`` becomes ``--teachers a --teachers b --arch cnn``. The values end
-    at the next argument that begins with a hyphen.
-    """
-    repeated: list[str] = []
-    first = following = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            first = argument == option
-            following = first or argument.startswith(f"{option}=")
-            repeated.append(argument)
-        else:
-            repeated += [option, argument] if following and not first else [argument]
-            first = False
-    return repeated
 
 
 def consolidate(

@@ -34,9 +34,9 @@ def plain(num_classes, in_channels, image_size):
 
 def of_silos(change):
     def build(num_classes, in_channels, image_size):
-        if "clients.handlers" in sys.modules:
-            import clients.handlers
+        if "clients.simulated" in sys.modules:
             import clients.silo
+            import clients.simulated
             change(clients)
         return plain(num_classes, in_channels, image_size)
     return build
@@ -50,8 +50,8 @@ def make_ill(clients):
                 raise ValueError("ill")
             return honest.train(self, *arguments)
 
-    if clients.handlers.Silo is honest:
-        clients.handlers.Silo = Ill
+    if clients.simulated.Silo is honest:
+        clients.simulated.Silo = Ill
 
 def break_ours(clients):
     def broken(*_, **__):

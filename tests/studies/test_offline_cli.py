@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from fedkd.cli.offline import repeat_option
+from fedkd.cli.many_values import repeat_option
 from fedkd.data.columns import Column, Encoder, fit_encoder, sums_of
 from fedkd.data.images import Images
 from fedkd.models.build import Shape, build_model, rebuild
