@@ -22,7 +22,7 @@ from fedkd.errors import UserError, one_line
 from fedkd.registry import TORCHVISION_SETS
 from fedkd.util.cache import cache_root, check_cache_root, processor
 from fedkd.util.finding import Finding
-from fedkd.util.places import home
+from fedkd.util.places import home, nearest
 from fedkd.util.requirements import install_command, requirements
 from fedkd.version import VERSION
 
@@ -155,9 +155,7 @@ def check_cache() -> Finding:
 
 def check_disk() -> Finding:
     """Free space for results in this folder, and for the cache."""
-    root = cache_root()
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    places = {"here": Path.cwd(), "cache": nearest}
+    places = {"here": Path.cwd(), "cache": nearest(cache_root())}
     free = {name: shutil.disk_usage(place).free for name, place in places.items()}
     value = f"{_size(free['here'])} free here, {_size(free['cache'])} free for the cache"
     is_little = min(free.values()) < LITTLE_DISK

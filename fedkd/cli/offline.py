@@ -11,6 +11,7 @@ import typer
 from fedkd.cli.many_values import TEACHERS, ManyTeachers
 from fedkd.cli.options import AsJson, parse_numbers, progress_console, wide_console
 from fedkd.errors import UserError
+from fedkd.util.places import nearest
 
 _SAFETENSORS = ".safetensors"
 
@@ -271,7 +272,7 @@ def _check_out(out: Path, suffix: str) -> None:
         raise UserError(f"--out: the name of {out} must end in {suffix}")
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file in it")
-    if not (parent := next(each for each in out.absolute().parents if each.exists())).is_dir():
+    if not (parent := nearest(out.absolute().parent)).is_dir():
         raise UserError(f"--out: {parent} is a file, not a folder")
 
 

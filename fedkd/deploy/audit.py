@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.util.places import nearest
 
 try:
     import fcntl
@@ -73,11 +74,6 @@ def check_user(log: Path) -> None:
         f"{log} is of the user {name}, who could not read what this command writes; give it as "
         f"that user: sudo -u {shlex.quote(name)} fedkd ..."
     )
-
-
-def nearest(path: Path) -> Path:
-    """Return a path that exists: this one, or the closest folder above it."""
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def check_log(path: Path) -> None:

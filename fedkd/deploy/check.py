@@ -14,7 +14,7 @@ from fedkd.config import Study
 from fedkd.config.own import names_at_silo
 from fedkd.data.images import content_hash
 from fedkd.deploy.approvals import approve, draw_seen, is_approved
-from fedkd.deploy.audit import check_log, nearest
+from fedkd.deploy.audit import check_log
 from fedkd.deploy.holdings import Holdings, read_holdings, read_own_model, study_at_silo
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.deploy.worker_folder import WorkerFolder
@@ -28,6 +28,7 @@ from fedkd.training.compute import Compute, find_device
 from fedkd.training.evaluate import evaluate
 from fedkd.util.finding import Finding
 from fedkd.util.parallel import available_cores
+from fedkd.util.places import nearest
 
 LITTLE_DISK = 1 << 30
 

@@ -35,3 +35,8 @@ def user_cache() -> Path:
     # The XDG base directory specification says to ignore a relative path.
     folder = cache if cache.is_absolute() else home("FEDKD_CACHE_DIR") / ".cache"
     return folder / "fedkd"
+
+
+def nearest(path: Path) -> Path:
+    """Return a path that exists: this one, or the closest folder above it."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
