@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedkd.config import Consolidation
+from fedkd.data.columns import Encoder
 from fedkd.data.images import Images
 from fedkd.distillation.consolidate import (
     Consolidated,
@@ -51,7 +52,14 @@ def checkpoint(session: Session, initial: State) -> Start:  # noqa: ARG001 -- as
         raise ValueError(f"arm {context.arm_name} names no checkpoint")
     what = f"arms.{context.arm_name}.checkpoint"
     given = find_given(context.arm.checkpoint, what=what)
-    _, model = read_given(given, [context.arch], context.shape, context.classes, what=what)
+    _, model = read_given(
+        given,
+        [context.arch],
+        context.shape,
+        context.classes,
+        what=what,
+        encoder=Encoder.from_json(context.encoder) if context.encoder else None,
+    )
     notes = {
         "path": str(given.path),
         "hash": given.hash(),

@@ -117,6 +117,19 @@ class Encoder:
                 names.append(f"{column.name} missing")
         return tuple(names)
 
+    def moved_since(self, before: Encoder) -> list[str]:
+        """Return the numbers of an equal table that ``before`` standardizes noticeably otherwise.
+
+        Noticeable is a tenth of a standard deviation, in the mean or in the deviation itself.
+        """
+        given = zip(before.means, before.deviations, strict=True)
+        own = zip(self.means, self.deviations, strict=True)
+        return [
+            column.name
+            for column, (mean, deviation), old in zip(self.columns, own, given, strict=True)
+            if max(abs(mean - old[0]), abs(deviation - old[1])) > deviation / 10
+        ]
+
     def encode(self, rows: Images) -> Images:
         """Return rows of the table, as they were read, as models get them, float32 ``[N, D]``."""
         encoded = torch.empty(len(rows), len(self.names))

@@ -21,7 +21,13 @@ from fedkd.data.sources import convert_like
 from fedkd.deploy.silo_file import SiloFile
 from fedkd.errors import UserError
 from fedkd.models.build import Shape
-from fedkd.models.card import ModelCard, check_preprocessing, load_model, read_card
+from fedkd.models.card import (
+    ModelCard,
+    check_columns,
+    check_preprocessing,
+    load_model,
+    read_card,
+)
 from fedkd.models.external import read_external
 from fedkd.models.preprocessing import IMAGENET, Preprocessing, from_config, identity
 from fedkd.models.state import Checkpoint
@@ -156,10 +162,11 @@ def read_own_model(
         _check_order(card.classes, file.labels, classes, path)
     preprocessing = _preprocessing(file, card, shape, arch)
     known = ModelCard(arch, shape)
+    notes = check_columns(path, None if table is None else table.encoder, what=what)
     checkpoint = load_model(path, known, what=what, preprocessing=preprocessing)
     if not checkpoint.finite:
         raise UserError(f"{what}: {path} holds values that are not finite; train it again")
-    return arch, checkpoint
+    return arch, dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
 def _preprocessing(

@@ -63,7 +63,12 @@ def _check_models(federation: Federation) -> Iterator[str]:
             what, arch = f"arms.{name}.checkpoint", study.global_arch(name)
             given = find_given(arm.checkpoint, what=what)
             _, start = read_given(
-                given, [arch], federation.shape, federation.split.classes, what=what
+                given,
+                [arch],
+                federation.shape,
+                federation.split.classes,
+                what=what,
+                encoder=federation.split.encoder,
             )
             yield from start.notes
     for silo, path in study.pretraining.checkpoints.items():

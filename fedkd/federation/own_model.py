@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 
 from fedkd.data.images import as_inputs
 from fedkd.models.build import rebuild
-from fedkd.models.card import check_preprocessing
+from fedkd.models.card import check_columns, check_preprocessing
 from fedkd.models.external import read_external
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.state import Checkpoint, State, copy_state
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
 def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str) -> Checkpoint:
     """Read a silo's own model from its checkpoint."""
-    arch, shape = federation.study.arch_of(silo), federation.shape
+    arch, shape, split = federation.study.arch_of(silo), federation.shape, federation.split
     if is_external(arch):
-        split = federation.split
         some = federation.data_of(silo).take(torch.arange(min(8, federation.sizes[silo])))
         examples = as_inputs(some.images)
         state = read_external(
@@ -36,7 +36,9 @@ def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str
         return Checkpoint(state, finite=True)
     preprocessing = federation.own_preprocessing(silo)
     check_preprocessing(path, preprocessing, what=what)
-    return read_model(path, arch, shape, what=what, preprocessing=preprocessing)
+    notes = check_columns(path, split.encoder, what=what)
+    model = read_model(path, arch, shape, what=what, preprocessing=preprocessing)
+    return replace(model, notes=(*model.notes, *notes))
 
 
 def train_own_model(federation: Federation, silo: str) -> State:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,35 @@ def check_preprocessing(path: Path, expected: Preprocessing | None, *, what: str
             f"{what}: {path} says that its preprocessing is {_show(own)}, which contradicts "
             f"{_show(given)}; set the silo's preprocessing to what the model was trained with"
         )
+
+
+def check_columns(path: Path, encoder: Encoder | None, *, what: str) -> tuple[str, ...]:
+    """Refuse a checkpoint whose card names other columns of a table than the study's.
+
+    Returns:
+        A sentence where the columns are the same, but numbers were standardized otherwise.
+    """
+    card = read_card(path, what=what) if encoder is not None else None
+    if encoder is None or card is None or not card.columns:
+        return ()
+    own = Encoder.from_json(card.columns)
+    for index, (ours, theirs) in enumerate(zip_longest(own.names, encoder.names)):
+        if ours != theirs:
+            raise UserError(
+                f"{what}: {path} was trained on other columns: its input {index + 1} is "
+                f"{_quote(ours)}, that of the study {_quote(theirs)}"
+            )
+    moved = encoder.moved_since(own)
+    shown = ", ".join(moved[:5]) + (" and others" if len(moved) > 5 else "")
+    sentence = (
+        f"{path}: {shown} had another mean or deviation where it was trained, so that it may "
+        "predict worse on the study's rows"
+    )
+    return (sentence,) if moved else ()
+
+
+def _quote(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 def _show(values: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedkd.data.columns import Encoder
 from fedkd.errors import FedKDError, UserError
 from fedkd.models.build import Shape
-from fedkd.models.card import check_preprocessing, read_card
+from fedkd.models.card import check_columns, check_preprocessing, read_card
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.state import Checkpoint
 from fedkd.results.record import CHECKPOINT_FILE, STATE_FILE, RunRecord
@@ -75,16 +76,24 @@ def find_given(name: str | Path, *, what: str) -> GivenModel:
 
 
 def read_given(
-    model: GivenModel, archs: Sequence[str], shape: Shape, classes: Sequence[str], *, what: str
+    model: GivenModel,
+    archs: Sequence[str],
+    shape: Shape,
+    classes: Sequence[str],
+    *,
+    what: str,
+    encoder: Encoder | None = None,
 ) -> tuple[str, Checkpoint]:
     """Read a model that must fit a study, and return its architecture and its state.
 
-    A file that does not name its own architecture has the first of ``archs``.
+    A file that does not name its own architecture has the first of ``archs``. ``encoder`` is what
+    becomes of the columns of the study's table.
 
     Raises:
         UserError: it does not fit, or some of its values are not finite.
     """
     path, arch = model.path, archs[0]
+    notes = check_columns(path, encoder, what=what)
     card = read_card(path, what=what)
     if card is not None:
         arch = card.arch
@@ -105,4 +114,4 @@ def read_given(
     checkpoint = read_model(path, arch, shape, what=what, preprocessing=shape.preprocessing)
     if not checkpoint.finite:
         raise UserError(f"{what}: {path} has values that are not finite")
-    return arch, checkpoint
+    return arch, replace(checkpoint, notes=(*checkpoint.notes, *notes))

@@ -58,10 +58,16 @@ def evaluate_models(
     federation.compute.check()
     archs = [study.model.arch, *study.architectures]
     classes, shape = federation.split.classes, federation.shape.merged
+    encoder = federation.split.encoder
     read = {
-        name: read_given(find_given(path, what=name), archs, shape, classes, what=name)
+        name: read_given(
+            find_given(path, what=name), archs, shape, classes, what=name, encoder=encoder
+        )
         for name, path in named.items()
     }
+    for _, model in read.values():
+        for note in model.notes:
+            report(note)
     silos: list[str | None] = [*study.silo_names, None]
     works = [
         partial(_measure, federation, name, silo, arch, model.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -19,17 +20,20 @@ from fedkd.config import Familiarity, Study
 from fedkd.config.study_file import resolve_study
 from fedkd.config.table import Table
 from fedkd.data.alignment import align, unite_columns
-from fedkd.data.columns import Column, fit_encoder, sums_of
+from fedkd.data.columns import Column, Encoder, fit_encoder, sums_of
 from fedkd.data.images import Images, as_inputs, content_hash
 from fedkd.data.sources import load_source
 from fedkd.distillation.density.basis import InputBasis, make_basis
 from fedkd.errors import UserError
+from fedkd.federation.check import check_study
 from fedkd.federation.describe_data import describe_data
 from fedkd.federation.federation import Federation
 from fedkd.federation.split import Split, load_split
 from fedkd.messages.basis import read_basis, write_basis
 from fedkd.models.build import Shape, build_model
-from fedkd.models.card import ModelCard
+from fedkd.models.card import ModelCard, save_model
+from fedkd.models.state import copy_state
+from fedkd.runner.evaluate import evaluate_models
 from fedkd.training.compute import Compute
 
 
@@ -91,6 +95,8 @@ LDA_HEAD = arm_of(
     epochs=0,
     familiarity={"density": "pooled", "basis": "inputs"},
 )
+
+OWN = {"fedavg-average": {"start": "average"}}
 
 
 # Examples of any kind.
@@ -400,6 +406,45 @@ def test_models_of_images_are_refused(path: Path, tmp_path: Path) -> None:
     study = make_study(path, model={"arch": "cnn"})
     with pytest.raises(UserError, match=r"model.arch: cnn does not take rows.*use mlp or linear"):
         fedkd.compare(study, out=tmp_path)
+
+
+@pytest.mark.parametrize("used", ["start", "own", "evaluate"])
+def test_a_model_of_other_columns_is_refused(path: Path, tmp_path: Path, used: str) -> None:
+    file = tmp_path / "model.safetensors"
+
+    def use(columns: Encoder) -> list[str]:
+        """Save a model of these columns, and return what is said where the study uses it."""
+        shape = Shape.of(2, "table", [len(columns.names)])
+        card = ModelCard("linear", shape, columns=columns.to_json())
+        save_model(file, copy_state(build_model("linear", shape, seed=0)), card)
+        changes: dict[str, Any] = {}
+        if used == "start":
+            changes["arms"] = {"warm": {"start": "checkpoint", "checkpoint": str(file)}}
+        if used == "own":
+            changes = {"pretraining": {"checkpoints": {"South": str(file)}}, "arms": OWN}
+        study = resolve_study(make_study(path, **changes))
+        said: list[str] = []
+        if used == "evaluate":
+            evaluate_models(study, [file], report=said.append)
+        else:
+            said += check_study([Federation.load(study, 0, tmp_path)])
+        return [text for text in said if "another mean" in text]
+
+    encoder = load(path)[1].encoder
+    assert encoder is not None
+    assert not use(encoder)
+    (warning,) = use(replace(encoder, means=encoder.means + np.array([5.0, 0.0, 0.0])))
+    assert f"{file}: age had another mean or deviation where it was trained" in warning
+    columns = tuple(replace(c, name=c.name.replace("dose", "height")) for c in encoder.columns)
+    message = r"other columns: its input 2 is 'height', that of the study 'dose'"
+    with pytest.raises(UserError, match=message):
+        use(replace(encoder, columns=columns))
+    fewer = Encoder(
+        encoder.columns[:1],
+        *(each[:1] for each in (encoder.means, encoder.deviations, encoder.kept, encoder.missing)),
+    )
+    with pytest.raises(UserError, match=r"its input 2 is missing, that of the study 'dose'"):
+        use(fewer)
 
 
 def test_a_table_is_not_cut_for_other_sources(path: Path) -> None:
