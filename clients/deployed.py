@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -120,7 +121,7 @@ def open_silo(
         compute=Compute(
             find_device(file.device), study.engine.precision, file.threads or available_cores()
         ),
-        model_pool=_model_pool.get(study.model_dump_json(), ModelPool),
+        model_pool=_model_pool.get(study.model_dump_json(), partial(ModelPool, keeps_large=False)),
         least_of_class=max(LEAST_SILO_IMAGES, file.share.min_samples),
         test=test,
         transfer=transfer,

@@ -30,6 +30,7 @@ from fedkd.deploy.frames import READY, ClosedError, receive_frame, send_frame
 from fedkd.deploy.worker_folder import WorkerFolder, created_at, find_process
 from fedkd.errors import FedKDError
 from fedkd.messages.failures import FAILED
+from fedkd.util.heap import THRESHOLD
 
 ATTEMPTS = 3
 """How often a worker is started for one message: one may end just before it is asked."""
@@ -38,8 +39,6 @@ LONGEST_SECONDS = 1e8
 """Longest time to live of a message, about three years; sockets take no longer."""
 PERHAPS = "killed, or out of memory; its own log may say why"
 SUPERNODE = "flower-supernode"
-MALLOC = "MALLOC_MMAP_THRESHOLD_"
-"""Saves memory in Flower's programs, but would slow down training, which reuses what it frees."""
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -91,8 +90,6 @@ def answer_in_worker(message: Message, context: Context, silo_file: Path) -> Mes
             try:
                 send_message(connection, message)
                 send_frame(connection, of_node)
-                for record in message.content.array_records.values():
-                    record.clear()  # the worker has them
                 connection.settimeout(max(POLL_SECONDS, deadline - time.monotonic()))
                 reply = receive_message(connection)
             except TimeoutError:
@@ -183,7 +180,8 @@ def _start(folder: WorkerFolder, silo_file: Path, version: str) -> None:
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                env={key: value for key, value in os.environ.items() if key != MALLOC},
+                # It would slow down training, which reuses what it frees.
+                env={key: value for key, value in os.environ.items() if key != THRESHOLD},
                 start_new_session=True,
             )
         finally:

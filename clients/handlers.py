@@ -164,7 +164,7 @@ def answer_distil(silo: Silo, study: Study, arm: str, content: RecordDict) -> Re
         compute=silo.compute,
     )
     state, loss = silo.distil(teachers, student, settings)
-    return train.write_reply(TrainedModel(state, len(silo.data), loss))
+    return train.write_reply(TrainedModel(dict(state), len(silo.data), loss))
 
 
 def answer_sums(silo: Silo, study: Study, arm: str, content: RecordDict) -> RecordDict:  # noqa: ARG001 -- as above
@@ -184,6 +184,8 @@ def answer_train(silo: Silo, study: Study, arm: str, content: RecordDict) -> Rec
     state, loss = silo.train(
         train.read_model(content, consumed=silo.owns_questions), number, rounds
     )
+    if silo.is_own:
+        state = dict(state)  # a class of the user's own may keep the one that it returned
     return train.write_reply(TrainedModel(state, len(silo.data), loss))
 
 

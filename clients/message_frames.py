@@ -7,7 +7,7 @@ as a frame of its own.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message.message import make_message
@@ -18,10 +18,11 @@ from fedkd.deploy.frames import MAX_ARRAY_BYTES, MAX_BYTES, receive_frame, send_
 
 
 def send_message(connection: socket.socket, message: Message) -> None:
-    """Send a message."""
+    """Send a message, which loses its arrays meanwhile, so that there are never two copies."""
     send_frame(connection, message_to_proto(_without_data(message)).SerializeToString())
-    for array in _arrays_of(message):
-        send_frame(connection, array.data)
+    for record in _records_of(message):
+        for name in list(record):
+            send_frame(connection, record.pop(name).data)
 
 
 def receive_message(connection: socket.socket) -> Message:
@@ -33,16 +34,15 @@ def receive_message(connection: socket.socket) -> Message:
     """
     proto = ProtoMessage.FromString(receive_frame(connection, limit=MAX_BYTES))
     message = message_from_proto(proto)
-    for array in _arrays_of(message):
-        array.data = receive_frame(connection, limit=MAX_ARRAY_BYTES)
+    for record in _records_of(message):
+        for array in record.values():
+            array.data = receive_frame(connection, limit=MAX_ARRAY_BYTES)
     return message
 
 
-def _arrays_of(message: Message) -> Iterator[Array]:
-    """Yield the arrays of all records, in the order in which both sides have them."""
-    if message.has_content():
-        for record in message.content.array_records.values():
-            yield from record.values()
+def _records_of(message: Message) -> Iterable[ArrayRecord]:
+    """Return the records of arrays, in the order in which both sides have them."""
+    return message.content.array_records.values() if message.has_content() else ()
 
 
 def _without_data(message: Message) -> Message:

@@ -108,6 +108,7 @@ class Silo(LocalSilo):
                 LocalTask(model, self.data, self.shape.num_classes, rounds, self.compute),
                 generator=torch_generator(self.seed, "local-training", self.name, round_number),
             )
+            model.zero_grad(set_to_none=True)  # of a large model, few copies at a time
             return copy_state(model), loss
 
     def evaluate(self, state: State) -> Metrics:

@@ -24,6 +24,7 @@ from fedkd.deploy.silo_file import load_silo_file
 from fedkd.deploy.worker_folder import WorkerFolder, find_process
 from fedkd.errors import UserError
 from fedkd.messages.failures import FAILED
+from fedkd.util.heap import trim_heap
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -69,6 +70,7 @@ class Worker:
                 connection, _ = self._listener.accept()
                 with connection:
                     self._serve_one(connection)
+                trim_heap()
                 self._last = time.monotonic()
 
     def _leave(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002

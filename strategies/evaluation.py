@@ -21,7 +21,7 @@ from fedkd.messages.evaluate import (
     write_metrics,
     write_question,
 )
-from fedkd.models.spool import MEMORY_BYTES
+from fedkd.models.spool import is_large
 from fedkd.models.state import State
 from fedkd.registry import METRICS_FROM_SUMS, NO_SOURCE
 from fedkd.results.record import CUT_SHORT, Point
@@ -59,7 +59,7 @@ def central_evaluation(context: RunContext) -> EvaluateFn | None:
         metric, test.labels, context.shape.num_classes, context.classes, "test examples"
     )
     kept = [context.model("evaluation")]
-    if sum(tensor.nbytes for tensor in kept[0].state_dict().values()) > MEMORY_BYTES:
+    if is_large(kept[0].state_dict()):
         kept.clear()
 
     def measure(_: int, arrays: ArrayRecord) -> MetricRecord:
@@ -104,6 +104,7 @@ def ask_silos(
 
     class_sums = context.study.metric in METRICS_FROM_SUMS
     question = write_question(number, ArrayRecord(model))
+    del model  # a large one is on disk; only what was read of it is in memory
     members = find_askable(session)
     asked = session.ask(members, question, read, own_arrays=own_arrays, sent_once=True)
     answers = [answer for _, answer in asked]
@@ -194,7 +195,7 @@ def ask_what_silos_get(session: Session, state: RunState) -> None:
         return read_gets(content, max_examples=most)
 
     members = [member for member in find_askable(session) if member.known.holds_out]
-    asked = session.ask(members, question, read)
+    asked = session.ask(members, question, read, sent_once=True)
     state.silos_get = tuple(
         conclude(m.name, size, found["own"], found) for m, (size, found) in asked
     )

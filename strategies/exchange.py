@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -195,8 +196,8 @@ def exchange(
         traffic: of the round; bytes are added.
         simulated: whether the nodes are processes of a simulation (:attr:`RunContext.simulated`):
             an error from there says whose fault it is.
-        sent_once: whether nothing else needs the arrays of the messages. Their records are then
-            emptied once a SuperLink has them; other grids pass them by reference.
+        sent_once: whether nothing else needs the arrays of the messages, in this process or on a
+            grid in memory. Their records are emptied once they are pushed.
         earlier: ids of messages of earlier exchanges, whose replies are taken too.
         on_waiting: called, from ``NOTICE_SECONDS`` on and as they change, with the nodes that have
             not replied.
@@ -209,11 +210,12 @@ def exchange(
     traffic.bytes_down += sent
     # A reply is taken to be as large as its question.
     size = max(1, PULLED_BYTES * len(messages) // max(1, sent))
-    size = getattr(grid, "pulled_at_once", size)
+    is_inline = getattr(grid, "is_inline", False)  # it passes messages by reference
+    size = sys.maxsize if is_inline else size
     receivers = {message.metadata.dst_node_id for message in messages}
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
-    if sent_once and type(grid).__name__ == "HttpGrid":  # known by name: its import takes a second
+    if sent_once and not is_inline:
         for message in messages:
             for record in message.content.array_records.values():
                 record.clear()

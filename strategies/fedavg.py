@@ -73,10 +73,10 @@ class SiloFedAvg(FedAvg):
         self.context = context
         self.observer = observer
         self.run_id = run_id
-        self.state = state or RunState()
         self.update = update or server_update(context)
         self._checkpoint_writer = checkpoint_writer
         self._folder = checkpoint_writer.folder if checkpoint_writer else None
+        self.state = state or RunState(self._folder)
         self._local = LocalBatchNorm(context, self.state.batch_norm)
 
     def start(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedkd.distillation.teachers import Teachers
+from fedkd.models.spool import StateFile, is_large
 from fedkd.models.state import State
 from fedkd.results.record import Point, Quarantined, SiloGets, Stopped
 from fedkd.util.names import natural_key
@@ -58,8 +60,8 @@ class RunState:
     (:mod:`fedkd.util.seeding`).
 
     Attributes:
+        folder: for the global model while it waits on disk; None keeps it in memory.
         curve: every point, from round 0 on; empty before the start.
-        model: the global model.
         update: the ``state_dict`` of the server's update.
         batch_norm: BatchNorm tensors of each silo, where silos have them of their own.
         members: the silos that introduced themselves, in natural order of their names.
@@ -72,8 +74,8 @@ class RunState:
         silos_get: what each silo gets, where silos are deployed.
     """
 
+    folder: Path | None = None
     curve: list[Point] = field(default_factory=list)
-    model: State = field(default_factory=dict)
     update: State = field(default_factory=dict)
     batch_norm: dict[str, State] = field(default_factory=dict)
     members: tuple[Member, ...] = ()
@@ -84,6 +86,18 @@ class RunState:
     stopped: Stopped = "budget"
     spent: Traffic = field(default_factory=Traffic)
     silos_get: tuple[SiloGets, ...] = ()
+    _model: State | StateFile = field(default_factory=dict, init=False)
+
+    @property
+    def model(self) -> State:
+        """The global model. A large one is mapped from its file anew, every time."""
+        return self._model.read() if isinstance(self._model, StateFile) else self._model
+
+    @model.setter
+    def model(self, state: State) -> None:
+        self._model = state
+        if self.folder is not None and is_large(state):
+            self._model = StateFile(self.folder, state)
 
     def note_silos(self, traffic: Traffic, *, deployed: bool) -> None:
         """Note whose models the last point used, 0 being the start, and if silos were late."""

@@ -99,7 +99,7 @@ class CheckpointWriter:
                     f"{self._path} belongs to another study, arm, seed or version of fedkd; "
                     f"{_REMEDY}"
                 )
-            state = _parse(rest, load_file(self._path))
+            state = _parse(rest, load_file(self._path), self.folder)
         except (
             *(SafetensorError, OSError, RecursionError),
             *(ValueError, TypeError, KeyError, AttributeError),
@@ -114,7 +114,7 @@ class CheckpointWriter:
 _REMEDY = "remove it to begin this run anew"
 
 
-def _parse(rest: dict[str, Any], tensors: State) -> RunState:
+def _parse(rest: dict[str, Any], tensors: State, folder: Path) -> RunState:
     curve = [build(Point, each) for each in rest["curve"]]
     if not curve or [point.round for point in curve] != list(range(len(curve))):
         raise ValueError("it does not hold every round")
@@ -122,9 +122,9 @@ def _parse(rest: dict[str, Any], tensors: State) -> RunState:
     if _START in tensors:
         teachers = {silo: tensors[_TEACHER + silo] for silo in rest["teachers"]}
         baseline = Baseline(tensors[_START], teachers, tensors.get(_STUDENT))
-    return RunState(
-        curve=curve,
-        model=_part(tensors, _MODEL),
+    state = RunState(
+        folder,
+        curve,
         update=_part(tensors, _UPDATE),
         batch_norm={silo: _part(tensors, f"{_BATCH_NORM}{silo}/") for silo in rest["batch_norm"]},
         members=tuple(
@@ -136,6 +136,8 @@ def _parse(rest: dict[str, Any], tensors: State) -> RunState:
         exchanges_before_round_1=int(rest["exchanges_before_round_1"]),
         baseline=baseline,
     )
+    state.model = _part(tensors, _MODEL)
+    return state
 
 
 def _parse_description(values: dict[str, Any]) -> Description:

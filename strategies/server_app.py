@@ -122,10 +122,10 @@ def serve(grid: Grid, serving: Serving, *, run_id: str) -> None:
 def _serve(grid: Grid, serving: Serving, run_id: str) -> None:
     context, folder = serving.context, serving.folder
     remove_unfinished(folder)
-    begun = RunState()
+    begun = RunState(folder)
     if context.study.is_table and context.study.is_deployed:
         context, ledger = learn_columns(grid, context, serving.observer, run_id)
-        begun = RunState(quarantined=ledger.quarantined, spent=ledger.traffic)
+        begun = RunState(folder, quarantined=ledger.quarantined, spent=ledger.traffic)
     checkpoint_writer = CheckpointWriter(folder, context)
     with intra_op_threads(context.study.engine.server_threads):
         initial = [initial_arrays(context)]

@@ -80,7 +80,8 @@ class Session:
                 malformed content makes it raise otherwise counts as that.
             timeout: seconds to wait; by default the session's.
             own_arrays: models that take the place of the question's, by name of the silo.
-            sent_once: whether the arrays may be removed from their records once they are sent.
+            sent_once: whether the arrays may be removed from their records once a SuperLink has
+                them.
         """
         if self.context.encoder and self.context.study.is_deployed:
             config = {**question.config, keys.COLUMNS: self.context.encoder}
@@ -94,7 +95,9 @@ class Session:
             patience=self._patience(question, len(members), timeout),
             traffic=self.ledger.traffic,
             simulated=self.context.simulated,
-            sent_once=sent_once and self.context.rounds.enough is None,
+            sent_once=sent_once
+            and self.context.study.is_deployed
+            and self.context.rounds.enough is None,
             earlier=self.latecomers.keys(),
             on_waiting=lambda nodes: self._say_waiting(question, members, nodes),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +39,8 @@ class InlineGrid(Grid):
     start first, so that the pool does not wait for one of them at the end.
     """
 
-    pulled_at_once = sys.maxsize
-    """All replies that are there are few."""
+    is_inline = True
+    """Messages are passed by reference, and all replies that are there are few."""
 
     def __init__(
         self, client_app: ClientApp, contexts: dict[int, Context], pool: ThreadPoolExecutor

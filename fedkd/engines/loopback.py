@@ -29,6 +29,7 @@ from fedkd.engines.flower_app import find_program, last_lines
 from fedkd.engines.processes import free_port
 from fedkd.engines.superlink import Connection, SuperLink
 from fedkd.errors import FedKDError
+from fedkd.util.heap import PART_BYTES, THRESHOLD
 
 CONNECTION = "loopback"
 """Name of the SuperLink in the temporary ``config.toml`` of Flower."""
@@ -36,11 +37,6 @@ DATABASE = "superlink.db"
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 180.0
 POLL_SECONDS = 0.2
-MALLOC = "MALLOC_MMAP_THRESHOLD_", "4194304"
-"""Variable of glibc: the parts of a model, of 5 MB each, go back to the system once they are freed.
-
-By default its threads keep them for later.
-"""
 
 
 class Loopback:
@@ -91,7 +87,7 @@ class Loopback:
             "FLWR_HOME": os.environ["FLWR_HOME"],
             "FEDKD_STATE_DIR": str(self.folder / "state"),
             "TMPDIR": str(temporary),
-            MALLOC[0]: MALLOC[1],
+            THRESHOLD: PART_BYTES,
         }
         self._write_connection(keys)
         self._report("starting the SuperLink, with TLS")

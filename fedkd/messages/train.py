@@ -53,9 +53,10 @@ def read_round(content: RecordDict) -> int:
 
 
 def write_reply(trained: TrainedModel) -> RecordDict:
-    """Write a silo's answer to ``train`` or ``query.distil``."""
+    """Write a silo's answer to ``train`` or ``query.distil``; the model's state is empty then."""
     metrics = MetricRecord({keys.NUM_EXAMPLES: trained.num_examples, keys.LOSS: trained.loss})
-    return RecordDict({keys.ARRAYS: ArrayRecord(trained.state), keys.METRICS: metrics})
+    arrays = ArrayRecord(trained.state, keep_input=False)
+    return RecordDict({keys.ARRAYS: arrays, keys.METRICS: metrics})
 
 
 def read_reply(content: RecordDict, *, like: State, max_examples: int) -> TrainedModel:

@@ -9,7 +9,6 @@ from torch.nn import functional
 from fedkd.errors import UserError, one_line, raise_exhaustion
 from fedkd.models.build import Shape, build_model
 from fedkd.models.external import check_installed
-from fedkd.models.state import copy_state
 from fedkd.registry import is_external
 from fedkd.util.random_ops import DrawFrom
 
@@ -37,15 +36,13 @@ def check_model(arch: str, shape: Shape, *, trained: bool = True) -> None:
     model = build_model(arch, shape, seed=0)
     if problem := _find_state_problem(model):
         raise UserError(f"model.arch: {arch} {problem}")
-    state = copy_state(model)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(model.state_dict())
     except Exception as error:  # a module may read its state by code of its own
         raise_exhaustion(error)
         raise UserError(
             f"model.arch: {arch} does not load the state that it gives: {_reason(error)}"
         ) from error
-    del state  # of a large model, which now gets gradients
     model.eval()
     for count in (2, 1):
         if problem := _find_output_problem(model, shape, count):
@@ -71,6 +68,9 @@ def _train_once(model: nn.Module, shape: Shape, batch_size: int) -> str:
     before = {key: tensor.shape for key, tensor in model.state_dict().items()}
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return "has no weight that can be trained: all have requires_grad = False"
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # of a large model, all gradients are as large
+            parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
     model.train()
     labels = torch.zeros(batch_size, dtype=torch.int64)
     try:
@@ -85,6 +85,10 @@ def _train_once(model: nn.Module, shape: Shape, batch_size: int) -> str:
     if {key: tensor.shape for key, tensor in model.state_dict().items()} != before:
         return "changes the names or shapes of its state when it is trained"
     return ""
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _find_output_problem(model: nn.Module, shape: Shape, count: int) -> str:

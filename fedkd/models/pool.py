@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from fedkd.models.build import Shape, build_model
+from fedkd.models.spool import is_large
 from fedkd.models.state import State
 from fedkd.util.random_ops import draws_at_random
 
@@ -20,9 +21,14 @@ class ModelPool:
     to a new model. That holds for PyTorch's own modules that draw nothing at random, for some of
     torchvision's, and for the built-in architectures. A module class of the user's own may have
     further state, such as a counter or a cache, and is built anew every time.
+
+    Args:
+        keeps_large: whether large models are held, too. A deployed silo waits longer for one than
+            it takes to build it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_large: bool = True) -> None:
+        self._keeps_large = keeps_large
         self._free: dict[tuple[str, Shape, str], list[nn.Module]] = {}
         self._lock = threading.Lock()
 
@@ -41,7 +47,7 @@ class ModelPool:
         model.load_state_dict(state)
         del state
         yield model.train()
-        if is_reusable(model):
+        if is_reusable(model) and (self._keeps_large or not is_large(model.state_dict())):
             model.zero_grad(set_to_none=True)
             with self._lock:
                 free.append(model)

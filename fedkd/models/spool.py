@@ -1,10 +1,11 @@
-"""The models of a round, of which few are in memory at a time, however many silos there are."""
+"""Models that are in memory only while they are read: all of a round, and the large global one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,56 @@ from fedkd.models.state import State, write_tensors
 
 MEMORY_BYTES = max(256 << 20, psutil.virtual_memory().total // 32)
 """Most bytes of models that wait in memory; further ones wait on disk."""
+LARGE_BYTES = 256 << 20
+"""A model of more bytes waits on disk, however much memory there is."""
+
+
+class StateFile:
+    """A state in a file, which is removed with this object.
+
+    Args:
+        folder: of the file, which ``remove_unfinished`` removes there after a kill.
+        state: is written.
+    """
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self._keys = list(state)
+        self._path = folder / f".model-{os.urandom(6).hex()}.part"
+        weakref.finalize(self, self._path.unlink, missing_ok=True)
+        write_tensors(self._path, state)
+
+    def read(self) -> State:
+        """Return the state, bit for bit.
+
+        It is mapped: what is not read takes no memory, and all of it is freed with its tensors.
+        """
+        loaded = load_file(self._path)
+        return {key: loaded[key] for key in self._keys}
+
+
+def is_large(state: State) -> bool:
+    """Whether a model is to be in memory as seldom as possible."""
+    return count_bytes(state) > LARGE_BYTES
+
+
+def count_bytes(state: State) -> int:
+    """Return the bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 class StateSpool(Sequence[State]):
     """Keeps states by name, and gives them one after another, bit for bit.
 
-    A state that lies on disk is mapped where it is taken: what is not read takes no memory, and
-    what is no longer referred to is freed. All of them are gone when the block of ``with`` ends.
+    Those for which there is no memory are in files until the block of ``with`` ends.
 
     Args:
-        folder: for files, which ``remove_unfinished`` removes there after a kill; None for a
-            temporary one.
+        folder: for the files; None for a temporary one.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._given = folder
         self._stack = contextlib.ExitStack()
-        self._states: dict[str, State | Path] = {}
-        self._keys: dict[str, list[str]] = {}
+        self._states: dict[str, State | StateFile] = {}
         self._names: list[str] = []
         self._bytes = 0
 
@@ -43,18 +76,18 @@ class StateSpool(Sequence[State]):
 
     def __exit__(self, *exc_info: object) -> None:
         """Remove all states."""
-        self._stack.close()
         self._states.clear()
         self._names.clear()
+        self._stack.close()
 
     def put(self, name: str, state: State) -> None:
         """Add a state at the end."""
-        size = sum(tensor.nbytes for tensor in state.values())
-        if self._bytes + size <= MEMORY_BYTES:
+        size = count_bytes(state)
+        if size <= LARGE_BYTES and self._bytes + size <= MEMORY_BYTES:
             self._bytes += size
             self._states[name] = state
         else:
-            self._states[name], self._keys[name] = self._write(state), list(state)
+            self._states[name] = StateFile(self._folder(), state)
         self._names.append(name)
 
     def order(self, names: Sequence[str]) -> None:
@@ -76,15 +109,9 @@ class StateSpool(Sequence[State]):
 
     def _read(self, name: str) -> State:
         state = self._states[name]
-        if isinstance(state, dict):
-            return state
-        loaded = load_file(state)
-        return {key: loaded[key] for key in self._keys[name]}
+        return state.read() if isinstance(state, StateFile) else state
 
-    def _write(self, state: State) -> Path:
+    def _folder(self) -> Path:
         if self._given is None:
             self._given = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        path = self._given / f".model-{os.urandom(6).hex()}.part"
-        self._stack.callback(path.unlink, missing_ok=True)
-        write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
-        return path
+        return self._given

@@ -47,23 +47,23 @@ def state_hash(state: State) -> str:
 def save_state(path: Path, state: State, metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict atomically, with metadata in the file's header."""
     with replacing(path) as temporary:
-        # Tensors that share storage are refused by safetensors; all but the first are cloned.
-        places: set[int] = set()
-        owned: State = {}
-        for key, tensor in state.items():
-            place = tensor.untyped_storage().data_ptr()
-            owned[key] = (tensor.clone() if place in places else tensor.detach()).contiguous()
-            places.add(place)
-        write_tensors(temporary, owned, dict(metadata) if metadata else None)
+        write_tensors(temporary, state, dict(metadata) if metadata else None)
 
 
 def write_tensors(path: Path, state: State, metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors to a file, which need not be whole if that fails."""
+    """Write a state dict to a file, which need not be whole if that fails."""
+    # Tensors that share storage are refused by safetensors; all but the first are cloned.
+    places: set[int] = set()
+    owned: State = {}
+    for key, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        owned[key] = (tensor.clone() if place in places else tensor.detach()).contiguous()
+        places.add(place)
     try:
-        save_file(state, path, metadata)
+        save_file(owned, path, metadata)
     except SafetensorError:
         # It takes no memory, but hides what is wrong with a disk, which Python says.
-        path.write_bytes(save(state, metadata))
+        path.write_bytes(save(owned, metadata))
 
 
 @dataclass(frozen=True)

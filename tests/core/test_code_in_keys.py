@@ -56,6 +56,7 @@ BESIDE = (
         "fedkd.errors",
         "fedkd.suggestions",
         "fedkd.util.files",
+        "fedkd.util.heap",
         "fedkd.util.places",
         "fedkd.util.requirements",
         "fedkd.util.lock",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.models import spool
 from fedkd.models.build import Shape, build_model
 from fedkd.models.pool import ModelPool, is_reusable
 from fedkd.models.state import copy_state
@@ -46,6 +47,18 @@ def test_a_model_that_broke_is_not_lent_again() -> None:
         raise RuntimeError
     with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as model:
         assert model is not broken
+
+
+@pytest.mark.parametrize(("keeps_large", "bound"), [(True, 1), (False, 1), (False, 10**9)])
+def test_a_pool_may_keep_no_large_model(
+    keeps_large: bool, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "LARGE_BYTES", bound)
+    model_pool = ModelPool(keeps_large=keeps_large)
+    with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as first:
+        pass
+    with model_pool.borrow("cnn", SHAPE, STATE, "cpu") as again:
+        assert (again is first) == (keeps_large or bound > 1)
 
 
 def buffered(persistent: bool) -> nn.Module:

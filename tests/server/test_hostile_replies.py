@@ -127,7 +127,8 @@ class Play:
     def train(self) -> Session:
         session = self.session()
         session.ledger.open(1)
-        strategy = SiloFedAvg(self.context, Watcher(), "r", state=RunState(model=self.model))
+        strategy = SiloFedAvg(self.context, Watcher(), "r")
+        strategy.state.model = self.model
         strategy._train(session, None, StateSpool())
         return session
 
@@ -141,7 +142,8 @@ class Play:
         for name, member in session.roster.items():  # as deployed silos describe themselves
             known = replace(member.known, holds_out=True)
             session.roster[name] = replace(member, description=known)
-        state = RunState(curve=[Point(0, 0.5, 1.0, 0, 0, 0.0, 0, 0)], model=self.model)
+        state = RunState(curve=[Point(0, 0.5, 1.0, 0, 0, 0.0, 0, 0)])
+        state.model = self.model
         ask_what_silos_get(session, state)
         for gets in state.silos_get:
             build(RunRecord, {**RECORD, "silos_get": [gets]})

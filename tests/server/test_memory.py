@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fedkd.models import spool
 from fedkd.models import state as states_module
 from fedkd.models.spool import StateSpool
 from fedkd.models.state import State, average_states
+from fedkd.results.record import PROGRESS_FILE
 from fedkd.training.aggregation import aggregate
 from strategies.exchange import Patience, Traffic, exchange
 
@@ -74,6 +76,25 @@ def test_replies_and_models_in_memory_do_not_grow_with_the_number_of_silos(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_large_global_model_is_on_disk_and_read_anew_every_time(
+    run_arm: Any, make_study: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changes = {"partition": {"scheme": "iid", "silos": 2}, "rounds/max": 2, "model/arch": "mlp"}
+    expected = run_arm(make_study(changes), "fedavg", test=False).run
+    monkeypatch.setattr(spool, "LARGE_BYTES", 1)
+    found = run_arm(make_study(changes), "fedavg", test=False, folder=tmp_path).run
+    assert [point.loss for point in found.curve] == [point.loss for point in expected.curve]
+    assert list(found.model) == list(expected.model)
+    assert all(torch.equal(found.model[key], expected.model[key]) for key in expected.model)
+    found.model["1.weight"].zero_()
+    assert torch.equal(found.model["1.weight"], expected.model["1.weight"])
+    (file,) = tmp_path.glob(".*")
+    del found
+    gc.collect()
+    assert not file.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / PROGRESS_FILE]
+
+
 class Answering:
     """A grid whose nodes have all answered; it notes how many replies it is asked for."""
 
@@ -94,11 +115,13 @@ class Answering:
         return [Message(RecordDict(), reply_to=self._messages[i]) for i in message_ids]
 
 
-class HttpGrid(Answering):
-    """A grid that, by its name, has copied messages to a SuperLink once they are pushed."""
+class Inline(Answering):
+    """A grid that passes messages by reference."""
+
+    is_inline = True
 
 
-@pytest.mark.parametrize("kind", [HttpGrid, Answering])
+@pytest.mark.parametrize("kind", [Inline, Answering])
 @pytest.mark.parametrize("sent_once", [True, False])
 def test_arrays_are_dropped_once_a_superlink_has_them(kind: Any, sent_once: bool) -> None:
     record = ArrayRecord({"weight": torch.zeros(9)})
@@ -113,7 +136,7 @@ def test_arrays_are_dropped_once_a_superlink_has_them(kind: Any, sent_once: bool
         sent_once=sent_once,
     )
     assert replies.by_node == {2: None}
-    assert held == [0 if sent_once and kind is HttpGrid else 1]
+    assert held == [0 if sent_once and kind is Answering else 1]
     assert traffic.bytes_down > 36
 
 
@@ -189,7 +212,6 @@ def test_states_on_disk_are_averaged_to_the_same_bits(
         assert len(spooled[1:3]) == 2
         spooled.order(names[3:])
         assert torch.equal(average_states(spooled, [1.0, 0.5])["count"], torch.tensor(3))
-        folder = next(iter(spooled._states.values()))
-        assert isinstance(folder, Path)
-        assert folder.exists()
-    assert not folder.parent.exists()
+        (waiting,) = {each._path.parent for each in spooled._states.values()}  # type: ignore[union-attr]
+        assert waiting.exists()
+    assert not waiting.exists()
