@@ -97,11 +97,13 @@ class SiloFedAvg(FedAvg):
         state, result = self.state, Result()
         ledger = Ledger(traffic=state.spent, quarantined=state.quarantined)
         session = Session(grid, self.context, self.observer, self.run_id, timeout, ledger)
+        initial: State = {} if state.curve else dict(initial_arrays.to_torch_state_dict())
+        del initial_arrays  # a large model must not stay in memory beside the global one
         if state.curve:
             self._resume(session)
         else:
-            self._begin(session, dict(initial_arrays.to_torch_state_dict()))
-        del initial_arrays  # a large model must not stay in memory beside the global one
+            self._begin(session, initial)
+        del initial
         if not state.curve:
             self._measure(session, evaluate_fn, result)
         for number in range(len(state.curve), num_rounds + 1):
