@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from fedkd.messages.failures import read as read_failure
 from fedkd.messages.validate import UNREADABLE
 from fedkd.results.record import Quarantined
+from fedkd.training.compute import end_idle_threads
 
 T = TypeVar("T")
 
@@ -213,6 +214,7 @@ def exchange(
     is_inline = getattr(grid, "is_inline", False)  # it passes messages by reference
     size = sys.maxsize if is_inline else size
     receivers = {message.metadata.dst_node_id for message in messages}
+    end_idle_threads()  # silos of a simulation train next, on the same cores
     # A SuperLink gives no id to a message for a node that it no longer knows.
     pending = {message_id for message_id in grid.push_messages(messages) if message_id}
     if sent_once and not is_inline:

@@ -131,13 +131,16 @@ class _RoundLog:
 
     def __init__(self, find: Callable[[], Path | None] | None) -> None:
         self._find = find
+        self._path: Path | None = None
         self._size = 0
         self._times: list[float] = []
         self.accuracies: list[float] = []
         self.last_bytes: int | None = None
 
     def sample(self) -> None:
-        path = self._find() if self._find else None
+        if self._path is None and self._find is not None:
+            self._path = self._find()  # a search through folders; done until there is one
+        path = self._path
         if path is None or not path.is_file() or path.stat().st_size == self._size:
             return
         now = time.perf_counter()

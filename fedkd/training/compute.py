@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -73,7 +76,35 @@ def intra_op_threads(count: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if count > 1:
+            end_idle_threads()
         torch.set_num_threads(before)
+
+
+def end_idle_threads() -> None:
+    """End the intra-op threads that this thread keeps for its next operation.
+
+    OpenMP keeps them with every thread that ever used some. Once they and all others outnumber the
+    cores, those that wait for one another in an operation sleep rather than spin: two threads then
+    train ResNet-18 1.4 times as fast as one, instead of 1.7 times.
+    """
+    pause = _find_pause()
+    if pause is not None:
+        pause(_PAUSE_SOFT)
+
+
+_PAUSE_SOFT = 1
+"""``omp_pause_soft`` of OpenMP 5.0: only threads are given up."""
+
+
+@lru_cache(maxsize=1)
+def _find_pause() -> Callable[[int], object] | None:
+    """Return ``omp_pause_resource_all`` of PyTorch's OpenMP, or None where it brings none."""
+    for path in sorted(Path(torch.__file__).parent.glob("lib/lib*omp*")):
+        with contextlib.suppress(OSError, AttributeError):
+            function: Callable[[int], object] = ctypes.CDLL(str(path)).omp_pause_resource_all
+            return function
+    return None
 
 
 def is_channels_last(model: nn.Module) -> bool:

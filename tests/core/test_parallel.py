@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
+import psutil
 import pytest
 import torch
 
 from fedkd.models.build import Shape, build_model
-from fedkd.training.compute import Compute
+from fedkd.training.compute import Compute, intra_op_threads
 from fedkd.training.loop import fit
 from fedkd.training.optimizer import OptimizerSettings
 from fedkd.util.parallel import StoppedError, check_stopped, run_all, run_each
@@ -143,3 +145,24 @@ def test_training_ends_at_the_next_batch() -> None:
 
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="the first"):
         run_all(pool, [partial(fail, started), train])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's OpenMP is another one there")
+def test_a_phase_ends_the_threads_that_it_computed_with() -> None:
+    def compute() -> tuple[int, int, int]:
+        """Return the threads of this process before, in, and after a phase with four."""
+        process, numbers = psutil.Process(), torch.rand(1 << 20)
+        before = process.num_threads()
+        with intra_op_threads(4):
+            numbers.sin()
+            within = process.num_threads()
+        # They end at once; the system may still count them for a moment.
+        deadline = time.monotonic() + LIMIT
+        while (after := process.num_threads()) > before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return before, within, after
+
+    with ThreadPoolExecutor(1) as pool:
+        before, within, after = pool.submit(compute).result()
+    assert within == before + 3
+    assert after == before
