@@ -22,7 +22,10 @@ from fedkd.engines.processes import end_marked, find_marked
 MARK = "FEDKD_BENCH"
 """Environment variable that all processes of a command inherit, including detached ones."""
 
-_PAUSE = 0.02
+_PAUSES = (0.02, 0.25)
+"""Least and most seconds between two looks at a command, which take time on its cores."""
+_PRECISION = 0.02
+"""Error of a round's seconds: a look comes after so much of the time since the last round."""
 _MEMORY_EVERY = 0.25
 _GROWTH = 1.02
 
@@ -101,7 +104,8 @@ def measure(
                 raise CommandFailedError(
                     f"{command[0]} took more than {timeout:.0f} s; {_log_tail(log)}"
                 )
-            time.sleep(_PAUSE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(round_log.pause())
         seconds = time.perf_counter() - begin
         round_log.sample()
     finally:
@@ -132,6 +136,7 @@ class _RoundLog:
     def __init__(self, find: Callable[[], Path | None] | None) -> None:
         self._find = find
         self._path: Path | None = None
+        self._begin = time.perf_counter()
         self._size = 0
         self._times: list[float] = []
         self.accuracies: list[float] = []
@@ -153,6 +158,11 @@ class _RoundLog:
             self.accuracies.append(float(point["accuracy"]))
             if "bytes_up" in point:
                 self.last_bytes = int(point["bytes_up"]) + int(point["bytes_down"])
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next sample."""
+        since = time.perf_counter() - (self._times[-1] if self._times else self._begin)
+        return min(max(since * _PRECISION, _PAUSES[0]), _PAUSES[1])
 
     def median(self) -> float | None:
         if len(self._times) < 2:
