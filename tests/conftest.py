@@ -53,12 +53,26 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4e9:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that fork commands first: one process of pytest-xdist begins with them all.
+SLOW_IMPORTS = [
+    *("test_external", "test_tables"),  # skops
+    *("test_texts", "test_backbones", "test_lite0_weights", "test_offline_cli"),  # torch.export
+    *("test_tuning", "test_arm_search", "test_tune_store", "test_tune_cli"),  # Optuna
+]
+"""Files of tests that need a library which takes long to import, beside each other."""
 
-    What is forked from takes long to start.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that fork commands or need slow imports first.
+
+    One process of pytest-xdist begins with them all. What is forked from takes long to start, too.
     """
-    items.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
+    places = {name: place for place, name in enumerate(SLOW_IMPORTS)}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        forks = "forks" in getattr(item, "fixturenames", ())
+        return not forks, places.get(item.path.stem, len(places))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
