@@ -7,13 +7,14 @@ import copy
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -46,13 +47,32 @@ GOLDEN = Path(__file__).parent / "golden"
 # What is imported and collected stays: to look for garbage in it takes seconds.
 gc.disable()
 
+# Tests write and remove thousands of small files, which takes a disk longer than some of them run.
+MEMORY = Path("/dev/shm")  # noqa: S108 -- pytest makes a folder of its own in it
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+SLOW_IMPORTS = [
+    *("test_external", "test_tables"),  # skops
+    *("test_texts", "test_backbones", "test_lite0_weights", "test_offline_cli"),  # torch.export
+    *("test_tuning", "test_arm_search", "test_tune_store", "test_tune_cli"),  # Optuna
+]
+"""Files of tests that need a library which takes long to import, beside each other."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that fork commands first: one process of pytest-xdist begins with them all.
+    """Put tests that fork commands or need slow imports first.
 
-    What is forked from takes long to start.
+    One process of pytest-xdist begins with them all. What is forked from takes long to start, too.
     """
-    items.sort(key=lambda item: "forks" not in getattr(item, "fixturenames", ()))
+    places = {name: place for place, name in enumerate(SLOW_IMPORTS)}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        forks = "forks" in getattr(item, "fixturenames", ())
+        return not forks, places.get(item.path.stem, len(places))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
@@ -110,6 +130,19 @@ def _no_sync() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_line() -> Iterator[None]:
+    """Build what Typer makes of an app's functions once, not for each command that a test gives."""
+    import typer.main
+    import typer.testing
+
+    build = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", build)
+        patch.setattr(typer.testing, "_get_command", build)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the cache of this test session, which the workers of pytest-xdist share."""
@@ -150,7 +183,7 @@ def quick_searches() -> Iterator[None]:
     import alembic.util
 
     with pytest.MonkeyPatch.context() as patch:
-        load = lru_cache(maxsize=None)(alembic.util.load_python_file)
+        load = cache(alembic.util.load_python_file)
         patch.setattr(alembic.util, "load_python_file", load)
         yield
 
@@ -344,9 +377,18 @@ def make_data() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def make_study() -> Callable[..., Study]:
     """Return a function that gives the tiny study, with changes."""
-    return lambda changes=None: parse_study(
-        yaml.safe_dump(change(tiny_data(), changes or {}), sort_keys=False)
-    )
+    return lambda changes=None: _parse(_write_yaml(change(tiny_data(), changes or {})))
+
+
+def _write_yaml(data: dict[str, Any]) -> str:
+    text: str = yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False)
+    return text
+
+
+@cache
+def _parse(text: str) -> Study:
+    """Parse a study once, however many tests have it: nobody can change one."""
+    return parse_study(text)
 
 
 @pytest.fixture(scope="session")
@@ -369,19 +411,13 @@ def _make_summary(
 
     seeds = range(max(len(each) for each in curves.values()))
     starts = {arm: "random" if arm == "fedavg" else "consolidated" for arm in curves}
-    study = parse_study(
-        yaml.safe_dump(
-            change(
-                tiny_data(),
-                {
-                    "arms": {arm: {"start": start} for arm, start in starts.items()},
-                    "baselines": ["fedavg"],
-                    "targets": list(targets),
-                    "seeds": list(seeds),
-                },
-            )
-        )
-    )
+    changed = {
+        "arms": {arm: {"start": start} for arm, start in starts.items()},
+        "baselines": ["fedavg"],
+        "targets": list(targets),
+        "seeds": list(seeds),
+    }
+    study = _parse(_write_yaml(change(tiny_data(), changed)))
     records = [
         RunRecord(
             arm=arm,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ def fingerprint(run: Run) -> str:
 
     A record with another fingerprint is out of date. Seed 0 is split alike by both rules.
     """
-    study = yaml.safe_load(run.path.read_text(encoding="utf-8"))
+    study = _read(run.path)
     rule = [] if study["seeds"] == [0] else [{"split rule": SPLIT_RULE}]
     text = json.dumps([study, *run.overrides, *rule], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache
+def _read(study: Path) -> Any:
+    """Read a study file once, for all runs of its variants."""
+    return yaml.safe_load(study.read_text(encoding="utf-8"))
 
 
 def is_recorded(run: Run) -> bool:

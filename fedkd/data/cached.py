@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from fedkd.data.partition import Indices, Scheme, partition
 from fedkd.data.source import Source
 from fedkd.data.sources import load_source
 from fedkd.registry import PARTITIONS, SOURCES, is_table
-from fedkd.util.cache import cache_key, disk_budget
+from fedkd.util.cache import cache_key, disk_budget, installed
 from fedkd.util.cache_entries import has_entry, is_complete, keep_within, new_entry
 from fedkd.util.places import expand
 
@@ -145,7 +144,7 @@ def _entry(
         "image_size": image_size,
         "data": str(data_directory().absolute()),
         # The digits come with scikit-learn; torchvision says where the others are published.
-        "packages": [version("scikit-learn"), version("torchvision"), version("pillow")],
+        "packages": [*installed("scikit-learn", "torchvision", "pillow").values()],
         "origin": origin,
         "unlabelled": unlabelled,
     }

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from fedkd.models.layout import agrees_channels_last, has_convolutions
 from fedkd.models.preprocessing import Preprocessing
 from fedkd.registry import ANY_INPUT, ARCHITECTURES, HUGGING_FACE, is_external
 from fedkd.user_code import calling, hash_files
+from fedkd.util.cache import installed
 from fedkd.util.random_ops import DrawFrom
 
 _NAME = "_fedkd_architecture"
@@ -275,7 +275,8 @@ def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | 
         return arch + read
     if ARCHITECTURES.is_own(arch):
         return ARCHITECTURES.fingerprint(arch) + read
-    return f"{arch}@{version(_LIBRARIES[arch.partition(':')[0]])}{read}"
+    (version,) = installed(_LIBRARIES[arch.partition(":")[0]]).values()
+    return f"{arch}@{version}{read}"
 
 
 def _find(arch: str) -> Callable[..., Any]:

@@ -30,6 +30,13 @@ _SKOPS_TYPES = [
 ]
 """Built beside the types that skops trusts itself: estimators of scikit-learn, arrays of NumPy."""
 _TOLERANCE = 1e-3
+_READ_LIGHTGBM = """
+import sys
+sys.modules.update(dict.fromkeys(("pandas", "sklearn", "matplotlib", "pyarrow", "dask")))
+import lightgbm
+lightgbm.Booster(model_str=sys.stdin.buffer.read().decode())
+"""
+"""Reads a file of LightGBM, without what it imports beside and can do without: that takes long."""
 
 Values = npt.NDArray[Any]
 
@@ -110,8 +117,15 @@ def _load_sklearn(content: bytes) -> Loaded:
 
 
 def _load_xgboost(content: bytes) -> Loaded:
-    booster = require("xgboost", "xgboost", extra="teachers").Booster()
-    booster.load_model(bytearray(content))
+    xgboost = require("xgboost", "xgboost", extra="teachers")
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(bytearray(content))
+    except xgboost.core.XGBoostError as error:
+        if "bad_alloc" not in str(error):
+            raise
+        # Of a size that a damaged file names, not of what this machine lacks.
+        raise UserError("is damaged: XGBoost cannot read it; copy it again") from None
     booster.set_param({"nthread": 1})
     best = booster.attr("best_iteration")
     trees = (0, 0 if best is None else int(best) + 1)
@@ -129,9 +143,11 @@ def check_readable(library: str, content: bytes) -> None:
     Of all these libraries LightGBM alone does: its threads abort, or read what is not there.
     """
     if library == "lightgbm":
-        code = "import sys, lightgbm; lightgbm.Booster(model_str=sys.stdin.buffer.read().decode())"
         tried = subprocess.run(  # noqa: S603 -- the code above, with the file as its input
-            [sys.executable, "-P", "-c", code], input=content, capture_output=True, check=False
+            [sys.executable, "-P", "-c", _READ_LIGHTGBM],
+            input=content,
+            capture_output=True,
+            check=False,
         )
         if tried.returncode:
             raise UserError("is damaged: LightGBM cannot read it; copy it again")

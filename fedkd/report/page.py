@@ -187,11 +187,13 @@ def _embed(value: Any) -> str:
     return text
 
 
+@lru_cache
 def _hash(script: str) -> str:
     """Return the source expression that allows this script in a content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+@lru_cache
 def _asset(name: str) -> str:
     return (files("fedkd.report") / "assets" / name).read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from fedkd.config import Study
@@ -15,7 +14,7 @@ from fedkd.federation.metric_check import constant_metrics
 from fedkd.results.comparison import compare_arms
 from fedkd.results.record import CUT_SHORT, RunRecord
 from fedkd.results.schema import SCHEMA
-from fedkd.util.cache import processor
+from fedkd.util.cache import installed, processor
 from fedkd.util.parallel import available_cores
 from fedkd.version import VERSION
 
@@ -97,4 +96,4 @@ def run_entry(record: RunRecord) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy", "scikit-learn")
     python = ".".join(str(part) for part in sys.version_info[:3])
-    return {"fedkd": VERSION, "python": python, **{name: version(name) for name in packages}}
+    return {"fedkd": VERSION, "python": python, **installed(*packages)}

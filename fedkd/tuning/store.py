@@ -216,9 +216,10 @@ def _check_file(path: Path) -> None:
         ValueError: its pages are damaged, or its tables are not those of a search.
         sqlite3.Error: it is not a database, or cannot be read.
     """
-    if not path.exists() or not path.stat().st_size:
+    size = path.stat().st_size if path.is_file() else None  # that of a folder says nothing
+    if size == 0 or not path.exists():
         return
-    if path.stat().st_size < _HEADER_BYTES:
+    if size is not None and size < _HEADER_BYTES:
         raise ValueError("it ends within its header")  # to SQLite, it would be an empty database
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
         for (finding,) in db.execute("PRAGMA quick_check(1)"):

@@ -99,15 +99,23 @@ def cache_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def installed(*packages: str) -> dict[str, str]:
+    """Return the versions of installed packages, by their names."""
+    return {package: _version(package) for package in packages}
+
+
+@lru_cache
+def _version(package: str) -> str:
+    """Look a version up once in a process: what is installed is a search through many files."""
+    return version(package)
+
+
 @lru_cache(maxsize=1)
 def environment() -> dict[str, str]:
     """Return the code hash and versions that results depend on."""
     return {
         "code": code_fingerprint(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "flwr": version("flwr"),
-        "flwr-datasets": version("flwr-datasets"),
+        **installed("torch", "numpy", "flwr", "flwr-datasets"),
         "processor": processor(),
     }
 

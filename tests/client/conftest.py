@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ class Field:
         path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
 
     def transfer(self, name: str) -> str:
-        images = np.random.default_rng(9).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-        np.savez(self.root / name, images=images, labels=np.arange(60) % 3)
+        if not (self.root / name).exists():
+            images = np.random.default_rng(9).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+            np.savez(self.root / name, images=images, labels=np.arange(60) % 3)
         return f"npz:{self.root / name}"
 
     def transfer_hash(self) -> str:
@@ -123,7 +125,7 @@ class Field:
         return self.hashes[text]
 
     def study_text(self) -> str:
-        return yaml.safe_dump(
+        return json.dumps(
             {
                 "name": "field",
                 "data": {
@@ -189,6 +191,8 @@ def field(
     tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Field]:
     """Return a function that makes a field, with changes to the files of some silos."""
+    # Every message holds the whole study.
+    monkeypatch.setattr("clients.deployed.parse_study", lru_cache(maxsize=1)(parse_study))
     # No other test reads these files: in the session's cache they would be in everybody's way.
     monkeypatch.setenv("FEDKD_CACHE_DIR", str(tmp_path / "silos-cache"))
 

@@ -230,7 +230,6 @@ def test_a_grid_of_25_points_asks_each_of_ten_teachers_once(
         {
             "partition": {"scheme": "iid", "silos": 10},
             "data/transfer": {"size": 60, "labelled": True},
-            "pretraining/epochs": 20,
             "arms/fedkd/consolidation": {"weighting": "accuracy", "epochs": 1},
         }
     )

@@ -40,6 +40,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FEW = {"source": "digits", "train_size": 40, "test_size": 30, "transfer": {"size": 20}}
+
+
 def study(weights: Path, **changes: Any) -> dict[str, Any]:
     model = {"arch": f"torchvision:{NAME}", "weights": str(weights), "preprocessing": SMALL}
     return {
@@ -123,14 +126,15 @@ def test_heads_alone_are_exchanged_and_each_image_is_seen_once(
 def test_a_part_is_trained_and_the_whole_network_is_exported(
     train: dict[str, Any], weights: Path, tmp_path: Path
 ) -> None:
-    summary = fedkd.compare(study(weights, model={"train": train}), out=tmp_path / "out").summary
+    settings = study(weights, data=FEW, model={"train": train})
+    summary = fedkd.compare(settings, out=tmp_path / "out").summary
     assert not summary["failures"]
     (run,) = summary["runs"]
     assert all(silo["global"] is not None for silo in run["silos_get"])
     sent = points(tmp_path / "out", "fedavg")[1]["bytes_up"]
     assert sent < 2 * 3_000_000 / 2
     folder = next((tmp_path / "out").rglob("fedavg/seed-0"))
-    found = evaluate_models(resolve_study(study(weights, model={"train": train})), [folder])
+    found = evaluate_models(resolve_study(settings), [folder])
     (on_server,) = [each for each in found.measured if each.silo is None]
     assert on_server.accuracy == pytest.approx(run["curve"][-1]["accuracy"])
     described = export_model(folder, tmp_path / "model.safetensors", "safetensors")
@@ -150,9 +154,8 @@ def test_a_silo_keeps_the_preprocessing_of_its_checkpoint(weights: Path, tmp_pat
         "preprocessing": {"silo-0": own, "silo-1": own},
         "checkpoints": {"silo-1": str(tmp_path / "north.safetensors")},
     }
-    settings = study(
-        weights, pretraining=pretraining, arms={"best": {"start": "best"}}, baselines=["best"]
-    )
+    arms = {"arms": {"best": {"start": "best"}}, "baselines": ["best"]}
+    settings = study(weights, data=FEW, pretraining=pretraining, **arms)
     fedkd.compare(settings, out=tmp_path / "out")
     final = next((tmp_path / "out").rglob("best/seed-0/checkpoint.safetensors"))
     card = read_card(final, what="x")

@@ -147,7 +147,12 @@ def test_a_silo_whose_labels_are_wrong_is_left_out_by_validation_labels(
 
     changes = {
         "arms/fedkd-new/arch": "patch-features",
-        "data": {"source": "digits", "validation": 0.1, "transfer": {"size": 300}},
+        "data": {
+            "source": "digits",
+            "validation": 0.1,
+            "train_size": 600,
+            "transfer": {"size": 100},
+        },
         "partition": {"scheme": "quantity", "silos": 5, "alpha": 2},
         "pretraining/epochs": 1,
     }

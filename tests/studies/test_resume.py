@@ -294,7 +294,7 @@ def test_any_start_and_strategy_goes_on_to_the_same_bits(
     arms = {"fedkd-it" if start in ("consolidated", "logits") else "it": STARTS[start]}
     (arm,) = arms
     arms[arm] = {**arms[arm], "strategy": strategy}
-    data = make_data({"rounds/max": 4, "arms": arms, "baselines": []})
+    data = make_data({"rounds/max": 3, "arms": arms, "baselines": []})
     folder = disturbed(data, arm, 2)
     resumed = resume_study(folder, progress=quiet())
     assert not resumed.interrupted
@@ -353,7 +353,7 @@ def test_a_run_that_stopped_at_other_targets_is_computed_anew(
 
 
 def test_kept_runs_are_not_computed_again(make_data: Any, disturbed: Any) -> None:
-    folder = disturbed(make_data({"rounds/max": 3}), "fedkd", 1)
+    folder = disturbed(make_data({"rounds/max": 2}), "fedkd", 1)
     before = (folder / "fedavg/seed-0/rounds.jsonl").read_text()
     first = (folder / "fedkd/seed-0/rounds.jsonl").read_text()
     progress = Disturbed("fedavg", 0)
@@ -436,7 +436,7 @@ def test_a_study_that_is_lengthened_ends_as_one_that_was_long_from_the_start(
 def test_a_run_at_its_targets_stays_and_an_interrupted_lengthening_resumes(
     make_data: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
-    changes = {"rounds/max": 5, "rounds/stop": "targets", "rounds/local_epochs": 10}
+    changes = {"rounds/max": 5, "rounds/stop": "targets", "rounds/local_epochs": 5}
     data = make_data({**changes, "targets": [0.3]})
     data["arms"]["never"] = {"start": "random", "rounds": {"lr": 1e-6}}
     expected = undisturbed(data)
@@ -455,12 +455,12 @@ def test_other_arms_go_on_to_the_targets_of_a_longer_baseline(
     make_data: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
     changes = {"targets": {"of_baseline_best": [0.5, 1.0]}, "rounds/stop": "targets"}
-    data = make_data({**changes, "rounds/max": 6, "rounds/lr": 0.02})
+    data = make_data({**changes, "rounds/max": 4, "rounds/lr": 0.02})
     expected = undisturbed(data)
     first = finished({**data, "rounds": {**data["rounds"], "max": 2}}, tmp_path)
     one, two = (each.summary["runs"][1]["targets"] for each in (first, expected))
     assert one[1]["target"] < two[1]["target"]
-    longer = resume_study(first.folder, progress=quiet(), rounds=6)
+    longer = resume_study(first.folder, progress=quiet(), rounds=4)
     assert_same_results(first.folder, longer.summary, expected)
 
 
@@ -624,7 +624,7 @@ def test_a_file_that_may_not_grow_ends_the_study_in_words(
     make_data: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
     """A limit on the size of files fails a write in its midst, as a full disk does."""
-    data = make_data({"rounds/max": 5})
+    data = make_data({"rounds/max": 4})
     own = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit() -> None:
@@ -655,7 +655,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_study_in_words(
     small_disk: Path, make_data: Any, undisturbed: Any
 ) -> None:
-    data = make_data({"rounds/max": 5})
+    data = make_data({"rounds/max": 4})
     filler = small_disk / "filler"
 
     def fill() -> None:
@@ -687,7 +687,7 @@ def test_a_read_only_disk_is_told_and_left_alone(
 
 
 def test_from_python(make_data: Any, undisturbed: Any, disturbed: Any) -> None:
-    data = make_data({"rounds/max": 3})
+    data = make_data({"rounds/max": 2})
     folder = disturbed(data, "fedkd", 1)
     found = fedkd.compare(resume=folder)
     assert found.folder == folder
