@@ -162,7 +162,7 @@ def read_own_model(
         _check_order(card.classes, file.labels, classes, path)
     preprocessing = _preprocessing(file, card, shape, arch)
     known = ModelCard(arch, shape)
-    notes = check_columns(path, None if table is None else table.encoder, what=what)
+    notes = check_columns(path, card, None if table is None else table.encoder, what=what)
     checkpoint = load_model(path, known, what=what, preprocessing=preprocessing)
     if not checkpoint.finite:
         raise UserError(f"{what}: {path} holds values that are not finite; train it again")

@@ -10,7 +10,7 @@ import torch
 
 from fedkd.data.images import as_inputs
 from fedkd.models.build import rebuild
-from fedkd.models.card import check_columns, check_preprocessing
+from fedkd.models.card import check_columns, check_preprocessing, read_card
 from fedkd.models.external import read_external
 from fedkd.models.own_checkpoint import read_model
 from fedkd.models.state import Checkpoint, State, copy_state
@@ -36,7 +36,7 @@ def read_own_checkpoint(federation: Federation, silo: str, path: Path, what: str
         return Checkpoint(state, finite=True)
     preprocessing = federation.own_preprocessing(silo)
     check_preprocessing(path, preprocessing, what=what)
-    notes = check_columns(path, split.encoder, what=what)
+    notes = check_columns(path, read_card(path, what=what), split.encoder, what=what)
     model = read_model(path, arch, shape, what=what, preprocessing=preprocessing)
     return replace(model, notes=(*model.notes, *notes))
 

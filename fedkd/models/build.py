@@ -275,8 +275,8 @@ def arch_fingerprint(arch: str, files: Sequence[str] = (), backbone: Backbone | 
         return arch + read
     if ARCHITECTURES.is_own(arch):
         return ARCHITECTURES.fingerprint(arch) + read
-    (version,) = installed(_LIBRARIES[arch.partition(":")[0]]).values()
-    return f"{arch}@{version}{read}"
+    library = _LIBRARIES[arch.partition(":")[0]]
+    return f"{arch}@{installed(library)[library]}{read}"
 
 
 def _find(arch: str) -> Callable[..., Any]:

@@ -190,13 +190,14 @@ def check_preprocessing(path: Path, expected: Preprocessing | None, *, what: str
         )
 
 
-def check_columns(path: Path, encoder: Encoder | None, *, what: str) -> tuple[str, ...]:
-    """Refuse a checkpoint whose card names other columns of a table than the study's.
+def check_columns(
+    path: Path, card: ModelCard | None, encoder: Encoder | None, *, what: str
+) -> tuple[str, ...]:
+    """Refuse a checkpoint whose card names other columns of a table than the study's encoder.
 
     Returns:
         A sentence where the columns are the same, but numbers were standardized otherwise.
     """
-    card = read_card(path, what=what) if encoder is not None else None
     if encoder is None or card is None or not card.columns:
         return ()
     own = Encoder.from_json(card.columns)

@@ -93,8 +93,8 @@ def read_given(
         UserError: it does not fit, or some of its values are not finite.
     """
     path, arch = model.path, archs[0]
-    notes = check_columns(path, encoder, what=what)
     card = read_card(path, what=what)
+    notes = check_columns(path, card, encoder, what=what)
     if card is not None:
         arch = card.arch
         if arch not in archs:

@@ -46,10 +46,10 @@ class StateFile:
 
 def is_large(state: State) -> bool:
     """Whether a model is to be in memory as seldom as possible."""
-    return count_bytes(state) > LARGE_BYTES
+    return state_bytes(state) > LARGE_BYTES
 
 
-def count_bytes(state: State) -> int:
+def state_bytes(state: State) -> int:
     """Return the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in state.values())
 
@@ -82,7 +82,7 @@ class StateSpool(Sequence[State]):
 
     def put(self, name: str, state: State) -> None:
         """Add a state at the end."""
-        size = count_bytes(state)
+        size = state_bytes(state)
         if size <= LARGE_BYTES and self._bytes + size <= MEMORY_BYTES:
             self._bytes += size
             self._states[name] = state

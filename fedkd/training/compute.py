@@ -84,9 +84,9 @@ def intra_op_threads(count: int) -> Iterator[None]:
 def end_idle_threads() -> None:
     """End the intra-op threads that this thread keeps for its next operation.
 
-    OpenMP keeps them with every thread that ever used some. Once they and all others outnumber the
-    cores, those that wait for one another in an operation sleep rather than spin: two threads then
-    train ResNet-18 1.4 times as fast as one, instead of 1.7 times.
+    GNU's OpenMP keeps them with every thread that ever used some. Once they and all others
+    outnumber the cores, those that wait for one another in an operation sleep rather than spin,
+    and silos of several threads train more slowly.
     """
     pause = _find_pause()
     if pause is not None:
@@ -99,8 +99,8 @@ _PAUSE_SOFT = 1
 
 @lru_cache(maxsize=1)
 def _find_pause() -> Callable[[int], object] | None:
-    """Return ``omp_pause_resource_all`` of PyTorch's OpenMP, or None where it brings none."""
-    for path in sorted(Path(torch.__file__).parent.glob("lib/lib*omp*")):
+    """Return ``omp_pause_resource_all`` of PyTorch's OpenMP; None where it brings no GNU's."""
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*")):
         with contextlib.suppress(OSError, AttributeError):
             function: Callable[[int], object] = ctypes.CDLL(str(path)).omp_pause_resource_all
             return function
